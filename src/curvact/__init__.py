@@ -1,0 +1,1 @@
+"""curvact: robust activations, chosen by their curvature."""

@@ -1,0 +1,42 @@
+"""What the network bends with: families, names, κ of anything, and swapping activations inside any module."""
+
+from curvact.activations._core import set_fusion
+from curvact.activations.base import Activation, Elementwise, ScaledActivation
+from curvact.activations.curvature import Peak, max_curvature
+from curvact.activations.gates import GELU, Mish, PowerGate, Squareplus, Swish
+from curvact.activations.rct import RCRAF, RCTAF, Softplus
+from curvact.activations.registry import (
+    ActivationLike,
+    activation,
+    activation_names,
+    as_factory,
+    name_of,
+    register,
+)
+from curvact.activations.standard import ELU, ReLU, SiLU
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "RCRAF",
+    "RCTAF",
+    "Activation",
+    "ActivationLike",
+    "Elementwise",
+    "Mish",
+    "Peak",
+    "PowerGate",
+    "ReLU",
+    "ScaledActivation",
+    "SiLU",
+    "Softplus",
+    "Squareplus",
+    "Swish",
+    "activation",
+    "activation_names",
+    "as_factory",
+    "max_curvature",
+    "name_of",
+    "register",
+    "set_fusion",
+]

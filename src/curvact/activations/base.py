@@ -1,0 +1,155 @@
+"""What an activation is: an elementwise module that knows its slope, its curvature and where that is largest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from curvact.activations import _core
+from curvact.activations.curvature import Peak, max_curvature
+from curvact.errors import CurvactError
+
+
+class Activation(nn.Module):
+    """An elementwise activation: abstract, subclass it and write `forward`.
+
+    `slope`, `curvature` and `max_curvature` follow from `forward` by automatic differentiation and a numerical search; a family
+    that has closed forms overrides them. `str(act)` is a name that `curvact.activation` parses back to an equal activation.
+
+    >>> class Cubic(Activation):
+    ...     def forward(self, x):
+    ...         return x + x.clamp(-1, 1) ** 3
+    >>> act = Cubic()
+    >>> act.slope(torch.tensor([0.5])).item(), act.curvature(torch.tensor([0.5])).item()
+    (1.75, 3.0)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """σ(x), of the shape and dtype of x."""
+        raise NotImplementedError
+
+    def slope(self, x: Tensor) -> Tensor:
+        """σ'(x), elementwise."""
+        return torch.func.grad(lambda t: self(t).sum())(x)
+
+    def curvature(self, x: Tensor) -> Tensor:
+        """σ''(x), elementwise; 0 at a kink."""
+        return torch.func.grad(lambda t: self.slope(t).sum())(x)
+
+    @property
+    def max_curvature(self) -> Peak:
+        """κ = sup|σ''| and where it is attained; infinite where the slope jumps."""
+        return max_curvature(self)
+
+    @property
+    def name(self) -> str:
+        """The name that parses back: the family in lower case and its parameters."""
+        return f"{type(self).__name__.lower()}({self.extra_repr()})".removesuffix("()")
+
+    def __repr__(self) -> str:
+        return self.name
+
+    __str__ = __repr__
+
+
+class ScaledActivation(Activation):
+    """σ(x) = φ(αx)/α for a fixed φ: α sets the curvature, κ = α·max|φ''|, and any κ > 0 is met exactly. Abstract. [derived]
+
+    learnable: α becomes a trainable scalar parameter.
+    centered: σ(x) − σ(0) instead of σ(x).
+    """
+
+    alpha: float | nn.Parameter
+
+    def __init__(self, shape: _core.Shape, alpha: float, *, learnable: bool, centered: bool) -> None:
+        super().__init__()
+        self.shape = replace(shape, centered=True) if centered else shape
+        self.centered = centered
+        self.learnable = learnable
+        if learnable:
+            self.alpha = nn.Parameter(torch.tensor(alpha))
+        else:
+            self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _core.apply(x, self.alpha, self.shape)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return _core.derivative(x, self.alpha, self.shape, 1)
+
+    def curvature(self, x: Tensor) -> Tensor:
+        return _core.derivative(x, self.alpha, self.shape, 2)
+
+    @property
+    def scale(self) -> float:
+        """The present value of α as a number."""
+        return float(self.alpha.detach()) if isinstance(self.alpha, Tensor) else self.alpha
+
+    @property
+    def max_curvature(self) -> Peak:
+        alpha = abs(self.scale)
+        if alpha == 0 or not math.isfinite(alpha):
+            raise CurvactError(f"{type(self).__name__} has α = {self.scale}: κ needs a finite α other than 0")
+        return Peak(alpha * self.shape.peak, self.shape.peak_at / self.scale)
+
+    def _parameters_text(self) -> str:
+        """The family's own parameters, as they are written in a name."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        flags = [f"{flag}=True" for flag in ("learnable", "centered") if getattr(self, flag)]
+        return ", ".join([self._parameters_text(), *flags])
+
+
+class Elementwise(Activation):
+    """Any elementwise function of a tensor, or module, as an activation.
+
+    >>> Elementwise(torch.tanh).max_curvature.value  # 4/(3√3)
+    0.7698...
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], *, centered: bool = False) -> None:
+        super().__init__()
+        self.function = function
+        self.centered = centered
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.function(x)
+        return out - self.function(torch.zeros((), dtype=x.dtype, device=x.device)) if self.centered else out
+
+    @property
+    def name(self) -> str:
+        given = getattr(self.function, "__name__", None)
+        return given if isinstance(given, str) else repr(self.function)
+
+
+def positive(value: float, name: str, where: str) -> float:
+    """`value` as a float, or a clear error unless it is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a number > 0")
+    if not (math.isfinite(value) and value > 0):
+        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a finite number > 0")
+    return float(value)
+
+
+def one_of(value: int, allowed: range, name: str, where: str) -> int:
+    """`value` as an int of the range, or a clear error."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value != int(value)
+        or int(value) not in allowed
+    ):
+        raise CurvactError(
+            f"{name}={value!r} in {where}: {name} must be a whole number from {allowed.start} to {allowed.stop - 1}"
+        )
+    return int(value)
+
+
+def number(value: float) -> str:
+    """The shortest text that parses back to the same float."""
+    return repr(float(value))
