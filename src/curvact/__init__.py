@@ -1,1 +1,3 @@
 """curvact: robust activations, chosen by their curvature."""
+
+__version__ = "0.1.0"

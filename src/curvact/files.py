@@ -1,0 +1,58 @@
+"""Files that are whole or not there: one atomic write for every room."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from curvact.errors import CurvactError
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    A temporary file in the same folder (its name starts with a dot and ends in `.tmp`) is written, synced and renamed; it
+    is removed on any failure. Text is UTF-8, written as it is (no newline translation); what UTF-8 cannot hold (a lone
+    surrogate) is written as its escape. The folder has to exist. Permissions follow the umask. A process killed outright
+    may leave the temporary file behind, never a part of `path`.
+
+    Raises CurvactError, in one line, when the disk is full or the file cannot be written.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> atomic_write(file, "κ = 4\\n")
+    >>> file.read_text(encoding="utf-8"), os.listdir(file.parent)
+    ('κ = 4\\n', ['a.txt'])
+    """
+    path = Path(path)
+    content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CurvactError(f"disk full while writing {path}") from error
+        raise CurvactError(f"cannot write {path}: {error.strerror or error}") from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can sync a folder; the file is in place either way."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

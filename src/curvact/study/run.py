@@ -1,0 +1,97 @@
+"""Run a study: what is left of it, side by side, with progress."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from curvact.study.engine import Event, run_trials
+from curvact.study.spec import StudySpec
+from curvact.study.store import finished, open_folder
+
+
+def run_study(
+    spec: StudySpec, folder: Path, *, workers: int | None = None, resume: bool = False, console: Console | None = None
+) -> list[str]:
+    """Run every trial of the study that has no record in the folder yet.
+
+    workers: processes, one thread each; the number of cores if None. The records do not depend on it.
+    Returns one line for each trial that could not be finished because its worker kept dying.
+    Raises CurvactError for a folder that holds something else, a damaged record, or a full disk.
+    """
+    console = console or Console(stderr=True)
+    trials = open_folder(folder, spec, resume=resume)
+    configs = spec.trials()
+    left = [config for config in configs if finished(trials, config) is None]
+    if not left:
+        console.print(f"all {len(configs)} trials of {spec.name} have run")
+        return []
+    workers = min(workers if workers is not None else os.cpu_count() or 1, len(left))
+    with _Display(console, spec, total=len(configs), before=len(configs) - len(left)) as display:
+        given_up = run_trials(left, trials, workers, lambda event: display.show(left[event.trial], event))
+    return [f"{_label(left[index])}: its worker died again and again; --resume tries it once more" for index in given_up]
+
+
+def _label(config: dict[str, Any]) -> str:
+    centered = ", centered" if config["centered"] else ""
+    return f"{config['family']} κ={config['curvature']:g}{centered} seed {config['seed']}"
+
+
+class _Display:
+    """A bar for the study, one for each running trial; without a terminal, one line a finished trial."""
+
+    def __init__(self, console: Console, spec: StudySpec, *, total: int, before: int) -> None:
+        self.console, self.total, self.finished = console, total, before
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.study = self.progress.add_task(f"[bold]{spec.name}[/] trials", total=total, completed=before, note="")
+        self.bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def show(self, config: dict[str, Any], event: Event) -> None:
+        label = _label(config)
+        if event.kind == "start":
+            self.bars[label] = self.progress.add_task(label, total=config["epochs"], note="epochs")
+        elif event.kind == "epoch":
+            note = f"loss {event.content['loss']:.2f}, robust {100 * event.content['validation_robust_accuracy']:.0f} %"
+            self.progress.update(self.bars[label], completed=event.content["epoch"], note=note)
+        else:
+            if label in self.bars:
+                self.progress.remove_task(self.bars.pop(label))
+            if event.kind == "done":
+                self._done(label, event.content)
+            else:
+                self.console.print(f"[yellow]a worker died[/] during {label}: attempt {event.content['attempt']}, run again")
+
+    def _done(self, label: str, record: dict[str, Any]) -> None:
+        self.finished += 1
+        if record["status"] == "failed":
+            self.console.print(f"[red]failed[/] {label}: {record['cause']}")
+            note = ""
+        else:
+            note = f"last: robust {100 * record['metrics']['robust_accuracy']:.1f} %"
+            if not self.console.is_terminal:
+                self.console.print(
+                    f"{self.finished}/{self.total} {label}: robust {100 * record['metrics']['robust_accuracy']:.1f} %, "
+                    f"clean {100 * record['metrics']['clean_accuracy']:.1f} %, {record['seconds']:.1f} s",
+                    soft_wrap=True,
+                )
+        self.progress.update(self.study, completed=self.finished, note=note)

@@ -1,0 +1,188 @@
+"""One trial: a pure function of its config and the data into a record, and the folder that holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import curvact
+from curvact.activations import activation
+from curvact.analysis import diagonal_norms
+from curvact.attacks import Attack, ThreatModel, evaluate, mode, pgd
+from curvact.data import Splits, load
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
+from curvact.models import build
+from curvact.random import generator
+from curvact.study.spec import trial_id
+from curvact.training import Diverged, Epoch, Recipe, fit, save_checkpoint
+
+Record = dict[str, Any]
+
+
+def run_trial(config: dict[str, Any], folder: Path, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Record:
+    """Train, attack and analyse what the config says, and put it into `folder/<trial id>` whole or not at all.
+
+    The folder holds config.json, metrics.jsonl (one line an epoch), model.safetensors and model.json, environment.json and
+    record.json. A trial whose loss diverges is a record too, with status "failed" and its cause.
+    """
+    identity = trial_id(config)
+    partial = folder / f".{identity}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise CurvactError(f"cannot write {partial}: {error.strerror}") from None
+        record = _measure(config, identity, partial, on_epoch)
+        atomic_write(partial / "record.json", _json(record))
+        if not (folder / identity).exists():
+            os.replace(partial, folder / identity)
+        return record
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _measure(config: dict[str, Any], identity: str, folder: Path, on_epoch: Callable[[Epoch], None]) -> Record:
+    started = time.perf_counter()
+    seed = config["seed"]
+    data = load(config["data"])
+    threat_model = ThreatModel(**config["threat_model"])
+    recipe = Recipe(epochs=config["epochs"], **config["training"])
+    architecture = {
+        **config["model"],
+        "activation": config["activation"],
+        "channels": data.train.images.shape[1],
+        "classes": len(data.train.classes),
+        "mean": data.train.mean,
+        "std": data.train.std,
+    }
+    model = build(**architecture, generator=generator(seed, "initialization"))
+
+    atomic_write(folder / "config.json", _json(config))
+    atomic_write(folder / "environment.json", _json(environment()))
+    history: list[Epoch] = []
+
+    def remember(epoch: Epoch) -> None:
+        history.append(epoch)
+        on_epoch(epoch)
+
+    record: Record = {"schema": 1, "trial": identity, "config": config, "status": "done", "cause": "", "metrics": {}}
+    try:
+        fit(model, data, recipe, threat_model, seed=seed, on_epoch=remember)
+        record["metrics"] = _metrics(model, data, config, threat_model)
+        save_checkpoint(
+            folder / "model.safetensors", model, architecture, {"trial": identity, "metrics": record["metrics"]}
+        )
+    except Diverged as error:
+        record.update(status="failed", cause=str(error))
+    atomic_write(folder / "metrics.jsonl", "".join(json.dumps(epoch.as_dict()) + "\n" for epoch in history))
+    record["data_sha256"] = {"train": data.train.sha256, "test": data.test.sha256}
+    record["max_curvature"] = _max_curvature(config["activation"])
+    record["gradient_evaluations"] = history[-1].gradient_evaluations if history else 0
+    record["seconds"] = round(time.perf_counter() - started, 3)
+    return record
+
+
+def _metrics(
+    model: torch.nn.Module, data: Splits, config: dict[str, Any], threat_model: ThreatModel
+) -> dict[str, float]:
+    seed = config["seed"]
+
+    def attack_for(split: str) -> Attack:
+        random = generator(seed, f"evaluation/{split}")
+        return lambda model, x, y: pgd(model, x, y, threat_model, generator=random, **config["evaluation"])
+
+    test = evaluate(model, data.test.inputs(), data.test.labels, attack_for("test"))
+    train = evaluate(model, data.train.inputs(), data.train.labels, attack_for("train"))
+    metrics = {
+        "clean_accuracy": test.clean,
+        "robust_accuracy": test.robust,
+        "train_clean_accuracy": train.clean,
+        "train_robust_accuracy": train.robust,
+    }
+    if config["hessian"] is None:
+        return metrics
+    count = min(config["hessian"]["images"], len(data.train))
+    y = data.train.labels[:count]
+    own = {id(p) for module in model.modules() if hasattr(module, "max_curvature") for p in module.parameters()}
+    exclude = [name for name, p in model.named_parameters() if id(p) in own]
+    with mode(model, training=False):
+        for label, x in (("clean", data.train.inputs(slice(0, count))), ("adversarial", train.x_adv[:count])):
+            norms = diagonal_norms(
+                model,
+                x,
+                y,
+                probes=config["hessian"]["probes"],
+                generator=generator(seed, f"hessian/{label}"),
+                exclude=exclude,
+            )
+            for name in ("rms", "gradient_relative", "scale_invariant"):
+                estimate = getattr(norms, name)
+                metrics[f"{label}_hessian_{name}"] = estimate.value
+                metrics[f"{label}_hessian_{name}_se"] = estimate.standard_error
+    return metrics
+
+
+def _max_curvature(name: str) -> float:
+    module = activation(name)
+    return float(module.max_curvature.value)  # type: ignore[union-attr]
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """What a result depends on beside its config: code, libraries and machine.
+
+    >>> sorted(environment())
+    ['commit', 'curvact', 'kernels', 'machine', 'platform', 'processor', 'python', 'threads', 'torch']
+    """
+    return {
+        "curvact": curvact.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "kernels": _kernels(),
+    }
+
+
+def _kernels() -> str:
+    from curvact import activations
+
+    info = getattr(activations, "kernel_info", None)
+    return info() if info is not None else "plain"
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[3]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
