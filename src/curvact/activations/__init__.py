@@ -1,6 +1,6 @@
 """What the network bends with: families, names, κ of anything, and swapping activations inside any module."""
 
-from curvact.activations._core import set_fusion
+from curvact.activations._core import kernel_info, set_fusion
 from curvact.activations.base import Activation, Elementwise, ScaledActivation
 from curvact.activations.curvature import Peak, max_curvature
 from curvact.activations.gates import GELU, Mish, PowerGate, Squareplus, Swish
@@ -35,6 +35,7 @@ __all__ = [
     "activation",
     "activation_names",
     "as_factory",
+    "kernel_info",
     "max_curvature",
     "name_of",
     "register",

@@ -19,7 +19,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from curvact.activations import _native
 from curvact.errors import CurvactError
 
 Scale = float | Tensor
@@ -43,6 +45,7 @@ class Shape:
     peak_at: the u where it is attained.
     at_zero: φ(0).
     even: φ(u) − relu(u) is an even function.
+    native: the family and its parameter in the native CPU kernel, None where it has none.
     centered: subtract φ(0)/α, so that σ(0) = 0.
     """
 
@@ -53,6 +56,7 @@ class Shape:
     peak_at: float
     at_zero: float
     even: bool = False
+    native: _native.Native | None = None
     centered: bool = False
 
 
@@ -190,40 +194,55 @@ def _transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
 
 
-# ---- how a formula is run: at once, chunk by chunk on the CPU, or as one compiled kernel ----
+# ---- how a formula is run: a native kernel on the CPU, one compiled kernel, or plain tensor operations ----
 
 
-Fusion = Literal["auto", "on", "off"]
+Fusion = Literal["auto", "compiled", "plain"]
 _fusion: Fusion = "auto"
 
 
 def set_fusion(mode: Fusion) -> None:
-    """Choose how large tensors run through an activation outside `torch.compile`.
+    """Choose what computes an activation outside `torch.compile`.
 
-    "auto" (the default): one compiled kernel on CUDA, cache-sized chunks of plain operations on the CPU.
-    "on": one compiled kernel on any device. The first call of each family compiles it, which takes seconds and needs a C++ compiler
-    on the CPU; worth it for long runs.
-    "off": plain operations everywhere.
+    "auto" (the default): the native kernel on the CPU where there is a C compiler (see `kernel_info`), one compiled kernel on CUDA,
+    plain tensor operations elsewhere.
+    "compiled": one kernel by `torch.compile` on any device. The first call of each family compiles it, which takes seconds.
+    "plain": tensor operations everywhere.
 
     The modes differ by rounding only. The mode never changes by itself, so that a run repeats bit for bit.
 
-    >>> set_fusion("off"); set_fusion("auto")
+    >>> set_fusion("plain"); set_fusion("auto")
     """
     global _fusion
-    if mode not in ("auto", "on", "off"):
-        raise CurvactError(f"set_fusion got {mode!r}: allowed are 'auto', 'on' and 'off'")
+    if mode not in ("auto", "compiled", "plain"):
+        raise CurvactError(f"set_fusion got {mode!r}: allowed are 'auto', 'compiled' and 'plain'")
     _fusion = mode
+
+
+def kernel_info() -> str:
+    """What computes activations on the CPU, for records: such as `native (gcc 12.2, avx512)`, `plain (no C compiler)` or `compiled`.
+
+    It builds the native kernel where that has not been done yet.
+
+    >>> kernel_info().split()[0] in ("native", "plain")
+    True
+    """
+    if _fusion == "auto":
+        return _native.describe()
+    return f"compiled (torch {torch.__version__})" if _fusion == "compiled" else "plain (chosen by set_fusion)"
 
 
 def _run(x: Tensor, alpha: Scale, shape: Shape, order: int, grad: Tensor | None = None) -> Tensor:
     """D_order(x), times `grad` where given; no autograd graph."""
-    many = x.numel() > (_CHUNK if x.device.type == "cpu" else 1)
+    device = x.device.type
     uniform = not isinstance(alpha, Tensor) or alpha.numel() == 1
-    if not (many and uniform) or _fusion == "off" or (grad is not None and grad.dtype != x.dtype):
-        out = evaluate(x, alpha, shape, order)
-        return out if grad is None else out * grad
-    fused = _fusion == "on" or x.device.type == "cuda"
-    if not fused and x.device.type != "cpu":
+    direct = uniform and _is_memory(x) and (grad is None or (grad.dtype == x.dtype and _is_memory(grad)))
+    if direct and _fusion == "auto" and device == "cpu" and shape.native is not None:
+        out = _native.run(x, grad, shape.native, order, float(alpha), shape.centered)
+        if out is not None:
+            return out
+    fused = _fusion == "compiled" or (_fusion == "auto" and device == "cuda")
+    if not direct or x.numel() <= (1 if fused else _CHUNK) or not (fused or device == "cpu"):
         out = evaluate(x, alpha, shape, order)
         return out if grad is None else out * grad
 
@@ -247,6 +266,19 @@ def _run(x: Tensor, alpha: Scale, shape: Shape, order: int, grad: Tensor | None 
         else:
             torch.mul(part, flat_grad[start : start + step], out=flat_out[start : start + step])
     return out
+
+
+def _is_memory(x: Tensor) -> bool:
+    """Whether x is numbers in memory and nothing watches the operations on it: no subclass, no fake or lazy tensor, no tracing."""
+    return (
+        type(x) in (Tensor, Parameter)
+        and torch._C._has_storage(x)
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and not x._is_zerotensor()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def _flat(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ _SWISH = Shape(
     peak_at=0.0,
     at_zero=0.0,
     even=True,
+    native=("swish", 0),
 )
 
 
@@ -108,6 +109,7 @@ _SQUAREPLUS = Shape(
     peak_at=0.0,
     at_zero=0.5,
     even=True,
+    native=("squareplus", 0),
 )
 
 
@@ -167,6 +169,7 @@ def _power_shape(n: int) -> Shape:
         peak=(n / (n + 1)) ** (n + 1),
         peak_at=math.log(n),
         at_zero=math.log(2) - sum(0.5**k / k for k in range(1, n)),
+        native=("power", n),
     )
 
 
@@ -233,6 +236,7 @@ _GELU = Shape(
     peak_at=0.0,
     at_zero=0.0,
     even=True,
+    native=("gelu", 0),
 )
 
 
@@ -285,6 +289,7 @@ _MISH = Shape(
     peak=0.644204637236972429517659047057,
     peak_at=-0.0879344313149142113266859044556,
     at_zero=0.0,
+    native=("mish", 0),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -80,6 +81,7 @@ def _rct_shape(beta: int) -> Shape:
         peak_at=0.0,
         at_zero=math.log(2) - sum(_REMAINDERS[beta]),
         even=True,
+        native=("rct", beta),
     )
 
 
@@ -99,8 +101,8 @@ class RCTAF(ScaledActivation):
     >>> act = RCTAF.from_curvature(6, beta=1)
     >>> act, act.max_curvature.value
     (rctaf(alpha=16.0, beta=1), 6.0)
-    >>> act(torch.tensor([-1.0, 0.0, 1.0]))
-    tensor([-7...e-09,  2.7697e-02,  1.0000e+00])
+    >>> act(torch.tensor([0.0, 1.0]))
+    tensor([0.0277, 1.0000])
     """
 
     def __init__(
@@ -163,25 +165,19 @@ class RCRAF(Activation):
         self.alpha = positive(alpha, "alpha", "rcraf")
         self.gamma = None if gamma is None else positive(gamma, "gamma", "rcraf")
         self.centered = centered
-        self.shape = _rct_shape(0)
+        at_zero = math.log(2) if self.gamma is None else min(math.log(2), self.alpha * self.gamma)
+        self.shape = replace(_rct_shape(0), centered=centered, at_zero=at_zero)
 
     @classmethod
     def from_curvature(cls, curvature: float, *, centered: bool = False) -> RCRAF:
         """The unclipped member with κ = `curvature`: α = 4κ."""
         return cls(4 * positive(curvature, "curvature", "rcraf"), centered=centered)
 
-    @property
-    def _offset(self) -> float:
-        at_zero = math.log(2) / self.alpha
-        if not self.centered:
-            return 0.0
-        return at_zero if self.gamma is None else min(at_zero, self.gamma)
-
     def forward(self, x: Tensor) -> Tensor:
         out = apply(x, self.alpha, self.shape)
-        if self.gamma is not None:
-            out = out.clamp(max=self.gamma)
-        return out - self._offset if self.centered else out
+        if self.gamma is None:
+            return out
+        return out.clamp(max=self.gamma - (self.shape.at_zero / self.alpha if self.centered else 0.0))
 
     @property
     def max_curvature(self) -> Peak:

@@ -80,6 +80,8 @@ def activation(name: str) -> nn.Module:
         for p in inspect.signature(factory).parameters.values()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
+    if hasattr(factory, "from_curvature"):
+        allowed.insert(0, "curvature")
     for key in parameters:
         if key not in allowed:
             raise CurvactError(

@@ -7,8 +7,15 @@ of Bekas, Kokiopoulou and Saad 2007). The squared norm of an average of D_k is b
     U = (‖ΣD_k‖² − Σ‖D_k‖²) / (K(K−1)),                                 E U = ‖diag H‖²
     V = U² − ((ΣA)² − 4Σr_k² + 2ΣA²) / (K(K−1)(K−2)(K−3)),              E V = Var U
 
-A is the Gram matrix of the D_k with a zero diagonal, r its row sums. Works on any `nn.Module` whose forward pass can be
-differentiated twice, and knows nothing of the activations in it.
+A is the Gram matrix of the D_k with a zero diagonal, r its row sums. The noise of D_k comes from the elements of H off the
+diagonal, which a few large eigenvalues dominate. So the span Q of a sketch H Ω, with Ω of m other random signs, is taken out
+first and its part of the diagonal computed exactly (as in Hutch++, Meyer et al. 2021, and Diag++, Baston and Nakatsukasa 2022):
+
+    D_k = diag(PH + HP − PHP) + v_k ⊙ (I−P)H(I−P)v_k,    P = QQᵀ
+
+Given Q these are again independent with mean diag H, so U and V hold as they stand [derived]. For the scale-invariant norm the
+probes act on H̃ = ΘHΘ, Θ = diag θ, whose diagonal is θ²⊙diag H and whose off-diagonal part is smaller [ours]. Works on any
+`nn.Module` whose forward pass can be differentiated twice, and knows nothing of the activations in it.
 """
 
 from __future__ import annotations
@@ -17,7 +24,6 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +31,11 @@ from torch import Tensor, nn
 
 from curvact.errors import CurvactError, nearest
 
+Operator = Callable[[Tensor], Tensor]
+"""Rows (K, P) to rows (K, P), each multiplied by the same symmetric matrix."""
+
 _COLUMNS = 1 << 16
-"""Parameters whose probe products are held in float64 at a time."""
+"""Parameters whose samples are held in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,19 @@ def exact_diagonal(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> T
 
 
 def hutchinson_diagonal(
-    loss_fn: Callable[[], Tensor], params: Sequence[Tensor], *, probes: int = 32, generator: torch.Generator
+    loss_fn: Callable[[], Tensor],
+    params: Sequence[Tensor],
+    *,
+    probes: int = 32,
+    generator: torch.Generator,
+    deflation: int = 0,
 ) -> DiagonalEstimate:
     """diag H of `loss_fn()` in `params` as the mean of `probes` ≥ 2 Rademacher probes, with its elementwise standard error.
 
-    Unbiased, with variance Σ_{j≠i} H_ij² / probes for element i: exact for a diagonal H. Costs one gradient and `probes` backward
-    passes through its graph. `loss_fn`, `params` and errors as for `hvp`.
+    Unbiased; without deflation element i has the variance Σ_{j≠i} H_ij² / probes, so that it is exact for a diagonal H. Costs one
+    gradient and `probes` + 2·`deflation` backward passes through its graph. `loss_fn`, `params` and errors as for `hvp`.
+
+    deflation: m, the number of directions that are taken out of H first.
 
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> estimate = hutchinson_diagonal(lambda: (w**3).sum(), [w], probes=4, generator=torch.Generator().manual_seed(0))
@@ -126,9 +142,14 @@ def hutchinson_diagonal(
     (tensor([ 6., 12.]), tensor([0., 0.]))
     """
     _check_probes(probes, 2, "hutchinson_diagonal")
+    _check_deflation(deflation, "hutchinson_diagonal")
     graph = _differentiate(loss_fn, params)
-    signs = _rademacher(probes, len(graph.gradient), generator).to(graph.gradient.device)
-    samples = torch.stack([sign * graph.product(sign) for sign in signs])
+
+    def hessian(rows: Tensor) -> Tensor:
+        return torch.stack([graph.product(row) for row in rows])
+
+    sketch = _sketch(hessian, deflation, graph.gradient, generator)
+    samples = _samples(hessian, _deflate(hessian, sketch), probes, generator)
     return DiagonalEstimate(samples.mean(0), samples.std(0) / math.sqrt(probes))
 
 
@@ -169,10 +190,13 @@ class _Graph:
                 unit = torch.zeros_like(gradient).reshape(-1)
                 unit[i] = 1
                 (row,) = torch.autograd.grad(
-                    gradient, param, unit.view(gradient.shape), retain_graph=True, allow_unused=True
+                    gradient,
+                    param,
+                    unit.view(gradient.shape),
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
                 )
-                if row is None:
-                    break
                 part[i] = row.reshape(-1)[i]
         return diagonal
 
@@ -201,10 +225,59 @@ def _flatten(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for t in tensors])
 
 
-def _rademacher(probes: int, size: int, generator: torch.Generator) -> Tensor:
-    """Random signs of shape (probes, size), as int8, on the generator's device."""
-    bits = torch.randint(2, (probes, size), generator=generator, dtype=torch.int8, device=generator.device)
-    return bits.mul_(2).sub_(1)
+# ---- random probes ----
+
+
+def _rademacher(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random signs of shape (rows, P), in the dtype and on the device of `like` (P,)."""
+    bits = torch.randint(2, (rows, len(like)), generator=generator, dtype=torch.int8, device=generator.device)
+    return bits.to(like.device).to(like.dtype).mul_(2).sub_(1)
+
+
+def _sketch(operator: Operator, rank: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random rows (rank, P) in the range of the operator, where its large eigenvalues have most weight."""
+    if rank == 0:
+        return like.new_zeros(0, len(like))
+    return operator(_rademacher(rank, like, generator))
+
+
+@dataclass(frozen=True, eq=False)
+class _Deflation:
+    """A subspace that is taken out of a symmetric operator H, with projector P."""
+
+    basis: Tensor
+    """Orthonormal rows (m, P)."""
+    images: Tensor
+    """Their products with H."""
+    diagonal: Tensor
+    """diag(PH + HP − PHP), of shape (P,)."""
+
+    def remove(self, rows: Tensor) -> Tensor:
+        return rows - (rows @ self.basis.T) @ self.basis
+
+
+def _deflate(operator: Operator, sketch: Tensor) -> _Deflation:
+    """The span of the rows of the sketch. The split of H is exact for any basis, so that rounding in it does no harm."""
+    if len(sketch) == 0:
+        return _Deflation(sketch, sketch, sketch.sum(0))
+    basis = torch.linalg.qr(sketch.double().T).Q.T.to(sketch.dtype)
+    images = operator(basis)
+    diagonal = ((2 * images - (images @ basis.T) @ basis) * basis).sum(0)
+    return _Deflation(basis, images, diagonal)
+
+
+def _samples(operator: Operator, deflation: _Deflation, probes: int, generator: torch.Generator) -> Tensor:
+    """Independent samples D_k of the operator's diagonal, of shape (probes, P)."""
+    signs = _rademacher(probes, deflation.diagonal, generator)
+    return deflation.remove(operator(deflation.remove(signs))).mul_(signs).add_(deflation.diagonal)
+
+
+def _gram(samples: Tensor) -> Tensor:
+    gram = torch.zeros(len(samples), len(samples), dtype=torch.float64, device=samples.device)
+    for start in range(0, samples.shape[1], _COLUMNS):
+        part = samples[:, start : start + _COLUMNS].double()
+        gram += part @ part.T
+    return gram
 
 
 # ---- the norm of a mean, without the bias of its noise ----
@@ -270,8 +343,9 @@ def diagonal_norms(
     y: Tensor,
     *,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    probes: int = 32,
+    probes: int = 16,
     generator: torch.Generator | None = None,
+    deflation: int = 8,
     exclude: Callable[[str], bool] | Collection[str] = (),
     exact: bool | None = None,
     batch_size: int | None = None,
@@ -286,12 +360,14 @@ def diagonal_norms(
     cannot).
     x, y: inputs (N, …) and targets (N, …).
     loss: the mean over examples, as a scalar.
-    probes: K ≥ 4; 16 or more for an error bar to be trusted. Each costs about 2.5 gradients of time and P numbers of memory.
+    probes: K ≥ 4 for each of ‖diag H‖ and ‖θ²⊙diag H‖; 16 or more for an error bar to be trusted.
     generator: source of the probes, on any device; needed unless `exact`. The same seed gives the same probes.
+    deflation: m, the number of directions that are taken out of H first; 0 for plain Hutchinson. In all 2K + 3m products with H
+        are made, of about 2.5 gradients of time each; up to 3K + 2m vectors of P numbers are held.
     exclude: parameters to hold fixed and leave out of P: their names as in `model.named_parameters()`, or a test of a name.
         Frozen parameters (`requires_grad=False`) count unless excluded; tied ones count once.
     exact: P backward passes and no probes, with standard errors of 0: for small models.
-    batch_size: go through the data in pieces of this size, with the memory of one; the result is that of all the data at once.
+    batch_size: go through the data in pieces of this size, with the memory of two; the result is that of all the data at once.
     Raises CurvactError for arguments out of range, for a name in `exclude` that the model does not have, and for a result that is
     not finite (it names the parameter).
 
@@ -319,44 +395,65 @@ def diagonal_norms(
             "generator=None in diagonal_norms: the probes need a torch.Generator, unless exact=True"
         )
 
+    _check_deflation(deflation, "diagonal_norms")
+
     fixed, free = _divide(model, exclude)
     params = list(free.values())
     total = sum(p.numel() for p in params)
-    device = params[0].device
-    dtype = reduce(torch.promote_types, (p.dtype for p in params), torch.float32)
-    if generator is None or exact:
-        signs, samples = None, torch.zeros(1, total, dtype=dtype, device=device)
-    else:
-        signs = _rademacher(probes, total, generator).to(device)
-        samples = torch.zeros(probes, total, dtype=dtype, device=device)
-    gradient = torch.zeros(total, dtype=dtype, device=device)
-    mean_loss = 0.0
+    pieces = list(_pieces(x.detach(), y.detach(), batch_size))
+
+    def differentiate(inputs: Tensor, targets: Tensor) -> _Graph:
+        return _differentiate(
+            lambda: loss(torch.func.functional_call(model, {**fixed, **free}, (inputs,)), targets), params
+        )
 
     with _eval_mode(model):
-        for inputs, targets in _pieces(x.detach(), y.detach(), batch_size):
-            weight = len(inputs) / len(x)
+        only = differentiate(*pieces[0]) if len(pieces) == 1 else None
 
-            def value(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-                return loss(torch.func.functional_call(model, {**fixed, **free}, (inputs,)), targets)
+        def graphs() -> Iterator[tuple[float, _Graph]]:
+            for inputs, targets in pieces:
+                yield len(inputs) / len(x), only or differentiate(inputs, targets)
 
-            graph = _differentiate(value, params)
-            mean_loss += weight * graph.loss.item()
-            gradient.add_(graph.gradient, alpha=weight)
-            if signs is None:
-                samples[0].add_(graph.diagonal(), alpha=weight)
-            else:
-                for sign, sample in zip(signs, samples, strict=True):
-                    sample.add_(sign * graph.product(sign), alpha=weight)
+        def hessian(rows: Tensor) -> Tensor:
+            out = torch.zeros_like(rows)
+            for weight, graph in graphs():
+                for row, sum_ in zip(rows, out, strict=True):
+                    sum_.add_(graph.product(row), alpha=weight)
+            _check_finite(out, free, "Hessian")
+            return out
 
-    if not math.isfinite(mean_loss):
-        raise CurvactError(f"the loss is {mean_loss} in diagonal_norms: it must be finite")
-    _check_finite(gradient[None], free, "gradient")
-    _check_finite(samples, free, "Hessian diagonal")
-    plain, scaled = _norms(samples, _flatten(params), exact=signs is None)
+        theta = _flatten(params)
+        theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
+        _check_finite(theta[None], free, "value")
+        gradient, mean_loss = torch.zeros_like(theta), 0.0
+        for weight, graph in graphs():
+            gradient = gradient + graph.gradient * weight
+            mean_loss += graph.loss.item() * weight
+        if not math.isfinite(mean_loss):
+            raise CurvactError(f"the loss is {mean_loss} in diagonal_norms: it must be finite")
+        _check_finite(gradient[None], free, "gradient")
+
+        if exact or generator is None:
+            diagonal = torch.zeros_like(gradient, dtype=torch.float64)
+            for weight, graph in graphs():
+                diagonal += graph.diagonal() * weight
+            _check_finite(diagonal[None], free, "Hessian")
+            plain = NormEstimate(diagonal.norm().item(), 0.0)
+            scaled = NormEstimate((diagonal * theta.double() ** 2).norm().item(), 0.0)
+        else:
+
+            def scaled_hessian(rows: Tensor) -> Tensor:
+                return hessian(rows * theta) * theta
+
+            top = _deflate(hessian, _sketch(hessian, deflation, gradient, generator))
+            plain = norm_estimate(_gram(_samples(hessian, top, probes, generator)))
+            top = _deflate(scaled_hessian, top.images * theta)
+            scaled = norm_estimate(_gram(_samples(scaled_hessian, top, probes, generator)))
+
     gradient_norm = gradient.double().norm().item()
     return DiagonalNorms(
-        rms=NormEstimate(plain.value / math.sqrt(total), plain.standard_error / math.sqrt(total)),
-        gradient_relative=NormEstimate(plain.value / gradient_norm, plain.standard_error / gradient_norm)
+        rms=_times(plain, 1 / math.sqrt(total)),
+        gradient_relative=_times(plain, 1 / gradient_norm)
         if gradient_norm > 0
         else NormEstimate(math.inf, math.inf),
         scale_invariant=scaled,
@@ -367,18 +464,8 @@ def diagonal_norms(
     )
 
 
-def _norms(samples: Tensor, theta: Tensor, *, exact: bool) -> tuple[NormEstimate, NormEstimate]:
-    """‖diag H‖ and ‖θ²⊙diag H‖ from samples (K, P) of diag H, or from the one row that is diag H."""
-    k = len(samples)
-    plain, scaled = torch.zeros(2, k, k, dtype=torch.float64, device=samples.device)
-    for part, parameters in zip(samples.split(_COLUMNS, 1), theta.split(_COLUMNS), strict=True):
-        part = part.double()
-        plain += part @ part.T
-        part = part * parameters.double() ** 2
-        scaled += part @ part.T
-    if exact:
-        return NormEstimate(plain.sqrt().item(), 0.0), NormEstimate(scaled.sqrt().item(), 0.0)
-    return norm_estimate(plain), norm_estimate(scaled)
+def _times(norm: NormEstimate, factor: float) -> NormEstimate:
+    return NormEstimate(norm.value * factor, norm.standard_error * factor)
 
 
 def _divide(
@@ -430,14 +517,14 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _pieces(x: Tensor, y: Tensor, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     size = len(x) if batch_size is None else batch_size
-    yield from zip(x.split(size), y.split(size), strict=True)
+    yield from zip(torch.split(x, size), torch.split(y, size), strict=True)
 
 
 def _check_finite(values: Tensor, params: Mapping[str, Tensor], what: str) -> None:
     """values: (K, P). Names the first parameter with a value that is not finite."""
-    parts = torch.split(values, [p.numel() for p in params.values()], 1)
+    parts = torch.split(values.isfinite().all(0), [p.numel() for p in params.values()])
     for name, part in zip(params, parts, strict=True):
-        if not part.isfinite().all():
+        if not part.all():
             raise CurvactError(f"the {what} of parameter {name!r} is not finite in diagonal_norms")
 
 
@@ -446,3 +533,8 @@ def _check_probes(probes: int, least: int, where: str) -> None:
         raise CurvactError(
             f"probes={probes} in {where}: at least {least} are needed, and 16 or more recommended"
         )
+
+
+def _check_deflation(deflation: int, where: str) -> None:
+    if deflation < 0:
+        raise CurvactError(f"deflation={deflation} in {where}: it must be 0 or more")

@@ -50,7 +50,7 @@ class ThreatModel:
             return (x + noise).clamp_(0, 1)
         direction = torch.empty_like(x).normal_(generator=generator)
         radius = torch.empty(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
-        radius = radius.uniform_(0, 1, generator=generator) ** (1 / x[0].numel())
+        radius = radius.uniform_(0, 1, generator=generator) ** (1 / max(x.shape[1:].numel(), 1))
         return (x + direction * (self.epsilon * radius / _length(direction).clamp_min(1e-12))).clamp_(0, 1)
 
     def ascend(self, x: Tensor, gradient: Tensor, step: float) -> Tensor:

@@ -70,7 +70,7 @@ def load(name: str) -> Splits:
 
     >>> splits = load("digits")
     >>> len(splits.train), len(splits.validation), len(splits.test)
-    (1257, 180, 360)
+    (1258, 180, 359)
     """
     if name not in DATASETS:
         raise CurvactError(f"unknown data set '{name}'{nearest(name, DATASETS)}; known are {', '.join(DATASETS)}")
@@ -103,7 +103,7 @@ def split(
 
 @lru_cache(maxsize=1)
 def digits() -> Splits:
-    """1,797 handwritten digits, 1×8×8, 17 grey levels, shipped with scikit-learn: 1,257 train, 180 validation, 360 test."""
+    """1,797 handwritten digits, 1×8×8, 17 grey levels, shipped with scikit-learn: 1,258 train, 180 validation, 359 test."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
 from rich.table import Table
 from rich.text import Text
 from scipy import stats
@@ -87,7 +86,9 @@ def number(row: Row, column: str) -> float:
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise CurvactError(f"column {column!r} of trial {row.get('trial')!r} must be a number, not {value!r}") from None
+        raise CurvactError(
+            f"column {column!r} of trial {row.get('trial')!r} must be a number, not {value!r}"
+        ) from None
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
@@ -101,7 +102,11 @@ def group_of(row: Row) -> Group:
     >>> group_of({"family": "swish", "centered": True, "epochs": 10})
     Group(family='swish', centered=True, epochs=10)
     """
-    return Group(str(row.get("family", "")), bool(row.get("centered", False)), int(number({"epochs": 0, **row}, "epochs")))
+    return Group(
+        str(row.get("family", "")),
+        bool(row.get("centered", False)),
+        int(number({"epochs": 0, **row}, "epochs")),
+    )
 
 
 def groups_of(rows: Sequence[Row]) -> list[Group]:
@@ -131,6 +136,17 @@ def level_names(rows: Sequence[Row]) -> dict[Group, str]:
     return {group: name(group) for group in groups}
 
 
+def row_order(row: Row) -> tuple[Group, float, float, str]:
+    """Key that sorts rows by group, curvature, seed and id, whatever order they came in."""
+    kappa, seed = number(row, "curvature"), number(row, "seed")
+    return (
+        group_of(row),
+        math.inf if math.isnan(kappa) else kappa,
+        math.inf if math.isnan(seed) else seed,
+        str(row.get("trial")),
+    )
+
+
 def cells(rows: Sequence[Row], group: Group, column: str) -> Cells:
     """The finite values of a column in the finished trials of a group; curvatures without any are left out.
 
@@ -143,7 +159,9 @@ def cells(rows: Sequence[Row], group: Group, column: str) -> Cells:
             continue
         key = (kappa, int(number({"seed": 0, **row}, "seed")))
         if key in found:
-            raise CurvactError(f"two finished trials of {group} at curvature {key[0]:g} and seed {key[1]}; one is allowed")
+            raise CurvactError(
+                f"two finished trials of {group} at curvature {key[0]:g} and seed {key[1]}; one is allowed"
+            )
         found[key] = value
     curvatures = sorted({kappa for kappa, _ in found})
     seeds = sorted({seed for _, seed in found})
@@ -206,7 +224,9 @@ def summaries(rows: Sequence[Row], intervals: Intervals = student_intervals) -> 
             columns = interval_of(table.values, intervals, logarithmic=logarithmic)
             for kappa, mean, low, high, count in zip(table.curvatures, *columns, counts, strict=True):
                 if count:
-                    estimates[float(kappa)][column] = Estimate(float(mean), float(low), float(high), int(count))
+                    estimates[float(kappa)][column] = Estimate(
+                        float(mean), float(low), float(high), int(count)
+                    )
         for kappa in planned:
             here = [row for row in mine if number(row, "curvature") == kappa]
             result.append(Summary(group, kappa, len(finished(here)), len(here), estimates[kappa]))
@@ -221,57 +241,54 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """
     extra = sorted({column for row in rows for column in row} - set(COLUMNS))
     header = [*COLUMNS[:-1], *extra, COLUMNS[-1]]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    for row in sorted(rows, key=_order):
-        writer.writerow([_cell(row.get(column)) for column in header])
-    atomic_write(path, stream.getvalue())
+    lines = [header, *([_cell(row.get(column)) for column in header] for row in sorted(rows, key=row_order))]
+    atomic_write(path, "".join(",".join(map(_quoted, line)) + "\n" for line in lines))
 
 
 def results_table(rows: Sequence[Row], intervals: Intervals = student_intervals) -> Table:
     """A table for the terminal: for each family, level and curvature the means over seeds with 95 % half-widths.
 
-    Accuracies in per cent. The Hessian norm is a geometric mean with its interval. A factor with one level has no column.
+    Accuracies in per cent. The Hessian norm is a geometric mean with the factor to either end of its interval. A factor
+    with a single level is not mentioned.
     """
     names = level_names(rows)
-    several = any(names.values())
-    table = Table(title="Means over seeds with 95 % intervals")
-    table.add_column("family", no_wrap=True)
-    if several:
-        table.add_column("level")
-    for name in ("κ", "seeds", "clean %", "robust %", "train robust %", "adversarial Hessian (rms)"):
-        table.add_column(name, justify="right")
+    table = Table(
+        title="Means over seeds with 95 % intervals",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("family", overflow="fold")
+    for name in ("κ", "seeds", "clean\n%", "robust\n%", "train\nrobust %", "adv. Hessian\nrms"):
+        table.add_column(name, justify="right", no_wrap=True)
     previous: Group | None = None
     for line in summaries(rows, intervals):
-        if previous is not None and line.group != previous:
-            table.add_section()
         fresh = line.group != previous
-        texts = [line.group.family if fresh else ""]
-        if several:
-            texts.append(names[line.group] if fresh else "")
-        texts += [f"{line.curvature:g}", seeds_text(line)]
-        texts += [
-            estimate_text(line.estimates.get(column), percent=column in ACCURACIES)
-            for column in ("clean_accuracy", "robust_accuracy", "train_robust_accuracy", "adversarial_hessian_rms")
-        ]
-        table.add_row(*map(Text, texts))
+        if fresh and previous is not None:
+            table.add_section()
         previous = line.group
+        heading = "\n".join(filter(None, (line.group.family, names[line.group]))) if fresh else ""
+        accuracies = [
+            estimate_text(line.estimates.get(column), percent=True)
+            for column in ("clean_accuracy", "robust_accuracy", "train_robust_accuracy")
+        ]
+        norm = factor_text(line.estimates.get("adversarial_hessian_rms"))
+        table.add_row(*map(Text, (heading, f"{line.curvature:g}", seeds_text(line), *accuracies, norm)))
     return table
 
 
 def seeds_text(line: Summary) -> str:
-    """`3`, or `2 of 3` where a trial has not finished."""
-    return str(line.done) if line.done == line.planned else f"{line.done} of {line.planned}"
+    """`3`, or `2/3` where a trial has not finished."""
+    return str(line.done) if line.done == line.planned else f"{line.done}/{line.planned}"
 
 
 def estimate_text(estimate: Estimate | None, *, percent: bool) -> str:
-    """An estimate in words: `67.1 ± 1.5` where the interval is symmetric, else `0.012 [0.011, 0.014]`.
+    """An estimate in words: `67.1 ± 1.5` where the interval is symmetric, else `0.0120 [0.0110, 0.0140]`.
 
     >>> estimate_text(Estimate(0.671, 0.656, 0.686, 3), percent=True)
     '67.1 ± 1.5'
     >>> estimate_text(Estimate(0.012, 0.011, 0.014, 3), percent=False)
-    '0.012 [0.011, 0.014]'
+    '0.0120 [0.0110, 0.0140]'
     >>> estimate_text(None, percent=True)
     '–'
     """
@@ -281,7 +298,7 @@ def estimate_text(estimate: Estimate | None, *, percent: bool) -> str:
     mean, low, high = (scale * value for value in (estimate.mean, estimate.low, estimate.high))
 
     def text(value: float) -> str:
-        return f"{value:.1f}" if percent else f"{value:.3g}"
+        return f"{value:.1f}" if percent else _digits(value)
 
     if not (math.isfinite(low) and math.isfinite(high)):
         return text(mean)
@@ -290,14 +307,21 @@ def estimate_text(estimate: Estimate | None, *, percent: bool) -> str:
     return f"{text(mean)} [{text(low)}, {text(high)}]"
 
 
-def _order(row: Row) -> tuple[Group, float, float, str]:
-    kappa, seed = number(row, "curvature"), number(row, "seed")
-    return (
-        group_of(row),
-        math.inf if math.isnan(kappa) else kappa,
-        math.inf if math.isnan(seed) else seed,
-        str(row.get("trial")),
-    )
+def factor_text(estimate: Estimate | None) -> str:
+    """A geometric mean and its interval as a factor.
+
+    >>> factor_text(Estimate(0.012, 0.01, 0.0144, 3))
+    '0.0120 ×÷ 1.20'
+    """
+    if estimate is None:
+        return "–"
+    if not (math.isfinite(estimate.high) and estimate.low > 0):
+        return _digits(estimate.mean)
+    return f"{_digits(estimate.mean)} ×÷ {math.sqrt(estimate.high / estimate.low):.2f}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _cell(value: object) -> str:
@@ -308,3 +332,8 @@ def _cell(value: object) -> str:
     if isinstance(value, (float, np.floating)):
         return "" if math.isnan(value) else repr(float(value))
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    # csv.writer leaves a bare carriage return unquoted when lines end in "\n", and no reader takes that back
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text

@@ -87,7 +87,8 @@ def _design(packed: bytes, count: int, seeds: int) -> Design:
 
     def average(bounds: NDArray[np.int64]) -> Array:
         inside = (index >= bounds[:, :1]) & (index <= bounds[:, 1:])
-        return inside / np.maximum(inside.sum(1, keepdims=True), 1)
+        share: Array = inside / np.maximum(inside.sum(1, keepdims=True), 1)
+        return share
 
     weights = average(right) - average(left)
     if present.all():
@@ -192,9 +193,7 @@ def peak_statistic(plan: Design, t: Array) -> tuple[Array, NDArray[np.int64]]:
     rise, above_left = _by_run(t, plan.right)
     fall, above_right = _by_run(-t, plan.left)
     place = {(int(a), int(b)): i for i, (a, b) in enumerate(above_left)}
-    both = [
-        (place[int(a), int(b)], i) for i, (a, b) in enumerate(above_right) if (int(a), int(b)) in place
-    ]
+    both = [(place[int(a), int(b)], i) for i, (a, b) in enumerate(above_right) if (int(a), int(b)) in place]
     r, f = np.array(both).T
     score = np.minimum(rise[:, r], fall[:, f])
     best = score.argmax(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ def run_trials(
 ) -> list[int]:
     """Run every config into `folder` and return the indices of those whose worker died `ATTEMPTS` times.
 
-    A CurvactError or OSError inside a trial stops all of them and is raised here as a CurvactError.
+    An exception inside a trial (bad input, a full disk, a fault of ours) stops all of them and is raised here as a CurvactError.
     """
     if workers < 1:
         raise CurvactError(f"--workers {workers}: must be >= 1")
@@ -109,6 +110,7 @@ def _work(connection: Connection, folder: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
+    from curvact.study.spec import trial_id
     from curvact.study.trial import run_trial
 
     torch.set_num_threads(1)
@@ -118,11 +120,16 @@ def _work(connection: Connection, folder: str) -> None:
         except (EOFError, OSError):
             return
         try:
-            connection.send(("start", {}))
+            connection.send(("start", {"pid": os.getpid()}))
             record = run_trial(config, Path(folder), lambda epoch: connection.send(("epoch", epoch.as_dict())))
             connection.send(("done", record))
         except BrokenPipeError:
             return
         except (CurvactError, OSError) as error:
             connection.send(("error", {"message": str(error)}))
+            return
+        except Exception as error:
+            traceback.print_exc()
+            what = f"trial {trial_id(config)}: {type(error).__name__}: {' '.join(str(error).split())}"
+            connection.send(("error", {"message": what}))
             return

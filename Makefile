@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all the set-up themselves: a virtual environment in .venv with the pinned torch.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO ?= runs/digits
+
+.PHONY: demo test slow lint bench setup clean
+
+demo: $(READY)
+	$(BIN)/curvact study run studies/digits.yaml --out $(DEMO) --resume
+
+test: $(READY)
+	$(BIN)/python -m pytest -n auto -q
+
+slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/activations.py
+	$(BIN)/python benchmarks/verdict_calibration.py
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info
