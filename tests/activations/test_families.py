@@ -371,6 +371,18 @@ def test_large_tensors_equal_small_ones(name: str) -> None:
     torch.testing.assert_close(grad[131_000:131_900], grad_part, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["rctaf(curvature=2, beta=1)", "swish(curvature=2)"])
+def test_batched_gradients_of_large_tensors(name: str) -> None:
+    """vmap over the backward pass, on tensors large enough to be run in parts."""
+    act = activation(name)
+    x = torch.randn(150_000, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    y = act(x)
+    weights = torch.stack([torch.ones_like(x), 2 * torch.ones_like(x)])
+    (together,) = torch.autograd.grad(y, x, weights, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(together, torch.stack([one, 2 * one]), rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 def test_only_the_input_is_saved(name: str) -> None:
     saved: list[torch.Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import pytest
 KAPPAS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 20.0, 60.0, 200.0)
 FAMILIES = ("rctaf(beta=0)", "rctaf(beta=1)")
 HESSIANS = ("rms", "gradient_relative", "scale_invariant")
+KEPT = ("trial", "family", "activation", "curvature", "centered", "epochs", "seed", "seconds")  # by a failure
 
 Row = dict[str, object]
 Maker = Callable[..., list[Row]]
@@ -96,14 +98,10 @@ def make_rows(
                                     row[f"{loss}_hessian_{norm}"] = float(value)
                                     row[f"{loss}_hessian_{norm}_se"] = float(value * 0.03)
                         if failed(index):
-                            row = {
-                                key: (None if key not in rows_kept else value) for key, value in row.items()
-                            } | {"status": "failed", "cause": "loss is not finite at epoch 3"}
+                            row = {key: (value if key in KEPT else None) for key, value in row.items()}
+                            row |= {"status": "failed", "cause": "loss is not finite at epoch 3"}
                         rows.append(row)
     return rows
-
-
-rows_kept = ("trial", "family", "activation", "curvature", "centered", "epochs", "seed", "seconds")
 
 
 def make_verdicts(families: Sequence[str] = FAMILIES) -> list[Verdict]:
@@ -126,6 +124,11 @@ def make() -> Maker:
 
 
 @pytest.fixture
+def make_opinions() -> Callable[..., list[Verdict]]:
+    return make_verdicts
+
+
+@pytest.fixture
 def study() -> list[Row]:
     return make_rows()
 
@@ -138,3 +141,24 @@ def confounds() -> list[Row]:
 @pytest.fixture
 def verdicts() -> list[Verdict]:
     return make_verdicts()
+
+
+DEGENERATE: dict[str, Callable[[], list[Row]]] = {
+    "one curvature": lambda: make_rows(kappas=(1.0,)),
+    "one seed": lambda: make_rows(seeds=1),
+    "one of each": lambda: make_rows(kappas=(1.0,), seeds=1, families=FAMILIES[:1]),
+    "all failed": lambda: make_rows(failed=lambda index: True),
+    "some failed": lambda: make_rows(failed=lambda index: index % 7 == 3 or 6 <= index < 9),
+    "no hessian": lambda: make_rows(hessian=False),
+    "no accuracy": lambda: [
+        {key: math.nan if key.endswith("accuracy") else value for key, value in row.items()}
+        for row in make_rows()
+    ],
+    "no rows": list,
+}
+
+
+@pytest.fixture(params=DEGENERATE)
+def degenerate(request: pytest.FixtureRequest) -> list[Row]:
+    """A study with something missing."""
+    return DEGENERATE[request.param]()

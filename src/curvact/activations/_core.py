@@ -81,7 +81,8 @@ def apply(x: Tensor, alpha: Scale, shape: Shape) -> Tensor:
     if not x.is_floating_point():
         raise CurvactError(f"an activation got a tensor of {x.dtype}: it takes floating-point tensors")
     if torch.compiler.is_compiling():
-        return evaluate(x, alpha, shape, 0)
+        traced: Tensor = _Traced.apply(x, alpha, shape)  # type: ignore[no-untyped-call]
+        return traced
     return derivative(x, alpha, shape, 0)
 
 
@@ -94,14 +95,15 @@ def derivative(x: Tensor, alpha: Scale, shape: Shape, order: int) -> Tensor:
     return result
 
 
-def _scale_derivative(x: Tensor, alpha: Tensor, shape: Shape, order: int) -> Tensor:
-    """∂D_order/∂α, elementwise, for order 0 or 1."""
+def _scale_derivative(
+    x: Tensor, alpha: Tensor, shape: Shape, order: int, d: Callable[[Tensor, Scale, Shape, int], Tensor] = derivative
+) -> Tensor:
+    """∂D_order/∂α, elementwise, for order 0 or 1, from `d(x, alpha, shape, k)` = D_k(x)."""
     if order == 1:
-        return x * derivative(x, alpha, shape, 2) / alpha
+        return x * d(x, alpha, shape, 2) / alpha
     # For an even remainder uφ' − φ is even too, and at −|u| nothing cancels: exact also where x is large.
     at = -x.abs() if shape.even else x
-    difference = at * derivative(at, alpha, shape, 1) - derivative(at, alpha, shape, 0)
-    return difference / alpha
+    return (at * d(at, alpha, shape, 1) - d(at, alpha, shape, 0)) / alpha
 
 
 def _remember(ctx: Any, x: Tensor, alpha: Scale, shape: Shape, order: int) -> None:
@@ -187,6 +189,23 @@ class _Derivative(torch.autograd.Function):
         gap = x.dim() - alpha.dim()
         alpha = alpha.reshape(alpha.shape[0], *[1] * gap, *alpha.shape[1:])
         return derivative(x, alpha, shape, order), 0
+
+
+class _Traced(torch.autograd.Function):
+    """σ under `torch.compile`: plain code both ways, which the compiler fuses and transforms further."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Scale, shape: Shape) -> Tensor:
+        _remember(ctx, x, alpha, shape, 0)
+        return evaluate(x, alpha, shape, 0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, alpha = _remembered(ctx)
+        grad_alpha = None
+        if isinstance(alpha, Tensor) and ctx.needs_input_grad[1]:
+            grad_alpha = (grad * _scale_derivative(x, alpha, ctx.shape, 0, evaluate)).sum_to_size(alpha.shape)
+        return grad * evaluate(x, alpha, ctx.shape, 1), grad_alpha, None
 
 
 def _transformed() -> bool:

@@ -819,11 +819,15 @@ def _climb(probe: _Probe, cells: _Cells, resolution: float, record: _Record) -> 
             x = probe.call.snap(left.x[high] + where[high] * h[high])
             points = probe(np.clip(x, left.x[high], right.x[high]))
             record.add(points.x, points.curvature, points.curvature_error)
-            seen[high] = np.maximum(seen[high], np.abs(points.curvature))
+            there = np.abs(points.curvature)
+            seen[high] = np.maximum(seen[high], there)
+            upper[high] = np.maximum(upper[high], there + np.abs(there - top[high]))
         slack = NOISE_FACTOR * cells.noise[2] + np.minimum(4 * unsure, max(1e-3 * record.best, resolution))
         open_ = (upper > record.best * (1 - 2 * RELATIVE_GAP)) & (
             upper > seen + RELATIVE_GAP * record.best + slack
         )
+        # Where the quartic is plainly no description, no estimate from it can close a cell of such curvature.
+        open_ |= (mismatch + missed > 1e-3 * upper + slack) & (upper > 0.5 * record.best)
         size = np.maximum(np.abs(left.x), np.abs(right.x))
         smallest = h <= np.maximum(probe.width(size), probe.reach(size) / 8)
         if (~open_).any():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvact.activations._core import SATURATED, Scale, Shape
 from curvact.activations.base import ScaledActivation, number, one_of, positive
-from curvact.activations.rct import softplus
+from curvact.activations.rct import magnitude, ramp, sigmoids, softplus
 
 _FLAT = 1e3
 """Beyond |u| = 1000 the gates are exactly 0 or 1 in float64: inputs are cut there where 0·inf would give NaN."""
@@ -36,14 +36,14 @@ def _swish_value(x: Tensor, alpha: Scale) -> Tensor:
 
 def _swish_slope(u: Tensor) -> Tensor:
     u = u.clamp(-_FLAT, _FLAT)
-    s = torch.sigmoid(u)
-    return s * (1 + u * (1 - s))
+    s, c = sigmoids(u)
+    return s * (1 + u * c)
 
 
 def _swish_curvature(u: Tensor) -> Tensor:
     u = u.clamp(-_FLAT, _FLAT)
-    s = torch.sigmoid(u)
-    return s * (1 - s) * (2 + u * (1 - 2 * s))
+    s, c = sigmoids(u)
+    return s * c * (2 + u * (c - s))
 
 
 _SWISH = Shape(
@@ -81,14 +81,14 @@ class Swish(ScaledActivation):
 
 # ---- squareplus ----
 
-_WIDE = 1e9
-"""Beyond |u| = 1e9, u/√(1+u²) is ±1 to float64, and u² still fits float32."""
+_WIDE = 1e18
+"""Beyond |u| = 1e18, u/√(1+u²) is ±1 to float64, and u² still fits float32."""
 
 
 def _squareplus_value(x: Tensor, alpha: Scale) -> Tensor:
-    width = 1 / alpha
-    root = torch.hypot(x, torch.as_tensor(width, dtype=x.dtype, device=x.device).expand_as(x))
-    return torch.where(x < 0, 0.5 * width / (root - x) * width, 0.5 * x + 0.5 * root)
+    a = magnitude(x * alpha)
+    root = torch.sqrt(1 + a.clamp(max=_WIDE) ** 2)
+    return ramp(x) + 0.5 / ((root + a) * alpha)
 
 
 def _squareplus_slope(u: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _power_shape(n: int) -> Shape:
         out = softplus(x, alpha)
         if n == 1:
             return out
-        s = torch.sigmoid(x * alpha)
+        s = sigmoids(x * alpha)[0] if torch.compiler.is_compiling() else torch.sigmoid(x * alpha)
         total = s / (n - 1)
         for k in range(n - 2, 0, -1):
             total = (total + 1 / k) * s
@@ -220,7 +220,7 @@ def _gelu_value(x: Tensor, alpha: Scale) -> Tensor:
 def _gelu_slope(u: Tensor) -> Tensor:
     u = u.clamp(-SATURATED, SATURATED)
     density = torch.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi))
-    return 0.5 * torch.special.erfc(u * -math.sqrt(0.5)) + u * density
+    return 0.5 + 0.5 * torch.erf(u * math.sqrt(0.5)) + u * density
 
 
 def _gelu_curvature(u: Tensor) -> Tensor:
@@ -260,16 +260,22 @@ class GELU(ScaledActivation):
         return f"alpha={number(self.scale)}"
 
 
+def _mish_gate(s: Tensor, c: Tensor) -> Tensor:
+    """tanh(softplus(u)) from s = sigmoid(u) and c = sigmoid(−u)."""
+    # With e = eᵘ = s/c: ((1+e)² − 1)/((1+e)² + 1) = (1 − c²)/(1 + c²), and 1 − c = s.
+    return s * (1 + c) / (1 + c * c)
+
+
 def _mish_value(x: Tensor, alpha: Scale) -> Tensor:
-    return F.mish((x * alpha).clamp(-_FLAT, SATURATED)) / alpha + F.relu(x - SATURATED / alpha)
+    x = _floor(x, alpha)
+    return x * _mish_gate(*sigmoids(x * alpha))
 
 
 def _mish_parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """u cut at ±1000, s = sigmoid(u), t = tanh(softplus(u)) and 1 − t², all from the sigmoid: nothing overflows or cancels."""
     u = u.clamp(-_FLAT, _FLAT)
-    s, c = torch.sigmoid(u), torch.sigmoid(-u)
-    # With e = eᵘ = s/c: t = ((1+e)² − 1)/((1+e)² + 1) = (1 − c²)/(1 + c²).
-    return u, s, s * (1 + c) / (1 + c * c), (2 * c / (1 + c * c)) ** 2
+    s, c = sigmoids(u)
+    return u, s, _mish_gate(s, c), (2 * c / (1 + c * c)) ** 2
 
 
 def _mish_slope(u: Tensor) -> Tensor:

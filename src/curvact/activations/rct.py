@@ -28,12 +28,65 @@ _REMAINDERS: tuple[tuple[float, ...], ...] = (
 )
 
 
+# log(1 + e) = e·Σ coefficient·(e − 1/2)ᵏ, k from 0, for e in [0, 1], to a relative 5e-9 and 6e-17. [derived]
+_LOG1P: dict[torch.dtype, tuple[float, ...]] = {
+    torch.float32: (
+        *(0.8109302199, -0.2885271014, 0.1326090158, -0.06768818965, 0.03663523417, -0.02056318243),
+        *(0.01157768518, -0.006788016952, 0.005250270678, -0.003176057018),
+    ),
+    torch.float64: (
+        *(0.810930216216328721, -0.288527099099324167, 0.132609753754238557, -0.0676886433108991163),
+        *(0.0366118545184315681, -0.020548811923727202, 0.0118337923524883007, -0.00694539482709769657),
+        *(0.00413617278976874747, -0.00249184376527681445, 0.00151547762074169509, -0.000928831193581333154),
+        *(0.000572201726136849887, -0.000354982263274229354, 0.000225943143289923403, -0.000141507316145735022),
+        *(7.31508665853646579e-5, -4.60157530299346923e-5, 5.87844450233790101e-5, -3.73611109062551083e-5),
+    ),
+}
+
+
 def softplus(x: Tensor, alpha: Scale) -> Tensor:
     """softplus(αx)/α without overflow, and without the seam that torch's own threshold of 20 leaves in float64."""
+    if torch.compiler.is_compiling():
+        return ramp(x) + log1p_unit(decay(x * alpha)) / alpha
     if not isinstance(alpha, Tensor):
         return F.softplus(x, alpha, SATURATED)
     u = (alpha * x).clamp(max=SATURATED)
     return F.softplus(u, 1.0, SATURATED) / alpha + F.relu(x - SATURATED / alpha)
+
+
+def ramp(x: Tensor) -> Tensor:
+    """relu(x). Its slope at 0 is 1 and that of `magnitude` is 1 where a compiler differentiates them: σ'(0) then comes out right."""
+    return torch.where(x < 0, torch.zeros_like(x), x) if torch.compiler.is_compiling() else F.relu(x)
+
+
+def magnitude(u: Tensor) -> Tensor:
+    """|u|."""
+    return torch.where(u < 0, -u, u) if torch.compiler.is_compiling() else u.abs()
+
+
+def decay(u: Tensor) -> Tensor:
+    """exp(−|u|)."""
+    return torch.exp(-magnitude(u))
+
+
+def sigmoids(u: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(u) and sigmoid(−u), neither of them rounded to 0 before its time; one exponential in compiled code."""
+    if not torch.compiler.is_compiling():
+        return torch.sigmoid(u), torch.sigmoid(-u)
+    e = decay(u)
+    large = 1 / (1 + e)
+    small = e * large
+    return torch.where(u < 0, small, large), torch.where(u < 0, large, small)
+
+
+def log1p_unit(e: Tensor) -> Tensor:
+    """log(1 + e) for e in [0, 1], as a polynomial: a fraction of the cost of log1p in compiled code."""
+    coefficients = _LOG1P[e.dtype]
+    y = e - 0.5
+    out = y * coefficients[-1]
+    for c in coefficients[-2:0:-1]:
+        out = (out + c) * y
+    return e * (out + coefficients[0])
 
 
 def remainder(t: Tensor, beta: int) -> Tensor:
@@ -59,6 +112,9 @@ def _rct_shape(beta: int) -> Shape:
         out = softplus(x, alpha)
         if beta == 0:
             return out
+        if torch.compiler.is_compiling():
+            s, c = sigmoids(x * alpha)
+            return out - remainder(4 * s * c, beta) / alpha
         s = torch.sigmoid(x * alpha)
         return out - remainder(4 * (s - s * s), beta) / alpha
 

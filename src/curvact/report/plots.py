@@ -56,7 +56,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "clean_accuracy": "Clean accuracy, test set",
         "train_robust_accuracy": "Robust accuracy, training set",
         "rms": "per parameter",
-        "gradient_relative": "relative to the gradient",
+        "gradient_relative": "relative to gradient",
         "scale_invariant": "scale-invariant",
     }
 )
@@ -118,6 +118,7 @@ class Robustness(Protocol):
 class Verdict(Protocol):
     """What the report needs to know of a verdict on one family.
 
+    Where `robustness.optimum_set` (the curvatures of the confidence set, which may have gaps) is there, it is drawn too.
     A verdict on one level of a factor also has `centered` (bool) or `epochs` (int); without them it is drawn for the family.
     """
 
@@ -154,11 +155,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Bar:
-    """The confidence set of an optimum, drawn under the curves; `best` is the highest mean."""
+    """The confidence set of an optimum, drawn under the curves: a tick at each of `curvatures`; `best`: the highest mean."""
 
     look: Look
-    low: float
-    high: float
+    curvatures: tuple[float, ...]
     best: float
 
 
@@ -278,7 +278,7 @@ def train_test_chart(
             if curve is not None:
                 curves.append(curve)
         if any(curve.label == "training set" for curve in curves):
-            title = ", ".join(filter(None, (group.family, names[group])))
+            title = "\n".join(filter(None, (group.family, names[group])))
             panels.append(Panel(title, "robust accuracy (%)", False, tuple(curves), group.family))
     panels = _same_limits(panels)
     grey = Look("#444444", "o")
@@ -446,8 +446,12 @@ def _with_bars(panel: Panel, rows: Sequence[Row], verdicts: Sequence[Verdict]) -
         labels = {names[group] if family is not None else group.family for group in groups}
         curves = [curve for curve in panel.curves if curve.label in labels]
         if curves:
+            inside = (
+                float(kappa) for kappa in getattr(verdict.robustness, "optimum_set", ()) if _drawable(kappa)
+            )
+            members = tuple(sorted({float(optimum.low), float(optimum.high), *inside}))
             look = curves[0].look if len(curves) == 1 else Look("#444444", "o")
-            bars.append(Bar(look, float(optimum.low), float(optimum.high), float(verdict.robustness.best)))
+            bars.append(Bar(look, members, float(verdict.robustness.best)))
     return replace(panel, bars=tuple(bars))
 
 
@@ -573,8 +577,8 @@ def _draw_curve(axes: Axes, curve: Curve, shade: float) -> None:
 def _draw_bar(axes: Axes, bar: Bar, height: float) -> None:
     where = axes.get_xaxis_transform()
     axes.plot(
-        [bar.low, bar.high],
-        [height, height],
+        bar.curvatures,
+        [height] * len(bar.curvatures),
         transform=where,
         color=bar.look.colour,
         linewidth=2.2,
@@ -655,7 +659,7 @@ def plain_number(value: float) -> str:
 
 def _plain(text: str) -> str:
     """A user's name as matplotlib is to draw it: no formulas, not too long, not hidden by a leading underscore."""
-    lines = [line if len(line) <= 44 else line[:43] + "…" for line in text.splitlines()]
+    lines = [line if len(line) <= 38 else line[:37] + "…" for line in text.splitlines()]
     shown = "\n".join(lines).replace("$", "\\$")
     return f" {shown}" if shown.startswith("_") else shown
 

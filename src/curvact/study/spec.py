@@ -73,9 +73,10 @@ class EvaluationSpec(_Strict):
 
 
 class HessianSpec(_Strict):
-    """The Hessian diagonal of the trained model: Rademacher probes, and the number of training images in the fixed batch."""
+    """The Hessian diagonal of the trained model: probes and deflated directions of the estimator, images in the fixed batch."""
 
     probes: int = Field(16, ge=4)
+    deflation: int = Field(8, ge=0)
     images: int = Field(128, ge=1)
 
 

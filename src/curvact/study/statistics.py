@@ -108,9 +108,7 @@ def _table(values: Array) -> tuple[Array, Mask, Mask]:
         raise CurvactError(
             f"values holds {np.abs(table[finite]).max():.3g}: allowed are magnitudes up to {LARGEST:g}"
         )
-    rows: Mask = finite.any(axis=1)
-    columns: Mask = finite.any(axis=0)
-    return table, rows, columns
+    return table, np.logical_or.reduce(finite, axis=1), np.logical_or.reduce(finite, axis=0)
 
 
 def _check_level(level: float) -> None:
@@ -144,12 +142,12 @@ def mean_intervals(values: Array, level: float = 0.95) -> tuple[Array, Array, Ar
         mean[rows] = used[:, 0]
         return mean, half, half.copy()
     center = float(np.nanmean(np.where(np.isfinite(used), used, np.nan)))
-    means, half_width = _mean_intervals(np.where(np.isfinite(used), used - center, np.nan)[None], level)
+    means, half_width = interval_half_widths(np.where(np.isfinite(used), used - center, np.nan)[None], level)
     mean[rows], half[rows] = means[0] + center, half_width[0]
     return mean, mean - half, mean + half
 
 
-def _mean_intervals(values: Array, level: float) -> tuple[Array, Array]:
+def interval_half_widths(values: Array, level: float) -> tuple[Array, Array]:
     """Means and half widths, (N, K), of tables (N, K, S >= 2) that share their NaN cells."""
     present = np.isfinite(values[0])
     filled = np.where(present, values, 0.0)

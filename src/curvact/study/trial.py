@@ -124,6 +124,7 @@ def _metrics(
                 x,
                 y,
                 probes=config["hessian"]["probes"],
+                deflation=config["hessian"]["deflation"],
                 generator=generator(seed, f"hessian/{label}"),
                 exclude=exclude,
             )

@@ -1,0 +1,155 @@
+"""A study's folder into its verdict: results.csv, plots, and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from curvact.errors import CurvactError
+from curvact.report import cells, groups_of, level_names, results_table, write_csv, write_figures, write_page
+from curvact.report.table import HESSIAN_NORMS, Group
+from curvact.study.calibration import calibrate
+from curvact.study.spec import StudySpec
+from curvact.study.statistics import ShapeVerdict, mean_intervals
+from curvact.study.store import finished, read_study, row_of
+from curvact.study.verdict import Verdict, compare_families, sweep_verdict
+
+BAND = (4.0, 10.0)
+"""Where the paper sees the best curvatures. [paper]"""
+
+_INTERVALS = "95 % confidence interval of the mean over seeds, with noise variances shrunk towards those of all curvatures"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written, and what the terminal shows."""
+
+    table: Table
+    sentences: tuple[str, ...]
+    page: Path
+    csv: Path
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A verdict and the level of the factors it holds for, as the page draws it."""
+
+    family: str
+    robustness: ShapeVerdict
+    sentences: tuple[str, ...]
+    centered: bool
+    epochs: int
+
+
+def summarize(folder: Path) -> Summary:
+    """Write results.csv, the plots and report.html from the records in a study's folder.
+
+    Raises CurvactError for a folder without a study, without a finished trial, or with a damaged one.
+    """
+    spec = read_study(folder)
+    records = [record for config in spec.trials() if (record := finished(folder / "trials", config)) is not None]
+    if not records:
+        raise CurvactError(f"{folder} has no finished trial: `curvact study run … --resume` goes on with it")
+    rows = [row_of(record) for record in records]
+    csv = folder / "results.csv"
+    write_csv(rows, csv)
+    shown, across, calibration = _verdicts(rows)
+    write_figures(rows, folder, BAND, shown, intervals=mean_intervals)
+    page = write_page(
+        rows,
+        shown,
+        calibration,
+        _provenance(spec, records, folder / "trials"),
+        folder,
+        spec_yaml=spec.to_yaml(),
+        across=across,
+        band=BAND,
+        title=spec.question or f"{spec.name}: how robustness depends on the curvature of the activation",
+        intervals=mean_intervals,
+        interval_text=_INTERVALS,
+    )
+    sentences = tuple(f"{_heading(rows, verdict)}: {line}" for verdict in shown for line in verdict.sentences)
+    return Summary(results_table(rows, mean_intervals), (*sentences, *across), page, csv)
+
+
+def _verdicts(
+    rows: list[dict[str, object]],
+) -> tuple[list[_Shown], tuple[str, ...], tuple[tuple[str, str, str], ...]]:
+    shown: list[_Shown] = []
+    whole: dict[tuple[bool, int], list[Verdict]] = {}
+    for group in groups_of(rows):
+        verdict = _verdict(rows, group)
+        if verdict is not None:
+            shown.append(_Shown(group.family, verdict.robustness, verdict.sentences, group.centered, group.epochs))
+            whole.setdefault((group.centered, group.epochs), []).append(verdict)
+    across = tuple(
+        line if len(whole) == 1 else f"{'centred' if centered else 'not centred'}, {epochs} epochs: {line}"
+        for (centered, epochs), verdicts in whole.items()
+        if len(verdicts) > 1
+        for line in compare_families(verdicts)
+    )
+    return shown, across, _calibration(shown)
+
+
+def _verdict(rows: list[dict[str, object]], group: Group) -> Verdict | None:
+    robust = cells(rows, group, "robust_accuracy")
+    if len(robust.curvatures) == 0:
+        return None
+    norms = {}
+    for column in HESSIAN_NORMS:
+        table = cells(rows, group, column)
+        if table.seeds == robust.seeds and np.array_equal(table.curvatures, robust.curvatures):
+            norms[column] = _log10(table.values)
+    return sweep_verdict(group.family, robust.curvatures.tolist(), robust.values, norms, band=BAND)
+
+
+def _calibration(shown: list[_Shown]) -> tuple[tuple[str, str, str], ...]:
+    """The figures of the verdict procedure for the largest design of this study and its noise; none for a single seed or curvature."""
+    able = [v.robustness for v in shown if v.robustness.seeds > 1 and len(v.robustness.curvatures) > 2]
+    if not able:
+        return ()
+    widest = max(able, key=lambda v: (len(v.curvatures), v.seeds))
+    sd = float(np.sqrt(np.mean([(v.noise.low**2 + v.noise.high**2) / 2 for v in able])))
+    if not sd > 0:
+        return ()
+    return calibrate(widest.curvatures, widest.seeds, sd).rows
+
+
+def _log10(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log10, NaN where an estimate came out as 0 (its noise exceeded it)."""
+    return np.log10(np.where(values > 0, values, np.nan))
+
+
+def _heading(rows: list[dict[str, object]], verdict: _Shown) -> str:
+    level = level_names(rows)[Group(verdict.family, verdict.centered, verdict.epochs)]
+    return f"{verdict.family}, {level}" if level else verdict.family
+
+
+def _provenance(spec: StudySpec, records: list[dict[str, Any]], trials: Path) -> Mapping[str, str]:
+    environments = [json.loads((trials / r["trial"] / "environment.json").read_text()) for r in records]
+
+    def all_of(key: str) -> str:
+        return ", ".join(sorted({str(e[key]) for e in environments}))
+
+    evaluations = sum(r["gradient_evaluations"] for r in records)
+    seconds = sum(r["seconds"] for r in records)
+    return {
+        "study": spec.name,
+        "seeds": ", ".join(map(str, spec.factors.seed)),
+        "trials": f"{sum(r['status'] == 'done' for r in records)} done of {len(spec.trials())}",
+        "commit": all_of("commit"),
+        "curvact": all_of("curvact"),
+        "torch": all_of("torch"),
+        "python": all_of("python"),
+        "hardware": all_of("processor"),
+        "activation kernels": all_of("kernels"),
+        "data": ", ".join(sorted({f"{spec.data} (test sha256 {r['data_sha256']['test'][:12]})" for r in records})),
+        "cost": f"{evaluations:,} gradient evaluations of a batch in training; {seconds:,.0f} core-seconds in all",
+    }
