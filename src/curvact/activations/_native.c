@@ -8,7 +8,7 @@ where r and h fade out for large a. Both are even for every family here but Mish
 the same loop over a block of fixed length, the last block padded, so that no result depends on an element's place, on the size of
 the tensor or on the number of threads. Half precision is computed in float and rounded once.
 
-The file includes itself, once for float and once for double. The polynomials are from tests/reference/native_coefficients.py. */
+The file includes itself, once for float and once for double. The polynomials are macros from _polynomials.py. */
 
 #ifndef REAL
 
@@ -210,7 +210,7 @@ const char *curvact_describe(void) {
 #define MANTISSA 52
 #define BIAS 1023
 #define ROUND 6755399441055744.0 /* 1.5·2⁵²: adding it leaves the nearest integer in the low bits */
-#define CUT 708
+#define CUT 704
 #define LN2_HIGH 0x1.62e42fee00000p-1
 #define LN2_LOW 0x1.a39ef35793c76p-33
 #define WIDE 1e150
@@ -219,7 +219,7 @@ const char *curvact_describe(void) {
 #define MANTISSA 23
 #define BIAS 127
 #define ROUND 12582912.0
-#define CUT 86
+#define CUT 84
 #define LN2_HIGH 0x1.62e400p-1
 #define LN2_LOW 0x1.7f7d1cp-20
 #define WIDE 1e18
@@ -232,98 +232,63 @@ static inline REAL NAME(cut)(REAL a, REAL limit) { return limit < a ? limit : a;
 
 static inline REAL NAME(absolute)(REAL u) { return u < 0 ? -u : u; }
 
-/* e⁻ᵃ for a ≥ 0, and 0 beyond CUT; NaN for NaN. */
-static inline REAL NAME(decay)(REAL a) {
-    REAL b = NAME(cut)(a, CUT);
+/* e⁻ᵃ for 0 ≤ a < limit, 0 beyond, NaN for NaN. limit is at most CUT: numbers so small that powers of them leave the normal range
+   would slow the processor down many times. */
+static inline REAL NAME(decay)(REAL a, REAL limit) {
+    REAL b = NAME(cut)(a, limit);
     REAL shifted = K(ROUND) - b * K(1.44269504088896340736);
-    BITS bits;
-    memcpy(&bits, &shifted, sizeof bits);
     REAL n = shifted - K(ROUND);
     REAL y = (-b - n * K(LN2_HIGH)) - n * K(LN2_LOW);
-#ifdef DOUBLE
-    REAL p = K(0.5) + y * (K(0.16666666666666671) + y * (K(0.0416666666666666698) + y * (K(0.0083333333333261365) + y * (K(0.00138888888888837493) + y * (K(0.000198412698748158331) + y * (K(0.0000248015873255443191) + y * (K(2.75572554062850437e-6) + y * (K(2.75572736474510896e-7) + y * (K(2.51052144747514138e-8) + y * (K(2.0914685161418068e-9)))))))))));
-#else
-    REAL p = K(0.5) + y * (K(0.16666577) + y * (K(0.04166655463) + y * (K(0.00836317763) + y * (K(0.001392618181)))));
-#endif
+    BITS bits;
+    memcpy(&bits, &shifted, sizeof bits);
     bits = (bits << MANTISSA) + ((BITS)BIAS << MANTISSA);
-    REAL scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return a >= K(CUT) ? K(0) : (K(1) + (y + y * y * p)) * scale;
+    REAL power_of_two;
+    memcpy(&power_of_two, &bits, sizeof power_of_two);
+    return a >= limit ? K(0) : (K(1) + (y + y * y * NAME(polynomial_exponential)(y))) * power_of_two;
 }
 
-/* log(1 + e) for e in [0, 1]. */
-static inline REAL NAME(log1p)(REAL e) {
-    REAL y = e - K(0.5);
-#ifdef DOUBLE
-    return e * (K(0.810930216216328721) + y * (K(-0.288527099099324167) + y * (K(0.132609753754238557) + y * (K(-0.0676886433108991163) + y * (K(0.0366118545184315681) + y * (K(-0.020548811923727202) + y * (K(0.0118337923524883007) + y * (K(-0.00694539482709769657) + y * (K(0.00413617278976874747) + y * (K(-0.00249184376527681445) + y * (K(0.00151547762074169509) + y * (K(-0.000928831193581333154) + y * (K(0.000572201726136849887) + y * (K(-0.000354982263274229354) + y * (K(0.000225943143289923403) + y * (K(-0.000141507316145735022) + y * (K(0.0000731508665853646579) + y * (K(-0.0000460157530299346923) + y * (K(0.0000587844450233790101) + y * (K(-0.0000373611109062551083)))))))))))))))))))));
-#else
-    return e * (K(0.8109302199) + y * (K(-0.2885271014) + y * (K(0.1326090158) + y * (K(-0.06768818965) + y * (K(0.03663523417) + y * (K(-0.02056318243) + y * (K(0.01157768518) + y * (K(-0.006788016952) + y * (K(0.005250270678) + y * (K(-0.003176057018)))))))))));
-#endif
+/* sigmoid(−a). */
+static inline REAL NAME(gate)(REAL a, REAL limit) {
+    REAL e = NAME(decay)(a, limit);
+    return e / (K(1) + e);
 }
 
-/* φ(−a) of RCT-AF as q^(2^β) times a smooth factor, with q = sigmoid(−a) in [0, 1/2]: nothing cancels. */
-static inline REAL NAME(rct1)(REAL q) {
-    REAL y = q - K(0.25);
-#ifdef DOUBLE
-    REAL p = K(1.6029131592284948) + y * (K(0.510028059505374566) + y * (K(0.495387198523445989) + y * (K(0.518428768369695129) + y * (K(0.568349985240140099) + y * (K(0.643113486043047457) + y * (K(0.744574208014108369) + y * (K(0.877112806448982954) + y * (K(1.04735154160735919) + y * (K(1.2643377156976469) + y * (K(1.54008646728370412) + y * (K(1.88993918515956569) + y * (K(2.3306315316503576) + y * (K(2.89382878054077268) + y * (K(3.68612843204887324) + y * (K(4.61944244254527584) + y * (K(4.77657040745310245) + y * (K(6.01168992708460592) + y * (K(15.3712480898383355) + y * (K(19.5431308880112577))))))))))))))))))));
-#else
-    REAL p = K(1.602913163) + y * (K(0.510028064) + y * (K(0.4953842676) + y * (K(0.5184251612) + y * (K(0.5687213963) + y * (K(0.6435705391) + y * (K(0.7283007211) + y * (K(0.8570919084) + y * (K(1.330491658) + y * (K(1.612481156))))))))));
-#endif
-    return p * (q * q);
-}
-
-static inline REAL NAME(rct2)(REAL q) {
-    REAL y = q - K(0.25), square = q * q;
-#ifdef DOUBLE
-    REAL p = K(5.88879804765591738) + y * (K(-4.63743542916134551) + y * (K(-3.07009015283086041) + y * (K(6.38788171647524516) + y * (K(-1.55467818823323905) + y * (K(0.521133819806980515) + y * (K(0.618967556348526849) + y * (K(0.7439231601276389) + y * (K(0.902781899051738208) + y * (K(1.10439593374949692) + y * (K(1.36030691007196647) + y * (K(1.68514738260043484) + y * (K(2.09487712603306223) + y * (K(2.61949842732395151) + y * (K(3.35935357919416278) + y * (K(4.23276391354663819) + y * (K(4.38100456292386879) + y * (K(5.53933878481751783) + y * (K(14.3139645490498973) + y * (K(18.2581595431167766))))))))))))))))))));
-#else
-    REAL p = K(5.888798048) + y * (K(-4.63743617) + y * (K(-3.070091067) + y * (K(6.388038604) + y * (K(-1.554484503) + y * (K(0.5122721577) + y * (K(0.6080295821) + y * (K(0.9245255974) + y * (K(1.125593988)))))))));
-#endif
-    return p * (square * square);
-}
-
-static inline REAL NAME(rct3)(REAL q) {
-    REAL y = q - K(0.25), square = q * q, fourth = square * square;
-#ifdef DOUBLE
-    REAL p = K(150.815462482442723) + y * (K(-509.392413694708079) + y * (K(187.118620590574526) + y * (K(1095.00399835924792) + y * (K(-198.222233241813095) + y * (K(-2812.13960574486572) + y * (K(-1986.97530265434337) + y * (K(14074.405846520007) + y * (K(-7885.09636443883814) + y * (K(-22873.2774546957262) + y * (K(34825.1898466352373) + y * (K(-1793.45041867053356) + y * (K(-33614.9596584521267) + y * (K(28085.2986482197677) + y * (K(-303.718607446997695) + y * (K(-13045.8086225285713) + y * (K(8990.01504585993598) + y * (K(-2673.36657796675159) + y * (K(327.663906856995964) + y * (K(16.1407406819654326))))))))))))))))))));
-#else
-    REAL p = K(150.8154625) + y * (K(-509.3924185) + y * (K(187.1186203) + y * (K(1095.006151) + y * (K(-198.2221052) + y * (K(-2812.415945) + y * (K(-1986.99114) + y * (K(14089.64906) + y * (K(-7884.283676) + y * (K(-23283.89578) + y * (K(34806.28493) + y * (K(3573.376869) + y * (K(-33447.56169)))))))))))));
-#endif
-    return p * (fourth * fourth);
-}
-
-/* Φ(−a)·e^(a²/2), with Φ the normal distribution. */
-static inline REAL NAME(normal)(REAL a) {
-    REAL y = K(4) / (a + K(4)) - K(0.625);
-#ifdef DOUBLE
-    return K(0.146033144360440315) + y * (K(0.496258395508489443) + y * (K(0.764305922222751636) + y * (K(0.863535510884805463) + y * (K(0.664994873300050653) + y * (K(0.264959076425235429) + y * (K(-0.0548858242429241812) + y * (K(-0.110822964472432579) + y * (K(-0.00587296155017118786) + y * (K(0.0459642682649208357) + y * (K(0.00381857642570532478) + y * (K(-0.0226752926253813493) + y * (K(0.00142449870833339021) + y * (K(0.0120087025295545417) + y * (K(-0.00434881579288584273) + y * (K(-0.00555209209609568495) + y * (K(0.00503477697901379285) + y * (K(0.00116446798588331161) + y * (K(-0.0041879751884931431) + y * (K(0.00133706294022530272) + y * (K(0.00287839249293808135) + y * (K(-0.00150867014091357926) + y * (K(-0.00164385362671424449)))))))))))))))))))))));
-#else
-    return K(0.1460331451) + y * (K(0.4962583886) + y * (K(0.764305686) + y * (K(0.8635368333) + y * (K(0.6650069575) + y * (K(0.2648991418) + y * (K(-0.05510176637) + y * (K(-0.1097812928) + y * (K(-0.004308345247) + y * (K(0.03815857659))))))))));
-#endif
-}
-
+/* One smoothstep pass. */
 static inline REAL NAME(pass)(REAL g) { return g * g * (K(3) - K(2) * g); }
 
 /* ---- r and h of the families; `low` says that u < 0 ---- */
 
-static inline REAL NAME(r_softplus)(REAL a, int low) { return NAME(log1p)(NAME(decay)(a)); }
-
-static inline REAL NAME(h_softplus)(REAL a, int low) {
-    REAL e = NAME(decay)(a);
-    return e / (K(1) + e);
+static inline REAL NAME(r_softplus)(REAL a, int low) {
+    REAL e = NAME(decay)(a, CUT);
+    return e * NAME(polynomial_softplus)(e - K(0.5));
 }
 
-static inline REAL NAME(r_rct1)(REAL a, int low) { return NAME(rct1)(NAME(h_softplus)(a, low)); }
-static inline REAL NAME(r_rct2)(REAL a, int low) { return NAME(rct2)(NAME(h_softplus)(a, low)); }
-static inline REAL NAME(r_rct3)(REAL a, int low) { return NAME(rct3)(NAME(h_softplus)(a, low)); }
-static inline REAL NAME(h_rct1)(REAL a, int low) { return NAME(pass)(NAME(h_softplus)(a, low)); }
-static inline REAL NAME(h_rct2)(REAL a, int low) { return NAME(pass)(NAME(h_rct1)(a, low)); }
-static inline REAL NAME(h_rct3)(REAL a, int low) { return NAME(pass)(NAME(h_rct2)(a, low)); }
+static inline REAL NAME(h_softplus)(REAL a, int low) { return NAME(gate)(a, CUT); }
 
-static inline REAL NAME(r_swish)(REAL a, int low) { return -NAME(cut)(a, CUT) * NAME(h_softplus)(a, low); }
+/* RCT-AF: φ(−a) = q^(2^β) times a smooth factor, q = sigmoid(−a): nothing cancels. */
+static inline REAL NAME(r_rct1)(REAL a, int low) {
+    REAL q = NAME(gate)(a, CUT / 2);
+    return NAME(polynomial_rct1)(q - K(0.25)) * (q * q);
+}
+
+static inline REAL NAME(r_rct2)(REAL a, int low) {
+    REAL q = NAME(gate)(a, CUT / 4), square = q * q;
+    return NAME(polynomial_rct2)(q - K(0.25)) * (square * square);
+}
+
+static inline REAL NAME(r_rct3)(REAL a, int low) {
+    REAL q = NAME(gate)(a, CUT / 8), square = q * q, fourth = square * square;
+    return NAME(polynomial_rct3)(q - K(0.25)) * (fourth * fourth);
+}
+
+static inline REAL NAME(h_rct1)(REAL a, int low) { return NAME(pass)(NAME(gate)(a, CUT / 2)); }
+static inline REAL NAME(h_rct2)(REAL a, int low) { return NAME(pass)(NAME(pass)(NAME(gate)(a, CUT / 4))); }
+static inline REAL NAME(h_rct3)(REAL a, int low) { return NAME(pass)(NAME(pass)(NAME(pass)(NAME(gate)(a, CUT / 8)))); }
+
+static inline REAL NAME(r_swish)(REAL a, int low) { return -NAME(cut)(a, CUT) * NAME(gate)(a, CUT); }
 
 static inline REAL NAME(h_swish)(REAL a, int low) {
-    REAL q = NAME(h_softplus)(a, low);
+    REAL q = NAME(gate)(a, CUT);
     return q * (K(1) - NAME(cut)(a, CUT) * (K(1) - q));
 }
 
@@ -337,26 +302,29 @@ static inline REAL NAME(h_squareplus)(REAL a, int low) {
     return K(0.5) / (root * (root + a));
 }
 
+/* GELU: Φ(−a) = e^(−a²/2) times a smooth factor, Φ the normal distribution. */
+static inline REAL NAME(normal)(REAL a) { return NAME(polynomial_normal)(K(4) / (K(4) + a) - K(0.625)); }
+
 static inline REAL NAME(r_gelu)(REAL a, int low) {
     REAL b = NAME(cut)(a, 40);
-    return -b * (NAME(decay)(K(0.5) * b * b) * NAME(normal)(b));
+    return -b * (NAME(decay)(K(0.5) * b * b, CUT - 8) * NAME(normal)(b));
 }
 
 static inline REAL NAME(h_gelu)(REAL a, int low) {
     REAL b = NAME(cut)(a, 40);
-    return NAME(decay)(K(0.5) * b * b) * (NAME(normal)(b) - b * K(0.398942280401432677940));
+    return NAME(decay)(K(0.5) * b * b, CUT - 8) * (NAME(normal)(b) - b * K(0.398942280401432677940));
 }
 
 /* Mish: 1 − tanh(softplus(a)) = n/d for u > 0, tanh(softplus(−a)) = n/d for u < 0. */
 static inline REAL NAME(r_mish)(REAL a, int low) {
-    REAL e = NAME(decay)(a), square = e * e, twice = e + e;
+    REAL e = NAME(decay)(a, CUT / 2), square = e * e, twice = e + e;
     REAL n = low ? square + twice : square + square;
     REAL d = low ? K(2) + twice + square : K(1) + twice + (square + square);
     return -NAME(cut)(a, CUT) * (n / d);
 }
 
 static inline REAL NAME(h_mish)(REAL a, int low) {
-    REAL e = NAME(decay)(a), square = e * e, twice = e + e;
+    REAL e = NAME(decay)(a, CUT / 2), square = e * e, twice = e + e;
     REAL n = low ? square + twice : square + square;
     REAL d = low ? K(2) + twice + square : K(1) + twice + (square + square);
     REAL m = K(4) * (low ? e + square : square + square * e);
@@ -392,8 +360,8 @@ FAMILY(mish)
 static void NAME(value_power)(const REAL *restrict x, REAL *restrict out, REAL alpha, REAL inverse, REAL at_zero, int power) {
     ALIGNED REAL s[BLOCK], sum[BLOCK];
     for (int i = 0; i < BLOCK; i++) {
-        REAL u = x[i] * alpha, e = NAME(decay)(NAME(absolute)(u));
-        out[i] = NAME(log1p)(e);
+        REAL u = x[i] * alpha, e = NAME(decay)(NAME(absolute)(u), CUT);
+        out[i] = e * NAME(polynomial_softplus)(e - K(0.5));
         s[i] = (u < 0 ? e : K(1)) / (K(1) + e);
         sum[i] = 0;
     }
@@ -406,9 +374,10 @@ static void NAME(value_power)(const REAL *restrict x, REAL *restrict out, REAL a
 
 static void NAME(slope_power)(const REAL *restrict x, REAL *restrict out, REAL alpha, REAL inverse, REAL at_zero, int power) {
     ALIGNED REAL s[BLOCK];
+    REAL lowest = -K(CUT) / (REAL)power;
     for (int i = 0; i < BLOCK; i++) {
-        REAL u = x[i] * alpha, e = NAME(decay)(NAME(absolute)(u));
-        out[i] = s[i] = (u < 0 ? e : K(1)) / (K(1) + e);
+        REAL u = x[i] * alpha, e = NAME(decay)(NAME(absolute)(u), CUT);
+        out[i] = s[i] = (u <= lowest ? K(0) : u < 0 ? e : K(1)) / (K(1) + e);
     }
     for (int k = 1; k < power; k++)
         for (int i = 0; i < BLOCK; i++) out[i] *= s[i];

@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from curvact.activations._polynomials import c_macros
+
 _SOURCE = Path(__file__).with_name("_native.c")
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
 _TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
@@ -124,7 +126,7 @@ def _compiled() -> Path:
         raise _Unavailable("CURVACT_NATIVE=0")
     compiler = _compiler()
     key = hashlib.sha256()
-    for part in (_SOURCE.read_bytes(), repr((_FLAGS, _TUNED, compiler)).encode(), _version(compiler), _processor()):
+    for part in (_SOURCE.read_bytes(), repr((_FLAGS, _TUNED, c_macros(), compiler)).encode(), _version(compiler), _processor()):
         key.update(hashlib.sha256(part).digest())
     library = _cache() / f"native-{key.hexdigest()[:24]}.so"
     if not library.exists():
@@ -186,7 +188,7 @@ def _build(compiler: list[str], library: Path) -> None:
     os.close(handle)
     try:
         for tuned in _TUNED:
-            command = [*compiler, *_FLAGS, *tuned, "-o", temporary, str(_SOURCE), "-lm"]
+            command = [*compiler, *_FLAGS, *tuned, *(f"-D{macro}" for macro in c_macros()), "-o", temporary, str(_SOURCE), "-lm"]
             done = subprocess.run(command, capture_output=True, timeout=_BUILD_SECONDS, check=False)
             if done.returncode == 0 and os.path.getsize(temporary) > 0:
                 os.replace(temporary, library)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvact.activations._core import SATURATED, Scale, Shape
 from curvact.activations.base import ScaledActivation, number, one_of, positive
-from curvact.activations.rct import magnitude, ramp, sigmoids, softplus
+from curvact.activations.rct import fade, magnitude, over, ramp, sigmoids, softplus
 
 _FLAT = 1e3
 """Beyond |u| = 1000 the gates are exactly 0 or 1 in float64: inputs are cut there where 0·inf would give NaN."""
@@ -153,10 +153,14 @@ def _power_shape(n: int) -> Shape:
         total = s / (n - 1)
         for k in range(n - 2, 0, -1):
             total = (total + 1 / k) * s
-        return out - total / alpha
+        return out - over(total, alpha)
 
     def slope(u: Tensor) -> Tensor:
-        return torch.sigmoid(u) ** n
+        s = fade(torch.sigmoid(u), n)
+        out = s
+        for _ in range(n - 1):
+            out = out * s
+        return out
 
     def curvature(u: Tensor) -> Tensor:
         s = torch.sigmoid(u)
@@ -214,6 +218,9 @@ class PowerGate(ScaledActivation):
 
 
 def _gelu_value(x: Tensor, alpha: Scale) -> Tensor:
+    if torch.compiler.is_compiling():
+        x = _floor(x, alpha)
+        return x * (0.5 + 0.5 * torch.erf(x * alpha * math.sqrt(0.5)))
     return F.gelu((x * alpha).clamp(-SATURATED, SATURATED)) / alpha + F.relu(x - SATURATED / alpha)
 
 
@@ -260,31 +267,28 @@ class GELU(ScaledActivation):
         return f"alpha={number(self.scale)}"
 
 
-def _mish_gate(s: Tensor, c: Tensor) -> Tensor:
-    """tanh(softplus(u)) from s = sigmoid(u) and c = sigmoid(−u)."""
-    # With e = eᵘ = s/c: ((1+e)² − 1)/((1+e)² + 1) = (1 − c²)/(1 + c²), and 1 − c = s.
-    return s * (1 + c) / (1 + c * c)
-
-
 def _mish_value(x: Tensor, alpha: Scale) -> Tensor:
     x = _floor(x, alpha)
-    return x * _mish_gate(*sigmoids(x * alpha))
+    return x * _mish_parts(x * alpha)[1]
 
 
-def _mish_parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u cut at ±1000, s = sigmoid(u), t = tanh(softplus(u)) and 1 − t², all from the sigmoid: nothing overflows or cancels."""
-    u = u.clamp(-_FLAT, _FLAT)
+def _mish_parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sigmoid(u), t = tanh(softplus(u)) and 1 − t², all from the sigmoid: nothing overflows or cancels."""
     s, c = sigmoids(u)
-    return u, s, _mish_gate(s, c), (2 * c / (1 + c * c)) ** 2
+    # With e = eᵘ = s/c: t = ((1+e)² − 1)/((1+e)² + 1) = (1 − c²)/(1 + c²).
+    d = 1 / (1 + c * c)
+    return s, s * (1 + c) * d, (2 * c * d) ** 2
 
 
 def _mish_slope(u: Tensor) -> Tensor:
-    u, s, t, sech2 = _mish_parts(u)
+    u = u.clamp(-_FLAT, _FLAT)
+    s, t, sech2 = _mish_parts(u)
     return t + u * s * sech2
 
 
 def _mish_curvature(u: Tensor) -> Tensor:
-    u, s, t, sech2 = _mish_parts(u)
+    u = u.clamp(-_FLAT, _FLAT)
+    s, t, sech2 = _mish_parts(u)
     return sech2 * s * (2 + u * (1 - s) - 2 * u * s * t)
 
 

@@ -143,28 +143,28 @@ def swap_activations(
 ) -> SwapReport:
     """Replace the activations of a model, in place, and report every place.
 
-    from_: what to replace: a class, a name of a torch.nn class such as "ReLU", a tuple of these, one module object, or a predicate
-        on modules (for functional calls it is asked about the torch.nn module of that name, with its default arguments). None: the
-        usual activations of torch.nn (`USUAL`) and every module that has `slope` and `curvature`.
-    to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a module, which is copied unless
-        shared="one".
-    shared: a module object that was used at several places becomes one new module at all of them ("keep"), or every place gets its
-        own ("separate"), or the whole model gets one ("one"). A place is an attribute: a module that one forward calls twice is one
-        place. Functional calls have nothing to share: with "keep" each line of code becomes one module.
-    functional: what to do about `F.relu(x)`, `torch.relu(x)` and `x.relu()` in `forward`. "warn": name them in a UserWarning and in
-        the report. "rewrite": trace the model with torch.fx and put modules in their place; `report.model` is then a GraphModule, a
-        new object that shares parameters and submodules with the old (as always with fx, control flow and the training flag of
-        functional dropout are fixed, and nothing but forward survives). "ignore": do not look.
+    from_: what to replace: a class, a name of a torch.nn class such as "ReLU", a tuple of these, one module object, or a
+        predicate on modules (for functional calls it is asked about the torch.nn module of that name, with default
+        arguments). None: the usual activations of torch.nn (`USUAL`) and every module that has `slope` and `curvature`.
+    to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a module, which is
+        copied unless shared="one".
+    shared: a module object that was used at several places becomes one new module at all of them ("keep"), or every place
+        gets its own ("separate"), or the whole model gets one ("one"). A place is an attribute: a module that one forward
+        calls twice is one place. A functional call has a module of its own ("keep": the same at every call of that line).
+    functional: what to do about `F.relu(x)`, `torch.relu(x)` and `x.relu()` in `forward`. "warn": name them in a UserWarning
+        and in the report. "rewrite": trace the model with torch.fx and put modules in their place; `report.model` is then a
+        GraphModule, a new object that shares parameters and submodules with the old (as always with fx, control flow and
+        the training flag of functional dropout are fixed, and nothing but forward survives). "ignore": do not look.
     inplace: False works on a deep copy, `report.model`.
 
-    Functions kept as attributes (`nn.TransformerEncoderLayer.activation`) are replaced too, and that layer's fused inference path,
-    which would ignore the new activation, is switched off. New modules take training mode, device and dtype from their
-    surroundings. Optimizers made before do not know the parameters of new, learnable activations. Not recognised: activations
-    written out as `clamp(min=0)` or `maximum`, modules kept in plain lists, and functional calls that neither torch.fx nor the
-    source of forward shows.
+    Functions kept as attributes (`nn.TransformerEncoderLayer.activation`) are replaced too, and that layer's fused inference
+    path, which would ignore the new activation, is switched off. New modules take training mode, device and dtype from
+    their surroundings. Optimizers made before do not know the parameters of new, learnable activations. Not recognised:
+    activations written out as `clamp(min=0)` or `maximum`, modules kept in plain lists, and functional calls that neither
+    torch.fx nor the source of forward shows.
 
-    Warns (UserWarning) when nothing was found, with the types of module seen. Raises CurvactError for a bad argument, TorchScript,
-    and functional="rewrite" of a model that torch.fx cannot trace; the model is then unchanged.
+    Warns (UserWarning) when nothing was found, with the types of module seen. Raises CurvactError for a bad argument,
+    TorchScript, and functional="rewrite" of a model that torch.fx cannot trace; the model is then unchanged.
 
     >>> from curvact.activations import RCTAF
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -202,16 +202,15 @@ def swap_activations(
     elif functional == "warn":
         calls = _functional_calls(model, match, make.made)
     report = SwapReport(model, tuple(replaced), calls)
+    nothing = f"swap_activations found nothing to replace; modules seen: {', '.join(types_seen)}"
     if calls:
         warnings.warn(
-            f"swap_activations left functional calls as they are: {'; '.join(calls)}. "
+            f"{'' if replaced else nothing + '. '}swap_activations left functional calls as they are: {'; '.join(calls)}. "
             "functional='rewrite' replaces them, functional='ignore' silences this",
             stacklevel=2,
         )
-    if not replaced:
-        warnings.warn(
-            f"swap_activations found nothing to replace; modules seen: {', '.join(types_seen)}", stacklevel=2
-        )
+    elif not replaced:
+        warnings.warn(nothing, stacklevel=2)
     return report
 
 
@@ -378,6 +377,9 @@ def _replace(place: _Place, make: _Maker, model: nn.Module) -> Replacement:
     if hasattr(parent, "activation_relu_or_gelu"):
         # nn.TransformerEncoderLayer's fused inference path computes ReLU or GELU by this flag, whatever `activation` is.
         parent.activation_relu_or_gelu = 0  # type: ignore[assignment]
+        for module in model.modules():
+            if isinstance(module, nn.TransformerEncoder) and parent in module.layers:
+                module.use_nested_tensor = False  # only that path takes nested tensors
     return Replacement(place.path, place.text, _text(new), _hooks(place.old) if place.old is not None else 0)
 
 

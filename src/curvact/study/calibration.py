@@ -12,7 +12,7 @@ import numpy as np
 
 from curvact.errors import CurvactError
 from curvact.study import _contrasts as engine
-from curvact.study._contrasts import Array
+from curvact.study._contrasts import Array, Mask
 from curvact.study.statistics import bump, interval_half_widths, optimum_members
 
 RISE = 0.15  # total height of the rising truths, as measured on digits between 0.1 and 2
@@ -87,7 +87,7 @@ def valley_truths(curvatures: Array) -> Iterator[Array]:
     yield RISE * np.abs(index - index.mean()) / max(index.mean(), 1)
 
 
-def _rate(hits: Array | np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Rate:
+def _rate(hits: Mask) -> Rate:
     value = float(np.mean(hits))
     return Rate(value, float(np.sqrt(max(value * (1 - value), 0.0) / hits.size)))
 
@@ -154,7 +154,8 @@ class _Studies:
     def optimum_covered(self, truth: Array) -> Rate:
         inside = optimum_members(self.plan, self.t(truth), LEVEL)
         inside[np.arange(len(inside)), (self.means + truth).argmax(1)] = True
-        return _rate(inside[:, truth == truth.max()].any(1))
+        held: Mask = np.logical_or.reduce(inside[:, truth == truth.max()], axis=1)
+        return _rate(held)
 
     def interval_covered(self) -> Rate:
         means, half = interval_half_widths(self.noise, LEVEL)

@@ -479,6 +479,33 @@ def _height(
     return Height(value, Interval(value - half, value + half), over)
 
 
+def difference(values: Array, first: int, second: int, level: float = 0.95) -> tuple[float, Interval] | None:
+    """`mean[first] - mean[second]` of rows of values (K, S), seed by seed, with its interval; None without noise to judge.
+
+    The interval is simultaneous over all comparisons of the table: the two rows may have been chosen by looking.
+    """
+    _check_level(level)
+    table, rows, columns = _table(values)
+    if not (rows[first] and rows[second]) or first == second:
+        return None
+    used = table[np.ix_(rows, columns)]
+    present = np.isfinite(used)
+    plan = engine.design(present)
+    if plan.df < 1:
+        return None
+    center = float(np.nanmean(used))
+    means, variances, _ = engine.fit(plan, np.where(present, used - center, 0.0)[None])
+    if _silent(used[present], variances[0]):
+        return None
+    i, j = np.cumsum(rows)[[first, second]] - 1
+    low, high = min(i, j), max(i, j)
+    chosen = int(np.flatnonzero((plan.left == low).all(1) & (plan.right == high).all(1))[0])
+    value = float(means[0, i] - means[0, j])
+    half = engine.critical(engine.null(plan).two_sided, level)
+    half *= float(np.sqrt(plan.spread[chosen] @ variances[0]))
+    return value, Interval(value - half, value + half)
+
+
 def _canonical_order(values: Array) -> Indices:
     """An order of the seeds that does not depend on the order given, nor on a constant added to a seed."""
     rest = values - np.nanmean(values, axis=1, keepdims=True)
