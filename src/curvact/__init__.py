@@ -1,3 +1,68 @@
 """curvact: robust activations, chosen by their curvature."""
 
 __version__ = "0.1.0"
+
+from curvact.activations import (
+    ELU,
+    GELU,
+    RCRAF,
+    RCTAF,
+    Activation,
+    Elementwise,
+    Mish,
+    Peak,
+    PowerGate,
+    ReLU,
+    SiLU,
+    Softplus,
+    Squareplus,
+    Swish,
+    activation,
+    activation_names,
+    max_curvature,
+    register,
+    swap_activations,
+)
+from curvact.analysis import diagonal_norms, exact_diagonal, hutchinson_diagonal
+from curvact.attacks import ThreatModel, evaluate, fgsm, pgd
+from curvact.data import load
+from curvact.errors import CurvactError
+from curvact.models import MiniResNet, build
+from curvact.training import Recipe, fit, load_checkpoint, save_checkpoint
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "RCRAF",
+    "RCTAF",
+    "Activation",
+    "CurvactError",
+    "Elementwise",
+    "MiniResNet",
+    "Mish",
+    "Peak",
+    "PowerGate",
+    "ReLU",
+    "Recipe",
+    "SiLU",
+    "Softplus",
+    "Squareplus",
+    "Swish",
+    "ThreatModel",
+    "activation",
+    "activation_names",
+    "build",
+    "diagonal_norms",
+    "evaluate",
+    "exact_diagonal",
+    "fgsm",
+    "fit",
+    "hutchinson_diagonal",
+    "load",
+    "load_checkpoint",
+    "max_curvature",
+    "pgd",
+    "register",
+    "save_checkpoint",
+    "swap_activations",
+]

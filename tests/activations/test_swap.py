@@ -448,3 +448,11 @@ def test_only_modules_and_no_script():
 def test_report_is_a_value():
     model = nn.Linear(1, 1)
     assert SwapReport(model, ()) == SwapReport(model, ())
+
+
+def test_a_name_finds_our_class_too() -> None:
+    from curvact.activations import ReLU, Swish
+
+    model = nn.Sequential(nn.ReLU(), ReLU(), nn.Tanh())
+    assert len(swap_activations(model, "ReLU", "swish(curvature=6)")) == 2
+    assert [type(m) for m in model] == [Swish, Swish, nn.Tanh]

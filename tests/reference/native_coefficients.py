@@ -1,4 +1,4 @@
-"""Prints the polynomials of `src/curvact/activations/_native.c`, fitted with mpmath: `python tests/reference/native_coefficients.py`.
+"""Prints the polynomials of `curvact.activations._polynomials`, fitted with mpmath: `python tests/reference/native_coefficients.py`.
 
 Each is a Chebyshev fit of a smooth factor, written in powers of the distance from a midpoint, where it is well conditioned.
 """
@@ -9,13 +9,12 @@ import mpmath as mp
 
 mp.mp.dps = 80
 
-PASSES = 3
-DEGREES = {  # terms for float, for double: fit error under 1e-8 and 1e-16 of the value
+TERMS = {  # for float, for double
     "exponential": (5, 11),
-    "softplus": (10, 20),
-    "rct1": (10, 20),
-    "rct2": (9, 20),
-    "rct3": (13, 20),
+    "softplus": (9, 20),
+    "rct1": (8, 20),
+    "rct2": (7, 20),
+    "rct3": (11, 20),
     "normal": (10, 23),
 }
 
@@ -70,14 +69,10 @@ def main() -> None:
             "rct3": (lambda q: rct(q, 3), tiny, 0.5, mp.mpf(1) / 4),
             "normal": (normal, 4 / (4 + top), 1, mp.mpf(5) / 8),
         }
-        print(("float", "double")[which])
         for name, (function, low, high, middle) in jobs.items():
-            coefficients, error = fit(function, low, high, middle, DEGREES[name][which])
-            print(f"  {name}: relative error {mp.nstr(error, 2)}")
-            text = f"K({mp.nstr(coefficients[-1], digits)})"
-            for c in reversed(coefficients[:-1]):
-                text = f"K({mp.nstr(c, digits)}) + y * ({text})"
-            print("    " + text)
+            coefficients, error = fit(function, low, high, middle, TERMS[name][which])
+            row = ", ".join(mp.nstr(c, digits) for c in coefficients)
+            print(f"{name}, {('float32', 'float64')[which]}, relative error {mp.nstr(error, 2)}:\n    ({row}),")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from curvact.activations.registry import (
     register,
 )
 from curvact.activations.standard import ELU, ReLU, SiLU
+from curvact.activations.swap import Replacement, SwapReport, swap_activations
 
 __all__ = [
     "ELU",
@@ -28,9 +29,11 @@ __all__ = [
     "PowerGate",
     "ReLU",
     "ScaledActivation",
+    "Replacement",
     "SiLU",
     "Softplus",
     "Squareplus",
+    "SwapReport",
     "Swish",
     "activation",
     "activation_names",
@@ -40,4 +43,5 @@ __all__ = [
     "name_of",
     "register",
     "set_fusion",
+    "swap_activations",
 ]

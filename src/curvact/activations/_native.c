@@ -320,7 +320,7 @@ static inline REAL NAME(r_mish)(REAL a, int low) {
     REAL e = NAME(decay)(a, CUT / 2), square = e * e, twice = e + e;
     REAL n = low ? square + twice : square + square;
     REAL d = low ? K(2) + twice + square : K(1) + twice + (square + square);
-    return -NAME(cut)(a, CUT) * (n / d);
+    return -NAME(cut)(a, CUT / 2) * (n / d);
 }
 
 static inline REAL NAME(h_mish)(REAL a, int low) {
@@ -328,7 +328,7 @@ static inline REAL NAME(h_mish)(REAL a, int low) {
     REAL n = low ? square + twice : square + square;
     REAL d = low ? K(2) + twice + square : K(1) + twice + (square + square);
     REAL m = K(4) * (low ? e + square : square + square * e);
-    return (n * d - NAME(cut)(a, CUT) * m) / (d * d);
+    return (n * d - NAME(cut)(a, CUT / 2) * m) / (d * d);
 }
 
 #define FAMILY(family)                                                                                                        \

@@ -81,11 +81,11 @@ def max_curvature(
       precision it is at least 16 units in the last place of x.
 
     Missed: slope changes below these thresholds, however sharp (`F.softplus` has a step of 2e-9 at 20); features closer
-    together than the samples that cancel each other in value and slope (a dip of the value that is narrower than 0.4 % of |x|
+    together than the samples that cancel each other in value and slope (a dip of the value that is narrower than 1 % of |x|
     and leaves both as before; a plain up-and-down of the slope is not of this kind); whatever is outside the domain.
 
     The error covers the search (the highest upper estimate of any cell: the quartic through its five curvatures, plus that
-    quartic's mismatch, less than 1e-9·κ above value), rounding (8 times what the floats around the peak show), and with
+    quartic's mismatch; about 1e-9·κ above value or less), rounding (8 times what the floats around the peak show), and with
     finite differences their own step error. It is infinite where the curvature still grows at the smallest width. It is no
     proof: it does not cover what is listed as missed.
 

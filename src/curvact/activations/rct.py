@@ -47,7 +47,7 @@ def softplus(x: Tensor, alpha: Scale) -> Tensor:
 
 def ramp(x: Tensor) -> Tensor:
     """relu(x)."""
-    return torch.where(x < 0, torch.zeros_like(x), x) if torch.compiler.is_compiling() else F.relu(x)
+    return x.clamp(min=0)
 
 
 def magnitude(u: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def magnitude(u: Tensor) -> Tensor:
 
 def decay(u: Tensor) -> Tensor:
     """exp(−|u|)."""
-    return torch.exp(-magnitude(u))
+    return torch.exp(torch.where(u < 0, u, -u) if torch.compiler.is_compiling() else -u.abs())
 
 
 def over(r: Tensor, alpha: Scale) -> Tensor:

@@ -143,7 +143,7 @@ def swap_activations(
 ) -> SwapReport:
     """Replace the activations of a model, in place, and report every place.
 
-    from_: what to replace: a class, a name of a torch.nn class such as "ReLU", a tuple of these, one module object, or a
+    from_: what to replace: a class, a name of a torch.nn class such as "ReLU" (ours of that name too), a tuple of these, one module object, or a
         predicate on modules (for functional calls it is asked about the torch.nn module of that name, with default
         arguments). None: the usual activations of torch.nn (`USUAL`) and every module that has `slope` and `curvature`.
     to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a module, which is
@@ -224,8 +224,10 @@ def _matcher(selector: Selector | None) -> Match:
         wanted = selector
         return lambda m: m is wanted
     if isinstance(selector, (str, type, tuple)):
-        kinds = tuple(_kind(k) for k in (selector if isinstance(selector, tuple) else (selector,)))
-        return lambda m: isinstance(m, kinds)
+        chosen = selector if isinstance(selector, tuple) else (selector,)
+        kinds = tuple(_kind(k) for k in chosen)
+        names = {k for k in chosen if isinstance(k, str)}
+        return lambda m: isinstance(m, kinds) or (_is_activation(m) and type(m).__name__ in names)
     if callable(selector):
         predicate = selector
         return lambda m: bool(predicate(m))
