@@ -1,4 +1,4 @@
-"""Prints the polynomials of `curvact.activations._polynomials`, fitted with mpmath: `python tests/reference/native_coefficients.py`.
+"""Prints the polynomials of `curvact.activations._polynomials`, fitted with mpmath. Run it as a script.
 
 Each is a Chebyshev fit of a smooth factor, written in powers of the distance from a midpoint, where it is well conditioned.
 """
@@ -72,7 +72,9 @@ def main() -> None:
         for name, (function, low, high, middle) in jobs.items():
             coefficients, error = fit(function, low, high, middle, TERMS[name][which])
             row = ", ".join(mp.nstr(c, digits) for c in coefficients)
-            print(f"{name}, {('float32', 'float64')[which]}, relative error {mp.nstr(error, 2)}:\n    ({row}),")
+            print(
+                f"{name}, {('float32', 'float64')[which]}, relative error {mp.nstr(error, 2)}:\n    ({row}),"
+            )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,11 @@ def derivative(x: Tensor, alpha: Scale, shape: Shape, order: int) -> Tensor:
 
 
 def _scale_derivative(
-    x: Tensor, alpha: Tensor, shape: Shape, order: int, d: Callable[[Tensor, Scale, Shape, int], Tensor] = derivative
+    x: Tensor,
+    alpha: Tensor,
+    shape: Shape,
+    order: int,
+    d: Callable[[Tensor, Scale, Shape, int], Tensor] = derivative,
 ) -> Tensor:
     """∂D_order/∂α, elementwise, for order 0 or 1, from `d(x, alpha, shape, k)` = D_k(x)."""
     if order == 1:
@@ -148,7 +152,7 @@ def _jvp(ctx: Any, *tangents: Any) -> Tensor:
 
 
 class _Eager(torch.autograd.Function):
-    """D_order for order 0 and 1 outside functorch transforms: the same rules as `_Derivative`, at a third of the call overhead."""
+    """D_order for order 0 and 1 outside functorch transforms: the rules of `_Derivative` at a third of the call overhead."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, shape: Shape, order: int) -> Tensor:
@@ -209,7 +213,7 @@ class _Traced(torch.autograd.Function):
 
 
 def _transformed() -> bool:
-    """Whether a functorch transform (grad, vmap, jvp) is running: results may then be wrapped, and nothing is written in place."""
+    """Whether a functorch transform (grad, vmap, jvp) is running: results may be wrapped, and nothing is written in place."""
     return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
 
 
@@ -223,8 +227,8 @@ _fusion: Fusion = "auto"
 def set_fusion(mode: Fusion) -> None:
     """Choose what computes an activation outside `torch.compile`.
 
-    "auto" (the default): the native kernel on the CPU where there is a C compiler (see `kernel_info`), one compiled kernel on CUDA,
-    plain tensor operations elsewhere.
+    "auto" (the default): the native kernel on the CPU where there is a C compiler (see `kernel_info`), one compiled kernel on
+    CUDA, plain tensor operations elsewhere.
     "compiled": one kernel by `torch.compile` on any device. The first call of each family compiles it, which takes seconds.
     "plain": tensor operations everywhere.
 
@@ -239,7 +243,7 @@ def set_fusion(mode: Fusion) -> None:
 
 
 def kernel_info() -> str:
-    """What computes activations on the CPU, for records: such as `native (gcc 12.2, avx512)`, `plain (no C compiler)` or `compiled`.
+    """What computes activations on the CPU, for records, such as `native (gcc 12.2, avx512)` or `plain (no C compiler)`.
 
     It builds the native kernel where that has not been done yet.
 
@@ -248,7 +252,9 @@ def kernel_info() -> str:
     """
     if _fusion == "auto":
         return _native.describe()
-    return f"compiled (torch {torch.__version__})" if _fusion == "compiled" else "plain (chosen by set_fusion)"
+    if _fusion == "compiled":
+        return f"compiled (torch {torch.__version__})"
+    return "plain (chosen by set_fusion)"
 
 
 def _run(x: Tensor, alpha: Scale, shape: Shape, order: int, grad: Tensor | None = None) -> Tensor:
@@ -288,7 +294,7 @@ def _run(x: Tensor, alpha: Scale, shape: Shape, order: int, grad: Tensor | None 
 
 
 def _is_memory(x: Tensor) -> bool:
-    """Whether x is numbers in memory and nothing watches the operations on it: no subclass, no fake or lazy tensor, no tracing."""
+    """Whether x is numbers in memory and nothing watches operations on it: no subclass, no fake or lazy tensor, no tracing."""
     return (
         type(x) in (Tensor, Parameter)
         and torch._C._has_storage(x)

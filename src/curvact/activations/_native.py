@@ -1,7 +1,8 @@
 """The CPU kernel of the activations: `_native.c`, built on first use by the system's C compiler and called through ctypes.
 
-Without a compiler, or with CURVACT_NATIVE=0 in the environment, activations run as plain tensor operations. Which of the two it is
-gets decided once a process. The library lies in CURVACT_CACHE, or else in the user's cache folder, under a hash of all that made it.
+Without a compiler, or with CURVACT_NATIVE=0 in the environment, activations run as plain tensor operations. Which of the two it
+is gets decided once a process. The library lies in the folder CURVACT_CACHE, or else in the user's cache folder, under a hash of
+all that made it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from torch import Tensor
 from curvact.activations._polynomials import c_macros
 
 _SOURCE = Path(__file__).with_name("_native.c")
-_FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-shared",
+)
 _TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 """Tried in this order: not every compiler and processor knows each."""
 
@@ -126,7 +135,12 @@ def _compiled() -> Path:
         raise _Unavailable("CURVACT_NATIVE=0")
     compiler = _compiler()
     key = hashlib.sha256()
-    for part in (_SOURCE.read_bytes(), repr((_FLAGS, _TUNED, c_macros(), compiler)).encode(), _version(compiler), _processor()):
+    for part in (
+        _SOURCE.read_bytes(),
+        repr((_FLAGS, _TUNED, c_macros(), compiler)).encode(),
+        _version(compiler),
+        _processor(),
+    ):
         key.update(hashlib.sha256(part).digest())
     library = _cache() / f"native-{key.hexdigest()[:24]}.so"
     if not library.exists():
@@ -144,7 +158,9 @@ def _compiler() -> list[str]:
 
 def _version(compiler: list[str]) -> bytes:
     try:
-        return subprocess.run([*compiler, "--version"], capture_output=True, timeout=_BUILD_SECONDS, check=True).stdout
+        return subprocess.run(
+            [*compiler, "--version"], capture_output=True, timeout=_BUILD_SECONDS, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         raise _Unavailable(f"{compiler[0]} does not run") from None
 
@@ -188,7 +204,16 @@ def _build(compiler: list[str], library: Path) -> None:
     os.close(handle)
     try:
         for tuned in _TUNED:
-            command = [*compiler, *_FLAGS, *tuned, *(f"-D{macro}" for macro in c_macros()), "-o", temporary, str(_SOURCE), "-lm"]
+            command = [
+                *compiler,
+                *_FLAGS,
+                *tuned,
+                *(f"-D{macro}" for macro in c_macros()),
+                "-o",
+                temporary,
+                str(_SOURCE),
+                "-lm",
+            ]
             done = subprocess.run(command, capture_output=True, timeout=_BUILD_SECONDS, check=False)
             if done.returncode == 0 and os.path.getsize(temporary) > 0:
                 os.replace(temporary, library)
@@ -226,7 +251,7 @@ def _sound(function: Callable[..., int]) -> bool:
 
 
 def _parallel() -> int | None:
-    """The address of GOMP_parallel in the OpenMP runtime that torch itself uses: its threads are shared, no second pool is made."""
+    """The address of GOMP_parallel in the OpenMP runtime that torch itself uses: its threads serve both."""
     if sys.platform == "win32":
         return None
     suffix = "dylib" if sys.platform == "darwin" else "so"

@@ -1,7 +1,7 @@
 """Polynomials of the fast formulas of value, for the native kernel and for compiled code. [derived]
 
-Each is fitted to a smooth factor of a function, in powers of the distance y from a midpoint, lowest power first: at that point it is
-well conditioned. The first row is for float32 (absolute error under 6e-8), the second for float64 (under 2e-16). Fitted by
+Each is fitted to a smooth factor of a function, in powers of the distance y from a midpoint, where it is well conditioned, lowest
+power first. The first row is for float32 (it leaves an error under 8e-8 in φ), the second for float64 (under 2e-16). Fitted by
 tests/reference/native_coefficients.py.
 """
 
@@ -216,7 +216,7 @@ def polynomial(name: str, y: Tensor) -> Tensor:
 
 
 def c_macros() -> list[str]:
-    """The same for a C compiler: definitions of `polynomial_NAME_float(y)` and `polynomial_NAME_double(y)`; K makes a constant."""
+    """The same in C, as definitions of `polynomial_NAME_float(y)` and `polynomial_NAME_double(y)`; K makes a constant."""
     macros = []
     for name, rows in TABLES.items():
         for suffix, row in zip(("float", "double"), rows, strict=True):

@@ -116,7 +116,10 @@ def draw(modules: Sequence[nn.Module | str], path: Path, reach: float | None = N
     for index, act in enumerate(acts):
         peak = act.max_curvature
         kappa = "∞" if math.isinf(peak.value) else f"{peak.value:.4g}"
-        style = {"color": colours[index % len(colours)], "linestyle": ["-", "--", "-.", ":"][index // len(colours) % 4]}
+        style = {
+            "color": colours[index % len(colours)],
+            "linestyle": ["-", "--", "-.", ":"][index // len(colours) % 4],
+        }
         for axis, curve in zip(axes, (act(x), act.slope(x), act.curvature(x)), strict=True):
             axis.plot(x.numpy(), curve.numpy(), linewidth=1.8, label=f"{act}  (κ = {kappa})", **style)
     for axis, title in zip(axes, ("value σ(x)", "slope σ′(x)", "curvature σ″(x)"), strict=True):
@@ -125,7 +128,12 @@ def draw(modules: Sequence[nn.Module | str], path: Path, reach: float | None = N
         axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         axis.axvline(0, color="0.7", linewidth=0.8, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(acts)), frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(3, len(acts)),
+        frameon=False,
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
     atomic_write(path, buffer.getvalue())

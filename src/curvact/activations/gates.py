@@ -225,9 +225,11 @@ def _gelu_value(x: Tensor, alpha: Scale) -> Tensor:
 
 
 def _gelu_slope(u: Tensor) -> Tensor:
-    u = u.clamp(-SATURATED, SATURATED)
+    half = 0.5 + 0.5 * torch.erf(u * math.sqrt(0.5))
     density = torch.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi))
-    return 0.5 + 0.5 * torch.erf(u * math.sqrt(0.5)) + u * density
+    if torch.compiler.is_compiling():
+        return half + torch.where(u.abs() < SATURATED, u * density, 0.0)
+    return half + u.clamp(-SATURATED, SATURATED) * density
 
 
 def _gelu_curvature(u: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ _REMAINDERS: tuple[tuple[float, ...], ...] = (
 )
 
 
-
 def softplus(x: Tensor, alpha: Scale) -> Tensor:
     """softplus(αx)/α without overflow, and without the seam that torch's own threshold of 20 leaves in float64."""
     if torch.compiler.is_compiling():
@@ -138,9 +137,10 @@ def _rct_shape(beta: int) -> Shape:
 class RCTAF(ScaledActivation):
     """Recursive curvature-tunable activation: σ' = g_β(αx), where g_0 is the sigmoid and g_{k+1} = 3g_k² − 2g_k³. [ours]
 
-    κ = (α/4)(3/2)^β at x = 0 [derived]; β = 0 is softplus(αx)/α, which is RCR-AF [paper]. σ is computed as
+    κ = (α/4)(3/2)^β at x = 0 [derived]; β = 0 is softplus(αx)/α, which is RCR-AF [paper]. The native kernel and
+    compiled code (see `kernel_info`) compute σ − relu as one product, and σ ≥ 0. Plain tensor operations take
     [softplus(αx) − R_β(4s(1−s))]/α: for x < 0 the two terms cancel, and the value is exact to an absolute error of a few units of
-    rounding of 1/α, not to a relative one (float32 may come out slightly negative).
+    rounding of 1/α, not to a relative one (it may come out slightly negative).
 
     alpha: scale, a finite number > 0.
     beta: number of smoothstep passes, 0 to 3.

@@ -93,6 +93,7 @@ class Opinion:
     heading: str
     kind: str
     sentences: tuple[str, ...]
+    details: tuple[str, ...]
     colour: str
 
 
@@ -204,7 +205,8 @@ def _opinions(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Opinion]
         kind = str(verdict.robustness.kind).replace("_", " ")
         # with several levels the charts colour the levels, not the families
         colour = OKABE_ITO[0] if several else colours[verdict.family]
-        opinions.append(Opinion(", ".join(heading), kind, tuple(verdict.sentences), colour))
+        details = tuple(getattr(verdict, "details", ()))
+        opinions.append(Opinion(", ".join(heading), kind, tuple(verdict.sentences), details, colour))
     return opinions
 
 

@@ -118,6 +118,7 @@ class Robustness(Protocol):
 class Verdict(Protocol):
     """What the report needs to know of a verdict on one family.
 
+    Where there are `details`, sentences to unfold, the page has them too.
     Where `robustness.optimum_set` (the curvatures of the confidence set, which may have gaps) is there, it is drawn too.
     A verdict on one level of a factor also has `centered` (bool) or `epochs` (int); without them it is drawn for the family.
     """

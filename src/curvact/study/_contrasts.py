@@ -7,21 +7,26 @@ simulated thousands of times. All of it is [ours]; the parts are standard and na
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 PRIOR_DF = 6.0  # weight of the noise trend against a curvature's own variance, in degrees of freedom
 TREND_RIDGE = 2.0  # pull of the noise trend towards equal noise
 TREND_LIMIT = 2.5  # largest |half log ratio| of the variance between the first and the last curvature
 ALL_RUNS_UP_TO = 12  # above this many curvatures only runs of the lengths below are compared
-LONG_RUNS = (1, 2, 3, 5, 8, 13, 21)
+LONG_RUNS = (1, 2, 3, 5, 8)
+LONGER_UP_TO = 24
+VERY_LONG_RUNS = (1, 3, 8)
 NULL_DRAWS = 10_000
+LONG_DRAWS = 4000  # with more curvatures than ALL_RUNS_UP_TO
 CHUNK = 2**22  # numbers in one block of a simulation
 
 
@@ -31,7 +36,9 @@ def runs(count: int) -> list[tuple[int, int]]:
     >>> runs(3)
     [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     """
-    allowed = range(1, count + 1) if count <= ALL_RUNS_UP_TO else LONG_RUNS
+    allowed: Sequence[int] = range(1, count + 1)
+    if count > ALL_RUNS_UP_TO:
+        allowed = LONG_RUNS if count <= LONGER_UP_TO else VERY_LONG_RUNS
     return [(a, a + n - 1) for a in range(count) for n in allowed if a + n <= count]
 
 
@@ -54,10 +61,6 @@ class Design:
     df_each: Array  # (K,) share of the residual degrees of freedom
     estimate: Array | None  # (K, cells) least squares, None for a complete table
     residual: Array | None  # (cells, cells)
-    left: NDArray[np.int64]  # (C, 2) first and last index of the left run
-    right: NDArray[np.int64]
-    weights: Array  # (C, K)
-    spread: Array  # (C, K): variance of a contrast = spread @ noise variances
 
     @property
     def count(self) -> int:
@@ -66,6 +69,43 @@ class Design:
     @property
     def seeds(self) -> int:
         return int(self.present.shape[1])
+
+    @cached_property
+    def _pairs(self) -> Indices:
+        every = runs(self.count)
+        pairs = [(*left, *right) for left in every for right in every if left[1] < right[0]]
+        return np.array(pairs, dtype=np.int64).reshape(-1, 4)
+
+    @property
+    def left(self) -> Indices:
+        """First and last index of the left run of each contrast, (C, 2)."""
+        return self._pairs[:, :2]
+
+    @property
+    def right(self) -> Indices:
+        """First and last index of the right run, (C, 2)."""
+        return self._pairs[:, 2:]
+
+    @cached_property
+    def weights(self) -> Array:
+        """Weight of each curvature in each contrast, (C, K)."""
+        index = np.arange(self.count)
+
+        def average(bounds: Indices) -> Array:
+            inside = (index >= bounds[:, :1]) & (index <= bounds[:, 1:])
+            share: Array = inside / np.maximum(inside.sum(1, keepdims=True), 1)
+            return share
+
+        return average(self.right) - average(self.left)
+
+    @cached_property
+    def spread(self) -> Array:
+        """The variance of a contrast is `spread @ noise variances`, (C, K)."""
+        if self.estimate is None:
+            return self.weights**2 / self.seeds
+        k, _ = np.nonzero(self.present)
+        result: Array = (self.weights @ self.estimate) ** 2 @ (k[:, None] == np.arange(self.count))
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,21 +120,11 @@ class Null:
 @lru_cache(maxsize=64)
 def _design(packed: bytes, count: int, seeds: int) -> Design:
     present = np.frombuffer(packed, dtype=np.bool_).reshape(count, seeds)
-    pairs = [(l, r) for l in runs(count) for r in runs(count) if l[1] < r[0]]
-    left = np.array([l for l, _ in pairs], dtype=np.int64).reshape(-1, 2)
-    right = np.array([r for _, r in pairs], dtype=np.int64).reshape(-1, 2)
     index = np.arange(count)
-
-    def average(bounds: NDArray[np.int64]) -> Array:
-        inside = (index >= bounds[:, :1]) & (index <= bounds[:, 1:])
-        share: Array = inside / np.maximum(inside.sum(1, keepdims=True), 1)
-        return share
-
-    weights = average(right) - average(left)
     if present.all():
         df = (count - 1) * (seeds - 1)
         each = np.full(count, df / count)
-        return Design(present, True, df, each, None, None, left, right, weights, weights**2 / seeds)
+        return Design(present, True, df, each, None, None)
     k, s = np.nonzero(present)
     kappa = (k[:, None] == index).astype(np.float64)
     seed = (s[:, None] == np.arange(seeds)).astype(np.float64)
@@ -104,12 +134,8 @@ def _design(packed: bytes, count: int, seeds: int) -> Design:
     inverse = np.linalg.pinv(model)
     residual = np.eye(len(k)) - model @ inverse
     each = kappa.T @ np.diag(residual)
-    estimate = inverse[:count]
-    spread = (weights @ estimate) ** 2 @ kappa
     df = len(k) - model.shape[1]
-    return Design(
-        present, paired, df, np.clip(each, 0.0, None), estimate, residual, left, right, weights, spread
-    )
+    return Design(present, paired, df, np.clip(each, 0.0, None), inverse[:count], residual)
 
 
 def design(present: Mask) -> Design:
@@ -117,10 +143,10 @@ def design(present: Mask) -> Design:
     return _design(np.ascontiguousarray(present).tobytes(), *present.shape)
 
 
-def shrunk_variances(squares: Array, df_each: Array) -> Array:
+def shrunk_variances(squares: Array, df_each: Array, prior_df: float) -> Array:
     """Noise variance at each curvature, (N, K), from residual sums of squares (N, K).
 
-    A curvature's own variance is shrunk towards a log-linear trend in the order of the curvatures, with PRIOR_DF
+    A curvature's own variance is shrunk towards a log-linear trend in the order of the curvatures, with `prior_df`
     degrees of freedom on the trend's side (empirical Bayes in the way of limma; the trend by penalised Fisher scoring
     of the gamma likelihood). Never below a tenth of the trend.
     """
@@ -139,12 +165,12 @@ def shrunk_variances(squares: Array, df_each: Array) -> Array:
         slope = np.clip(slope + score / information, -TREND_LIMIT, TREND_LIMIT)
     shape = np.exp(slope[:, None] * x)
     trend = shape * (pooled / ((df_each * shape).sum(-1) / total))[:, None]
-    own = df_each / (df_each + PRIOR_DF)
+    own = df_each / (df_each + prior_df)
     result: Array = np.maximum(own * raw + (1.0 - own) * trend, 0.1 * trend)
     return result
 
 
-def fit(plan: Design, values: Array) -> tuple[Array, Array, Array]:
+def fit(plan: Design, values: Array, prior_df: float | None = None) -> tuple[Array, Array, Array]:
     """Means (N, K), noise variances (N, K) and seed effects (N, S) of tables (N, K, S).
 
     Least squares in the two-way model; the content of absent cells does not matter.
@@ -163,7 +189,7 @@ def fit(plan: Design, values: Array) -> tuple[Array, Array, Array]:
         gap = cells - means[:, k]
         belongs = (s[:, None] == np.arange(plan.seeds)).astype(np.float64)
         seeds = gap @ belongs / belongs.sum(0)
-    return means, shrunk_variances(squares, plan.df_each), seeds
+    return means, shrunk_variances(squares, plan.df_each, PRIOR_DF if prior_df is None else prior_df), seeds
 
 
 def studentised(plan: Design, means: Array, variances: Array) -> Array:
@@ -172,7 +198,7 @@ def studentised(plan: Design, means: Array, variances: Array) -> Array:
     return result
 
 
-def _by_run(t: Array, bounds: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
+def _by_run(t: Array, bounds: Indices) -> tuple[Array, Indices]:
     """Largest statistic for each distinct run in `bounds`, (N, R), and the runs (R, 2)."""
     order = np.lexsort((bounds[:, 1], bounds[:, 0]))
     ordered = bounds[order]
@@ -180,7 +206,7 @@ def _by_run(t: Array, bounds: NDArray[np.int64]) -> tuple[Array, NDArray[np.int6
     return np.maximum.reduceat(t[:, order], starts, axis=1), ordered[starts]
 
 
-def peak_statistic(plan: Design, t: Array) -> tuple[Array, NDArray[np.int64]]:
+def peak_statistic(plan: Design, t: Array) -> tuple[Array, Indices]:
     """Interior peak: the largest over runs M of min(M above a run on its left, M above a run on its right), (N,).
 
     Also the run M that attains it, (N, 2). Under a non-decreasing truth every fall has a mean of at most 0, and under
@@ -235,6 +261,8 @@ def _null(packed: bytes, count: int, seeds: int, draws: int, seed: int) -> Null:
 
 def null(plan: Design, draws: int = NULL_DRAWS, seed: int = 0) -> Null:
     """The statistics of a design with equal means, by simulation under each noise profile. Cached."""
+    if plan.count > ALL_RUNS_UP_TO:
+        draws = min(draws, LONG_DRAWS)
     return _null(np.ascontiguousarray(plan.present).tobytes(), plan.count, plan.seeds, draws, seed)
 
 

@@ -12,20 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from curvact.errors import CurvactError
 from curvact.study import _contrasts as engine
-from curvact.study._contrasts import Array, Design, Mask
+from curvact.study._contrasts import Array, Design, Indices, Mask
 from curvact.study._shapes import MIN_PLATEAU, ShapeWeight, monotone_fit, shape_weights
 
-Indices = NDArray[np.int64]
 KINDS = ("interior peak", "U shape", "plateau", "monotone rise", "monotone fall", "flat", "inconclusive")
 SEEDS_SEARCHED = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 25, 30, 40, 50, 60, 80, 100, 130, 160, 200)
 TARGET_POWER = 0.8
 BUMP_DECADES = 0.35  # standard deviation, in log10 curvature, of the peak that power is stated for
 LARGEST = 1e100
+MOST_CURVATURES = 40
+INTERVAL_PRIOR_DF = (
+    1.0  # an interval is judged one curvature at a time: shrink less, so that each of them is covered
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class ShapeVerdict:
     """What S seeds at K curvatures say about one curve. `kind` is what is shown, `likely` only what fits best.
 
     kind: "interior peak" (a run of curvatures lies above one on its left and one on its right), "U shape" (its mirror),
-    "plateau" (a rise or a fall is shown, and the best end of the curve lies within `margin`), "monotone rise" and
-    "monotone fall" (shown, and the optimum is one of the two curvatures at the upper end of the curve), "flat" (the whole
-    curve lies within `margin`), "inconclusive". Words describe the curve as it is drawn, so for a Hessian norm
-    (maximise=False) the shape with an interior optimum is "U shape".
+    "plateau" (a rise or a fall is shown, and the best end of the curve, three curvatures or more, lies within `margin`),
+    "monotone rise" and "monotone fall" (shown, and the optimum is one of the two curvatures at the best end of the
+    curve), "flat" (the whole curve lies within `margin`), "inconclusive". Words describe the curve as it is drawn, so for
+    a Hessian norm (maximise=False) the shape with an interior optimum is "U shape".
     """
 
     kind: str
@@ -162,12 +164,12 @@ def interval_half_widths(values: Array, level: float) -> tuple[Array, Array]:
         means = np.nanmean(values, axis=2)
         return means, np.full_like(means, np.nan)
     else:
-        means, noise, effects = engine.fit(plan, filled)
+        means, noise, effects = engine.fit(plan, filled, INTERVAL_PRIOR_DF)
         per_seed = 1.0 / (1.0 / present.sum(0)).mean()  # harmonic mean
         pooled = (plan.df_each * noise).sum(1) / plan.df_each.sum()
         between = per_seed * effects.var(1, ddof=1) if plan.paired else pooled
         shared = np.maximum(between - pooled, 0.0) / per_seed
-        noise_df = np.minimum(plan.df_each + engine.PRIOR_DF, plan.df)
+        noise_df = np.minimum(plan.df_each + INTERVAL_PRIOR_DF, plan.df)
         doubt = ((between**2 / (seeds - 1) + pooled**2 / plan.df) / per_seed**2)[:, None]
         total = shared[:, None] + noise
         df = total**2 / np.maximum(doubt + noise**2 / noise_df, np.finfo(np.float64).tiny)
@@ -223,7 +225,7 @@ def seeds_for_equivalence(noise: Array, margin: float, level: float = 0.95, seed
 
 
 def _pair_df(total: float, own: float) -> float:
-    return max(1.0, min(total, own + engine.PRIOR_DF))
+    return max(1.0, min(total, own + INTERVAL_PRIOR_DF))
 
 
 def _pair_bounds(plan: Design, means: Array, variances: Array, level: float) -> Array:
@@ -297,6 +299,8 @@ def shape_verdict(
         raise CurvactError(
             f"curvatures = {list(map(float, kappa))}: allowed are positive finite numbers in ascending order"
         )
+    if len(kappa) > MOST_CURVATURES:
+        raise CurvactError(f"{len(kappa)} curvatures: a verdict takes at most {MOST_CURVATURES}")
     if not rows.any():
         raise CurvactError("values holds no finite number: no trial of this family has a result")
     notes = []
@@ -384,7 +388,8 @@ def shape_verdict(
     inside = optimum_members(plan, t, level)[0]
     inside[best] = True
     members = np.flatnonzero(inside)
-    bounds = _pair_bounds(plan, means, variances, level)
+    _, cautious, _ = engine.fit(plan, filled[None], INTERVAL_PRIOR_DF)
+    bounds = _pair_bounds(plan, means, cautious[0], level)
     squared = variances / present.sum(1)
     likely = shape_weights(means, squared, float(plan.df), int(present.sum()))
     top = next((w for w in likely if w.shape in ("rise then plateau", "plateau then fall", "flat")), None)

@@ -44,6 +44,7 @@ class _Shown:
     family: str
     robustness: ShapeVerdict
     sentences: tuple[str, ...]
+    details: tuple[str, ...]
     centered: bool
     epochs: int
 
@@ -75,8 +76,9 @@ def summarize(folder: Path) -> Summary:
         intervals=mean_intervals,
         interval_text=_INTERVALS,
     )
-    sentences = tuple(f"{_heading(rows, verdict)}: {line}" for verdict in shown for line in verdict.sentences)
-    return Summary(results_table(rows, mean_intervals), (*sentences, *across), page, csv)
+    # The terminal shows where the optimum is, whether a peak is supported, what fits best, and the norms; the page shows all.
+    short = tuple(f"{_heading(rows, v)}: {line}" for v in shown for line in (*v.sentences[:3], *v.sentences[-1:]))
+    return Summary(results_table(rows, mean_intervals), short + across, page, csv)
 
 
 def _verdicts(
@@ -87,7 +89,7 @@ def _verdicts(
     for group in groups_of(rows):
         verdict = _verdict(rows, group)
         if verdict is not None:
-            shown.append(_Shown(group.family, verdict.robustness, verdict.sentences, group.centered, group.epochs))
+            shown.append(_show(verdict, group))
             whole.setdefault((group.centered, group.epochs), []).append(verdict)
     across = tuple(
         line if len(whole) == 1 else f"{'centred' if centered else 'not centred'}, {epochs} epochs: {line}"
@@ -106,7 +108,7 @@ def _verdict(rows: list[dict[str, object]], group: Group) -> Verdict | None:
     for column in HESSIAN_NORMS:
         table = cells(rows, group, column)
         if table.seeds == robust.seeds and np.array_equal(table.curvatures, robust.curvatures):
-            norms[column] = _log10(table.values)
+            norms[_in_words(column)] = _log10(table.values)
     return sweep_verdict(group.family, robust.curvatures.tolist(), robust.values, norms, band=BAND)
 
 
@@ -125,6 +127,33 @@ def _calibration(shown: list[_Shown]) -> tuple[tuple[str, str, str], ...]:
 def _log10(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """log10, NaN where an estimate came out as 0 (its noise exceeded it)."""
     return np.log10(np.where(values > 0, values, np.nan))
+
+
+def _show(verdict: Verdict, group: Group) -> _Shown:
+    """The sentences on robustness and one on the norms first; a sentence a norm to unfold."""
+    split = len(verdict.sentences) - len(verdict.norms)
+    sentences = [line.removeprefix(f"{verdict.family}: ") for line in verdict.sentences[:split]]
+    if verdict.norms:
+        supported = [name for name, shape in verdict.norms.items() if shape.kind == "U shape"]
+        names = f": {', '.join(supported)}" if supported else ""
+        sentences.append(
+            f"A U shape of the Hessian norm is supported for {len(supported)} of {len(verdict.norms)} norms{names}."
+        )
+    return _Shown(
+        group.family, verdict.robustness, tuple(sentences), verdict.sentences[split:], group.centered, group.epochs
+    )
+
+
+_NORMS = {
+    "rms": "‖diag H‖₂/√P",
+    "gradient_relative": "‖diag H‖₂/‖∇L‖₂",
+    "scale_invariant": "‖θ²⊙diag H‖₂",
+}
+
+
+def _in_words(column: str) -> str:
+    loss, _, norm = column.partition("_hessian_")
+    return f"{_NORMS[norm]} of the {loss} loss"
 
 
 def _heading(rows: list[dict[str, object]], verdict: _Shown) -> str:

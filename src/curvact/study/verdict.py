@@ -181,9 +181,11 @@ def _likely(shape: ShapeVerdict) -> list[str]:
             name = f"a plateau from κ = {where.low:g}"
         else:
             name = f"a plateau up to κ = {where.high:g}"
-        return [f"What fits best is {name} ({weights}); over it the means differ by {spread}."]
+        return [
+            f"By BIC, which favours simple curves, what fits best is {name} ({weights}); over it the means differ by {spread}."
+        ]
     name = "a monotone curve without a plateau" if monotone >= peak else "a peak"
-    return [f"What fits best is {name} ({weights})."]
+    return [f"By BIC, which favours simple curves, what fits best is {name} ({weights})."]
 
 
 def _seeds(shape: ShapeVerdict) -> list[str]:
