@@ -449,7 +449,12 @@ def test_modes() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["rctaf(alpha=3, beta=3, learnable=True, centered=True)", "mish(alpha=3, learnable=True)"]
+    "name",
+    [
+        "rctaf(alpha=3, beta=3, learnable=True, centered=True)",
+        "mish(alpha=3, learnable=True)",
+        "squareplus(b=0.1, learnable=True)",
+    ],
 )
 def test_compiled_gradients_also_at_zero(name: str) -> None:
     torch._dynamo.reset()
@@ -471,4 +476,11 @@ def test_compiled_gradients_also_at_zero(name: str) -> None:
     )
     z = torch.tensor([-1.0, 0.0, 1.0])
     torch.testing.assert_close(forward(z), act.slope(z), rtol=0, atol=2e-6)
+    torch._dynamo.reset()
+    twice = torch.compile(
+        lambda t: torch.func.jvp(torch.func.grad(lambda s: act(s).sum()), (t,), (torch.ones_like(t),))[1],
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    torch.testing.assert_close(twice(z), act.curvature(z), rtol=0, atol=1e-5)
     torch._dynamo.reset()

@@ -134,7 +134,7 @@ def test_killed_and_resumed_gives_the_same(unbroken: tuple[Path, Path], tmp_path
     process = _run(spec, there, "--workers", "1")
     _wait_for(lambda: any(not p.name.startswith(".") for p in (there / "trials").glob("*")))
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     done = [p for p in (there / "trials").iterdir() if not p.name.startswith(".")]
     assert 1 <= len(done) < 4
     process = _run(spec, there)

@@ -80,9 +80,11 @@ def apply(x: Tensor, alpha: Scale, shape: Shape) -> Tensor:
     """σ(x), elementwise, in the dtype of x."""
     if not x.is_floating_point():
         raise CurvactError(f"an activation got a tensor of {x.dtype}: it takes floating-point tensors")
-    if torch.compiler.is_compiling():
+    if fused():
         traced: Tensor = _Traced.apply(x, alpha, shape)  # type: ignore[no-untyped-call]
         return traced
+    if torch.compiler.is_compiling():
+        return evaluate(x, alpha, shape, 0)
     return derivative(x, alpha, shape, 0)
 
 
@@ -196,7 +198,7 @@ class _Derivative(torch.autograd.Function):
 
 
 class _Traced(torch.autograd.Function):
-    """σ under `torch.compile`: plain code both ways, which the compiler fuses and transforms further."""
+    """σ under `torch.compile`: plain code both ways. Under transforms there the compiler differentiates `evaluate` instead."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, shape: Shape) -> Tensor:
@@ -214,7 +216,15 @@ class _Traced(torch.autograd.Function):
 
 def _transformed() -> bool:
     """Whether a functorch transform (grad, vmap, jvp) is running: results may be wrapped, and nothing is written in place."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0  # type: ignore[attr-defined]
+
+
+def fused() -> bool:
+    """Whether the formulas are being compiled, and are not going to be differentiated.
+
+    Then many small operations are cheap and an exponential is not, and a formula may be a polynomial fitted to the function.
+    """
+    return torch.compiler.is_compiling() and not _transformed()
 
 
 # ---- how a formula is run: a native kernel on the CPU, one compiled kernel, or plain tensor operations ----

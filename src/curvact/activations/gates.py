@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.activations._core import SATURATED, Scale, Shape
+from curvact.activations._core import SATURATED, Scale, Shape, fused
 from curvact.activations.base import ScaledActivation, number, one_of, positive
-from curvact.activations.rct import fade, magnitude, over, ramp, sigmoids, softplus
+from curvact.activations.rct import fade, over, ramp, sigmoids, softplus
 
 _FLAT = 1e3
 """Beyond |u| = 1000 the gates are exactly 0 or 1 in float64: inputs are cut there where 0·inf would give NaN."""
@@ -86,7 +86,9 @@ _WIDE = 1e18
 
 
 def _squareplus_value(x: Tensor, alpha: Scale) -> Tensor:
-    a = magnitude(x * alpha)
+    u = x * alpha
+    # |u|, with slope 1 at 0 as `ramp` has, where it may be differentiated.
+    a = torch.where(u < 0, -u, u) if torch.compiler.is_compiling() and not fused() else u.abs()
     root = torch.sqrt(1 + a.clamp(max=_WIDE) ** 2)
     return ramp(x) + 0.5 / ((root + a) * alpha)
 
@@ -149,7 +151,7 @@ def _power_shape(n: int) -> Shape:
         out = softplus(x, alpha)
         if n == 1:
             return out
-        s = sigmoids(x * alpha)[0] if torch.compiler.is_compiling() else torch.sigmoid(x * alpha)
+        s = sigmoids(x * alpha)[0] if fused() else torch.sigmoid(x * alpha)
         total = s / (n - 1)
         for k in range(n - 2, 0, -1):
             total = (total + 1 / k) * s
@@ -218,7 +220,7 @@ class PowerGate(ScaledActivation):
 
 
 def _gelu_value(x: Tensor, alpha: Scale) -> Tensor:
-    if torch.compiler.is_compiling():
+    if fused():
         x = _floor(x, alpha)
         return x * (0.5 + 0.5 * torch.erf(x * alpha * math.sqrt(0.5)))
     return F.gelu((x * alpha).clamp(-SATURATED, SATURATED)) / alpha + F.relu(x - SATURATED / alpha)
@@ -227,7 +229,7 @@ def _gelu_value(x: Tensor, alpha: Scale) -> Tensor:
 def _gelu_slope(u: Tensor) -> Tensor:
     half = 0.5 + 0.5 * torch.erf(u * math.sqrt(0.5))
     density = torch.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi))
-    if torch.compiler.is_compiling():
+    if fused():
         return half + torch.where(u.abs() < SATURATED, u * density, 0.0)
     return half + u.clamp(-SATURATED, SATURATED) * density
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.activations._core import SATURATED, Scale, Shape, apply
+from curvact.activations._core import SATURATED, Scale, Shape, apply, fused
 from curvact.activations._polynomials import polynomial
 from curvact.activations.base import Activation, ScaledActivation, number, one_of, positive
 from curvact.activations.curvature import Peak
@@ -31,7 +31,7 @@ _REMAINDERS: tuple[tuple[float, ...], ...] = (
 
 def softplus(x: Tensor, alpha: Scale) -> Tensor:
     """softplus(αx)/α without overflow, and without the seam that torch's own threshold of 20 leaves in float64."""
-    if torch.compiler.is_compiling():
+    if fused():
         e = decay(x * alpha)
         return ramp(x) + over(e * polynomial("softplus", e - 0.5), alpha)
     if not isinstance(alpha, Tensor):
@@ -40,23 +40,14 @@ def softplus(x: Tensor, alpha: Scale) -> Tensor:
     return F.softplus(u, 1.0, SATURATED) / alpha + F.relu(x - SATURATED / alpha)
 
 
-# What follows is fast where a compiler fuses it. There relu and |u| have slope 1 at 0, so that forward-mode differentiation of
-# relu(x) + r(|αx|)/α gives σ'(0).
-
-
 def ramp(x: Tensor) -> Tensor:
-    """relu(x)."""
+    """relu(x), with slope 1 at 0."""
     return x.clamp(min=0)
-
-
-def magnitude(u: Tensor) -> Tensor:
-    """|u|."""
-    return torch.where(u < 0, -u, u) if torch.compiler.is_compiling() else u.abs()
 
 
 def decay(u: Tensor) -> Tensor:
     """exp(−|u|)."""
-    return torch.exp(torch.where(u < 0, u, -u) if torch.compiler.is_compiling() else -u.abs())
+    return torch.exp(-u.abs())
 
 
 def over(r: Tensor, alpha: Scale) -> Tensor:
@@ -70,8 +61,8 @@ def fade(s: Tensor, power: int) -> Tensor:
 
 
 def sigmoids(u: Tensor) -> tuple[Tensor, Tensor]:
-    """sigmoid(u) and sigmoid(−u), each to its own relative accuracy; one exponential where compiled."""
-    if not torch.compiler.is_compiling():
+    """sigmoid(u) and sigmoid(−u), each to its own relative accuracy; one exponential where fused."""
+    if not fused():
         return torch.sigmoid(u), torch.sigmoid(-u)
     e = decay(u)
     large = 1 / (1 + e)
@@ -101,7 +92,7 @@ def _rct_shape(beta: int) -> Shape:
     def value(x: Tensor, alpha: Scale) -> Tensor:
         if beta == 0:
             return softplus(x, alpha)
-        if torch.compiler.is_compiling():
+        if fused():
             e = decay(x * alpha)
             q = fade(e / (1 + e), 2**beta)
             r = polynomial(f"rct{beta}", q - 0.25)

@@ -50,8 +50,8 @@ class TrainingSpec(_Strict):
     """How each trial is trained; epochs are a factor."""
 
     objective: str = "pgd-at"
-    batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(0.05, gt=0, allow_inf_nan=False)
+    batch_size: int = Field(48, ge=2)
+    learning_rate: float = Field(0.06, gt=0, allow_inf_nan=False)
     warmup: float = Field(0.3, ge=0, lt=1)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
@@ -65,11 +65,12 @@ class TrainingSpec(_Strict):
 
 
 class EvaluationSpec(_Strict):
-    """The PGD that measures robust accuracy."""
+    """The PGD that measures robust accuracy: on the whole test set, and on the first `train_images` of the training set."""
 
     steps: int = Field(20, ge=1)
     step_size: float = Field(0.04, gt=0, allow_inf_nan=False)
     restarts: int = Field(1, ge=1)
+    train_images: int = Field(512, ge=1)
 
 
 class HessianSpec(_Strict):

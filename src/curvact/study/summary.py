@@ -132,7 +132,7 @@ def _log10(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _show(verdict: Verdict, group: Group) -> _Shown:
     """The sentences on robustness and one on the norms first; a sentence a norm to unfold."""
     split = len(verdict.sentences) - len(verdict.norms)
-    sentences = [line.removeprefix(f"{verdict.family}: ") for line in verdict.sentences[:split]]
+    sentences = [_capital(line.removeprefix(f"{verdict.family}: ")) for line in verdict.sentences[:split]]
     if verdict.norms:
         supported = [name for name, shape in verdict.norms.items() if shape.kind == "U shape"]
         names = f": {', '.join(supported)}" if supported else ""
@@ -142,6 +142,10 @@ def _show(verdict: Verdict, group: Group) -> _Shown:
     return _Shown(
         group.family, verdict.robustness, tuple(sentences), verdict.sentences[split:], group.centered, group.epochs
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 _NORMS = {

@@ -98,13 +98,15 @@ def _metrics(
     model: torch.nn.Module, data: Splits, config: dict[str, Any], threat_model: ThreatModel
 ) -> dict[str, float]:
     seed = config["seed"]
+    settings = {key: config["evaluation"][key] for key in ("steps", "step_size", "restarts")}
 
     def attack_for(split: str) -> Attack:
         random = generator(seed, f"evaluation/{split}")
-        return lambda model, x, y: pgd(model, x, y, threat_model, generator=random, **config["evaluation"])
+        return lambda model, x, y: pgd(model, x, y, threat_model, generator=random, **settings)
 
+    some = slice(0, config["evaluation"]["train_images"])
     test = evaluate(model, data.test.inputs(), data.test.labels, attack_for("test"))
-    train = evaluate(model, data.train.inputs(), data.train.labels, attack_for("train"))
+    train = evaluate(model, data.train.inputs(some), data.train.labels[some], attack_for("train"))
     metrics = {
         "clean_accuracy": test.clean,
         "robust_accuracy": test.robust,
@@ -113,7 +115,7 @@ def _metrics(
     }
     if config["hessian"] is None:
         return metrics
-    count = min(config["hessian"]["images"], len(data.train))
+    count = min(config["hessian"]["images"], len(train.x_adv))
     y = data.train.labels[:count]
     own = {id(p) for module in model.modules() if hasattr(module, "max_curvature") for p in module.parameters()}
     exclude = [name for name, p in model.named_parameters() if id(p) in own]

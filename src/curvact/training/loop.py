@@ -33,8 +33,8 @@ class Recipe:
 
     objective: str = "pgd-at"
     epochs: int = 10
-    batch_size: int = 32
-    learning_rate: float = 0.05
+    batch_size: int = 48
+    learning_rate: float = 0.06
     warmup: float = 0.3
     momentum: float = 0.9
     weight_decay: float = 5e-4
