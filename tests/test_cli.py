@@ -13,7 +13,12 @@ ROOT = Path(__file__).parents[1]
 
 def curvact(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "curvact.cli", *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, check=False
+        [sys.executable, "-m", "curvact.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -40,7 +45,9 @@ def test_activation_of_non_monotone_and_kinked() -> None:
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_plot(tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"curves.{ending}"
-    done = curvact("activation", "rctaf(curvature=6)", "rctaf(curvature=6, beta=3)", "relu", "--plot", str(file))
+    done = curvact(
+        "activation", "rctaf(curvature=6)", "rctaf(curvature=6, beta=3)", "relu", "--plot", str(file)
+    )
     assert done.returncode == 0, done.stderr
     magic = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
     assert file.read_bytes().startswith(magic)
@@ -53,7 +60,10 @@ def test_plot(tmp_path: Path, ending: str) -> None:
         (("activation", "rtcaf(curvature=6)"), "unknown activation 'rtcaf'; did you mean 'rctaf'?"),
         (("activation", "rctaf(curvature=0)"), "curvature=0 in rctaf: curvature must be a finite number > 0"),
         (("activation", "rctaf(beta=7)"), "beta=7 in rctaf: beta must be a whole number from 0 to 3"),
-        (("activation", "relu", "--plot", "curves.gif"), "--plot curves.gif: the name must end in .png, .svg or .pdf"),
+        (
+            ("activation", "relu", "--plot", "curves.gif"),
+            "--plot curves.gif: the name must end in .png, .svg or .pdf",
+        ),
         (("activation", "relu", "--plot", "/nonexistent/curves.png"), "cannot write /nonexistent/curves.png"),
         (("activation", "relu", "--plot", "x.png", "--reach", "-1"), "--reach -1.0"),
         (("study", "run", "nowhere.yaml"), "cannot read the study nowhere.yaml"),
@@ -61,7 +71,10 @@ def test_plot(tmp_path: Path, ending: str) -> None:
         (("study", "run", "STUDY", "--workers", "0", "--out", "OUT"), "--workers 0: must be >= 1"),
         (("study", "run", "STUDY", "--set", "training.batchsize=3"), "did you mean 'batch_size'"),
         (("study", "run", "STUDY", "--set", "threat_model.epsilon=-1"), "threat_model.epsilon=-1"),
-        (("study", "run", "STUDY", "--set", "factors.curvature=[0]"), "curvature must be a finite number > 0"),
+        (
+            ("study", "run", "STUDY", "--set", "factors.curvature=[0]"),
+            "curvature must be a finite number > 0",
+        ),
         (("study", "run", "STUDY", "--out", "/proc/x"), "cannot write the study folder /proc/x"),
     ],
 )
@@ -88,7 +101,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         f"sys.argv = ['curvact', 'activation', 'relu', '--plot', {str(tmp_path / 'x.png')!r}];"
         "main()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert "x.png" in done.stderr

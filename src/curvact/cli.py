@@ -14,15 +14,21 @@ from rich.table import Table
 
 from curvact.errors import CurvactError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Robust activations, chosen by their curvature.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Robust activations, chosen by their curvature."
+)
 study_app = typer.Typer(no_args_is_help=True, help="Run and report curvature sweeps.")
 app.add_typer(study_app, name="study")
 
 
 @app.command("activation")
 def activation_command(
-    names: Annotated[list[str], typer.Argument(help='such as "rctaf(curvature=6)" or relu; several are compared')],
-    plot: Annotated[Path | None, typer.Option(help="draw σ, σ′ and σ″ side by side into this .png, .svg or .pdf")] = None,
+    names: Annotated[
+        list[str], typer.Argument(help='such as "rctaf(curvature=6)" or relu; several are compared')
+    ],
+    plot: Annotated[
+        Path | None, typer.Option(help="draw σ, σ′ and σ″ side by side into this .png, .svg or .pdf")
+    ] = None,
     reach: Annotated[float | None, typer.Option(help="half the width of the plot's x axis")] = None,
 ) -> None:
     """κ, limits of slope and value, output at 0, monotone or not, positive on negative inputs or not."""
@@ -43,7 +49,10 @@ def activation_command(
     def row(label: str, texts: list[str]) -> None:
         table.add_row(f"[dim]{label}[/]", *texts)
 
-    row("κ = max|σ″|", [f"{_number(r.max_curvature.value)} at x = {_number(r.max_curvature.at)}" for r in reports])
+    row(
+        "κ = max|σ″|",
+        [f"{_number(r.max_curvature.value)} at x = {_number(r.max_curvature.at)}" for r in reports],
+    )
     row("σ(0)", [_number(r.at_zero) for r in reports])
     row("σ′(0)", [_number(r.slope_at_zero) for r in reports])
     row("slope, x → −∞ and +∞", [f"{_number(r.slope_low)} and {_number(r.slope_high)}" for r in reports])
@@ -52,7 +61,10 @@ def activation_command(
     row("monotone", ["yes" if r.monotone else f"no (least slope {_number(r.least_slope)})" for r in reports])
     row(
         "positive for some x < 0",
-        [f"yes (up to {_number(r.largest_on_negative)})" if r.positive_on_negative else "no" for r in reports],
+        [
+            f"yes (up to {_number(r.largest_on_negative)})" if r.positive_on_negative else "no"
+            for r in reports
+        ],
     )
     Console().print(table)
     if plot is not None:
@@ -64,9 +76,15 @@ def activation_command(
 def study_run(
     spec: Annotated[Path, typer.Argument(help="the study as YAML, such as studies/digits.yaml")],
     out: Annotated[Path | None, typer.Option(help="folder to write; runs/NAME if not given")] = None,
-    workers: Annotated[int | None, typer.Option(help="worker processes; the number of cores if not given")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a study that was begun in that folder")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override a key: training.batch_size=64")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="worker processes; the number of cores if not given")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with a study that was begun in that folder")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="override a key: training.batch_size=64")
+    ] = None,
 ) -> None:
     """Run every trial of a study side by side, then write its table, plots and page."""
     from curvact.study import load_spec, run_study
@@ -82,7 +100,9 @@ def study_run(
 
 
 @study_app.command("report")
-def study_report(folder: Annotated[Path, typer.Argument(help="the folder that `curvact study run` wrote")]) -> None:
+def study_report(
+    folder: Annotated[Path, typer.Argument(help="the folder that `curvact study run` wrote")],
+) -> None:
     """Write results.csv, the plots and report.html again from the records of a study."""
     _report(folder)
 

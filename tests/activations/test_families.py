@@ -34,7 +34,7 @@ from curvact.activations.rct import remainder
 from curvact.errors import CurvactError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
-import rct_slope  # noqa: E402
+import rct_slope
 
 SMOOTH = [
     "rctaf(curvature=2, beta=0)",
@@ -108,11 +108,15 @@ def test_power_gate_slope_is_a_power(n: int) -> None:
     act = PowerGate(alpha=2.5, n=n)
     x = torch.linspace(-4, 4, 101, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(act(x).sum(), x)
-    torch.testing.assert_close(slope.detach(), (1 / (1 + torch.exp(-2.5 * x.detach()))) ** n, rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        slope.detach(), (1 / (1 + torch.exp(-2.5 * x.detach()))) ** n, rtol=0, atol=1e-14
+    )
     # σ(−∞) = 0 fixes the constant of integration.
     assert abs(float(act(torch.tensor(-30.0, dtype=torch.float64)))) < 1e-15
     harmonic = sum(1 / k for k in range(1, n))
-    assert float(act(torch.tensor(30.0, dtype=torch.float64))) == pytest.approx(30 - harmonic / 2.5, abs=1e-13)
+    assert float(act(torch.tensor(30.0, dtype=torch.float64))) == pytest.approx(
+        30 - harmonic / 2.5, abs=1e-13
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -129,7 +133,11 @@ def test_slope_and_curvature_are_the_derivatives(name: str) -> None:
         torch.testing.assert_close(act.curvature(x.detach()), curvature, rtol=1e-11, atol=1e-12)
     h = 1e-5
     step = (act(x + h) - act(x - h)).detach() / (2 * h)
-    kinks = {"rcraf(alpha=3, gamma=2, centered=True)": act.max_curvature.at, "elu(alpha=0.5)": 0.0, "relu": 0.0}
+    kinks = {
+        "rcraf(alpha=3, gamma=2, centered=True)": act.max_curvature.at,
+        "elu(alpha=0.5)": 0.0,
+        "relu": 0.0,
+    }
     away = (x.detach() - kinks.get(name, math.inf)).abs() > 2 * h
     # Central differences: h²σ'''/6 + rounding/h, about 1e-8 at these curvatures.
     torch.testing.assert_close(act.slope(x.detach())[away], step[away], rtol=0, atol=2e-8)
@@ -225,7 +233,9 @@ def test_gradcheck_and_gradgradcheck(name: str) -> None:
     x = torch.tensor([-2.1, -0.7, -0.05, 0.04, 0.3, 0.66, 1.7, 2.6], dtype=torch.float64, requires_grad=True)
     call, parameters = _call(act, name)
     inputs = (x, *parameters)
-    assert gradcheck(call, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    assert gradcheck(
+        call, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
     assert gradgradcheck(call, inputs, check_fwd_over_rev=True)
 
 
@@ -253,7 +263,8 @@ def test_vmap_over_alpha() -> None:
     for row, alpha in zip(together, alphas, strict=True):
         torch.testing.assert_close(row, RCTAF(float(alpha), 1)(x), rtol=1e-6, atol=1e-7)
     per_sample = torch.vmap(
-        torch.func.grad(lambda a, t: torch.func.functional_call(act, {"alpha": a}, (t,)).sum()), in_dims=(0, None)
+        torch.func.grad(lambda a, t: torch.func.functional_call(act, {"alpha": a}, (t,)).sum()),
+        in_dims=(0, None),
     )(alphas, x)
     assert per_sample.shape == (3,)
 
@@ -392,7 +403,9 @@ def test_only_the_input_is_saved(name: str) -> None:
     assert [t.data_ptr() for t in saved] == [x.data_ptr()]
 
 
-@pytest.mark.parametrize("name", ["rctaf(curvature=3, learnable=True)", "powergate(alpha=2, n=2, learnable=True)"])
+@pytest.mark.parametrize(
+    "name", ["rctaf(curvature=3, learnable=True)", "powergate(alpha=2, n=2, learnable=True)"]
+)
 def test_learnable_alpha_far_from_the_origin(name: str) -> None:
     """∂σ/∂α decays away from 0; in float32 it must not drown in the rounding of a large σ."""
     act = activation(name)
@@ -421,7 +434,9 @@ def test_autocast_keeps_the_input_dtype() -> None:
 def test_centered_is_zero_at_zero_and_changes_nothing_else(name: str) -> None:
     plain = activation(name)
     centered = activation(
-        name if "centered" in name else (f"{name[:-1]}, centered=True)" if "(" in name else f"{name}(centered=True)")
+        name
+        if "centered" in name
+        else (f"{name[:-1]}, centered=True)" if "(" in name else f"{name}(centered=True)")
     )
     x = torch.linspace(-2, 2, 41, dtype=torch.float64)
     assert float(centered(torch.zeros((), dtype=torch.float64))) == pytest.approx(0, abs=1e-16)

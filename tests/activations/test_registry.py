@@ -48,7 +48,10 @@ def test_any_parameter_round_trips_exactly(kappa: float, beta: int) -> None:
         ("rctaf(beta=4)", "beta=4 in rctaf: beta must be a whole number from 0 to 3"),
         ("rctaf(beta=-1)", "beta=-1"),
         ("rctaf(beta=0.5)", "beta=0.5"),
-        ("rctaf(curvture=6)", "unknown parameter 'curvture' in 'rctaf(curvture=6)'.*did you mean 'curvature'"),
+        (
+            "rctaf(curvture=6)",
+            "unknown parameter 'curvture' in 'rctaf(curvture=6)'.*did you mean 'curvature'",
+        ),
         ("rctaf(6)", "cannot read the activation"),
         ("rctaf(curvature=six)", "cannot read a parameter"),
         ("rctaf(curvature='6')", "cannot read a parameter"),
@@ -61,7 +64,9 @@ def test_any_parameter_round_trips_exactly(kappa: float, beta: int) -> None:
     ],
 )
 def test_bad_names_are_one_clear_line(name: str, message: str) -> None:
-    with pytest.raises(CurvactError, match=message.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")) as caught:
+    with pytest.raises(
+        CurvactError, match=message.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")
+    ) as caught:
         activation(name)
     assert "\n" not in str(caught.value)
 

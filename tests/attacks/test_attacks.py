@@ -66,7 +66,9 @@ def test_fgsm_is_one_signed_step() -> None:
     seed=st.integers(0, 5),
 )
 @settings(max_examples=40, deadline=None)
-def test_always_inside_the_threat_model(norm: str, epsilon: float, steps: int, restarts: int, count: int, seed: int) -> None:
+def test_always_inside_the_threat_model(
+    norm: str, epsilon: float, steps: int, restarts: int, count: int, seed: int
+) -> None:
     g = torch.Generator().manual_seed(seed)
     x = torch.rand(count, 1, 2, 3, generator=g)
     x[:, :, 0, 0] = 0.0
@@ -192,8 +194,18 @@ def test_evaluate_counts() -> None:
         (lambda: ThreatModel("l7", 0.1), "norm='l7'"),  # type: ignore[arg-type]
         (lambda: check_images(torch.tensor([0.0, 1.5])), r"\[0, 1.5\]"),
         (lambda: check_images(torch.tensor([0.5, math.nan])), "nan"),
-        (lambda: pgd(_linear(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), steps=-1, step_size=1), "steps=-1"),
-        (lambda: pgd(_linear(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), steps=1, step_size=0), "step_size=0"),
+        (
+            lambda: pgd(
+                _linear(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), steps=-1, step_size=1
+            ),
+            "steps=-1",
+        ),
+        (
+            lambda: pgd(
+                _linear(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), steps=1, step_size=0
+            ),
+            "step_size=0",
+        ),
     ],
 )
 def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -17,5 +17,9 @@ def value(x: float, alpha: float, beta: int) -> mpf:
     start = -mpf(60) / mpf(alpha)
     if x <= start:
         return mpf(0)
-    knots = [start, *[mpf(k) / mpf(alpha) for k in range(-20, 21, 5) if start < mpf(k) / mpf(alpha) < x], mpf(x)]
+    knots = [
+        start,
+        *[mpf(k) / mpf(alpha) for k in range(-20, 21, 5) if start < mpf(k) / mpf(alpha) < x],
+        mpf(x),
+    ]
     return quad(lambda t: slope(t, alpha, beta), knots)

@@ -181,14 +181,16 @@ def test_a_worker_that_keeps_dying_is_given_up(tiny: Path, tmp_path: Path) -> No
 def test_a_fault_inside_a_trial_is_one_line(tiny: Path, tmp_path: Path) -> None:
     config = load_spec(tiny).trials()[0]
     del config["threat_model"]
-    with pytest.raises(CurvactError, match="trial [0-9a-f]{12}: KeyError: 'threat_model'"):
+    with pytest.raises(CurvactError, match=r"trial [0-9a-f]{12}: KeyError: 'threat_model'"):
         run_trials([config], tmp_path / "trials", 1, lambda event: None)
 
 
 def test_another_spec_is_refused(unbroken: tuple[Path, Path]) -> None:
     spec, out = unbroken
     other = load_spec(spec, ["training.momentum=0.5"])
-    with pytest.raises(CurvactError, match=r"holds another study \(training.momentum is 0.9 there and 0.5 here\)"):
+    with pytest.raises(
+        CurvactError, match=r"holds another study \(training.momentum is 0.9 there and 0.5 here\)"
+    ):
         run_study(other, out, resume=True)
 
 
@@ -221,7 +223,10 @@ def test_damaged_trials_are_named(unbroken: tuple[Path, Path], tmp_path: Path) -
 
 
 def test_a_diverging_trial_is_recorded_with_its_cause(tiny: Path, tmp_path: Path) -> None:
-    spec = load_spec(tiny, ["training.learning_rate=1e30", "training.warmup=0", "factors.seed=[0]", "factors.curvature=[1]"])
+    spec = load_spec(
+        tiny,
+        ["training.learning_rate=1e30", "training.warmup=0", "factors.seed=[0]", "factors.curvature=[1]"],
+    )
     config = spec.trials()[0]
     record = run_trial(config, tmp_path)
     assert record["status"] == "failed"
@@ -230,7 +235,9 @@ def test_a_diverging_trial_is_recorded_with_its_cause(tiny: Path, tmp_path: Path
     assert not (tmp_path / trial_id(config) / "model.safetensors").exists()
 
 
-def test_a_full_disk_leaves_nothing_half_written(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_half_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_spec(tiny).trials()[0]
     real = trial_module.atomic_write
 

@@ -40,7 +40,10 @@ def test_the_demo_is_what_was_asked_for() -> None:
 
 def test_a_grid_can_grow_without_changing_the_trials_it_had(tiny: Path) -> None:
     small = {trial_id(t) for t in load_spec(tiny).trials()}
-    grown = {trial_id(t) for t in load_spec(tiny, ["factors.curvature=[1, 3, 6]", "factors.seed=[0, 1, 2]"]).trials()}
+    grown = {
+        trial_id(t)
+        for t in load_spec(tiny, ["factors.curvature=[1, 3, 6]", "factors.seed=[0, 1, 2]"]).trials()
+    }
     assert len(small) == 4
     assert small < grown
     renamed = {trial_id(t) for t in load_spec(tiny, ["name=other"]).trials()}
@@ -60,7 +63,10 @@ def test_trial_ids_are_fixed(tiny: Path) -> None:
         ({"fators": {}}, "unknown key 'fators'; did you mean 'factors'"),
         ({"training": {"batchsize": 3}}, "unknown key 'training.batchsize'; did you mean 'batch_size'"),
         ({"hessian": {"probs": 3}}, "unknown key 'hessian.probs'; did you mean 'probes'"),
-        ({"threat_model": {"norm": "linf", "epsilon": -0.1}}, r"threat_model.epsilon=-0.1: .*greater than or equal to 0"),
+        (
+            {"threat_model": {"norm": "linf", "epsilon": -0.1}},
+            r"threat_model.epsilon=-0.1: .*greater than or equal to 0",
+        ),
         ({"threat_model": {"norm": "l7"}}, "threat_model.norm='l7'"),
         ({"data": "digit"}, "data='digit': allowed are digits; did you mean 'digits'"),
         ({"model": {"name": "resnet"}}, "model.name='resnet': allowed are mini_resnet"),
@@ -70,7 +76,10 @@ def test_trial_ids_are_fixed(tiny: Path) -> None:
         ({"factors": {"curvature": []}}, "curvature is an empty list"),
         ({"factors": {"curvature": [1, 1]}}, "curvature names a value twice"),
         ({"factors": {"curvature": ["six"]}}, "factors.curvature.0='six'"),
-        ({"factors": {"curvature": [1], "family": ["rtcaf"]}}, "unknown activation 'rtcaf'; did you mean 'rctaf'"),
+        (
+            {"factors": {"curvature": [1], "family": ["rtcaf"]}},
+            "unknown activation 'rtcaf'; did you mean 'rctaf'",
+        ),
         ({"factors": {"curvature": [1], "family": ["relu"]}}, "'relu' has no curvature to choose"),
         ({"factors": {"curvature": [1], "family": ["rctaf(beta=9)"]}}, "beta=9 in rctaf"),
         ({"factors": {"curvature": [1], "family": ["rctaf(curvature=6)"]}}, "sets its curvature"),

@@ -59,7 +59,9 @@ def test_pgd_at_is_cross_entropy_on_the_attacked_images() -> None:
 def test_standard_training_is_nesterov_sgd_by_hand() -> None:
     """One epoch against a re-derivation of SGD, schedule and order that uses neither the loop nor torch.optim."""
     data = _small()
-    recipe = Recipe(objective="standard", epochs=1, batch_size=32, learning_rate=0.1, warmup=0.5, attack_steps=1)
+    recipe = Recipe(
+        objective="standard", epochs=1, batch_size=32, learning_rate=0.1, warmup=0.5, attack_steps=1
+    )
     trained = _model()
     fit(trained, data, recipe, THREAT, seed=3)
 
@@ -106,8 +108,12 @@ def test_schedule_ends() -> None:
 
 
 def test_divergence_names_step_and_rate() -> None:
-    with pytest.raises(Diverged, match=r"the loss became (nan|inf) at step \d+ of \d+ \(epoch \d, learning rate"):
-        fit(_model(), _small(), Recipe(epochs=2, learning_rate=1e30, momentum=0.0, warmup=0.0), THREAT, seed=0)
+    with pytest.raises(
+        Diverged, match=r"the loss became (nan|inf) at step \d+ of \d+ \(epoch \d, learning rate"
+    ):
+        fit(
+            _model(), _small(), Recipe(epochs=2, learning_rate=1e30, momentum=0.0, warmup=0.0), THREAT, seed=0
+        )
 
 
 @pytest.mark.parametrize("recipe", [Recipe(epochs=0), Recipe(batch_size=1), Recipe(warmup=1.0)])

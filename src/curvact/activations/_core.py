@@ -145,7 +145,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _jvp(ctx: Any, *tangents: Any) -> Tensor:
     x, alpha = _remembered(ctx)
     shape, order = ctx.shape, ctx.order
-    terms = []
+    terms: list[Tensor] = []
     if tangents[0] is not None:
         terms.append(tangents[0] * derivative(x, alpha, shape, order + 1))
     if isinstance(alpha, Tensor) and tangents[1] is not None:
@@ -161,7 +161,7 @@ class _Eager(torch.autograd.Function):
         _remember(ctx, x, alpha, shape, order)
         return _run(x, alpha, shape, order)
 
-    backward = staticmethod(_backward)  # type: ignore[assignment]
+    backward = staticmethod(_backward)
     jvp = staticmethod(_jvp)
 
 
@@ -176,7 +176,7 @@ class _Derivative(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _remember(ctx, *inputs)
 
-    backward = staticmethod(_backward)  # type: ignore[assignment]
+    backward = staticmethod(_backward)
     jvp = staticmethod(_jvp)
 
     @staticmethod
@@ -216,7 +216,7 @@ class _Traced(torch.autograd.Function):
 
 def _transformed() -> bool:
     """Whether a functorch transform (grad, vmap, jvp) is running: results may be wrapped, and nothing is written in place."""
-    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0  # type: ignore[attr-defined]
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def fused() -> bool:

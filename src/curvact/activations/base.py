@@ -34,11 +34,13 @@ class Activation(nn.Module):
 
     def slope(self, x: Tensor) -> Tensor:
         """σ'(x), elementwise."""
-        return torch.func.grad(lambda t: self(t).sum())(x)
+        slope: Tensor = torch.func.grad(lambda t: self(t).sum())(x)
+        return slope
 
     def curvature(self, x: Tensor) -> Tensor:
         """σ''(x), elementwise; 0 at a kink."""
-        return torch.func.grad(lambda t: self.slope(t).sum())(x)
+        curvature: Tensor = torch.func.grad(lambda t: self.slope(t).sum())(x)
+        return curvature
 
     @property
     def max_curvature(self) -> Peak:

@@ -1,4 +1,4 @@
-"""The standard activations under the same interface: ReLU, ELU and SiLU (GELU, Mish and softplus have a scale: see `gates`, `rct`)."""
+"""Standard activations under the same interface: ReLU, ELU and SiLU (GELU, Mish and softplus: see `gates` and `rct`)."""
 
 from __future__ import annotations
 

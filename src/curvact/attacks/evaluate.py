@@ -34,7 +34,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, *, batch_si
     check_images(x)
     clean, robust, attacked = [], [], []
     with mode(model, training=False):
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        for images, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             x_adv = attack(model, images, labels)
             with torch.no_grad():
                 right = model(images).argmax(1) == labels

@@ -31,9 +31,13 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
-            raise CurvactError(f"norm={self.norm!r} of a threat model: allowed are {', '.join(get_args(Norm))}")
+            raise CurvactError(
+                f"norm={self.norm!r} of a threat model: allowed are {', '.join(get_args(Norm))}"
+            )
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise CurvactError(f"epsilon={self.epsilon!r} of a threat model: a finite number >= 0, in input units")
+            raise CurvactError(
+                f"epsilon={self.epsilon!r} of a threat model: a finite number >= 0, in input units"
+            )
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The allowed point nearest to x_adv in each coordinate (linf), or along the ray from x, then cut to [0, 1] (l2)."""
@@ -61,7 +65,8 @@ class ThreatModel:
 
 
 def _length(delta: Tensor) -> Tensor:
-    return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.dim() - 1))
+    norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return norm.view(-1, *[1] * (delta.dim() - 1))
 
 
 def check_images(x: Tensor) -> None:
@@ -70,4 +75,6 @@ def check_images(x: Tensor) -> None:
         return
     low, high = (float(v) for v in torch.aminmax(x))
     if not (low >= 0 and high <= 1):
-        raise CurvactError(f"images lie in [{low:.4g}, {high:.4g}]: attacks take inputs in [0, 1] (normalize in the model)")
+        raise CurvactError(
+            f"images lie in [{low:.4g}, {high:.4g}]: attacks take inputs in [0, 1] (normalize in the model)"
+        )

@@ -49,7 +49,9 @@ class Splits:
     test: Dataset
 
 
-def batches(dataset: Dataset, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    dataset: Dataset, size: int, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs in [0, 1], labels) in batches; shuffled where a generator is given. The last batch may be smaller.
 
     >>> test = load("digits").test
@@ -73,7 +75,9 @@ def load(name: str) -> Splits:
     (1258, 180, 359)
     """
     if name not in DATASETS:
-        raise CurvactError(f"unknown data set '{name}'{nearest(name, DATASETS)}; known are {', '.join(DATASETS)}")
+        raise CurvactError(
+            f"unknown data set '{name}'{nearest(name, DATASETS)}; known are {', '.join(DATASETS)}"
+        )
     return DATASETS[name]()
 
 

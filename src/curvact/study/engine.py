@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -92,10 +93,8 @@ def _assign(
     worker.trial = waiting.popleft() if waiting else None
     if worker.trial is not None:
         attempts[worker.trial] += 1
-        try:
+        with contextlib.suppress(OSError):  # it died: the main loop reads the end of its pipe
             worker.connection.send(configs[worker.trial])
-        except OSError:
-            pass  # it died: the main loop reads the end of its pipe
 
 
 def _stop(worker: _Worker) -> None:
@@ -121,7 +120,9 @@ def _work(connection: Connection, folder: str) -> None:
             return
         try:
             connection.send(("start", {"pid": os.getpid()}))
-            record = run_trial(config, Path(folder), lambda epoch: connection.send(("epoch", epoch.as_dict())))
+            record = run_trial(
+                config, Path(folder), lambda epoch: connection.send(("epoch", epoch.as_dict()))
+            )
             connection.send(("done", record))
         except BrokenPipeError:
             return

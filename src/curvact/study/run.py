@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from curvact.study.engine import Event, run_trials
 from curvact.study.spec import StudySpec
@@ -15,7 +23,12 @@ from curvact.study.store import finished, open_folder
 
 
 def run_study(
-    spec: StudySpec, folder: Path, *, workers: int | None = None, resume: bool = False, console: Console | None = None
+    spec: StudySpec,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    resume: bool = False,
+    console: Console | None = None,
 ) -> list[str]:
     """Run every trial of the study that has no record in the folder yet.
 
@@ -33,7 +46,10 @@ def run_study(
     workers = min(workers if workers is not None else os.cpu_count() or 1, len(left))
     with _Display(console, spec, total=len(configs), before=len(configs) - len(left)) as display:
         given_up = run_trials(left, trials, workers, lambda event: display.show(left[event.trial], event))
-    return [f"{_label(left[index])}: its worker died again and again; --resume tries it once more" for index in given_up]
+    return [
+        f"{_label(left[index])}: its worker died again and again; --resume tries it once more"
+        for index in given_up
+    ]
 
 
 def _label(config: dict[str, Any]) -> str:
@@ -56,7 +72,9 @@ class _Display:
             console=console,
             disable=not console.is_terminal,
         )
-        self.study = self.progress.add_task(f"[bold]{spec.name}[/] trials", total=total, completed=before, note="")
+        self.study = self.progress.add_task(
+            f"[bold]{spec.name}[/] trials", total=total, completed=before, note=""
+        )
         self.bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Display:
@@ -79,7 +97,9 @@ class _Display:
             if event.kind == "done":
                 self._done(label, event.content)
             else:
-                self.console.print(f"[yellow]a worker died[/] during {label}: attempt {event.content['attempt']}, run again")
+                self.console.print(
+                    f"[yellow]a worker died[/] during {label}: attempt {event.content['attempt']}, run again"
+                )
 
     def _done(self, label: str, record: dict[str, Any]) -> None:
         self.finished += 1

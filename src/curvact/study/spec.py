@@ -101,7 +101,9 @@ class Factors(_Strict):
             raise ValueError(f"epochs={min(self.epochs)}: must be >= 1")
         for family in self.family:
             if "curvature" in parse_name(family)[1]:
-                raise ValueError(f"family {family!r} sets its curvature: leave that to the factor 'curvature'")
+                raise ValueError(
+                    f"family {family!r} sets its curvature: leave that to the factor 'curvature'"
+                )
             for curvature in self.curvature:
                 activation(with_curvature(family, curvature, False))
         return self

@@ -40,7 +40,9 @@ def open_folder(folder: Path, spec: StudySpec, *, resume: bool) -> Path:
                     f"{folder} holds another study ({_difference(present, spec)}): choose another --out, or delete the folder"
                 )
             if not resume:
-                raise CurvactError(f"{folder} holds this study already: --resume goes on with it, --out chooses another folder")
+                raise CurvactError(
+                    f"{folder} holds this study already: --resume goes on with it, --out chooses another folder"
+                )
         elif folder.exists() and any(folder.iterdir()):
             raise CurvactError(f"{folder} is not empty and holds no study: choose another --out")
         trials = folder / "trials"
@@ -57,7 +59,9 @@ def open_folder(folder: Path, spec: StudySpec, *, resume: bool) -> Path:
 def read_study(folder: Path) -> StudySpec:
     """The spec of a study folder; CurvactError where there is none."""
     if not (folder / "study.yaml").is_file():
-        raise CurvactError(f"{folder} holds no study (no study.yaml): give the folder that `curvact study run` wrote")
+        raise CurvactError(
+            f"{folder} holds no study (no study.yaml): give the folder that `curvact study run` wrote"
+        )
     return load_spec(folder / "study.yaml")
 
 

@@ -55,7 +55,9 @@ def summarize(folder: Path) -> Summary:
     Raises CurvactError for a folder without a study, without a finished trial, or with a damaged one.
     """
     spec = read_study(folder)
-    records = [record for config in spec.trials() if (record := finished(folder / "trials", config)) is not None]
+    records = [
+        record for config in spec.trials() if (record := finished(folder / "trials", config)) is not None
+    ]
     if not records:
         raise CurvactError(f"{folder} has no finished trial: `curvact study run … --resume` goes on with it")
     rows = [row_of(record) for record in records]
@@ -77,7 +79,9 @@ def summarize(folder: Path) -> Summary:
         interval_text=_INTERVALS,
     )
     # The terminal shows where the optimum is, whether a peak is supported, what fits best, and the norms; the page shows all.
-    short = tuple(f"{_heading(rows, v)}: {line}" for v in shown for line in (*v.sentences[:3], *v.sentences[-1:]))
+    short = tuple(
+        f"{_heading(rows, v)}: {line}" for v in shown for line in (*v.sentences[:3], *v.sentences[-1:])
+    )
     return Summary(results_table(rows, mean_intervals), short + across, page, csv)
 
 
@@ -113,7 +117,7 @@ def _verdict(rows: list[dict[str, object]], group: Group) -> Verdict | None:
 
 
 def _calibration(shown: list[_Shown]) -> tuple[tuple[str, str, str], ...]:
-    """The figures of the verdict procedure for the largest design of this study and its noise; none for a single seed or curvature."""
+    """Figures of the verdict procedure for the study's largest design and its noise; none for one seed or curvature."""
     able = [v.robustness for v in shown if v.robustness.seeds > 1 and len(v.robustness.curvatures) > 2]
     if not able:
         return ()
@@ -140,7 +144,12 @@ def _show(verdict: Verdict, group: Group) -> _Shown:
             f"A U shape of the Hessian norm is supported for {len(supported)} of {len(verdict.norms)} norms{names}."
         )
     return _Shown(
-        group.family, verdict.robustness, tuple(sentences), verdict.sentences[split:], group.centered, group.epochs
+        group.family,
+        verdict.robustness,
+        tuple(sentences),
+        verdict.sentences[split:],
+        group.centered,
+        group.epochs,
     )
 
 
@@ -183,6 +192,8 @@ def _provenance(spec: StudySpec, records: list[dict[str, Any]], trials: Path) ->
         "python": all_of("python"),
         "hardware": all_of("processor"),
         "activation kernels": all_of("kernels"),
-        "data": ", ".join(sorted({f"{spec.data} (test sha256 {r['data_sha256']['test'][:12]})" for r in records})),
+        "data": ", ".join(
+            sorted({f"{spec.data} (test sha256 {r['data_sha256']['test'][:12]})" for r in records})
+        ),
         "cost": f"{evaluations:,} gradient evaluations of a batch in training; {seconds:,.0f} core-seconds in all",
     }

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import curvact
-from curvact.activations import activation
+from curvact.activations import Activation, activation, kernel_info, max_curvature
 from curvact.analysis import diagonal_norms
 from curvact.attacks import Attack, ThreatModel, evaluate, mode, pgd
 from curvact.data import Splits, load
@@ -30,7 +30,9 @@ from curvact.training import Diverged, Epoch, Recipe, fit, save_checkpoint
 Record = dict[str, Any]
 
 
-def run_trial(config: dict[str, Any], folder: Path, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Record:
+def run_trial(
+    config: dict[str, Any], folder: Path, on_epoch: Callable[[Epoch], None] = lambda epoch: None
+) -> Record:
     """Train, attack and analyse what the config says, and put it into `folder/<trial id>` whole or not at all.
 
     The folder holds config.json, metrics.jsonl (one line an epoch), model.safetensors and model.json, environment.json and
@@ -53,7 +55,9 @@ def run_trial(config: dict[str, Any], folder: Path, on_epoch: Callable[[Epoch], 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _measure(config: dict[str, Any], identity: str, folder: Path, on_epoch: Callable[[Epoch], None]) -> Record:
+def _measure(
+    config: dict[str, Any], identity: str, folder: Path, on_epoch: Callable[[Epoch], None]
+) -> Record:
     started = time.perf_counter()
     seed = config["seed"]
     data = load(config["data"])
@@ -77,12 +81,22 @@ def _measure(config: dict[str, Any], identity: str, folder: Path, on_epoch: Call
         history.append(epoch)
         on_epoch(epoch)
 
-    record: Record = {"schema": 1, "trial": identity, "config": config, "status": "done", "cause": "", "metrics": {}}
+    record: Record = {
+        "schema": 1,
+        "trial": identity,
+        "config": config,
+        "status": "done",
+        "cause": "",
+        "metrics": {},
+    }
     try:
         fit(model, data, recipe, threat_model, seed=seed, on_epoch=remember)
         record["metrics"] = _metrics(model, data, config, threat_model)
         save_checkpoint(
-            folder / "model.safetensors", model, architecture, {"trial": identity, "metrics": record["metrics"]}
+            folder / "model.safetensors",
+            model,
+            architecture,
+            {"trial": identity, "metrics": record["metrics"]},
         )
     except Diverged as error:
         record.update(status="failed", cause=str(error))
@@ -117,7 +131,9 @@ def _metrics(
         return metrics
     count = min(config["hessian"]["images"], len(train.x_adv))
     y = data.train.labels[:count]
-    own = {id(p) for module in model.modules() if hasattr(module, "max_curvature") for p in module.parameters()}
+    own = {
+        id(p) for module in model.modules() if hasattr(module, "max_curvature") for p in module.parameters()
+    }
     exclude = [name for name, p in model.named_parameters() if id(p) in own]
     with mode(model, training=False):
         for label, x in (("clean", data.train.inputs(slice(0, count))), ("adversarial", train.x_adv[:count])):
@@ -139,7 +155,7 @@ def _metrics(
 
 def _max_curvature(name: str) -> float:
     module = activation(name)
-    return float(module.max_curvature.value)  # type: ignore[union-attr]
+    return module.max_curvature.value if isinstance(module, Activation) else max_curvature(module).value
 
 
 @cache
@@ -158,15 +174,8 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "kernels": _kernels(),
+        "kernels": kernel_info(),
     }
-
-
-def _kernels() -> str:
-    from curvact import activations
-
-    info = getattr(activations, "kernel_info", None)
-    return info() if info is not None else "plain"
 
 
 def _commit() -> str:

@@ -17,12 +17,16 @@ from curvact.files import atomic_write
 from curvact.models import build
 
 
-def save_checkpoint(path: Path, model: nn.Module, architecture: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, model: nn.Module, architecture: Mapping[str, Any], about: Mapping[str, Any]
+) -> None:
     """Write `path` (safetensors) and `path.with_suffix(".json")`, each by a temporary name and a rename.
 
     architecture: `name` and the arguments of `curvact.models.build`. about: whatever else belongs to the weights.
     """
-    tensors = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().contiguous().cpu().clone() for name, tensor in model.state_dict().items()
+    }
     sidecar = {"schema": 1, "architecture": dict(architecture), **about}
     atomic_write(path.with_suffix(".json"), json.dumps(sidecar, indent=2, sort_keys=True) + "\n")
     atomic_write(path, save_tensors(tensors))
@@ -49,7 +53,9 @@ def load_checkpoint(path: str | Path) -> nn.Module:
     try:
         architecture = json.loads(sidecar.read_text())["architecture"]
     except (ValueError, KeyError, TypeError):
-        raise CurvactError(f"the checkpoint's description {sidecar} is not readable JSON with an 'architecture'") from None
+        raise CurvactError(
+            f"the checkpoint's description {sidecar} is not readable JSON with an 'architecture'"
+        ) from None
     tensors = read_tensors(path)
     model = build(**architecture)
     try:

@@ -151,9 +151,17 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
 def training_attack(recipe: Recipe, threat_model: ThreatModel, random: torch.Generator) -> Attack:
     """The PGD of the recipe as an attack `(model, x, y) -> x_adv`."""
 
-    def attack(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def attack(
+        model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
         return pgd(
-            model, x, y, threat_model, steps=recipe.attack_steps, step_size=recipe.attack_step_size, generator=random
+            model,
+            x,
+            y,
+            threat_model,
+            steps=recipe.attack_steps,
+            step_size=recipe.attack_step_size,
+            generator=random,
         )
 
     return attack

@@ -38,7 +38,7 @@ def standard(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, attack_step
 
 
 def pgd_at(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, attack_steps: int) -> Loss:
-    """Cross-entropy on attacked images only (Madry et al. 2018); batch norm in eval mode during the attack, as PAF does. [paper]"""
+    """Cross-entropy on attacked images only (Madry et al. 2018); batch norm in eval mode in the attack, as PAF has it. [paper]"""
     with mode(model, training=False):
         x_adv = attack(model, x, y)
     logits = model(x_adv)
@@ -55,5 +55,7 @@ def objective(name: str) -> Objective:
     'pgd_at'
     """
     if name not in OBJECTIVES:
-        raise CurvactError(f"unknown objective '{name}'{nearest(name, OBJECTIVES)}; known are {', '.join(OBJECTIVES)}")
+        raise CurvactError(
+            f"unknown objective '{name}'{nearest(name, OBJECTIVES)}; known are {', '.join(OBJECTIVES)}"
+        )
     return OBJECTIVES[name]
