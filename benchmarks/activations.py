@@ -1,10 +1,11 @@
-"""Forward + backward time and bytes saved for backward of every activation family, against ReLU, GELU and a naive RCT-AF of autograd.
+"""Forward + backward time and bytes saved for backward of every activation family, against ReLU, GELU and a naive RCT-AF.
 
     python benchmarks/activations.py [--size 1048576] [--threads 1] [--repeats 25] [--markdown]
 
 Every activation runs in one process, one after the other, so that the ratios to torch's GELU in the same mode mean something:
-`auto` is what a user gets outside torch.compile (the native kernel where there is a C compiler), `plain` the tensor operations that
-stand in for it, `compiled` torch.compile of forward and backward. Other work on the machine shows as a median far above the best.
+`auto` is what a user gets outside torch.compile (the native kernel where there is a C compiler), `plain` the tensor operations
+that stand in for it, `compiled` torch.compile of forward and backward. Other work on the machine shows as a median far above the
+best. The naive RCT-AF is plain tensor operations that autograd differentiates.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def measure(dtype: torch.dtype, size: int, repeats: int, device: str) -> list[Ro
 
 
 def table(rows: list[Row], size: int, itemsize: int, markdown: bool) -> str:
-    """A line an activation: for each mode its time and the ratio to GELU in that mode; `plain` is compared with GELU uncompiled."""
+    """A line an activation: for each mode its time and the ratio to GELU, compiled or not as the mode is."""
     found = {(r.name, r.mode): r for r in rows}
     bar, edge = (" | ", "|") if markdown else ("  ", "")
     modes = ("auto", "plain", "compiled")
