@@ -103,7 +103,8 @@ def test_one_seed_is_inconclusive(tmp_path: Path) -> None:
     _plant(tmp_path / "s", lambda kappa, config: 0.5 + 0.1 * (kappa == 6), seed=[0])
     text = "\n".join(summarize(tmp_path / "s").sentences).lower()
     assert "an error bar nothing more can be said" in " ".join(text.split())
-    assert "is supported" not in text
+    assert "peak is supported" not in text
+    assert "no u shape of the hessian norm is shown, for none of 6 norms" in text
 
 
 def test_nothing_finished_is_one_line(tmp_path: Path) -> None:

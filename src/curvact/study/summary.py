@@ -139,9 +139,11 @@ def _show(verdict: Verdict, group: Group) -> _Shown:
     sentences = [_capital(line.removeprefix(f"{verdict.family}: ")) for line in verdict.sentences[:split]]
     if verdict.norms:
         supported = [name for name, shape in verdict.norms.items() if shape.kind == "U shape"]
-        names = f": {', '.join(supported)}" if supported else ""
+        count = f"{len(supported)} of {len(verdict.norms)} norms"
         sentences.append(
-            f"A U shape of the Hessian norm is supported for {len(supported)} of {len(verdict.norms)} norms{names}."
+            f"A U shape of the Hessian norm is supported for {count}: {', '.join(supported)}."
+            if supported
+            else f"No U shape of the Hessian norm is shown, for none of {len(verdict.norms)} norms."
         )
     return _Shown(
         group.family,
