@@ -41,8 +41,8 @@ def activation_command(
     reports = [describe(name) for name in names]
     table = Table(show_header=len(reports) > 1, box=None, pad_edge=False)
     table.add_column("")
-    for report in reports:
-        table.add_column(report.name, overflow="fold")
+    for name in names:
+        table.add_column(name, overflow="fold")
     if len(reports) == 1:
         Console().print(f"[bold]{reports[0].name}[/]")
 

@@ -113,7 +113,8 @@ def draw(modules: Sequence[nn.Module | str], path: Path, reach: float | None = N
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    for index, act in enumerate(acts):
+    for index, (module, act) in enumerate(zip(modules, acts, strict=True)):
+        label = module if isinstance(module, str) else str(act)
         peak = act.max_curvature
         kappa = "∞" if math.isinf(peak.value) else f"{peak.value:.4g}"
         style = {
@@ -121,7 +122,7 @@ def draw(modules: Sequence[nn.Module | str], path: Path, reach: float | None = N
             "linestyle": ["-", "--", "-.", ":"][index // len(colours) % 4],
         }
         for axis, curve in zip(axes, (act(x), act.slope(x), act.curvature(x)), strict=True):
-            axis.plot(x.numpy(), curve.numpy(), linewidth=1.8, label=f"{act}  (κ = {kappa})", **style)
+            axis.plot(x.numpy(), curve.numpy(), linewidth=1.8, label=f"{label}  (κ = {kappa})", **style)
     for axis, title in zip(axes, ("value σ(x)", "slope σ′(x)", "curvature σ″(x)"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("x")
