@@ -143,9 +143,10 @@ def swap_activations(
 ) -> SwapReport:
     """Replace the activations of a model, in place, and report every place.
 
-    from_: what to replace: a class, a name of a torch.nn class such as "ReLU" (ours of that name too), a tuple of these, one module
-        object, or a predicate on modules (for functional calls it is asked about the torch.nn module of that name, with default
-        arguments). None: the usual activations of torch.nn (`USUAL`) and every module that has `slope` and `curvature`.
+    from_: what to replace: a class, a name of a torch.nn class such as "ReLU" (ours of that name too), a tuple of these,
+        one module object, or a predicate on modules (for functional calls it is asked about the torch.nn module of that
+        name, with default arguments). None: the usual activations of torch.nn (`USUAL`) and every module that has `slope`
+        and `curvature`.
     to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a module, which is
         copied unless shared="one".
     shared: a module object that was used at several places becomes one new module at all of them ("keep"), or every place

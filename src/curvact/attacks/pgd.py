@@ -52,7 +52,9 @@ def pgd(
     >>> pgd(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.1), steps=5, step_size=0.05)
     tensor([[0.4000, 0.4000, 0.4000]])
     """
-    if (steps < 0 or restarts < 1 or not step_size > 0) and not (threat_model.epsilon == 0 and step_size == 0):
+    if (steps < 0 or restarts < 1 or not step_size > 0) and not (
+        threat_model.epsilon == 0 and step_size == 0
+    ):
         raise CurvactError(
             f"pgd got steps={steps}, restarts={restarts}, step_size={step_size}: steps >= 0, restarts >= 1, step_size > 0"
         )

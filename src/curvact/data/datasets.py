@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -35,6 +35,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on a device; batches and everything computed from them follow."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
     def inputs(self, index: Tensor | slice = slice(None)) -> Tensor:
         """The chosen images as float32 in [0, 1]."""
         return self.images[index].float().div_(255)
@@ -47,6 +51,10 @@ class Splits:
     train: Dataset
     validation: Dataset
     test: Dataset
+
+    def to(self, device: torch.device | str) -> Splits:
+        """All three on a device."""
+        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
 
 
 def batches(

@@ -70,7 +70,7 @@ def fit(
     seed: int,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
-    """Train the model in place and return what happened, epoch by epoch.
+    """Train the model in place, on the device that holds it and the data, and return what happened, epoch by epoch.
 
     Raises Diverged as soon as an epoch's loss is not finite.
 
@@ -87,6 +87,7 @@ def fit(
             f"epochs={recipe.epochs}, batch_size={recipe.batch_size}, warmup={recipe.warmup}: "
             "epochs >= 1, batch_size >= 2, 0 <= warmup < 1"
         )
+    device = data.train.images.device
     steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
     total = recipe.epochs * steps_per_epoch
     optimizer = torch.optim.SGD(
@@ -99,7 +100,7 @@ def fit(
     history: list[Epoch] = []
     step = evaluations = 0
     for epoch in range(1, recipe.epochs + 1):
-        attack = training_attack(recipe, threat_model, generator(seed, "attack", epoch))
+        attack = training_attack(recipe, threat_model, generator(seed, "attack", epoch, device=device))
         model.train()
         losses, right, rate = [], [], recipe.learning_rate
         for x, y in batches(data.train, recipe.batch_size, generator(seed, "shuffle", epoch)):
@@ -171,6 +172,8 @@ def accuracies(
     model: nn.Module, dataset: Dataset, recipe: Recipe, threat_model: ThreatModel, seed: int, epoch: int
 ) -> tuple[float, float]:
     """Clean and robust accuracy under the training attack."""
-    attack = training_attack(recipe, threat_model, generator(seed, "validation", epoch))
+    attack = training_attack(
+        recipe, threat_model, generator(seed, "validation", epoch, device=dataset.images.device)
+    )
     result = evaluate(model, dataset.inputs(), dataset.labels, attack)
     return result.clean, result.robust
