@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from types import FunctionType
 from typing import Any, Literal
 
@@ -276,7 +277,7 @@ def _run(x: Tensor, alpha: Scale, shape: Shape, order: int, grad: Tensor | None 
         out = _native.run(x, grad, shape.native, order, float(alpha), shape.centered)
         if out is not None:
             return out
-    fused = _fusion == "compiled" or (_fusion == "auto" and device == "cuda")
+    fused = _fusion == "compiled" or (_fusion == "auto" and device == "cuda" and _has_triton())
     if not direct or x.numel() <= (1 if fused else _CHUNK) or not (fused or device == "cpu"):
         out = evaluate(x, alpha, shape, order)
         return out if grad is None else out * grad
@@ -289,9 +290,15 @@ def _run(x: Tensor, alpha: Scale, shape: Shape, order: int, grad: Tensor | None 
         matched = grad if grad.stride() == source.stride() else torch.empty_like(source).copy_(grad)
         flat_grad = _flat(matched)[1]
     if fused:
-        scale = torch.as_tensor(alpha, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        precision = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.no_grad():
-            flat_out.copy_(_kernel(shape, order)(flat.detach(), scale.detach().reshape(()), flat_grad))
+            # A fill on the device, not a copy to it: nothing waits for the GPU.
+            scale = (
+                alpha.detach().reshape(()).to(x.device, precision)
+                if isinstance(alpha, Tensor)
+                else torch.full((), alpha, dtype=precision, device=x.device)
+            )
+            flat_out.copy_(_kernel(shape, order)(flat.detach(), scale, flat_grad))
         return out
     step = _CHUNK * torch.get_num_threads()
     for start in range(0, flat.numel(), step):
@@ -301,6 +308,12 @@ def _run(x: Tensor, alpha: Scale, shape: Shape, order: int, grad: Tensor | None 
         else:
             torch.mul(part, flat_grad[start : start + step], out=flat_out[start : start + step])
     return out
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether torch.compile can make CUDA kernels here."""
+    return find_spec("triton") is not None
 
 
 def _is_memory(x: Tensor) -> bool:
