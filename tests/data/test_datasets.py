@@ -12,6 +12,10 @@ from curvact.errors import CurvactError
 from curvact.random import generator
 
 
+def _pairs(images: np.ndarray, targets: np.ndarray) -> list[tuple[bytes, int]]:
+    return sorted((image.tobytes(), int(target)) for image, target in zip(images, targets, strict=True))
+
+
 def test_digits_are_the_real_ones_split_once() -> None:
     splits = load("digits")
     parts = [splits.train, splits.validation, splits.test]
@@ -19,11 +23,8 @@ def test_digits_are_the_real_ones_split_once() -> None:
     together = torch.cat([p.images for p in parts])
     labels = torch.cat([p.labels for p in parts])
     source = load_digits()
-    key = lambda images, targets: sorted(
-        (im.tobytes(), int(t)) for im, t in zip(images, targets, strict=True)
-    )  # noqa: E731
     grey = np.round(source.images * 255 / 16).astype(np.uint8)
-    assert key(together.numpy().reshape(-1, 8, 8), labels.numpy()) == key(grey, source.target)
+    assert _pairs(together.numpy().reshape(-1, 8, 8), labels.numpy()) == _pairs(grey, source.target)
     assert together.dtype == torch.uint8
     assert labels.dtype == torch.int64
 
