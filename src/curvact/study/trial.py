@@ -131,9 +131,7 @@ def _metrics(
         return metrics
     count = min(config["hessian"]["images"], len(train.x_adv))
     y = data.train.labels[:count]
-    own = {
-        id(p) for module in model.modules() if hasattr(module, "max_curvature") for p in module.parameters()
-    }
+    own = {id(p) for module in model.modules() if isinstance(module, Activation) for p in module.parameters()}
     exclude = [name for name, p in model.named_parameters() if id(p) in own]
     with mode(model, training=False):
         for label, x in (("clean", data.train.inputs(slice(0, count))), ("adversarial", train.x_adv[:count])):
