@@ -235,6 +235,27 @@ def test_a_diverging_trial_is_recorded_with_its_cause(tiny: Path, tmp_path: Path
     assert not (tmp_path / trial_id(config) / "model.safetensors").exists()
 
 
+def test_a_network_that_is_not_finite_fails_its_trial_only(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training ends with finite losses, but a weight is NaN when the Hessian is measured."""
+    real = trial_module.fit
+
+    def poisoned(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        history = real(model, *arguments, **options)
+        with torch.no_grad():
+            next(model.parameters())[0] = float("nan")
+        return history
+
+    monkeypatch.setattr(trial_module, "fit", poisoned)
+    config = load_spec(tiny).trials()[0]
+    record = run_trial(config, tmp_path)
+    assert record["status"] == "failed"
+    assert "the Hessian of the clean loss" in record["cause"]
+    assert "nan" in record["cause"].lower() or "finite" in record["cause"].lower()
+    assert record["metrics"] == {}
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,6 @@ from curvact.errors import CurvactError
 Array = NDArray[np.float64]
 Order = Literal[0, 1, 2]
 
-EPS = float(np.finfo(np.float64).eps)
 NODES = np.array([0.28, 0.5, 0.72])
 """Where a cell is sampled, in parts of its width. A step J of the slope anywhere in the cell shows as ≥ 0.30 J at one of them."""
 STEP_SHARE = 0.25

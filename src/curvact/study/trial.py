@@ -18,7 +18,7 @@ import torch
 import curvact
 from curvact.activations import Activation, activation, kernel_info, max_curvature
 from curvact.analysis import diagonal_norms
-from curvact.attacks import Attack, ThreatModel, evaluate, mode, pgd
+from curvact.attacks import Attack, ThreatModel, evaluate, pgd
 from curvact.data import Splits, load
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
@@ -133,8 +133,8 @@ def _metrics(
     y = data.train.labels[:count]
     own = {id(p) for module in model.modules() if isinstance(module, Activation) for p in module.parameters()}
     exclude = [name for name, p in model.named_parameters() if id(p) in own]
-    with mode(model, training=False):
-        for label, x in (("clean", data.train.inputs(slice(0, count))), ("adversarial", train.x_adv[:count])):
+    for label, x in (("clean", data.train.inputs(slice(0, count))), ("adversarial", train.x_adv[:count])):
+        try:
             norms = diagonal_norms(
                 model,
                 x,
@@ -144,10 +144,13 @@ def _metrics(
                 generator=generator(seed, f"hessian/{label}"),
                 exclude=exclude,
             )
-            for name in ("rms", "gradient_relative", "scale_invariant"):
-                estimate = getattr(norms, name)
-                metrics[f"{label}_hessian_{name}"] = estimate.value
-                metrics[f"{label}_hessian_{name}_se"] = estimate.standard_error
+        except CurvactError as error:
+            # Something in the trained network is not finite: the fault of this trial, not of the sweep.
+            raise Diverged(f"the Hessian of the {label} loss: {error}") from None
+        for name in ("rms", "gradient_relative", "scale_invariant"):
+            estimate = getattr(norms, name)
+            metrics[f"{label}_hessian_{name}"] = estimate.value
+            metrics[f"{label}_hessian_{name}_se"] = estimate.standard_error
     return metrics
 
 
