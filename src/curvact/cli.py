@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from curvact.cli_data import data_app
 from curvact.errors import CurvactError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 study_app = typer.Typer(no_args_is_help=True, help="Run and report curvature sweeps.")
 app.add_typer(study_app, name="study")
+app.add_typer(data_app, name="data")
 
 
 @app.command("activation")

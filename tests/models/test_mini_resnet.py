@@ -18,6 +18,41 @@ def test_shapes(channels: int, size: int, blocks: int) -> None:
     assert model(torch.rand(2, channels, size, size)).shape == (2, 7)
 
 
+def test_size_changes_nothing() -> None:
+    a, b = (
+        MiniResNet("relu", channels=1, size=size, generator=generator(0, "initialization"))
+        for size in (8, 28)
+    )
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(a(x), b(x))
+
+
+def test_stored_results_still_hold() -> None:
+    """Recorded with the first version of this model: weights, order of initialization and forward pass may not change."""
+    model = MiniResNet(
+        "rctaf(curvature=6, learnable=True)",
+        channels=1,
+        scope="stage",
+        generator=generator(0, "initialization"),
+    )
+    names = [name for name, _ in model.named_parameters()]
+    assert names[:5] == ["conv.weight", "bn.weight", "bn.bias", "act.alpha", "stages.0.conv1.weight"]
+    assert names[-4:] == [
+        "stages.1.shortcut.1.weight",
+        "stages.1.shortcut.1.bias",
+        "linear.weight",
+        "linear.bias",
+    ]
+    weights = [-0.0679191202, 0.1545986831, -0.3402400613, -0.0866721123]
+    torch.testing.assert_close(model.conv.weight.flatten()[:4], torch.tensor(weights))
+    bias = [0.0366915762, -0.0096668154, 0.0233066082]
+    torch.testing.assert_close(model.linear.bias[:3], torch.tensor(bias))
+    logits = model(torch.rand(4, 1, 8, 8, generator=generator(1, "x")))[0, :5]
+    expected = [0.0105431899, -0.2771632075, -0.4055442810, 0.5978402495, -0.2051432878]
+    # float32 sums on another machine.
+    torch.testing.assert_close(logits, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
 def test_parameter_count_by_hand() -> None:
     w = 8
     stem = 9 * 1 * w + 2 * w
@@ -33,6 +68,13 @@ def test_sharing_scope(scope: str, count: int) -> None:
     model = MiniResNet("rctaf(curvature=6, learnable=True)", channels=1, scope=scope)  # type: ignore[arg-type]
     assert sum(isinstance(m, Activation) for m in model.modules()) == count
     assert sum(name.endswith("alpha") for name, _ in model.named_parameters()) == count
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+def test_each_stage_after_the_first_halves_the_size_and_doubles_the_width(blocks: int) -> None:
+    model = MiniResNet("relu", channels=1, width=3, blocks=blocks)
+    x = model.stages(torch.rand(1, 3, 32, 32))
+    assert x.shape == (1, 3 * 2 ** (blocks - 1), 64 // 2**blocks, 64 // 2**blocks)
 
 
 def test_any_callable_is_an_activation() -> None:

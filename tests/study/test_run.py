@@ -238,7 +238,7 @@ def test_a_diverging_trial_is_recorded_with_its_cause(tiny: Path, tmp_path: Path
 def test_a_network_that_is_not_finite_fails_its_trial_only(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training ends with finite losses, but a weight is NaN when the Hessian is measured."""
+    """Training ends with finite losses, but a weight is NaN when the network is evaluated."""
     real = trial_module.fit
 
     def poisoned(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
@@ -251,8 +251,7 @@ def test_a_network_that_is_not_finite_fails_its_trial_only(
     config = load_spec(tiny).trials()[0]
     record = run_trial(config, tmp_path)
     assert record["status"] == "failed"
-    assert "the Hessian of the clean loss" in record["cause"]
-    assert "nan" in record["cause"].lower() or "finite" in record["cause"].lower()
+    assert "NaN" in record["cause"]
     assert record["metrics"] == {}
 
 

@@ -54,7 +54,7 @@ def test_a_grid_can_grow_without_changing_the_trials_it_had(tiny: Path) -> None:
 
 def test_trial_ids_are_fixed(tiny: Path) -> None:
     """A change here orphans every study on disk: raise SCHEMA knowingly."""
-    assert trial_id(load_spec(tiny).trials()[0]) == "53c5e8f6e0ad"
+    assert trial_id(load_spec(tiny).trials()[0]) == "df1a7655a169"
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,18 @@ def test_trial_ids_are_fixed(tiny: Path) -> None:
             r"threat_model.epsilon=-0.1: .*greater than or equal to 0",
         ),
         ({"threat_model": {"norm": "l7"}}, "threat_model.norm='l7'"),
-        ({"data": "digit"}, "data='digit': allowed are digits; did you mean 'digits'"),
-        ({"model": {"name": "resnet"}}, "model.name='resnet': allowed are mini_resnet"),
+        ({"data": "digit"}, "data.name='digit': allowed are digits, .*; did you mean 'digits'"),
+        ({"data": {"name": "digits", "sise": 8}}, "unknown key 'data.sise'; did you mean 'size'"),
+        ({"data": {"name": "digits", "train": 0}}, "data.train=0: .*greater than or equal to 1"),
+        ({"data": {"name": "digits", "extra_fraction": 1}}, "data.extra_fraction=1: .*less than 1"),
+        ({"data": 3}, "data=3"),
+        ({"model": {"widht": 4}}, "model: mini_resnet has no argument 'widht'; did you mean 'width'"),
+        ({"model": {"name": "resnet18", "blocks": 4}}, "model: resnet18 has no argument 'blocks'; allowed are scope, width"),
+        ({"model": {"width": 0}}, "model: width=0: must be a whole number >= 1"),
+        ({"model": {"width": "8"}}, "model: width='8': must be a whole number >= 1"),
+        ({"model": {"scope": "block"}}, "model.scope='block'"),
+        ({"training": {"crop": -1}}, "training.crop=-1"),
+        ({"model": {"name": "resnet"}}, "model.name='resnet': allowed are .*mini_resnet"),
         ({"training": {"objective": "pgd"}}, "training.objective='pgd': allowed are standard, pgd-at"),
         ({"factors": {"curvature": [0]}}, "curvature=0.0 in rctaf: curvature must be a finite number > 0"),
         ({"factors": {"curvature": [-6]}}, "curvature=-6.0 in rctaf"),

@@ -4,6 +4,7 @@ from curvact.activations._core import kernel_info, set_fusion
 from curvact.activations.base import Activation, Elementwise, ScaledActivation
 from curvact.activations.curvature import Peak, max_curvature
 from curvact.activations.gates import GELU, Mish, PowerGate, Squareplus, Swish
+from curvact.activations.pssilu import PSSiLU
 from curvact.activations.rct import RCRAF, RCTAF, Softplus
 from curvact.activations.registry import (
     ActivationLike,
@@ -25,6 +26,7 @@ __all__ = [
     "ActivationLike",
     "Elementwise",
     "Mish",
+    "PSSiLU",
     "Peak",
     "PowerGate",
     "ReLU",

@@ -10,6 +10,7 @@ from torch import nn
 
 from curvact.activations.base import Activation
 from curvact.activations.gates import GELU, Mish, PowerGate, Squareplus, Swish
+from curvact.activations.pssilu import PSSiLU
 from curvact.activations.rct import RCRAF, RCTAF, Softplus
 from curvact.activations.standard import ELU, ReLU, SiLU
 from curvact.errors import CurvactError, nearest
@@ -24,6 +25,7 @@ _REGISTRY: dict[str, Factory] = {
     "squareplus": Squareplus,
     "powergate": PowerGate,
     "softplus": Softplus,
+    "pssilu": PSSiLU,
     "gelu": GELU,
     "mish": Mish,
     "silu": SiLU,

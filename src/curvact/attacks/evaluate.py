@@ -2,45 +2,84 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from curvact.attacks.pgd import Attack, mode
-from curvact.attacks.threat import check_images
+from curvact.attacks.pgd import Attack, Model, mode
+from curvact.attacks.threat import (
+    SuspectModelWarning,
+    check_images,
+    check_per_sample,
+    suspect_logits,
+    training_parts,
+    wrong_shape,
+)
+from curvact.errors import CurvactError
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """clean, robust: fractions of images classified correctly. x_adv: the attacked images, N×C×H×W."""
+    """clean, robust: fractions of images classified correctly. x_adv: the attacked images, N×C×H×W.
+
+    clean_correct, robust_correct: for each image, bool, N; robust means correct both clean and attacked.
+    """
 
     clean: float
     robust: float
     x_adv: Tensor
+    clean_correct: Tensor
+    robust_correct: Tensor
 
 
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, *, batch_size: int = 512) -> Robustness:
+def evaluate(model: Model, x: Tensor, y: Tensor, attack: Attack, *, batch_size: int = 512) -> Robustness:
     """Accuracy on x and on attacked x, the model in eval mode (restored after).
 
     An image counts as robust only if it is classified correctly both clean and attacked.
-    x: N×C×H×W in [0, 1] (CurvactError otherwise). y: N, int64.
+    x: N×C×H×W in [0, 1]. y: N, int64.
+    Raises CurvactError for no images, images outside [0, 1], another number of labels, or outputs that are not N×classes. Warns
+    (`SuspectModelWarning`) if the first batch's outputs are probabilities or not finite, or if a part stays in training mode.
 
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     >>> result = evaluate(model, torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64), lambda m, x, y: x)
-    >>> result.clean == result.robust
-    True
+    >>> result.clean == result.robust, result.robust_correct.shape
+    (True, torch.Size([8]))
     """
+    if len(x) == 0:
+        raise CurvactError("evaluate got 0 images: at least 1")
+    check_per_sample("y", y, x)
     check_images(x)
-    clean, robust, attacked = [], [], []
+    clean: list[Tensor] = []
+    robust: list[Tensor] = []
+    attacked: list[Tensor] = []
     with mode(model, training=False):
         for images, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            with torch.no_grad():
+                logits = model(images)
+            if not clean:
+                _inspect(model, logits, len(images))
+            right = logits.argmax(1) == labels
             x_adv = attack(model, images, labels)
             with torch.no_grad():
-                right = model(images).argmax(1) == labels
                 clean.append(right)
                 robust.append(right & (model(x_adv).argmax(1) == labels))
             attacked.append(x_adv)
+    clean_correct, robust_correct = torch.cat(clean), torch.cat(robust)
     return Robustness(
-        torch.cat(clean).double().mean().item(), torch.cat(robust).double().mean().item(), torch.cat(attacked)
+        clean_correct.double().mean().item(),
+        robust_correct.double().mean().item(),
+        torch.cat(attacked),
+        clean_correct,
+        robust_correct,
     )
+
+
+def _inspect(model: Model, logits: Tensor, count: int) -> None:
+    """What `check_model` does, on outputs that are there already."""
+    wrong = wrong_shape(logits, count)
+    if wrong:
+        raise CurvactError(wrong)
+    for line in training_parts(model) + suspect_logits(logits):
+        warnings.warn(line, SuspectModelWarning, stacklevel=3)

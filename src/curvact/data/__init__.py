@@ -1,5 +1,25 @@
-"""Data sets as one small type, and batches of them."""
+"""Data sets as one small type, read from the usual layouts; training batches, augmented and mixed with synthetic images."""
 
-from curvact.data.datasets import DATASETS, Dataset, Splits, batches, load, split
+from curvact.data.catalog import DATASETS, OtherDataWarning, data_root, load, names_a_place
+from curvact.data.dataset import Dataset, Splits, batches, split
+from curvact.data.extra import ExtraImages, open_extra, pseudo_label
+from curvact.data.pipeline import Augmentation, augment, batches_per_epoch, epoch_batches
 
-__all__ = ["DATASETS", "Dataset", "Splits", "batches", "load", "split"]
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Dataset",
+    "ExtraImages",
+    "OtherDataWarning",
+    "Splits",
+    "augment",
+    "batches",
+    "batches_per_epoch",
+    "data_root",
+    "epoch_batches",
+    "load",
+    "names_a_place",
+    "open_extra",
+    "pseudo_label",
+    "split",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +12,27 @@ from curvact.activations import ActivationLike, as_factory
 from curvact.errors import CurvactError
 
 Scope = Literal["network", "stage", "layer"]
-ActivationSource = Callable[[int], nn.Module]
+
+
+def require_sizes(model: str, **sizes: object) -> None:
+    """Raise CurvactError unless every size is a whole number >= 1.
+
+    >>> require_sizes("vit", width=0, depth=6)
+    Traceback (most recent call last):
+        ...
+    curvact.errors.CurvactError: vit got width=0, depth=6: each must be a whole number >= 1
+    """
+    if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sizes.values()):
+        got = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
+        raise CurvactError(f"{model} got {got}: each must be a whole number >= 1")
+
+
+def require_square(model: str, x: Tensor, size: int) -> None:
+    """Raise CurvactError unless the images of a batch are size×size: for models whose last layers depend on it."""
+    if x.shape[-2:] != (size, size):
+        raise CurvactError(
+            f"this {model} was built with size={size} and got images of {x.shape[-2]}×{x.shape[-1]} pixels"
+        )
 
 
 class Normalize(nn.Module):
@@ -36,6 +56,46 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+def normalization(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalize:
+    """The first layer of a model for so many channels; without mean and std it maps [0, 1] to [−1, 1].
+
+    >>> normalization(1, None, None)(torch.zeros(1, 1, 1, 1)).item()
+    -1.0
+    """
+    mean, std = list(mean or [0.5] * channels), list(std or [0.5] * channels)
+    if {len(mean), len(std)} != {channels}:
+        raise CurvactError(f"mean={mean}, std={std} for channels={channels}: one of each per channel")
+    return Normalize(mean, std)
+
+
+class ActivationSource:
+    """From the number of a stage to the activation to use there. `made`: all that it has given out, each once."""
+
+    def __init__(self, activation: ActivationLike, scope: Scope) -> None:
+        if scope not in get_args(Scope):
+            raise CurvactError(f"activation scope {scope!r}: allowed are {', '.join(get_args(Scope))}")
+        self.scope = scope
+        self.made: list[nn.Module] = []
+        self._factory = as_factory(activation)
+        self._shared: dict[int, nn.Module] = {}
+
+    def __call__(self, stage: int) -> nn.Module:
+        if self.scope == "layer":
+            return self._make()
+        key = 0 if self.scope == "network" else stage
+        if key not in self._shared:
+            self._shared[key] = self._make()
+        return self._shared[key]
+
+    def _make(self) -> nn.Module:
+        module: object = self._factory()
+        if not isinstance(module, nn.Module):
+            raise CurvactError(f"the activation's factory made {module!r}: it must make an nn.Module")
+        if not any(module is made for made in self.made):
+            self.made.append(module)
+        return module
+
+
 def activation_source(activation: ActivationLike, scope: Scope) -> ActivationSource:
     """A function from the stage number to the activation to use there.
 
@@ -46,28 +106,70 @@ def activation_source(activation: ActivationLike, scope: Scope) -> ActivationSou
     >>> source(1) is source(1), source(1) is source(2)
     (True, False)
     """
-    if scope not in get_args(Scope):
-        raise CurvactError(f"activation scope {scope!r}: allowed are {', '.join(get_args(Scope))}")
-    factory = as_factory(activation)
-    if scope == "layer":
-        return lambda stage: factory()
-    made: dict[int, nn.Module] = {}
+    return ActivationSource(activation, scope)
 
-    def source(stage: int) -> nn.Module:
-        key = 0 if scope == "network" else stage
-        if key not in made:
-            made[key] = factory()
-        return made[key]
 
-    return source
+class Dropout(nn.Module):
+    """While training, each entry is 0 with probability `rate` and divided by 1 − rate otherwise. The mean is kept. Any shape.
+
+    The masks come from a generator of its own, seeded by `seed`, which `initialize` draws: torch's global state is not
+    touched. Inside `torch.compile`, which takes no generators, they do come from the global one.
+
+    >>> layer = Dropout(0.5)
+    >>> sorted(set(layer(torch.ones(99)).tolist())), layer.eval()(torch.ones(1)).item()
+    ([0.0, 2.0], 1.0)
+    """
+
+    def __init__(self, rate: float, seed: int = 0) -> None:
+        super().__init__()
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise CurvactError(f"dropout={rate!r}: must be a number in [0, 1)")
+        self.rate = rate
+        self.seed = seed
+        self._masks: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        if torch.compiler.is_compiling():
+            return nn.functional.dropout(x, self.rate)
+        if self._masks is None or self._masks.device != x.device:
+            self._masks = torch.Generator(device=x.device).manual_seed(self.seed)
+        kept = torch.rand(x.shape, generator=self._masks, device=x.device) >= self.rate
+        return x * kept / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """Weights from the generator: He-normal (fan out) convolutions, uniform ±1/√fan-in linear layers, batch norm at 1 and 0."""
+def initialize(
+    model: nn.Module,
+    generator: torch.Generator | None,
+    *,
+    activations: Iterable[nn.Module] = (),
+    fan: Literal["fan_in", "fan_out"] = "fan_out",
+    std: float | None = None,
+) -> None:
+    """Weights from the generator: He-normal convolutions, uniform ±1/√fan-in linear layers, norms at 1 and 0.
+
+    generator: None is torch's global one. activations: modules left as they are; they bring their own parameters.
+    fan: of the convolutions; "fan_in" keeps the scale of the forward pass where there is no batch norm.
+    std: as usual for transformers, all convolutions and linear layers have truncated normal weights of this standard
+    deviation, and biases of 0.
+    """
+    if generator is None:
+        generator = torch.default_generator
+    left = {id(module) for activation in activations for module in activation.modules()}
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        if id(module) in left:
+            continue
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and std is not None:
+            nn.init.trunc_normal_(module.weight, std=std, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
@@ -75,5 +177,8 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             if module.bias is not None:
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             module.reset_parameters()
+    for module in model.modules():
+        if isinstance(module, Dropout) and module.rate:
+            module.seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -9,30 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvact.activations import ActivationLike
-from curvact.errors import CurvactError
-from curvact.models.layers import ActivationSource, Normalize, Scope, activation_source, initialize
-
-
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm around a skip: act(bn(conv(act(bn(conv(x))))) + shortcut(x))."""
-
-    def __init__(self, inputs: int, width: int, stride: int, source: ActivationSource, stage: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = source(stage)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.act2 = source(stage)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        return self.act2(out + self.shortcut(x))  # type: ignore[no-any-return]
+from curvact.models.layers import Scope, activation_source, initialize, normalization, require_sizes
+from curvact.models.resnet import BasicBlock
 
 
 class MiniResNet(nn.Module):
@@ -43,7 +21,8 @@ class MiniResNet(nn.Module):
 
     activation: a name, a factory or a module.
     scope: whether the whole network, each stage or each layer has its own activation module.
-    channels, classes: of the data. mean, std: its normalization, which is the first layer.
+    channels, classes: of the data. mean, std: its normalization, which is the first layer. size: side of the images; nothing
+    depends on it. generator: of the initial weights.
     Maps N×channels×H×W in [0, 1] to N×classes logits.
 
     >>> model = MiniResNet("rctaf(curvature=6)", channels=1, classes=10, width=8)
@@ -57,6 +36,7 @@ class MiniResNet(nn.Module):
         *,
         channels: int = 3,
         classes: int = 10,
+        size: int = 32,
         width: int = 8,
         blocks: int = 2,
         mean: Sequence[float] | None = None,
@@ -65,12 +45,11 @@ class MiniResNet(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if min(channels, classes, width, blocks) < 1:
-            raise CurvactError(
-                f"mini_resnet got channels={channels}, classes={classes}, width={width}, blocks={blocks}: each must be >= 1"
-            )
+        require_sizes(
+            "mini_resnet", channels=channels, classes=classes, size=size, width=width, blocks=blocks
+        )
         source = activation_source(activation, scope)
-        self.normalize = Normalize(mean or [0.5] * channels, std or [0.5] * channels)
+        self.normalize = normalization(channels, mean, std)
         self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.act = source(0)
@@ -82,7 +61,7 @@ class MiniResNet(nn.Module):
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.linear = nn.Linear(inputs * 16, classes)
-        initialize(self, generator if generator is not None else torch.default_generator)
+        initialize(self, generator, activations=source.made)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(self.act(self.bn(self.conv(self.normalize(x)))))

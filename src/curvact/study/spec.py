@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +13,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curvact.activations.registry import activation, parse_name
-from curvact.data import DATASETS
+from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, nearest
-from curvact.models import MODELS
+from curvact.models import MODELS, arguments_of
 from curvact.training import OBJECTIVES
 
-SCHEMA = 1
+SCHEMA = 2
 """Part of every trial's content hash: raised when the meaning of a config changes."""
 
 
@@ -25,13 +26,49 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class DataSpec(_Strict):
+    """The images: anything `curvact.data.load` knows, at most so many of each split, and synthetic ones to mix in."""
+
+    name: str = "digits"
+    size: int | None = Field(None, ge=1)
+    train: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+    extra: str | None = None
+    extra_fraction: float = Field(0.5, gt=0, lt=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return name if names_a_place(name) else _choice(name, list(DATASETS))
+
+
 class ModelSpec(_Strict):
-    """The architecture: a name of `curvact.models.MODELS` and its size."""
+    """The architecture: a name of `curvact.models.MODELS`, and the arguments that this one takes, such as width."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "mini_resnet"
-    width: int = Field(8, ge=1)
-    blocks: int = Field(2, ge=1)
     scope: Literal["network", "stage", "layer"] = "layer"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_defaults(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        name = content.get("name", "mini_resnet")
+        if not isinstance(name, str) or name not in MODELS:
+            return content
+        defaults = arguments_of(name)
+        for key, value in content.items():
+            if key in ("name", "scope"):
+                continue
+            if key not in defaults:
+                raise ValueError(
+                    f"{name} has no argument '{key}'{nearest(key, defaults)}; allowed are {', '.join(['scope', *defaults])}"
+                )
+            _check_kind(key, value, defaults[key])
+        return {"name": name, "scope": "layer", **defaults, **content}
 
     @field_validator("name")
     @classmethod
@@ -57,6 +94,9 @@ class TrainingSpec(_Strict):
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
     attack_steps: int = Field(5, ge=0)
     attack_step_size: float = Field(0.08, gt=0, allow_inf_nan=False)
+    crop: int = Field(0, ge=0)
+    flip: bool = False
+    cutout: int = Field(0, ge=0)
 
     @field_validator("objective")
     @classmethod
@@ -114,18 +154,18 @@ class StudySpec(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     question: str = ""
-    data: str = "digits"
-    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
     threat_model: ThreatSpec = ThreatSpec()
     factors: Factors
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     hessian: HessianSpec | None = HessianSpec()
 
-    @field_validator("data")
+    @field_validator("data", mode="before")
     @classmethod
-    def _known(cls, name: str) -> str:
-        return _choice(name, list(DATASETS))
+    def _by_name(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
 
     def trials(self) -> list[dict[str, Any]]:
         """One plain config a trial, in the order of the factors. A trial's id depends on its own config alone.
@@ -251,6 +291,25 @@ def _override(content: dict[str, Any], override: str) -> None:
         place[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise CurvactError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """A size is a whole number >= 1 (0 only where that is the default), a fraction a number, a switch true or false."""
+    if default is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        fits, allowed = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        least = min(default, 1)
+        fits = number and value == int(value) and value >= least
+        allowed = f"a whole number >= {least}"
+    elif isinstance(default, float):
+        fits, allowed = number and math.isfinite(value), "a number"
+    else:
+        fits, allowed = isinstance(value, type(default)), f"a {type(default).__name__}"
+    if not fits:
+        raise ValueError(f"{key}={value!r}: must be {allowed}")
 
 
 def _choice(name: str, allowed: list[str]) -> str:

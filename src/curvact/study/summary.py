@@ -195,7 +195,7 @@ def _provenance(spec: StudySpec, records: list[dict[str, Any]], trials: Path) ->
         "hardware": all_of("processor"),
         "activation kernels": all_of("kernels"),
         "data": ", ".join(
-            sorted({f"{spec.data} (test sha256 {r['data_sha256']['test'][:12]})" for r in records})
+            sorted({f"{spec.data.name} (test sha256 {r['data_sha256']['test'][:12]})" for r in records})
         ),
         "cost": f"{evaluations:,} gradient evaluations of a batch in training; {seconds:,.0f} core-seconds in all",
     }

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,8 @@ import torch
 import curvact
 from curvact.activations import Activation, activation, kernel_info, max_curvature
 from curvact.analysis import diagonal_norms
-from curvact.attacks import Attack, ThreatModel, evaluate, pgd
-from curvact.data import Splits, load
+from curvact.attacks import Attack, SuspectModelWarning, ThreatModel, evaluate, pgd
+from curvact.data import ExtraImages, Splits, load, open_extra
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models import build
@@ -60,7 +61,7 @@ def _measure(
 ) -> Record:
     started = time.perf_counter()
     seed = config["seed"]
-    data = load(config["data"])
+    data, extra = _load(config["data"])
     threat_model = ThreatModel(**config["threat_model"])
     recipe = Recipe(epochs=config["epochs"], **config["training"])
     architecture = {
@@ -68,6 +69,7 @@ def _measure(
         "activation": config["activation"],
         "channels": data.train.images.shape[1],
         "classes": len(data.train.classes),
+        "size": data.train.images.shape[-1],
         "mean": data.train.mean,
         "std": data.train.std,
     }
@@ -90,22 +92,49 @@ def _measure(
         "metrics": {},
     }
     try:
-        fit(model, data, recipe, threat_model, seed=seed, on_epoch=remember)
-        record["metrics"] = _metrics(model, data, config, threat_model)
-        save_checkpoint(
-            folder / "model.safetensors",
-            model,
-            architecture,
-            {"trial": identity, "metrics": record["metrics"]},
-        )
-    except Diverged as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SuspectModelWarning)
+            fit(
+                model,
+                data,
+                recipe,
+                threat_model,
+                seed=seed,
+                extra=extra,
+                extra_fraction=config["data"]["extra_fraction"],
+                on_epoch=remember,
+            )
+            record["metrics"] = _metrics(model, data, config, threat_model)
+            save_checkpoint(
+                folder / "model.safetensors",
+                model,
+                architecture,
+                {
+                    "trial": identity,
+                    "metrics": record["metrics"],
+                    "data": config["data"],
+                    "threat_model": config["threat_model"],
+                },
+            )
+    except (Diverged, SuspectModelWarning) as error:
         record.update(status="failed", cause=str(error))
     atomic_write(folder / "metrics.jsonl", "".join(json.dumps(epoch.as_dict()) + "\n" for epoch in history))
     record["data_sha256"] = {"train": data.train.sha256, "test": data.test.sha256}
+    if extra is not None:
+        record["data_sha256"]["extra"] = extra.sha256
     record["max_curvature"] = _max_curvature(config["activation"])
     record["gradient_evaluations"] = history[-1].gradient_evaluations if history else 0
     record["seconds"] = round(time.perf_counter() - started, 3)
     return record
+
+
+def _load(config: dict[str, Any]) -> tuple[Splits, ExtraImages | None]:
+    counts = {key: config[key] for key in ("size", "train", "validation", "test")}
+    data = load(config["name"], **counts)
+    if config["extra"] is None:
+        return data, None
+    channels, height, width = data.train.images.shape[1:]
+    return data, open_extra(config["extra"], classes=len(data.train.classes), shape=(channels, height, width))
 
 
 def _metrics(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from curvact.attacks import Attack, ThreatModel, evaluate, pgd
-from curvact.data import Dataset, Splits, batches
+from curvact.data import Augmentation, Dataset, ExtraImages, Splits, batches_per_epoch, epoch_batches
 from curvact.errors import CurvactError
 from curvact.random import generator
 from curvact.training.objectives import objective
@@ -29,6 +29,7 @@ class Recipe:
     learning_rate: the highest; it rises linearly over the first `warmup` part of all steps and falls to 0 along a cosine after.
     momentum: Nesterov's.
     attack_steps, attack_step_size: of the PGD inside the objective; the step size in input units.
+    crop, flip, cutout: augmentation of the training images, see `curvact.data.Augmentation`.
     """
 
     objective: str = "pgd-at"
@@ -40,13 +41,17 @@ class Recipe:
     weight_decay: float = 5e-4
     attack_steps: int = 5
     attack_step_size: float = 0.08
+    crop: int = 0
+    flip: bool = False
+    cutout: int = 0
 
 
 @dataclass(frozen=True)
 class Epoch:
     """Means over one epoch's training batches, as they were trained on, and accuracies on the validation split after it.
 
-    train_accuracy: on the (attacked) training batches. gradient_evaluations: forward-backward passes of a batch since the start.
+    train_accuracy: on the (attacked) training batches. gradient_evaluations: forward-backward passes of a batch since the
+    start.
     """
 
     epoch: int
@@ -68,9 +73,14 @@ def fit(
     threat_model: ThreatModel,
     *,
     seed: int,
+    extra: ExtraImages | None = None,
+    extra_fraction: float = 0.5,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
     """Train the model in place, on the device that holds it and the data, and return what happened, epoch by epoch.
+
+    extra, extra_fraction: synthetic images and the part of every batch that they make up; an epoch is one pass over the real
+    ones.
 
     Raises Diverged as soon as an epoch's loss is not finite.
 
@@ -88,7 +98,8 @@ def fit(
             "epochs >= 1, batch_size >= 2, 0 <= warmup < 1"
         )
     device = data.train.images.device
-    steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
+    augmentation = Augmentation(crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
+    steps_per_epoch = batches_per_epoch(data.train, recipe.batch_size, extra, extra_fraction)
     total = recipe.epochs * steps_per_epoch
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -102,8 +113,16 @@ def fit(
     for epoch in range(1, recipe.epochs + 1):
         attack = training_attack(recipe, threat_model, generator(seed, "attack", epoch, device=device))
         model.train()
-        losses, right, rate = [], [], recipe.learning_rate
-        for x, y in batches(data.train, recipe.batch_size, generator(seed, "shuffle", epoch)):
+        losses, right, seen, rate = [], [], 0, recipe.learning_rate
+        for x, y in epoch_batches(
+            data.train,
+            recipe.batch_size,
+            seed=seed,
+            epoch=epoch,
+            augmentation=augmentation,
+            extra=extra,
+            extra_fraction=extra_fraction,
+        ):
             rate = learning_rate(recipe, step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -113,6 +132,7 @@ def fit(
             optimizer.step()
             losses.append(loss.value.detach())
             right.append((loss.logits.argmax(1) == y).sum())
+            seen += len(y)
             evaluations += loss.gradient_evaluations
             step += 1
         values = torch.stack(losses)
@@ -126,7 +146,7 @@ def fit(
         record = Epoch(
             epoch=epoch,
             loss=float(values.mean()),
-            train_accuracy=float(torch.stack(right).sum()) / len(data.train),
+            train_accuracy=float(torch.stack(right).sum()) / seen,
             validation_accuracy=clean,
             validation_robust_accuracy=robust,
             learning_rate=rate,

@@ -1,0 +1,156 @@
+"""One evaluation as a record: what was attacked, with what, what came out, image by image, and everything needed to do it
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelEntry(_Strict):
+    """name: of file or class. sha256: of names, shapes and values of all tensors. architecture: as `curvact.models.build`
+    takes it.
+    """
+
+    name: str
+    sha256: str
+    parameters: int
+    architecture: dict[str, Any] = {}
+
+
+class DataEntry(_Strict):
+    """name: data set and split. sha256: of the images and labels that were attacked."""
+
+    name: str
+    sha256: str
+    count: int = Field(ge=1)
+
+
+class ThreatEntry(_Strict):
+    norm: Literal["linf", "l2", "l1"]
+    epsilon: float = Field(ge=0, allow_inf_nan=False)
+
+
+class EvaluationRecord(_Strict):
+    """The outcome of one attack on one model and one set of images.
+
+    attack: the name of what ran; `ensemble` is true only for a whole AutoAttack (standard, plus or rand), never for a part
+    of it.
+    settings: of the attack. clean_accuracy, robust_accuracy: fractions of the images.
+    clean_correct, robust_correct: one character an image, 1 or 0. broken_by: for each image the attack that broke it,
+    "clean" if it was wrong before any, "" if it stood.
+    findings: what the checklist for gradient masking and the entry checks reported. environment: code, libraries, machine.
+    """
+
+    schema_version: Literal[1] = 1
+    attack: str
+    ensemble: bool
+    settings: dict[str, Any]
+    seed: int
+    batch_size: int = Field(ge=1)
+    threat_model: ThreatEntry
+    model: ModelEntry
+    data: DataEntry
+    clean_accuracy: float = Field(ge=0, le=1)
+    robust_accuracy: float = Field(ge=0, le=1)
+    clean_correct: str = Field(pattern="^[01]+$")
+    robust_correct: str = Field(pattern="^[01]+$")
+    broken_by: list[str] = []
+    findings: list[str] = []
+    seconds: float = Field(ge=0)
+    environment: dict[str, Any] = {}
+
+    @property
+    def standard_error(self) -> float:
+        """Binomial standard error of the robust accuracy: which images were drawn, nothing else."""
+        p, n = self.robust_accuracy, self.data.count
+        return float((p * (1 - p) / n) ** 0.5)
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of what was asked: model, data, threat model, attack, settings, seed and batch size."""
+        asked = {
+            "model": self.model.sha256,
+            "data": self.data.sha256,
+            "threat_model": self.threat_model.model_dump(),
+            "attack": self.attack,
+            "settings": self.settings,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_record(record: EvaluationRecord, path: Path) -> None:
+    """Write a record as JSON, whole or not at all; the folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CurvactError(f"cannot write {path}: {error.strerror}") from None
+    atomic_write(path, json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+
+
+def read_record(path: Path) -> EvaluationRecord:
+    """Read a record; a file that is not one is a CurvactError that names it and the first thing wrong.
+
+    Beyond the fields' own limits, flags and accuracies have to agree: a record edited by hand is refused.
+    """
+    try:
+        record = EvaluationRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CurvactError(f"cannot read the record {path}: {error.strerror}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the whole file"
+        raise CurvactError(f"{path} is no evaluation record: {place}: {problem['msg']}") from None
+    for name in ("clean", "robust"):
+        flags, accuracy = getattr(record, f"{name}_correct"), getattr(record, f"{name}_accuracy")
+        if len(flags) != record.data.count or abs(flags.count("1") / len(flags) - accuracy) > 1e-9:
+            raise CurvactError(
+                f"{path}: {name}_accuracy={accuracy} of {record.data.count} images, but its flags hold "
+                f"{flags.count('1')} of {len(flags)}"
+            )
+    return record
+
+
+def flags(correct: Tensor) -> str:
+    """Booleans as text, one character each.
+
+    >>> flags(torch.tensor([True, False, True]))
+    '101'
+    """
+    return "".join("1" if value else "0" for value in correct.tolist())
+
+
+def model_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
+    """sha256 over the names, types, shapes and bytes of a model's tensors, in the order of their names.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> before = model_hash(layer)
+    >>> with torch.no_grad():
+    ...     _ = layer.bias.add_(1e-6)
+    >>> model_hash(layer) == before
+    False
+    """
+    digest = hashlib.sha256()
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().contiguous().cpu().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+    return digest.hexdigest()
