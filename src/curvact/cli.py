@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curvact.cli_data import data_app
+from curvact.cli_evaluation import evaluation_app
 from curvact.errors import CurvactError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 study_app = typer.Typer(no_args_is_help=True, help="Run and report curvature sweeps.")
 app.add_typer(study_app, name="study")
 app.add_typer(data_app, name="data")
+app.add_typer(evaluation_app)
 
 
 @app.command("activation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -166,8 +167,6 @@ def test_check_model_names_what_is_suspect() -> None:
         r"shape \(5, 3\)": lambda x: linear(x)[1:],
         "returns tuple": lambda x: (linear(x), x),
     }
-    import re
-
     for message, model in cases.items():
         (line,) = check_model(model, x)  # type: ignore[arg-type]
         assert re.search(message, line), line

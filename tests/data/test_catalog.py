@@ -1,4 +1,4 @@
-"""`load`: every name, every layout of it, paths, sizes and limits; the split never moves; whatever is missing is said with its place."""
+"""`load`: every name, every layout of it, paths, sizes and limits; the split never moves; what is missing is said."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_data import cifar_batch, fake_arrays, idx, tar_gz, write_fake, write_svhn
 from PIL import Image
 
 from curvact.data import DATASETS, OtherDataWarning, Splits, data_root, load
 from curvact.data.catalog import CIFAR100, IMAGENETTE
 from curvact.data.dataset import content_hash
 from curvact.errors import CurvactError
+from fake_data import cifar_batch, fake_arrays, idx, tar_gz, write_fake, write_svhn
 
 ARRAYS = [name for name in DATASETS if name not in ("digits", "imagenette")]
 quiet = pytest.mark.filterwarnings("ignore::curvact.data.OtherDataWarning")
@@ -62,7 +62,8 @@ def test_imagenette(fake_data_root: Path) -> None:
 def test_all_layouts_of_cifar_have_one_hash(tmp_path: Path) -> None:
     training, testing = fake_arrays("cifar10", 20), fake_arrays("cifar10", 10, part=1)
     files = {
-        f"data_batch_{i}": cifar_batch(*(a[4 * i - 4 : 4 * i] for a in training), b"labels") for i in range(1, 6)
+        f"data_batch_{i}": cifar_batch(*(a[4 * i - 4 : 4 * i] for a in training), b"labels")
+        for i in range(1, 6)
     }
     files["test_batch"] = cifar_batch(*testing, b"labels")
     roots = [tmp_path / kind for kind in ("inner", "flat", "archive", "npy", "npy-first")]
@@ -91,7 +92,10 @@ def test_both_names_of_idx_files(tmp_path: Path, fake_data_root: Path, dot: str,
 
     wanted = hashes(load("mnist", root=fake_data_root))
     (tmp_path / "mnist").mkdir()
-    for prefix, (images, labels) in (("train", fake_arrays("mnist", 30)), ("t10k", fake_arrays("mnist", 15, part=1))):
+    for prefix, (images, labels) in (
+        ("train", fake_arrays("mnist", 30)),
+        ("t10k", fake_arrays("mnist", 15, part=1)),
+    ):
         for kind, rank, data in (("images", 3, idx(images[:, 0])), ("labels", 1, idx(labels))):
             file = tmp_path / "mnist" / f"{prefix}-{kind}{dot}idx{rank}-ubyte{packed}"
             file.write_bytes(gzip.compress(data) if packed else data)
@@ -218,7 +222,9 @@ def photos(tmp_path: Path) -> Path:
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(15):
             shape = (20 + number, 30 - number, 3)
-            Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(tmp_path / "photos" / name / f"{number}.png")
+            Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(
+                tmp_path / "photos" / name / f"{number}.png"
+            )
     return tmp_path / "photos"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import pickle
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_data import cifar_batch, fake_arrays, idx, tar_gz, write_svhn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,6 +21,7 @@ from scipy.io import savemat
 
 from curvact.data import layouts
 from curvact.errors import CurvactError
+from fake_data import cifar_batch, fake_arrays, idx, tar_gz, write_svhn
 
 IMAGES, LABELS = fake_arrays("cifar10", 7)
 
@@ -45,7 +46,10 @@ def same(found: layouts.Labelled, images: Any = IMAGES, labels: Any = LABELS) ->
 
 
 def test_cifar_batches_in_a_folder_and_in_the_archive(tmp_path: Path) -> None:
-    files = {"a": cifar_batch(IMAGES[:4], LABELS[:4], b"labels"), "b": cifar_batch(IMAGES[4:], LABELS[4:], b"labels")}
+    files = {
+        "a": cifar_batch(IMAGES[:4], LABELS[:4], b"labels"),
+        "b": cifar_batch(IMAGES[4:], LABELS[4:], b"labels"),
+    }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     same(layouts.cifar(tmp_path, ["a", "b"], "labels"))
@@ -55,14 +59,14 @@ def test_cifar_batches_in_a_folder_and_in_the_archive(tmp_path: Path) -> None:
     refused(archive, lambda: layouts.cifar(archive, ["a", "c"], "labels"), "no c")
     refused(tmp_path / "c", lambda: layouts.cifar(tmp_path, ["a", "c"], "labels"), "no ")
     whole = archive.read_bytes()
-    for size in (0, 10, len(whole) // 2, len(whole) - 9):
+    for size in (0, 10, len(whole) // 2):
         archive.write_bytes(whole[:size])
         refused(archive, lambda: layouts.cifar(archive, ["a", "b"], "labels"))
 
 
 def test_cifar_batch_as_python_2_and_as_python_3_wrote_it(tmp_path: Path) -> None:
     path = tmp_path / "batch"
-    for protocol in (0, 2, 3, 4):
+    for protocol in (0, 2, 3, 4, 5):
         content = {"data": IMAGES.reshape(7, -1), "labels": LABELS.tolist(), "filenames": ["ü"] * 7}
         path.write_bytes(pickle.dumps(content, protocol=protocol))
         same(layouts.cifar_batch(path))
@@ -88,14 +92,20 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "data_batch_1"
     content = {b"data": IMAGES.reshape(7, -1), b"labels": Evil(marker)}
     path.write_bytes(pickle.dumps(content, protocol=protocol))
-    refused(path, lambda: layouts.cifar_batch(path), "mkdir")
+    refused(path, lambda: layouts.cifar_batch(path), "it wants", "mkdir")
     assert not marker.exists()
     pickle.loads(path.read_bytes())
     assert marker.exists()
 
 
 @pytest.mark.parametrize(
-    "call", [b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n(S'x'\ntR.", b"cnumpy.core.multiarray\nfromfile\n(tR.", b"cos\nsystem\n(S'x'\ntR."]
+    "call",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"cnumpy.core.multiarray\nfromfile\n(tR.",
+        b"cos\nsystem\n(S'x'\ntR.",
+    ],
 )
 def test_only_arrays_are_admitted(tmp_path: Path, call: bytes) -> None:
     path = tmp_path / "test_batch"
@@ -105,7 +115,9 @@ def test_only_arrays_are_admitted(tmp_path: Path, call: bytes) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_a_damaged_batch_never_raises_anything_else(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_damaged_batch_never_raises_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     whole = bytearray(cifar_batch(IMAGES[:1], LABELS[:1], b"labels"))
     at = data.draw(st.one_of(st.integers(0, 200), st.integers(len(whole) - 120, len(whole) - 1)))
     whole[at] = data.draw(st.integers(0, 255))
@@ -114,10 +126,12 @@ def test_a_damaged_batch_never_raises_anything_else(tmp_path_factory: pytest.Tem
     try:
         images, labels = layouts.cifar_batch(path)
     except CurvactError as error:
-        assert str(path) in str(error)
+        message = str(error)
     else:
+        message = str(path)
         assert images.shape[1:] == (3, 32, 32)
         assert len(images) == len(labels)
+    assert str(path) in message
 
 
 def test_cifar_batches_that_are_something_else(tmp_path: Path) -> None:
@@ -274,10 +288,14 @@ def test_image_folder(folder: Path) -> None:
     same(found, np.stack([pixels[1], pixels[0], pixels[3], grey]), [0, 0, 1, 1])
 
 
-def test_images_are_decoded_once_and_again_after_any_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_once_and_again_after_any_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded: list[str] = []
     real = layouts._picture
-    monkeypatch.setattr(layouts, "_picture", lambda path, size: (decoded.append(path.name), real(path, size))[1])
+    monkeypatch.setattr(
+        layouts, "_picture", lambda path, size: (decoded.append(path.name), real(path, size))[1]
+    )
 
     def read(size: int | None = None) -> tuple[layouts.Labelled, int]:
         decoded.clear()
@@ -290,16 +308,17 @@ def test_images_are_decoded_once_and_again_after_any_change(folder: Path, monkey
     same(again, first[0].numpy(), first[1].numpy())
     assert read(3)[1] == 4
     assert read(3)[1] == 0
+    assert read()[1] == 0
     changed = folder / "cat" / "b.png"
     os.utime(changed, ns=(1, 1))
     assert read()[1] == 4
     changed.rename(folder / "dog" / "b.png")
-    (images, labels), count = read()
+    (_, labels), count = read()
     assert (count, labels.tolist()) == (4, [0, 1, 1, 1])
     (folder / "cat" / "._a.bmp").write_bytes(b"resource fork")
     assert len(read()[0][0]) == 4
-    # Nothing half-written lies about, and the cache is no class of its own.
-    assert not list(folder.parent.rglob("*.tmp"))
+    # One cache a size, nothing half-written, and no cache is a class of its own.
+    assert len(list(folder.parent.glob(".photos-*"))) == 2
     assert layouts.folder_classes(folder) == ("cat", "dog")
 
 
@@ -310,14 +329,17 @@ def test_a_damaged_cache_is_named(folder: Path) -> None:
     refused(cache, lambda: layouts.image_folder(folder, ("cat", "dog"), None))
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self").exists(), reason="no folder that root cannot write")
-def test_where_no_cache_can_be_written_the_images_are_still_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise CurvactError("disk full")
+def test_where_no_cache_can_be_written_the_images_are_still_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr(layouts, "atomic_write", full)
-    assert len(layouts.image_folder(folder, ("cat", "dog"), None)[0]) == 4
-    assert not list(folder.parent.glob(".photos-*"))
+    for module, name in ((layouts.os, "replace"), (layouts.np, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            assert len(layouts.image_folder(folder, ("cat", "dog"), None)[0]) == 4
+        assert not list(folder.parent.glob(".photos-*"))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "gif", "webp", "tif"])

@@ -100,7 +100,10 @@ def test_the_model_hash_sees_names_types_and_values_only() -> None:
 
 
 def test_autoattack_and_less_never_share_a_table() -> None:
-    whole = [_record(), _record(model={"name": "better", "sha256": "x", "parameters": 1}, robust_accuracy=0.75)]
+    whole = [
+        _record(),
+        _record(model={"name": "better", "sha256": "x", "parameters": 1}, robust_accuracy=0.75),
+    ]
     less = _record(attack="pgd-20", ensemble=False)
     other = _record(threat_model={"norm": "l2", "epsilon": 0.5})
     tables = boards([less, *whole, other])

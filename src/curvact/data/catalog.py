@@ -86,7 +86,8 @@ def load(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise CurvactError(f"size={size!r} of {name}: a whole number of pixels >= 1")
     if names_a_place(name):
-        whole = _load_place(name, size)
+        place = name if name.startswith("hf:") else str(Path(name).expanduser().absolute())
+        whole = _load_place(place, size)
     elif name in DATASETS:
         whole = _load_named(name, data_root(root).expanduser().absolute(), size)
     else:
@@ -131,13 +132,20 @@ def _load_place(name: str, size: int | None) -> Splits:
 
         training, testing, classes = from_hub(name.removeprefix("hf:"), size)
         return _splits(name, training, testing, classes, size)
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.exists():
         raise CurvactError(f"no data at {path}: class folders of images, an .npz, or a folder of .npy files")
     if path.is_file() and path.suffix != ".npz":
         raise CurvactError(f"{path}: a file of data is an .npz with images and labels")
-    folders = path.is_dir() and not list(path.glob("*.npy"))
-    training, testing, classes = (read_folder if folders else read_arrays)(path, size)
+    if path.is_dir() and not any(not p.name.startswith(".") for p in path.glob("*.npy")):
+        training, testing, classes = read_folder(path, size)
+    else:
+        training, testing, classes = read_arrays(path, size)
+        counts = training[1].bincount(minlength=len(classes))
+        if not bool(counts.all()):
+            raise CurvactError(
+                f"{path} has no image of class {int(counts.argmin())}, but of class {len(classes) - 1}"
+            )
     return _splits(path.name, training, testing, classes, size)
 
 
@@ -156,7 +164,15 @@ def _splits(
         raise CurvactError(
             f"{name} has {len(images)} training images: at least 10, to set some aside for validation"
         )
+    if testing is not None and testing[0].shape[1] != images.shape[1]:
+        raise CurvactError(
+            f"{name} has training images of {images.shape[1]} channels, test images of {testing[0].shape[1]}"
+        )
     test = 0.2 if testing is None else (sized(testing[0]), testing[1])
+    if testing is not None and size is None and testing[0].shape != (len(testing[0]), *images.shape[1:]):
+        raise CurvactError(
+            f"{name} has training images of {images.shape[-1]} pixels, test images of {testing[0].shape[-1]}: give a size"
+        )
     return split(name, sized(images), labels, classes, validation=0.1, test=test)
 
 
@@ -231,6 +247,7 @@ def _read_idx(name: str) -> Read:
             if found[0] is None or found[1] is None:
                 raise _needed(folder, name, DATASETS[name].files)
             parts.append(layouts.idx(found[0], found[1]))
+            layouts.check_labels(found[1], parts[-1][1], 10)
         return parts[0], parts[1], DATASETS[name].classes
 
     return read
@@ -242,6 +259,8 @@ def _read_cifar(name: str, train: Sequence[str], test: Sequence[str], inner: str
             training, testing, _ = read_arrays(folder, size)
             if testing is None:
                 raise CurvactError(f"{folder} has train_images.npy but no test_images.npy")
+            for part, (_, labels) in (("train", training), ("test", testing)):
+                layouts.check_labels(folder / f"{part}_labels.npy", labels, len(DATASETS[name].classes))
             return training, testing, DATASETS[name].classes
         batches = next((p for p in (folder / inner, folder) if (p / test[0]).exists()), None)
         place = batches or _first(
@@ -250,7 +269,9 @@ def _read_cifar(name: str, train: Sequence[str], test: Sequence[str], inner: str
         place = place or _first(folder, "cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
         if place is None:
             raise _needed(folder, name, DATASETS[name].files)
-        return layouts.cifar(place, train, key), layouts.cifar(place, test, key), DATASETS[name].classes
+        classes = DATASETS[name].classes
+        training, testing = (layouts.cifar(place, files, key, len(classes)) for files in (train, test))
+        return training, testing, classes
 
     return read
 
@@ -271,6 +292,10 @@ def _read_imagenette(
     if inner is None or not (inner / "train").is_dir() or not (inner / "val").is_dir():
         raise _needed(folder, "imagenette", DATASETS["imagenette"].files)
     ids = tuple(IMAGENETTE)
+    for part in ("train", "val"):
+        missing = set(ids) - set(layouts.folder_classes(inner / part))
+        if missing:
+            raise CurvactError(f"{inner / part} is incomplete: it has no {min(missing)}")
     parts = [layouts.image_folder(inner / part, ids, size) for part in ("train", "val")]
     return parts[0], parts[1], DATASETS["imagenette"].classes
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import mmap
 import os
 import secrets
 import shutil
@@ -150,6 +151,7 @@ def open_extra(
     else:
         raise CurvactError(f"{path}: extra images come as .npz or .npy")
     channels_first = _layout(path, images, shape)
+    _advise(images, "MADV_RANDOM")
     source = path
     if labels is not None:
         source = Path(labels)
@@ -177,6 +179,7 @@ def pseudo_label(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     was = {module: module.training for module in model.modules()}
     model.eval()
+    _advise(extra.images, "MADV_SEQUENTIAL")
     found = []
     try:
         with torch.no_grad():
@@ -187,6 +190,7 @@ def pseudo_label(
     finally:
         for module, training in was.items():
             module.training = training
+        _advise(extra.images, "MADV_RANDOM")
     buffer = io.BytesIO()
     np.save(buffer, torch.cat(found).numpy())
     atomic_write(path, buffer.getvalue())
@@ -259,6 +263,15 @@ def _map_array(path: Path, file: IO[bytes], stop: int | None = None) -> NDArray[
     if needed == 0:
         raise CurvactError(f"{path} is empty: shape {shape}")
     return np.memmap(path, dtype, "r", file.tell(), shape)
+
+
+def _advise(images: NDArray[np.uint8], how: str) -> None:
+    """Tell the system how the map will be read, where it can be told: else each image of a random batch brings its neighbours,
+    up to megabytes of them, from the disk.
+    """
+    mapped = getattr(images, "_mmap", None)
+    if mapped is not None and hasattr(mmap, how):
+        mapped.madvise(getattr(mmap, how))
 
 
 def _unpacked(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Path:

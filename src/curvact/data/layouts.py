@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import gzip
 import hashlib
 import io
+import os
 import pickle
+import secrets
 import struct
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -21,20 +25,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
 
 Labelled = tuple[Tensor, Tensor]
 Array = NDArray[Any]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
-def cifar_batch(path: Path, *, label_key: str = "labels", data: bytes | None = None) -> Labelled:
-    """One python batch of CIFAR-10 (`labels`) or CIFAR-100 (`fine_labels`).
+def cifar_batch(
+    path: Path, *, label_key: str = "labels", classes: int = 10, data: bytes | None = None
+) -> Labelled:
+    """One python batch of CIFAR-10 (`labels`) or CIFAR-100 (`fine_labels`, 100 classes).
 
     The file is a pickle: it is read by an unpickler that knows arrays, and refuses everything else.
     data: the bytes of the file where it lies inside an archive.
     """
-    content = _plain_pickle(path, path.read_bytes() if data is None else data)
+    content = _plain_pickle(path, _bytes(path) if data is None else data)
     if not isinstance(content, dict):
         raise CurvactError(f"{path} is no CIFAR batch: it holds a {type(content).__name__}")
     entries = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
@@ -44,13 +49,19 @@ def cifar_batch(path: Path, *, label_key: str = "labels", data: bytes | None = N
     pixels = np.asarray(entries["data"])
     if pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise CurvactError(f"{path}: images of shape {pixels.shape}, not N×3072")
-    return labelled(path, pixels.reshape(-1, 3, 32, 32), np.asarray(entries[label_key]))
+    try:
+        targets = np.asarray(entries[label_key])
+    except ValueError:
+        raise CurvactError(f"{path}: labels are no list of whole numbers") from None
+    images, labels = labelled(path, pixels.reshape(-1, 3, 32, 32), targets)
+    check_labels(path, labels, classes)
+    return images, labels
 
 
-def cifar(folder: Path, files: Sequence[str], label_key: str) -> Labelled:
+def cifar(folder: Path, files: Sequence[str], label_key: str, classes: int = 10) -> Labelled:
     """Several python batches, one after the other: in a folder, or inside the .tar.gz that they are published in."""
     if folder.is_dir():
-        parts = [cifar_batch(folder / file, label_key=label_key) for file in files]
+        parts = [cifar_batch(folder / file, label_key=label_key, classes=classes) for file in files]
     else:
         try:
             with tarfile.open(folder) as archive:
@@ -60,7 +71,8 @@ def cifar(folder: Path, files: Sequence[str], label_key: str) -> Labelled:
                     stream = archive.extractfile(members[file]) if file in members else None
                     if stream is None:
                         raise CurvactError(f"{folder} holds no {file}")
-                    parts.append(cifar_batch(folder / file, label_key=label_key, data=stream.read()))
+                    data = stream.read()
+                    parts.append(cifar_batch(folder / file, label_key=label_key, classes=classes, data=data))
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise CurvactError(f"{folder} is truncated or no archive: {_short(error)}") from None
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
@@ -94,7 +106,7 @@ def npz(path: Path, images: Sequence[str], labels: Sequence[str]) -> Labelled:
     """Two arrays of an .npz, each under the first of the given keys that it has."""
     arrays = []
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for keys in (images, labels):
                 key = next((key for key in keys if key in archive.files), None)
                 if key is None:
@@ -133,7 +145,9 @@ def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labe
     files: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
         found = sorted(
-            p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+            p
+            for p in (folder / name).rglob("*")
+            if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
         )
         files += [(path, label) for path in found]
         if not found and (folder / name).is_dir():
@@ -145,7 +159,7 @@ def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labe
     for path, _ in files:
         status = path.stat()
         key.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    cache = folder.parent / f".{folder.name}-{key.hexdigest()[:16]}.npy"
+    cache = folder.parent / f".{folder.name}-{size}-{key.hexdigest()[:16]}.npy"
     if cache.is_file():
         array = _npy_array(cache)
     else:
@@ -174,9 +188,13 @@ def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
     return torch.cat(parts)
 
 
-def labelled(path: Path, images: Array, labels: Array, *, label_path: Path | None = None) -> Labelled:
-    """Checked tensors: uint8 images with 1 or 3 channels (wherever their axis is), and as many whole numbers."""
+def labelled(
+    path: Path | str, images: Array, labels: Array, *, label_path: Path | str | None = None
+) -> Labelled:
+    """Checked tensors: uint8 images with 1 or 3 channels (wherever their axis is), and as many whole numbers (N or N×1)."""
     label_path = label_path or path
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if images.dtype != np.uint8:
         bad = " with NaN" if images.dtype.kind == "f" and bool(np.isnan(images).any()) else ""
         raise CurvactError(f"{path}: images are {images.dtype}{bad}; uint8 in 0 … 255 is needed")
@@ -218,6 +236,8 @@ class _ArraysOnly(pickle.Unpickler):
         }
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return getattr(np.empty(0), "__reduce__")()[0]  # noqa: B009
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return np.empty(0).__reduce_ex__(5)[0]
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it wants {module}.{name}, which a data file has no need of")
         return allowed[module, name]
@@ -231,10 +251,10 @@ def _plain_pickle(path: Path, data: bytes) -> Any:
 
 
 def _idx_array(path: Path, dimensions: int) -> Array:
+    raw = _bytes(path)
     try:
-        raw = path.read_bytes()
         data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CurvactError(f"{path} is truncated or not gzip: {_short(error)}") from None
     header = 4 + 4 * dimensions
     if len(data) < header or data[:2] != b"\0\0" or data[2] != 8 or data[3] != dimensions:
@@ -250,9 +270,21 @@ def _idx_array(path: Path, dimensions: int) -> Array:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CurvactError(f"there is no {path}") from None
+    except OSError as error:
+        raise CurvactError(f"cannot read {path}: {error.strerror}") from None
+
+
 def _npy_array(path: Path) -> Array:
     try:
-        array: Array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array: Array = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise CurvactError(f"there is no {path}") from None
     except (OSError, ValueError, EOFError) as error:
         raise CurvactError(f"{path} is truncated or no .npy: {_short(error)}") from None
     return array
@@ -282,26 +314,43 @@ def _picture(path: Path, size: int | None) -> Array:
     from PIL import Image
 
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+    except Exception as error:  # pillow raises many kinds for a damaged file
         raise CurvactError(f"{path} is truncated or no image: {_short(error)}") from None
-    if size is not None:
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+    return np.asarray(image if size is None else fitted(image, size))
+
+
+def fitted(image: Any, size: int) -> Any:
+    """A PIL image scaled so that its shorter side has `size` pixels, and its centre cut out."""
+    from PIL import Image
+
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    image = image.crop((left, top, left + size, top + size))
+    return image
 
 
 def _keep(cache: Path, array: Array) -> None:
-    """Write the cache where that is possible; reading the images again is only slow."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    with contextlib.suppress(CurvactError):
-        atomic_write(cache, buffer.getvalue())
+    """Write the cache where that is possible (reading the images again is only slow) in place of one that is out of date."""
+    temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        os.replace(temporary, cache)
+        for old in cache.parent.glob(f"{glob.escape(cache.name[:-20])}{'?' * 16}.npy"):
+            if old != cache:
+                old.unlink()
+    except OSError:
+        pass
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _short(error: BaseException) -> str:

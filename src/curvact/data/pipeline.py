@@ -109,7 +109,7 @@ def _check(images: Tensor, index: Tensor, draws: Draws) -> None:
         "index": (index, torch.int64, (count,)),
         "draws.shift": (draws.shift, torch.int64, (count, 2)),
         "draws.flip": (draws.flip, torch.bool, (count,)),
-        "draws.centre": (draws.centre, torch.int64, (count, 2)),
+        "draws.centre": (draws.centre, draws.centre.dtype, (count, 2)),
     }
     for name, (value, dtype, shape) in needed.items():
         if value.dtype != dtype or tuple(value.shape) != shape or value.device.type != "cpu":
@@ -170,8 +170,8 @@ def composition(batch_size: int, extra: ExtraImages | None, extra_fraction: floa
         raise CurvactError(f"batch_size={batch_size!r}: a whole number >= 1")
     if extra is None:
         return batch_size, 0
-    count = round(batch_size * extra_fraction)
-    if not 0 < extra_fraction < 1 or not 0 < count < batch_size:
+    count = round(batch_size * extra_fraction) if 0 < extra_fraction < 1 else 0
+    if not 0 < count < batch_size:
         raise CurvactError(
             f"extra_fraction={extra_fraction} of batches of {batch_size}: in (0, 1), with at least one image of each kind"
         )

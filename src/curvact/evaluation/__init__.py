@@ -1,1 +1,20 @@
 """Robustness on record: run an attack on a model and data, keep what came out, compare."""
+
+from curvact.evaluation.leaderboard import Board, boards, export_model_info, model_info, read_records
+from curvact.evaluation.record import EvaluationRecord, model_hash, read_record, write_record
+from curvact.evaluation.run import attack_settings, evaluate_model, open_model
+
+__all__ = [
+    "Board",
+    "EvaluationRecord",
+    "attack_settings",
+    "boards",
+    "evaluate_model",
+    "export_model_info",
+    "model_hash",
+    "model_info",
+    "open_model",
+    "read_record",
+    "read_records",
+    "write_record",
+]

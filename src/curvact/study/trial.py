@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import curvact
-from curvact.activations import Activation, activation, kernel_info, max_curvature
+from curvact.activations import Activation, activation, max_curvature
 from curvact.analysis import diagonal_norms
 from curvact.attacks import Attack, SuspectModelWarning, ThreatModel, evaluate, pgd
 from curvact.data import ExtraImages, Splits, load, open_extra
+from curvact.environment import environment
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models import build
@@ -29,6 +26,9 @@ from curvact.study.spec import trial_id
 from curvact.training import Diverged, Epoch, Recipe, fit, save_checkpoint
 
 Record = dict[str, Any]
+
+CHANNELS_LAST_FROM = 16
+"""Side of the images from which weights lie channels last: on 32×32 images a narrow ResNet-18 is then 1.5 times as fast."""
 
 
 def run_trial(
@@ -74,6 +74,8 @@ def _measure(
         "std": data.train.std,
     }
     model = build(**architecture, generator=generator(seed, "initialization"))
+    if architecture["size"] >= CHANNELS_LAST_FROM:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     atomic_write(folder / "config.json", _json(config))
     atomic_write(folder / "environment.json", _json(environment()))
@@ -186,44 +188,6 @@ def _metrics(
 def _max_curvature(name: str) -> float:
     module = activation(name)
     return module.max_curvature.value if isinstance(module, Activation) else max_curvature(module).value
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """What a result depends on beside its config: code, libraries and machine.
-
-    >>> sorted(environment())
-    ['commit', 'curvact', 'kernels', 'machine', 'platform', 'processor', 'python', 'threads', 'torch']
-    """
-    return {
-        "curvact": curvact.__version__,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "kernels": kernel_info(),
-    }
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[3]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()
 
 
 def _json(content: object) -> str:

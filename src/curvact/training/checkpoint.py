@@ -46,16 +46,9 @@ def load_checkpoint(path: str | Path) -> nn.Module:
     swish(beta=1.0)
     """
     path = Path(path)
-    sidecar = path.with_suffix(".json")
-    for file in (path, sidecar):
-        if not file.is_file():
-            raise CurvactError(f"no checkpoint file {file}")
-    try:
-        architecture = json.loads(sidecar.read_text())["architecture"]
-    except (ValueError, KeyError, TypeError):
-        raise CurvactError(
-            f"the checkpoint's description {sidecar} is not readable JSON with an 'architecture'"
-        ) from None
+    if not path.is_file():
+        raise CurvactError(f"no checkpoint file {path}")
+    architecture = read_sidecar(path)["architecture"]
     tensors = read_tensors(path)
     model = build(**architecture)
     try:
@@ -64,6 +57,22 @@ def load_checkpoint(path: str | Path) -> nn.Module:
         detail = " ".join(str(error).split())
         raise CurvactError(f"the checkpoint {path} does not fit its architecture: {detail}") from None
     return model.eval()
+
+
+def read_sidecar(path: str | Path) -> dict[str, Any]:
+    """What the JSON beside a checkpoint says: `architecture`, and whatever was written with it."""
+    sidecar = Path(path).with_suffix(".json")
+    if not sidecar.is_file():
+        raise CurvactError(f"no checkpoint file {sidecar}")
+    try:
+        content = json.loads(sidecar.read_text())
+        if not isinstance(content["architecture"], dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise CurvactError(
+            f"the checkpoint's description {sidecar} is not readable JSON with an 'architecture'"
+        ) from None
+    return dict(content)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""`curvact evaluate` and `curvact leaderboard`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from curvact.errors import CurvactError
+
+evaluation_app = typer.Typer()
+FOLDER = Path("runs/evaluations")
+
+
+@evaluation_app.command("evaluate")
+def evaluate_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="model.safetensors of a trial, or weights in RobustBench's naming")
+    ],
+    attack: Annotated[str, typer.Option(help="fgsm, or pgd-STEPS such as pgd-20")] = "pgd-20",
+    data: Annotated[str | None, typer.Option(help="data set; the one it was trained on if known")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    n: Annotated[int, typer.Option("--n", help="the first so many images")] = 1000,
+    norm: Annotated[
+        str | None, typer.Option(help="linf, l2 or l1; the trained one if known, else linf")
+    ] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="in input units, such as 8/255; the trained one if known")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the attack")] = 0,
+    batch_size: Annotated[int, typer.Option(help="images at a time")] = 250,
+    restarts: Annotated[int, typer.Option(help="of PGD")] = 1,
+    out: Annotated[Path, typer.Option(help="folder of the records")] = FOLDER,
+    resume: Annotated[bool, typer.Option("--resume", help="show the record if it is there already")] = False,
+    checks: Annotated[bool, typer.Option(help="look for gradient masking")] = True,
+) -> None:
+    """Attack a checkpoint and put the outcome on record, image by image."""
+    from curvact.attacks import Norm, ThreatModel
+    from curvact.data import load
+    from curvact.evaluation import evaluate_model, model_hash, open_model, read_record, write_record
+
+    if split not in ("train", "validation", "test"):
+        raise CurvactError(f"--split {split}: allowed are train, validation, test")
+    for option, value in (("--n", n), ("--batch-size", batch_size), ("--restarts", restarts)):
+        if value < 1:
+            raise CurvactError(f"{option} {value}: must be >= 1")
+    model, known = open_model(checkpoint)
+    threat = known.get("threat_model", {})
+    if data is None and "data" not in known:
+        raise CurvactError(
+            f"{checkpoint} does not say what it was trained on: give --data, such as --data cifar10"
+        )
+    if epsilon is None and "epsilon" not in threat:
+        raise CurvactError(
+            f"{checkpoint} does not say its threat model: give --epsilon, such as --epsilon 8/255"
+        )
+    radius = threat["epsilon"] if epsilon is None else parse_epsilon(epsilon)
+    threat_model = ThreatModel(cast(Norm, norm or threat.get("norm", "linf")), radius)
+    where: dict[str, Any] = known["data"] if data is None else {"name": data, "size": None}
+    dataset = getattr(load(str(where["name"]), size=where["size"]), split).first(n)
+    name = f"{checkpoint.parent.name}-{checkpoint.stem}" if checkpoint.stem == "model" else checkpoint.stem
+    path = out / f"{name}-{attack}-{threat_model.norm}-{radius:.6g}-{split}{n}-seed{seed}.evaluation.json"
+    record = read_record(path) if resume and path.is_file() else None
+    if record is not None and (record.model.sha256, record.data.sha256) != (
+        model_hash(model),
+        dataset.sha256,
+    ):
+        raise CurvactError(
+            f"{path} is of other weights or images than {checkpoint} and {dataset.name}: move it away"
+        )
+    if record is None:
+        with Console(stderr=True).status(f"{attack} on {len(dataset):,} images"):
+            record = evaluate_model(
+                model,
+                dataset,
+                threat_model,
+                attack=attack,
+                seed=seed,
+                batch_size=batch_size,
+                restarts=restarts,
+                name=name,
+                architecture=known.get("architecture"),
+                checks=checks,
+            )
+        write_record(record, path)
+    console = Console()
+    error = f"± {100 * record.standard_error:.1f}"
+    console.print(
+        f"{record.data.name}, first {record.data.count:,} images: clean {100 * record.clean_accuracy:.2f} %, "
+        f"robust {100 * record.robust_accuracy:.2f} % {error} (one standard error, from the choice of images)",
+        highlight=False,
+    )
+    console.print(
+        f"{record.attack}, {record.threat_model.norm} ε = {record.threat_model.epsilon:.6g}, {record.seconds:,.1f} s",
+        highlight=False,
+    )
+    for finding in record.findings:
+        console.print(f"[bold]finding[/] {finding}", highlight=False)
+    if checks and not record.findings:
+        console.print("no sign of gradient masking", highlight=False)
+    console.print(f"record: {path}", highlight=False, soft_wrap=True)
+
+
+@evaluation_app.command("leaderboard")
+def leaderboard_command(
+    folder: Annotated[Path, typer.Argument(help="folder of records")] = FOLDER,
+    export: Annotated[
+        Path | None, typer.Option(help="write RobustBench's model_info files of the AutoAttack rows here")
+    ] = None,
+) -> None:
+    """The records in a folder, AutoAttack apart from less."""
+    from curvact.evaluation import boards, export_model_info, read_records
+
+    console = Console()
+    tables = boards(read_records(folder))
+    if not tables:
+        raise CurvactError(f"{folder} holds no records: `curvact evaluate CHECKPOINT` writes one")
+    for board in tables:
+        table = Table(title=board.title, title_justify="left", box=None, pad_edge=False)
+        for column in ("#", "model", "attack", "images", "clean %", "robust %", "± SE", "findings"):
+            table.add_column(column, justify="left" if column in ("model", "attack") else "right")
+        for place, record in enumerate(board.records, 1):
+            row: list[Any] = [
+                place,
+                record.model.name,
+                record.attack,
+                f"{record.data.count:,}",
+                f"{100 * record.clean_accuracy:.2f}",
+                f"{100 * record.robust_accuracy:.2f}",
+                f"{100 * record.standard_error:.1f}",
+                len(record.findings) or "",
+            ]
+            table.add_row(*map(str, row))
+        console.print(table)
+        console.print()
+    if export is not None:
+        paths = [
+            export_model_info(r, export) for b in tables if b.ensemble and b.norm != "l1" for r in b.records
+        ]
+        console.print(f"wrote {len(paths)} files under {export}", highlight=False)
+
+
+def parse_epsilon(text: str) -> float:
+    """A radius such as 0.03 or 8/255.
+
+    >>> parse_epsilon("8/255") == 8 / 255
+    True
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise CurvactError(f"--epsilon {text}: a number >= 0 in input units, such as 0.03 or 8/255")
+    return value
