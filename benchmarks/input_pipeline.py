@@ -1,4 +1,4 @@
-"""Images a second of training batches (CIFAR-10, crop 4 and flip) on the CPU, against torch's DataLoader with per-image transforms.
+"""Images a second of training batches (CIFAR-10, crop 4 and flip) on the CPU, against torch's DataLoader with its transforms.
 
     python benchmarks/input_pipeline.py [--seconds 2] [--repeats 3] [--threads 1 2] [--batch-sizes 128 512]
 
