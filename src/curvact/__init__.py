@@ -25,9 +25,10 @@ from curvact.activations import (
     swap_activations,
 )
 from curvact.analysis import diagonal_norms, exact_diagonal, hutchinson_diagonal
-from curvact.attacks import ThreatModel, evaluate, fgsm, pgd
+from curvact.attacks import ThreatModel, autoattack, evaluate, fgsm, masking_report, minimum_radius, pgd
 from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.evaluation import evaluate_model
 from curvact.models import MiniResNet, build
 from curvact.training import Recipe, fit, load_checkpoint, save_checkpoint
 
@@ -53,16 +54,20 @@ __all__ = [
     "ThreatModel",
     "activation",
     "activation_names",
+    "autoattack",
     "build",
     "diagonal_norms",
     "evaluate",
+    "evaluate_model",
     "exact_diagonal",
     "fgsm",
     "fit",
     "hutchinson_diagonal",
     "load",
     "load_checkpoint",
+    "masking_report",
     "max_curvature",
+    "minimum_radius",
     "pgd",
     "register",
     "save_checkpoint",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from curvact.errors import CurvactError
+
+if TYPE_CHECKING:
+    from curvact.attacks import Progress
 
 evaluation_app = typer.Typer()
 FOLDER = Path("runs/evaluations")
@@ -21,7 +27,9 @@ def evaluate_command(
     checkpoint: Annotated[
         Path, typer.Argument(help="model.safetensors of a trial, or weights in RobustBench's naming")
     ],
-    attack: Annotated[str, typer.Option(help="fgsm, or pgd-STEPS such as pgd-20")] = "pgd-20",
+    attack: Annotated[
+        str, typer.Option(help="autoattack[-plus|-rand], parts such as apgd-ce+square, pgd-20, fgsm")
+    ] = "autoattack",
     data: Annotated[str | None, typer.Option(help="data set; the one it was trained on if known")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
     n: Annotated[int, typer.Option("--n", help="the first so many images")] = 1000,
@@ -34,18 +42,36 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(help="of the attack")] = 0,
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 250,
     restarts: Annotated[int, typer.Option(help="of PGD")] = 1,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="AutoAttack by a faster twin; each success is checked")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="processes that share AutoAttack's shards")] = 1,
     out: Annotated[Path, typer.Option(help="folder of the records")] = FOLDER,
-    resume: Annotated[bool, typer.Option("--resume", help="show the record if it is there already")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with an AutoAttack that was begun, or show its record")
+    ] = False,
     checks: Annotated[bool, typer.Option(help="look for gradient masking")] = True,
 ) -> None:
     """Attack a checkpoint and put the outcome on record, image by image."""
     from curvact.attacks import Norm, ThreatModel
     from curvact.data import load
-    from curvact.evaluation import evaluate_model, model_hash, open_model, read_record, write_record
+    from curvact.evaluation import (
+        attack_parts,
+        evaluate_model,
+        model_hash,
+        open_model,
+        read_record,
+        write_record,
+    )
 
     if split not in ("train", "validation", "test"):
         raise CurvactError(f"--split {split}: allowed are train, validation, test")
-    for option, value in (("--n", n), ("--batch-size", batch_size), ("--restarts", restarts)):
+    for option, value in (
+        ("--n", n),
+        ("--batch-size", batch_size),
+        ("--restarts", restarts),
+        ("--workers", workers),
+    ):
         if value < 1:
             raise CurvactError(f"{option} {value}: must be >= 1")
     model, known = open_model(checkpoint)
@@ -72,21 +98,31 @@ def evaluate_command(
         raise CurvactError(
             f"{path} is of other weights or images than {checkpoint} and {dataset.name}: move it away"
         )
+    shards = path.with_suffix(".shards")
     if record is None:
-        with Console(stderr=True).status(f"{attack} on {len(dataset):,} images"):
+        if shards.exists() and not resume:
+            raise CurvactError(
+                f"{shards} holds an evaluation that was begun: --resume goes on with it, or remove it"
+            )
+        with _bar(f"{attack} on {len(dataset):,} images") as update:
             record = evaluate_model(
                 model,
                 dataset,
                 threat_model,
                 attack=attack,
                 seed=seed,
-                batch_size=batch_size,
+                batch_size=min(batch_size, len(dataset)),
                 restarts=restarts,
+                mode="fast" if fast else "plain",
+                workers=workers,
+                folder=shards if attack_parts(attack) else None,
+                on_progress=update,
                 name=name,
                 architecture=known.get("architecture"),
                 checks=checks,
             )
         write_record(record, path)
+        shutil.rmtree(shards, ignore_errors=True)
     console = Console()
     error = f"± {100 * record.standard_error:.1f}"
     console.print(
@@ -142,6 +178,22 @@ def leaderboard_command(
             export_model_info(r, export) for b in tables if b.ensemble and b.norm != "l1" for r in b.records
         ]
         console.print(f"wrote {len(paths)} files under {export}", highlight=False)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar on standard error: points through, robust accuracy so far, time left."""
+    from rich.progress import BarColumn
+    from rich.progress import Progress as Bars
+
+    columns = ("{task.description}", BarColumn(), "{task.fields[now]}")
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=None, now="")
+
+        def update(progress: Progress) -> None:
+            bars.update(task, total=progress.points, completed=progress.points_done, now=str(progress))
+
+        yield update
 
 
 def parse_epsilon(text: str) -> float:

@@ -14,7 +14,14 @@ from curvact.cli import app
 from curvact.cli_evaluation import parse_epsilon
 from curvact.data import load
 from curvact.errors import CurvactError
-from curvact.evaluation import evaluate_model, model_hash, open_model, read_record
+from curvact.evaluation import (
+    EvaluationRecord,
+    evaluate_model,
+    model_hash,
+    open_model,
+    read_record,
+    write_record,
+)
 from curvact.models import MiniResNet, build
 from curvact.models.interchange import to_robustbench, write_state_dict
 from curvact.random import generator
@@ -81,7 +88,8 @@ def test_the_command_and_the_leaderboard(checkpoint: Path, tmp_path: Path) -> No
     record = read_record(path)
     assert (record.data.count, record.threat_model.epsilon, record.settings["steps"]) == (40, 0.1, 3)
     before = path.stat().st_mtime_ns
-    assert _curvact(*ask, "--resume").splitlines()[0] == output.splitlines()[0]
+    said = [line for line in output.splitlines() if line.startswith("digits/test")]
+    assert said[0] in _curvact(*ask, "--resume")
     assert path.stat().st_mtime_ns == before
     board = _curvact("leaderboard", tmp_path)
     assert "Less than AutoAttack" in board
@@ -151,3 +159,48 @@ def test_untrained_models_are_evaluated_too() -> None:
         model.linear.bias.copy_(torch.arange(10) == (int(test.labels[0]) + 1) % 10)
     wrong = test.first(1)
     assert evaluate_model(model, wrong, THREAT, attack="fgsm").clean_accuracy == 0
+
+
+def test_autoattack_on_record_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
+    """A whole AutoAttack is an ensemble; its parts are not; what was begun is not begun again without being told."""
+    ask = [
+        "evaluate",
+        checkpoint,
+        "--n",
+        6,
+        "--batch-size",
+        3,
+        "--epsilon",
+        0.5,
+        "--out",
+        tmp_path,
+        "--no-checks",
+    ]
+    output = _curvact(*ask)
+    assert "AutoAttack, linf ε = 0.5" in output
+    (path,) = tmp_path.glob("*.evaluation.json")
+    record = read_record(path)
+    assert record.ensemble
+    assert record.attack == "AutoAttack"
+    assert set(record.broken_by) <= {"clean", "apgd-ce", "apgd-t", "fab-t", "square", ""}
+    assert not list(tmp_path.glob("*.shards")), "the shards go when the record is there"
+    part = evaluate_model(
+        load_model(checkpoint), load("digits").test.first(3), THREAT, attack="apgd-ce+square", checks=False
+    )
+    assert (part.attack, part.ensemble) == ("apgd-ce + square", False)
+    path.unlink()
+    (path.with_suffix(".shards")).mkdir()
+    with pytest.raises(CurvactError, match="holds an evaluation that was begun: --resume goes on"):
+        _curvact(*ask)
+    board = _curvact("leaderboard", _written(tmp_path / "all", record), "--export", tmp_path / "info")
+    assert "AutoAttack" in board
+    assert (tmp_path / "info" / "digits" / "Linf").is_dir()
+
+
+def load_model(checkpoint: Path) -> torch.nn.Module:
+    return open_model(checkpoint)[0]
+
+
+def _written(folder: Path, record: EvaluationRecord) -> Path:
+    write_record(record, folder / "a.evaluation.json")
+    return folder

@@ -1,5 +1,6 @@
 """What bends the input: threat models, attacks on any callable model, and checks that the attacks can be believed."""
 
+from curvact.attacks.autoattack import Progress, Verdict, autoattack, ensemble
 from curvact.attacks.evaluate import Robustness, evaluate
 from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
@@ -22,15 +23,19 @@ __all__ = [
     "MaskingReport",
     "Model",
     "Norm",
+    "Progress",
     "Robustness",
     "SuspectModelWarning",
     "ThreatModel",
+    "Verdict",
     "attack_loss",
+    "autoattack",
     "ce",
     "check_images",
     "check_model",
     "distance",
     "dlr",
+    "ensemble",
     "evaluate",
     "fgsm",
     "frozen",

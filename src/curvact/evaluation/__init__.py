@@ -2,11 +2,12 @@
 
 from curvact.evaluation.leaderboard import Board, boards, export_model_info, model_info, read_records
 from curvact.evaluation.record import EvaluationRecord, model_hash, read_record, write_record
-from curvact.evaluation.run import attack_settings, evaluate_model, open_model
+from curvact.evaluation.run import attack_parts, attack_settings, evaluate_model, open_model
 
 __all__ = [
     "Board",
     "EvaluationRecord",
+    "attack_parts",
     "attack_settings",
     "boards",
     "evaluate_model",

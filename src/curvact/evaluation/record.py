@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,13 +128,13 @@ def read_record(path: Path) -> EvaluationRecord:
     return record
 
 
-def flags(correct: Tensor) -> str:
+def flags(correct: Iterable[bool]) -> str:
     """Booleans as text, one character each.
 
-    >>> flags(torch.tensor([True, False, True]))
+    >>> flags([True, False, True])
     '101'
     """
-    return "".join("1" if value else "0" for value in correct.tolist())
+    return "".join("1" if value else "0" for value in correct)
 
 
 def model_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
