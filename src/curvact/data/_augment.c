@@ -10,8 +10,7 @@ typedef struct {
     const int64_t *index, *down, *right;
     const uint8_t *flip;
     float *out;
-    int64_t count, channels, height, width;
-    int64_t next;
+    int64_t channels, height, width;
 } Job;
 
 /* Rows are put together as bytes, a block of them at a time, then converted in one loop: a loop a row would spend half its time at row ends. */
@@ -48,28 +47,13 @@ static void one(const Job *job, int64_t i) {
     }
 }
 
-static void work(void *argument) {
-    Job *job = argument;
-    for (;;) {
-        const int64_t start = __atomic_fetch_add(&job->next, 16, __ATOMIC_RELAXED);
-        if (start >= job->count)
-            return;
-        const int64_t stop = start + 16 < job->count ? start + 16 : job->count;
-        for (int64_t i = start; i < stop; i++)
-            one(job, i);
-    }
-}
-
-/* Returns 1, with nothing done, for images wider than a block. */
+/* Returns 1, with nothing done, for images wider than a block. One thread: a batch takes less time than waking a second one may. */
 int curvact_augment(const uint8_t *images, const int64_t *index, const int64_t *down, const int64_t *right, const uint8_t *flip, float *out,
-                     int64_t count, int64_t channels, int64_t height, int64_t width, int threads,
-                     void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+                    int64_t count, int64_t channels, int64_t height, int64_t width) {
     if (width > BLOCK)
         return 1;
-    Job job = {images, index, down, right, flip, out, count, channels, height, width, 0};
-    if (threads > 1 && parallel && count > 16)
-        parallel(work, &job, (unsigned)threads, 0);
-    else
-        work(&job);
+    const Job job = {images, index, down, right, flip, out, channels, height, width};
+    for (int64_t i = 0; i < count; i++)
+        one(&job, i);
     return 0;
 }

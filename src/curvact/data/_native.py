@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,23 +30,20 @@ def gather(images: Tensor, index: Tensor, shift: Tensor, flip: Tensor) -> Tensor
         raise IndexError(f"index beyond the {len(images)} images")
     down, right = shift.T.contiguous()
     index, flip = index.contiguous(), flip.contiguous()
-    out = torch.empty(len(index), *images.shape[1:])
-    run, parallel = kernel
-    failed = run(
+    out = torch.empty(len(index), *images.shape[1:], dtype=torch.float32)
+    failed = kernel(
         *(t.data_ptr() for t in (images, index, down, right, flip, out)),
         len(index),
         *images.shape[1:],
-        torch.get_num_threads(),
-        parallel,
     )
     return None if failed else out
 
 
 @cache
-def _kernel() -> tuple[Callable[..., int], int | None] | None:
+def _kernel() -> Callable[..., int] | None:
     try:
         run = ctypes.CDLL(str(native_code.compiled(_SOURCE))).curvact_augment
     except (native_code.Unavailable, OSError, AttributeError):
         return None
-    run.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 4 + [ctypes.c_int, ctypes.c_void_p]
-    return run, native_code.parallel()
+    run.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 4
+    return cast(Callable[..., int], run)

@@ -64,6 +64,8 @@ def open_folder(folder: Path, config: Mapping[str, Any], probe: Tensor) -> None:
         before, logits = dict(there["config"]), torch.tensor(there["probe"], dtype=torch.float64)
     except OSError as error:
         raise CurvactError(f"cannot use folder={folder}: {error.strerror or error}") from None
+    except CurvactError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise CurvactError(f"{head} is damaged: delete {folder} or choose another folder") from None
     now = json.loads(json.dumps(config))
