@@ -91,13 +91,13 @@ def test_honest_networks_raise_no_alarm(activation: str, adversarial: bool) -> N
 @pytest.mark.parametrize("activation", ["relu", "rctaf(curvature=6)"])
 @pytest.mark.parametrize("adversarial", [False, True])
 @pytest.mark.parametrize(
-    ("norm", "epsilon"), [("linf", 0.05), ("linf", 0.2), ("linf", 0.4), ("l2", 0.5), ("l2", 1.5), ("l1", 1.5)]
+    ("norm", "epsilon"),
+    [("linf", 0.05), ("linf", 0.2), ("linf", 0.4), ("l2", 0.5), ("l2", 1.5), ("l1", 1.5), ("l1", 3.0)],
 )
 def test_false_alarms_are_rare(activation: str, adversarial: bool, norm: Norm, epsilon: float) -> None:
-    """On 10 samples of 15 images and 3 of 100: random subsets of the test split.
-
-    In l1 only where PGD is near the truth: at ε = 3, 200 random queries find 14 % more, and one report in 13 says so.
-    """
+    """On 10 samples of 15 images and 3 of 100: random subsets of the test split."""
+    if adversarial and norm == "l1":
+        pytest.skip("training in linf does mask the gradient in l1: see the next test")
     model = _trained(activation, adversarial, epochs=8)
     test = load("digits").test
     for count, seeds in ((15, 10), (100, 3)):
@@ -109,14 +109,45 @@ def test_false_alarms_are_rare(activation: str, adversarial: bool, norm: Norm, e
             assert report.alarms == (), str(report)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["relu", "rctaf(curvature=6)"])
+def test_training_in_linf_masks_the_gradient_in_l1(activation: str) -> None:
+    """Trying every pixel at 0 and at 1 is the proof: five PGDs of 50 steps leave many images that one pixel fools."""
+    x, y = _digits(150)
+    threat = ThreatModel("l1", 1.0)
+    missed = {}
+    for adversarial in (False, True):
+        model = _trained(activation, adversarial, epochs=8)
+        one_pixel = model(x).argmax(1) != y
+        for pixel in range(64):
+            for value in (0.0, 1.0):
+                changed = x.flatten(1).clone()
+                changed[:, pixel] = value
+                one_pixel |= model(changed.view_as(x)).argmax(1) != y
+        by_pgd = torch.zeros_like(one_pixel)
+        for seed, sparsity in enumerate((0.001, 0.03, 0.05, 0.1, 0.05)):
+            g = torch.Generator().manual_seed(seed)
+            x_adv = pgd(
+                model, x, y, threat, steps=50, step_size=0.05, sparsity=sparsity, keep_best=True, generator=g
+            )
+            by_pgd |= model(x_adv).argmax(1) != y
+        missed[adversarial] = float((one_pixel & ~by_pgd).double().mean())
+    assert missed[False] < 0.05
+    assert missed[True] > 0.1
+    report = masking_report(_trained(activation, True, epochs=8), x, y, ThreatModel("l1", 1.5))
+    assert [alarm.name for alarm in report.alarms] == ["black box"], str(report)
+
+
 def test_honest_in_l2_and_l1_and_on_few_images() -> None:
-    model, (x, y) = _trained("rctaf(curvature=6)", True), _digits()
-    for threat in (ThreatModel("l2", 0.7), ThreatModel("l1", 2.0)):
-        report = masking_report(model, x, y, threat, queries=100)
-        assert report.alarms == (), str(report)
+    x, y = _digits()
+    model = _trained("rctaf(curvature=6)", True)
+    report = masking_report(model, x, y, ThreatModel("l2", 0.7), queries=100)
+    assert report.alarms == (), str(report)
     for start in range(0, 18, 6):
         report = masking_report(model, x[start : start + 6], y[start : start + 6], THREAT, seed=start)
         assert report.alarms == (), str(report)
+    report = masking_report(_trained("rctaf(curvature=6)", False), x, y, ThreatModel("l1", 2.0), queries=100)
+    assert report.alarms == (), str(report)
 
 
 def test_quantised_input() -> None:

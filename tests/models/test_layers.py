@@ -42,14 +42,14 @@ def test_initialization_of_each_kind() -> None:
         assert not norm.bias.any()
 
 
-def test_initialization_by_fan_in_and_by_standard_deviation() -> None:
+def test_initialization_by_fan_in_and_of_transformers() -> None:
     conv = nn.Conv2d(8, 64, 3)
     initialize(conv, generator(0, "initialization"), fan="fan_in")
     assert float(conv.weight.detach().std()) == pytest.approx((2 / (9 * 8)) ** 0.5, rel=0.05)
-    layers = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Linear(100, 100))
-    initialize(layers, generator(0, "initialization"), std=0.02)
-    for layer in layers:
-        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    layers = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Linear(100, 80))
+    initialize(layers, generator(0, "initialization"), lecun=True)
+    for layer, inputs in zip(layers, (72, 100), strict=True):
+        assert float(layer.weight.detach().std()) == pytest.approx(inputs**-0.5, rel=0.05)
         assert not layer.bias.any()  # type: ignore[union-attr]
 
 

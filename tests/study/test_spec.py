@@ -74,8 +74,12 @@ def test_trial_ids_are_fixed(tiny: Path) -> None:
         ({"data": {"name": "digits", "extra_fraction": 1}}, "data.extra_fraction=1: .*less than 1"),
         ({"data": 3}, "data=3"),
         ({"model": {"widht": 4}}, "model: mini_resnet has no argument 'widht'; did you mean 'width'"),
-        ({"model": {"name": "resnet18", "blocks": 4}}, "model: resnet18 has no argument 'blocks'; allowed are scope, width"),
+        (
+            {"model": {"name": "resnet18", "blocks": 4}},
+            "model: resnet18 has no argument 'blocks'; allowed are scope, width",
+        ),
         ({"model": {"width": 0}}, "model: width=0: must be a whole number >= 1"),
+        ({"model": {"width": 8.0}}, r"model: width=8.0: must be a whole number >= 1"),
         ({"model": {"width": "8"}}, "model: width='8': must be a whole number >= 1"),
         ({"model": {"scope": "block"}}, "model.scope='block'"),
         ({"training": {"crop": -1}}, "training.crop=-1"),

@@ -149,14 +149,13 @@ def initialize(
     *,
     activations: Iterable[nn.Module] = (),
     fan: Literal["fan_in", "fan_out"] = "fan_out",
-    std: float | None = None,
+    lecun: bool = False,
 ) -> None:
     """Weights from the generator: He-normal convolutions, uniform ±1/√fan-in linear layers, norms at 1 and 0.
 
     generator: None is torch's global one. activations: modules left as they are; they bring their own parameters.
     fan: of the convolutions; "fan_in" keeps the scale of the forward pass where there is no batch norm.
-    std: as usual for transformers, all convolutions and linear layers have truncated normal weights of this standard
-    deviation, and biases of 0.
+    lecun: all convolutions and linear layers have normal weights of variance 1/fan-in instead, and biases of 0.
     """
     if generator is None:
         generator = torch.default_generator
@@ -164,8 +163,8 @@ def initialize(
     for module in model.modules():
         if id(module) in left:
             continue
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and std is not None:
-            nn.init.trunc_normal_(module.weight, std=std, generator=generator)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and lecun:
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):

@@ -302,7 +302,7 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
         fits, allowed = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         least = min(default, 1)
-        fits = number and value == int(value) and value >= least
+        fits = isinstance(value, int) and number and value >= least
         allowed = f"a whole number >= {least}"
     elif isinstance(default, float):
         fits, allowed = number and math.isfinite(value), "a number"
