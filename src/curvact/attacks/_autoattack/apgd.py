@@ -44,10 +44,11 @@ def apgd(
     Returns at how many starts the gradient was zero. Reads flags from the device every step on a CPU, every 10th on a GPU.
     """
     runs = step.restarts * max(step.targets, 1)
-    targets = _targets(model, x, batch_size, step.targets) if step.attack == "apgd-t" else None
+    targets = targets_of(model, x, batch_size, step.targets) if step.attack == "apgd-t" else None
     window = checkpoints(step.budget).to(x.device)
     stride = CUDA_STRIDE if x.is_cuda else 1
     waiting = deque((point, 0) for point in range(len(x)))
+    linf = threat_model.norm == "linf"
     zero = torch.zeros((), dtype=torch.int64, device=x.device)
     slots: dict[str, Tensor] = {}
 
@@ -67,7 +68,8 @@ def apgd(
             "point": points,
             "run": run,
             "at": torch.zeros_like(run),
-            "clean": clean,
+            "low": (clean - threat_model.epsilon).clamp_min_(0) if linf else clean,
+            "high": (clean + threat_model.epsilon).clamp_max_(1) if linf else clean,
             "y": y[points],
             "target": y[points] if targets is None else targets[points, run // step.restarts],
             "x": (clean + threat_model.epsilon * noise).clamp_(0, 1),
@@ -126,13 +128,13 @@ def _advance(
         model, here, slots["y"], slots["target"] if targeted else None, step.attack
     )
     fooled = (logits.max(1)[1] != slots["y"]) & (at <= step.budget) & ~slots["hit"]
-    slots["x_hit"] = torch.where(_wide(fooled, here), here, slots["x_hit"])
+    slots["x_hit"] = _rows(fooled, here, slots["x_hit"])
     slots["hit"] = slots["hit"] | fooled
 
     first = at == 0
     better = first | (loss > slots["best_loss"])
-    best = torch.where(_wide(better, here), here, slots["best"])
-    best_gradient = torch.where(_wide(better, here), gradient, slots["best_gradient"])
+    best = _rows(better, here, slots["best"])
+    best_gradient = _rows(better, gradient, slots["best_gradient"])
     best_loss = torch.where(better, loss, slots["best_loss"])
     checked_loss = torch.where(first, loss, slots["checked_loss"])
     rises = torch.where(first, 0.0, slots["rises"] + (loss > slots["last_loss"]).to(loss.dtype))
@@ -142,23 +144,17 @@ def _advance(
     stalled = ~slots["reduced"] & (checked_loss >= best_loss)
     halve = check & ((rises <= RHO * length) | stalled)
     size = torch.where(halve, slots["size"] / 2, slots["size"])
-    origin = torch.where(_wide(halve, here), best, here)
-    direction = torch.where(_wide(halve, here), best_gradient, gradient)
+    origin, direction = _rows(halve, best, here), _rows(halve, best_gradient, gradient)
 
-    clean, epsilon = slots["clean"], threat_model.epsilon
     if threat_model.norm == "linf":
-        move = direction.sign()
+        ahead = torch.addcmul(origin, direction.sign(), _wide(size, here))
     else:
-        move = direction / _length(direction).clamp_min(1e-12)
-    ahead = _project(origin + _wide(size, here) * move, clean, epsilon, threat_model.norm)
-    inertia = torch.where(first, 0.0, MOMENTUM)
-    mixed = (
-        origin
-        + _wide(1 - inertia, here) * (ahead - origin)
-        + _wide(inertia, here) * (origin - slots["before"])
-    )
+        ahead = torch.addcmul(origin, direction, _wide(size, here) / _length(direction).clamp_min(1e-12))
+    ahead = _project(ahead, slots, threat_model)
+    inertia = _wide(torch.where(first, 0.0, MOMENTUM), here)
+    mixed = torch.lerp(ahead, origin, inertia).addcmul_(origin - slots["before"], inertia)
     slots.update(
-        x=_project(mixed, clean, epsilon, threat_model.norm),
+        x=_project(mixed, slots, threat_model),
         before=origin,
         best=best,
         best_gradient=best_gradient,
@@ -202,7 +198,7 @@ def _evaluate(
     return logits.detach(), loss.detach(), gradient
 
 
-def _targets(model: Model, x: Tensor, batch_size: int, count: int) -> Tensor:
+def targets_of(model: Model, x: Tensor, batch_size: int, count: int) -> Tensor:
     """The classes after the first by their logits on the clean points, n×count."""
     with torch.no_grad():
         ranked = [model(part).argsort(1, descending=True) for part in torch.split(x, batch_size)]
@@ -223,11 +219,24 @@ def _noise(
     return noise / length.clamp_min(1e-12)
 
 
-def _project(x_adv: Tensor, x: Tensor, epsilon: float, norm: str) -> Tensor:
-    if norm == "linf":
-        return torch.minimum(torch.maximum(x_adv, x - epsilon), x + epsilon).clamp_(0, 1)
-    delta = x_adv - x
-    return (x + delta * (epsilon / _length(delta).clamp_min(1e-12)).clamp_max(1)).clamp_(0, 1)
+def _project(x_adv: Tensor, slots: dict[str, Tensor], threat_model: ThreatModel) -> Tensor:
+    """As the threat model's own; for l∞ by the bounds that the slots keep, which are the clean images otherwise."""
+    if threat_model.norm == "linf":
+        return torch.clamp(x_adv, slots["low"], slots["high"])
+    clean = slots["low"]
+    delta = x_adv - clean
+    shrink = (threat_model.epsilon / _length(delta).clamp_min(1e-12)).clamp_max(1)
+    return torch.addcmul(clean, delta, shrink).clamp_(0, 1)
+
+
+def _rows(chosen: Tensor, those: Tensor, others: Tensor) -> Tensor:
+    """`those` in the chosen rows, else `others`; a CPU looks first whether there is anything to do."""
+    if not chosen.is_cuda:
+        if not bool(chosen.any()):
+            return others
+        if bool(chosen.all()):
+            return those
+    return torch.where(_wide(chosen, those), those, others)
 
 
 def _length(delta: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from curvact.attacks._autoattack.apgd import apgd
 from curvact.attacks._autoattack.ensemble import Mode, Precision, Step
+from curvact.attacks._autoattack.fab import fab
 from curvact.attacks._autoattack.reference import ZeroGradients, reference_attack
 from curvact.attacks._autoattack.search import Counted, adaptive_batch, search_twin
 from curvact.attacks._autoattack.square import square
@@ -216,7 +217,7 @@ class Runner:
         while True:
             left = claims.left()
             try:
-                if ours and not step.attack.startswith("fab"):
+                if ours and step.attack != "fab":
                     zero = self._ours(shard, step, model, x, y, standing, left, claims, batch_size)
                 else:
                     by_batch = step.attack == "fab-t"  # deterministic: its batches may be of any size
@@ -243,14 +244,18 @@ class Runner:
         claims: _Claims,
         batch_size: int,
     ) -> int:
+        job = self.job
         points = standing[left].to(x.device)
         images, labels = x[points].to(self.device), y[points].to(self.device)
-        index = standing[left] + self.job.slice(shard).start
+        index = standing[left] + job.slice(shard).start
 
         def confirm(rows: Tensor, x_adv: Tensor) -> Tensor:
             return claims.judge(left[rows.cpu()], x_adv, images[rows], labels[rows])
 
-        common = {"threat_model": self.job.threat_model, "seed": self.job.seed, "batch_size": batch_size}
+        if step.attack == "fab-t":
+            fab(step, model, confirm, images, labels, job.threat_model, batch_size=batch_size)
+            return 0
+        common = {"threat_model": job.threat_model, "seed": job.seed, "batch_size": batch_size}
         if step.attack == "square":
             square(model, confirm, images, labels, index, queries=step.budget, **common)  # type: ignore[arg-type]
             return 0
