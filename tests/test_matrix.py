@@ -34,7 +34,9 @@ def test_every_model_has_a_tiny_size() -> None:
 @pytest.mark.parametrize("data", sorted(DATASETS))
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_one_step_and_an_evaluation(name: str, data: str, fake_data_root: Path) -> None:
-    size = 64 if data == "imagenette" and name.startswith("wrn") else None  # at 224 pixels they take half a minute
+    size = (
+        64 if data == "imagenette" and name.startswith("wrn") else None
+    )  # at 224 pixels they take half a minute
     splits = load(data, root=fake_data_root, size=size, train=8, validation=4, test=4)
     model = build(
         name,
