@@ -275,3 +275,21 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_zero_workers(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CurvactError, match="--workers 0"):
         run_study(load_spec(tiny), tmp_path / "run", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data={name: cifar10}", "cifar10 is not in"),
+        ("training.crop=9", "training.crop=9 is larger than the images, 8 pixels"),
+        ("model={name: vit, width: 10}", "the width must be a multiple of heads"),
+        ("data={name: digits, extra: none.npz}", r"no file of extra images none\.npz"),
+    ],
+)
+def test_nothing_is_written_where_the_first_trial_cannot_start(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, message: str
+) -> None:
+    monkeypatch.setenv("CURVACT_DATA", str(tmp_path / "empty"))
+    with pytest.raises(CurvactError, match=message):
+        run_study(load_spec(tiny, [change]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,29 @@ def test_bad_checkpoints_are_one_line(tmp_path: Path) -> None:
 def test_unknown_objective() -> None:
     with pytest.raises(CurvactError, match="unknown objective 'pgdat'; did you mean 'pgd-at'"):
         objective("pgdat")
+
+
+def test_training_never_looks_at_the_test_split() -> None:
+    data = _small()
+    other = replace(data.test, images=255 - data.test.images, labels=(data.test.labels + 1) % 10)
+    recipe = Recipe(epochs=1, attack_steps=1, batch_size=32)
+    results = []
+    for splits in (
+        data,
+        Splits(data.train, data.validation, other),
+        Splits(data.train, data.validation, None),
+    ):  # type: ignore[arg-type]
+        model = _model()
+        history = fit(model, splits, recipe, THREAT, seed=0)
+        results.append((history, [p.detach().clone() for p in model.parameters()]))
+    for history, parameters in results[1:]:
+        assert history == results[0][0]
+        assert all(torch.equal(a, b) for a, b in zip(parameters, results[0][1], strict=True))
+
+
+def test_a_last_batch_of_one_image_is_left_out() -> None:
+    """A ResNet-18 of 8×8 images ends in 1×1 maps, where batch norm refuses one image."""
+    data = _small(33)
+    model = build("resnet18", channels=1, width=2, size=8, generator=generator(0, "initialization"))
+    (epoch,) = fit(model, data, Recipe(objective="standard", epochs=1, batch_size=16), THREAT, seed=0)
+    assert epoch.gradient_evaluations == 2

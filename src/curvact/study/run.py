@@ -20,6 +20,7 @@ from rich.progress import (
 from curvact.study.engine import Event, run_trials
 from curvact.study.spec import StudySpec
 from curvact.study.store import finished, open_folder
+from curvact.study.trial import prepare
 
 
 def run_study(
@@ -34,9 +35,12 @@ def run_study(
 
     workers: processes, one thread each; the number of cores if None. The records do not depend on it.
     Returns one line for each trial that could not be finished because its worker kept dying.
-    Raises CurvactError for a folder that holds something else, a damaged record, or a full disk.
+    Raises CurvactError for a folder that holds something else, a damaged record, or a full disk; before anything is written,
+    for data or a network that the first trial could not start from.
     """
     console = console or Console(stderr=True)
+    if not folder.exists():
+        prepare(spec.trials()[0])
     trials = open_folder(folder, spec, resume=resume)
     configs = spec.trials()
     left = [config for config in configs if finished(trials, config) is None]

@@ -61,21 +61,9 @@ def _measure(
 ) -> Record:
     started = time.perf_counter()
     seed = config["seed"]
-    data, extra = _load(config["data"])
+    data, extra, architecture, model = prepare(config)
     threat_model = ThreatModel(**config["threat_model"])
     recipe = Recipe(epochs=config["epochs"], **config["training"])
-    architecture = {
-        **config["model"],
-        "activation": config["activation"],
-        "channels": data.train.images.shape[1],
-        "classes": len(data.train.classes),
-        "size": data.train.images.shape[-1],
-        "mean": data.train.mean,
-        "std": data.train.std,
-    }
-    model = build(**architecture, generator=generator(seed, "initialization"))
-    if architecture["size"] >= CHANNELS_LAST_FROM:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     atomic_write(folder / "config.json", _json(config))
     atomic_write(folder / "environment.json", _json(environment()))
@@ -128,6 +116,34 @@ def _measure(
     record["gradient_evaluations"] = history[-1].gradient_evaluations if history else 0
     record["seconds"] = round(time.perf_counter() - started, 3)
     return record
+
+
+def prepare(
+    config: dict[str, Any],
+) -> tuple[Splits, ExtraImages | None, dict[str, Any], torch.nn.Module]:
+    """What a trial starts from: data, synthetic images, the model's arguments for `build`, and the model itself.
+
+    Raises CurvactError for data that are missing or damaged, and for a model or an augmentation that these images do not admit.
+    """
+    data, extra = _load(config["data"])
+    architecture = {
+        **config["model"],
+        "activation": config["activation"],
+        "channels": data.train.images.shape[1],
+        "classes": len(data.train.classes),
+        "size": data.train.images.shape[-1],
+        "mean": data.train.mean,
+        "std": data.train.std,
+    }
+    model = build(**architecture, generator=generator(config["seed"], "initialization"))
+    if architecture["size"] >= CHANNELS_LAST_FROM:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = architecture["size"]
+    if config["training"]["crop"] > size:
+        raise CurvactError(
+            f"training.crop={config['training']['crop']} is larger than the images, {size} pixels"
+        )
+    return data, extra, architecture, model
 
 
 def _load(config: dict[str, Any]) -> tuple[Splits, ExtraImages | None]:

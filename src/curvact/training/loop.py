@@ -82,6 +82,8 @@ def fit(
     extra, extra_fraction: synthetic images and the part of every batch that they make up; an epoch is one pass over the real
     ones.
 
+    A last batch of one image is left out. Only the training and the validation split are looked at, never the test split.
+
     Raises Diverged as soon as an epoch's loss is not finite.
 
     >>> from curvact.data import load
@@ -123,6 +125,8 @@ def fit(
             extra=extra,
             extra_fraction=extra_fraction,
         ):
+            if len(y) == 1:  # batch norm has no variance of one value
+                continue
             rate = learning_rate(recipe, step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -138,7 +142,7 @@ def fit(
         values = torch.stack(losses)
         if not bool(values.isfinite().all()):
             first = int((~values.isfinite()).nonzero()[0])
-            at = step - steps_per_epoch + first
+            at = step - len(losses) + first
             raise Diverged(
                 f"the loss became {float(values[first])} at step {at} of {total} (epoch {epoch}, learning rate {rate:.3g})"
             )
