@@ -24,6 +24,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/verdict_calibration.py
+	$(BIN)/python benchmarks/input_pipeline.py
 
 setup: $(READY)
 
