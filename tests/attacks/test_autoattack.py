@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_projections import projection_l2, projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 from curvact import Recipe, build, fit, load
 from curvact.activations import activation
 from curvact.attacks import SuspectModelWarning, ThreatModel, pgd
-from curvact.attacks._autoattack import search, shard, square, workers
+from curvact.attacks._autoattack import search, shard, square, windows, workers
 from curvact.attacks._autoattack.apgd import checkpoints
 from curvact.attacks._autoattack.ensemble import chosen_steps, ensemble_name, version_steps
+from curvact.attacks._autoattack.fab import onto_plane
 from curvact.attacks._autoattack.reference import NORMS
 from curvact.attacks._autoattack.shard import allowed
 from curvact.attacks._autoattack.store import config_hash, read_unit, write_unit
@@ -220,10 +222,11 @@ def _margins(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor, dual: float) ->
     return distances.amin(1)
 
 
+@pytest.mark.parametrize("attack", ["apgd-t", "fab-t"])
 @pytest.mark.parametrize("mode", ["plain", "fast"])
 @pytest.mark.parametrize(("norm", "dual", "epsilon"), [("linf", 1, 0.02), ("l2", 2, 0.12)])
 def test_gradient_attacks_are_exact_on_a_linear_model(
-    norm: Any, dual: float, epsilon: float, mode: Any
+    norm: Any, dual: float, epsilon: float, mode: Any, attack: str
 ) -> None:
     """Away from the box's walls a linear model is broken exactly where its distance to a wall is below ε."""
     g = torch.Generator().manual_seed(1)
@@ -237,7 +240,7 @@ def test_gradient_attacks_are_exact_on_a_linear_model(
     expected = distances > epsilon
     assert 0.2 < float(expected.float().mean()) < 0.8
     assert int(clear.sum()) > 50
-    verdict = ensemble(model, x, y, ThreatModel(norm, epsilon), attacks=["apgd-t"], steps=40, mode=mode)
+    verdict = ensemble(model, x, y, ThreatModel(norm, epsilon), attacks=[attack], steps=40, mode=mode)
     assert torch.equal(verdict.robust[clear], expected[clear])
     _assert_sound(verdict, model, x, y)
 
@@ -343,6 +346,7 @@ def test_compiled_search_agrees() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Square took")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fast_and_plain_agree_at_full_budgets(norm: Any) -> None:
     model, (x, y) = _net(), _data(200)
@@ -399,10 +403,10 @@ def test_square_stays_inside_the_threat_model(
     assert bool(allowed(best, clean, threat).all())
     propose = square._propose_linf if norm == "linf" else square._propose_l2
     for _ in range(4):
-        rows, new = propose(best, clean, epsilon, query, g)
-        assert bool(allowed(new, clean[rows], threat).all())
-        assert norm == "l2" or bool((new != best[rows]).flatten(1).any(1).all())
-        best[rows] = new
+        rows, (top, bottom, left, right), patch = propose(best, clean, epsilon, query, g)
+        assert norm == "l2" or bool((patch != best[rows, :, top:bottom, left:right]).flatten(1).any(1).all())
+        best[rows, :, top:bottom, left:right] = patch
+        assert bool(allowed(best, clean, threat).all())
     if norm == "linf":  # every pixel at a corner of its own box
         low, high = (clean - epsilon).clamp_min(0), (clean + epsilon).clamp_max(1)
         assert float(torch.minimum((best - low).abs(), (best - high).abs()).max()) < 1e-6
@@ -479,6 +483,110 @@ def test_batch_norm_is_folded_only_where_the_logits_stay() -> None:
     assert search.search_twin(lambda x: x, x, compiled=False, precision="fp32")[1][0].startswith(
         "search with the model"
     )
+
+
+class _Odd(nn.Module):
+    """Strides, dilation, groups, a sum of three, and a branch that windows do not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 6, 3, 1, 2, dilation=2, groups=2)
+        self.b = nn.Conv2d(6, 6, (5, 1), (2, 1), (2, 0))
+        self.c = nn.Conv2d(6, 6, 1, (2, 1))
+        self.act, self.pool, self.linear = nn.SiLU(), nn.MaxPool2d(2), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.a(x))
+        h = self.b(h) + self.c(h) + self.c(h)
+        return self.linear((self.pool(h) * 2).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn", "odd"])
+def test_windows_give_the_logits_of_the_whole(name: str) -> None:
+    """Against the network itself, over many places and sizes, with some rows left out, some changes taken back."""
+    g = torch.Generator().manual_seed(0)
+    channels, size = (2, 16) if name == "odd" else (3, 32)
+    model = _Odd() if name == "odd" else build(name, width=4, channels=3, size=32, activation="silu")
+    model.requires_grad_(False).eval()
+    x = torch.rand(6, channels, size, size, generator=g)
+    made = windows.windowed(model, x[:2], model)
+    assert made is not None
+    made.begin(x)
+    local = 0
+    for _ in range(25):
+        side = int(torch.randint(1, 7, (), generator=g))
+        top, left = torch.randint(0, size - side + 1, (2,), generator=g).tolist()
+        rows = torch.randperm(len(x), generator=g)[:4].sort().values
+        patch = torch.rand(4, channels, side, side, generator=g)
+        changed = x.clone()
+        changed[rows, :, top : top + side, left : left + side] = patch
+        logits = made.logits(rows, (top, top + side, left, left + side), patch)
+        torch.testing.assert_close(
+            logits, model(changed)[rows], rtol=1e-4, atol=1e-5 * float(logits.abs().max())
+        )
+        local += sum(isinstance(change, windows._Window) for change in made._changes.values())
+        taken = torch.rand(4, generator=g) < 0.5
+        made.accept(taken)
+        x[rows[taken]] = changed[rows[taken]]
+    assert local > 25 * 3
+    keep = torch.tensor([True, False, True, True, False, True])
+    made.keep(keep)
+    logits = made.logits(torch.arange(4), (0, 1, 0, 1), x[keep][:, :, :1, :1])
+    torch.testing.assert_close(logits, model(x[keep]), rtol=1e-4, atol=1e-5 * float(logits.abs().max()))
+
+
+def test_windows_are_left_where_they_do_not_fit() -> None:
+    class Shuffled(nn.Module):
+        """Looks pointwise by its shape, but moves what it gets."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flip(3)
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x if x.sum() > 0 else -x).mean((2, 3))  # type: ignore[no-any-return]
+
+    class Counting(Branching):
+        """Looks at its shape, as it may, but holds on to the number of images."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).reshape(x.shape[0], 4, -1).mean(2)  # type: ignore[no-any-return]
+
+    x = torch.rand(2, 3, 12, 12)
+    assert windows.windowed(Counting().eval(), x, Counting().eval()) is None
+    assert not windows._is_pointwise(Shuffled(), 3)
+    assert not windows._is_pointwise(nn.InstanceNorm2d(3), 3)
+    assert windows._is_pointwise(nn.BatchNorm2d(7).eval(), 7)
+    assert windows._is_pointwise(activation("rctaf(curvature=6)"), 7)
+    assert windows.windowed(Branching().eval(), x, Branching().eval()) is None
+    assert windows.windowed(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)), x, lambda x: x) is None
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert windows.windowed(net, x, net) is not None
+    assert windows.windowed(net, x, lambda x: net(x) + 1) is None
+
+
+@given(norm=st.sampled_from(["linf", "l2"]), seed=st.integers(0, 1000), scale=st.floats(0.01, 30))
+@settings(max_examples=25, deadline=None)
+def test_the_step_to_a_plane_is_that_of_the_reference(norm: str, seed: int, scale: float) -> None:
+    """As short, and as near to the plane; where the plane misses the box any point that comes as near is as good."""
+    g = torch.Generator().manual_seed(seed)
+    x, w = torch.rand(8, 20, generator=g), torch.randn(8, 20, generator=g)
+    x[:, :5], w[:, 7] = x[:, :5].round(), 0.0
+    value = scale * torch.randn(8, generator=g)
+    plane = (w * x).sum(1) - value
+    theirs = {"linf": projection_linf, "l2": projection_l2}[norm](x.clone(), w.clone(), plane.clone())
+    ours = onto_plane(x, w, value, norm)
+    assert bool(((x + ours >= -1e-6) & (x + ours <= 1 + 1e-6)).all())
+    miss = [(value + (w * d).sum(1)).abs() for d in (ours, theirs)]
+    torch.testing.assert_close(miss[0], miss[1], rtol=1e-4, atol=1e-4)
+    order = {"linf": math.inf, "l2": 2}[norm]
+    length = [torch.linalg.vector_norm(d, ord=order, dim=1) for d in (ours, theirs)]
+    reached = miss[0] < 1e-4
+    torch.testing.assert_close(length[0][reached], length[1][reached], rtol=1e-3, atol=1e-5)
 
 
 @given(size=st.floats(0, 2), seed=st.integers(0, 100), norm=st.sampled_from(["linf", "l2", "l1"]))
@@ -805,7 +913,8 @@ def test_progress_tells_where_the_run_stands() -> None:
     assert [p.shards_done for p in seen[::5]] == [0, 1, 2]
     assert seen[-1].robust_accuracy == verdict.robust_accuracy
     assert seen[-1].seconds_left == 0
-    assert all(p.seconds_left > 0 for p in seen[:-1])
+    assert math.isnan(seen[0].seconds_left)
+    assert all(p.seconds_left > 0 for p in seen[1:-1])
     assert str(seen[-1]).startswith("20/20 points, robust accuracy so far")
     json.dumps(verdict.as_dict())
     assert "20 points" in str(verdict)

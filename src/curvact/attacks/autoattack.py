@@ -83,7 +83,7 @@ class Progress:
     """Where a run stands. shards_done, points_done: those that every attack of the ensemble is through with.
 
     attack: the one that ended last. robust_accuracy: the part of the points seen so far that nothing has broken yet; it falls
-    as attacks go on. seconds_left: an estimate from the work left (NaN before any work was done).
+    as attacks go on. seconds_left: an estimate from the work left (NaN before the first attack has ended).
     """
 
     attack: str
@@ -458,7 +458,7 @@ def _progress(job: Job, done: Mapping[int, list[Unit]], fresh: Sequence[Unit], s
         for key in job.keys[max(len(done[shard]), 1) :]:
             share = sum(given[key]) / max(len(given[key]), 1)
             to_come += cost[key] * (left[shard] if shard in left else share * size[shard])
-    worked = sum(cost.get(unit.key, 1.0) * unit.standing for unit in fresh)
+    worked = sum(cost.get(unit.key, 0.0) * unit.standing for unit in fresh)
     return Progress(
         attack=fresh[-1].key,
         shards_done=len(through),

@@ -62,7 +62,7 @@ def _run(
             torch.cat([gap, gap - offset]),
             threat_model.norm,
         )
-        from_here, from_clean = both.split(len(here))
+        from_here, from_clean = torch.split(both, len(here))
         zero = torch.zeros_like(clean)
         near = distance(from_here, zero, threat_model.norm).clamp_min(1e-8)
         far = distance(from_clean, zero, threat_model.norm).clamp_min(1e-8)

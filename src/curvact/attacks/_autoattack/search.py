@@ -6,6 +6,7 @@ Nothing it says is believed: every success it leads to is checked by the model i
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,7 @@ def search_twin(
     last = False
     if any(isinstance(module, nn.Conv2d) for module in twin.modules()):
         laid_out = copy.deepcopy(twin).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if _agrees(_Twin(laid_out, channels_last=True), example, truth):
+        if _agrees(Twin(laid_out, channels_last=True), example, truth):
             twin, last = laid_out, True
             notes.append("channels last")
     if compiled:
@@ -75,7 +76,7 @@ def search_twin(
         notes.append("compiled")
     if precision == "bf16":
         notes.append("bf16")
-    return _Twin(twin, channels_last=last, padded=compiled, bf16=precision == "bf16"), notes
+    return Twin(twin, channels_last=last, padded=compiled, bf16=precision == "bf16"), notes
 
 
 def fold_batch_norm(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
@@ -158,7 +159,7 @@ def adaptive_batch(model: Model, example: Tensor, shard_size: int) -> int:
     return max(1, min(most, shard_size, 1 << max(fit.bit_length() - 1, 0)))
 
 
-class _Twin:
+class Twin:
     """Calls a module with its inputs laid out, padded to a power of two, or cast as it wants them; logits come back in fp32."""
 
     def __init__(
@@ -176,8 +177,17 @@ class _Twin:
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            logits: Tensor = self.module(x)
-        return logits[:count].float()
+            logits = _quietly(self.module, x) if self.padded else self.module(x)
+        fp32: Tensor = logits[:count].float()
+        return fp32
+
+
+def _quietly(module: nn.Module, x: Tensor) -> Tensor:
+    """Dynamo looks at the .grad of its inputs, and torch warns where they are no leaves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        logits: Tensor = module(x)
+    return logits
 
 
 def _logits(model: Model, x: Tensor) -> Tensor:

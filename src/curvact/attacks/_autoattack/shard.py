@@ -16,8 +16,9 @@ from curvact.attacks._autoattack.apgd import apgd
 from curvact.attacks._autoattack.ensemble import Mode, Precision, Step
 from curvact.attacks._autoattack.fab import fab
 from curvact.attacks._autoattack.reference import ZeroGradients, reference_attack
-from curvact.attacks._autoattack.search import Counted, adaptive_batch, search_twin
+from curvact.attacks._autoattack.search import Counted, Twin, adaptive_batch, search_twin
 from curvact.attacks._autoattack.square import square
+from curvact.attacks._autoattack.windows import Windowed, windowed
 from curvact.attacks.pgd import Model, frozen
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -109,6 +110,7 @@ class Runner:
         self.device = device
         self.model = on_device(job.model, device)
         self._twins: dict[Precision, tuple[Model, tuple[str, ...]]] = {}
+        self._small: dict[Twin, Windowed | None] = {}
         self._batch_size = job.batch_size
 
     def run(self, shard: int, done: Sequence[Unit], emit: Callable[[Unit], None]) -> None:
@@ -208,7 +210,7 @@ class Runner:
         return log.points
 
     def _search(
-        self, shard: int, step: Step, model: Model, x: Tensor, y: Tensor, standing: Tensor, claims: _Claims
+        self, shard: int, step: Step, model: Counted, x: Tensor, y: Tensor, standing: Tensor, claims: _Claims
     ) -> tuple[int, tuple[str, ...]]:
         """Fast mode: our loops where points may leave, else the reference's on the twin; half the batch if memory is out."""
         job, halved = self.job, False
@@ -223,7 +225,12 @@ class Runner:
                     by_batch = step.attack == "fab-t"  # deterministic: its batches may be of any size
                     block = batch_size if by_batch else BLOCK
                     zero = self._reference(shard, step, model, x, y, standing, claims, block)
-                return zero, (f"batch size halved to {batch_size}: out of memory",) if halved else ()
+                notes: tuple[str, ...] = (
+                    (f"batch size halved to {batch_size}: out of memory",) if halved else ()
+                )
+                if step.attack == "square" and any(self._small.values()):
+                    notes += ("Square computes only what its squares reach",)
+                return zero, notes
             except torch.OutOfMemoryError:
                 if batch_size == 1 or not (ours or step.attack == "fab-t"):
                     raise CurvactError(
@@ -236,7 +243,7 @@ class Runner:
         self,
         shard: int,
         step: Step,
-        model: Model,
+        model: Counted,
         x: Tensor,
         y: Tensor,
         standing: Tensor,
@@ -255,11 +262,32 @@ class Runner:
         if step.attack == "fab-t":
             fab(step, model, confirm, images, labels, job.threat_model, batch_size=batch_size)
             return 0
-        common = {"threat_model": job.threat_model, "seed": job.seed, "batch_size": batch_size}
         if step.attack == "square":
-            square(model, confirm, images, labels, index, queries=step.budget, **common)  # type: ignore[arg-type]
+            small = self._windows(model.model)
+            model.forward += square(
+                model,
+                confirm,
+                images,
+                labels,
+                index,
+                job.threat_model,
+                queries=step.budget,
+                seed=job.seed,
+                batch_size=batch_size,
+                windows=small,
+            )
             return 0
-        return apgd(step, model, confirm, images, labels, index, **common)  # type: ignore[arg-type]
+        return apgd(
+            step,
+            model,
+            confirm,
+            images,
+            labels,
+            index,
+            job.threat_model,
+            seed=job.seed,
+            batch_size=batch_size,
+        )
 
     def _twin(self, step: Step) -> tuple[Model, tuple[str, ...]]:
         job = self.job
@@ -269,6 +297,15 @@ class Runner:
             twin, notes = search_twin(self.model, example, compiled=job.compiled, precision=precision)
             self._twins[precision] = (twin, (f"{precision} search: {', '.join(notes)}",))
         return self._twins[precision]
+
+    def _windows(self, twin: Model) -> Windowed | None:
+        """The twin for small changes, where there is one: on a CPU, in fp32, not compiled."""
+        if not isinstance(twin, Twin) or twin.padded or twin.bf16 or self.job.threat_model.norm != "linf":
+            return None
+        if twin not in self._small:
+            example = self.job.x[: min(4, len(self.job.x))].to(self.device)
+            self._small[twin] = windowed(twin.module, example, twin)
+        return self._small[twin]
 
     def _fast_batch(self, x: Tensor) -> int:
         if self._batch_size is None:

@@ -2,7 +2,7 @@
 
 As in the reference all points share each query's place and signs; here they come from the seed and the query's number, and
 the start from the point's own index, so that a point's path does not depend on its batch. A query that changes nothing in an
-image is not asked.
+image is not asked (l∞: one in 2^channels squares), and where the network allows it only what a square reaches is computed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from curvact.attacks._autoattack.apgd import CUDA_STRIDE, Confirm
+from curvact.attacks._autoattack.windows import Box, Windowed
 from curvact.attacks.losses import margin
 from curvact.attacks.pgd import Model
 from curvact.attacks.threat import ThreatModel
 from curvact.random import generator
 
 FIRST_FRACTION = 0.8
+SMALL = 1 / 3
+"""Squares up to this part of the image's side are worth a window."""
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -33,10 +36,16 @@ def square(
     queries: int,
     seed: int,
     batch_size: int,
-) -> None:
-    """Attack x, `batch_size` points at a time; `confirm` keeps the successes. Arguments as `apgd`. l∞ or l2."""
+    windows: Windowed | None = None,
+) -> int:
+    """Attack x, `batch_size` points at a time; `confirm` keeps the successes. Arguments as `apgd`. l∞ or l2.
+
+    windows: the same model for small changes, used in l∞. Returns how many images it was asked for.
+    """
+    asked = 0
     for part in torch.split(torch.arange(len(x)), batch_size):
-        _search(model, confirm, x, y, index, part, threat_model, queries, seed)
+        asked += _search(model, confirm, x, y, index, part, threat_model, queries, seed, windows)
+    return asked
 
 
 @torch.no_grad()
@@ -50,7 +59,8 @@ def _search(
     threat_model: ThreatModel,
     queries: int,
     seed: int,
-) -> None:
+    windows: Windowed | None,
+) -> int:
     point = part.to(x.device)
     clean, labels = x[point], y[point]
     best = _start(clean, index[part], threat_model, seed)
@@ -59,6 +69,8 @@ def _search(
     random = generator(seed, "autoattack square queries")
     propose = _propose_linf if threat_model.norm == "linf" else _propose_l2
     stride = CUDA_STRIDE if x.is_cuda else 1
+    small = SMALL * min(x.shape[2:]) if windows is not None and threat_model.norm == "linf" else 0
+    asked, begun = 0, False
     for query in range(queries + 1):
         if query % stride == 0 or query == queries:
             rows = hit.nonzero().squeeze(1)
@@ -69,22 +81,36 @@ def _search(
                 point, clean, labels, best, lead, hit, x_hit = (
                     value[keep] for value in (point, clean, labels, best, lead, hit, x_hit)
                 )
+                if windows is not None and begun:
+                    windows.keep(keep)
         if query == queries or not len(point):
-            return
-        rows, new = propose(best, clean, threat_model.epsilon, query, random)
+            break
+        rows, box, patch = propose(best, clean, threat_model.epsilon, query, random)
         if not len(rows):
             continue
-        there = -margin(model(new), labels[rows])
-        won = (there < lead[rows]) | (there <= 0)
-        best[rows] = torch.where(won.view(-1, 1, 1, 1), new, best[rows])
-        lead[rows] = torch.where(won, there, lead[rows])
-        fresh = (there <= 0) & ~hit[rows]
-        if stride == 1:
-            hit[rows], x_hit = fresh, best
+        top, bottom, left, right = box
+        local = windows if windows is not None and bottom - top <= small else None
+        if local is None:
+            new = best[rows]
+            new[:, :, top:bottom, left:right] = patch
+            logits = model(new)
         else:
-            x_hit = x_hit.clone()
-            x_hit[rows] = torch.where(fresh.view(-1, 1, 1, 1), new, x_hit[rows])
-            hit[rows] |= fresh
+            if not begun:
+                local.begin(best.contiguous(memory_format=torch.channels_last))
+                begun = True
+            logits = local.logits(rows, box, patch)
+            asked += len(rows)
+        there = -margin(logits, labels[rows])
+        won = (there < lead[rows]) | (there <= 0)
+        best[rows[won], :, top:bottom, left:right] = patch[won]
+        lead[rows] = torch.where(won, there, lead[rows])
+        if local is not None:
+            local.accept(won)
+        fresh = (there <= 0) & ~hit[rows]
+        before = hit.clone()
+        hit[rows] |= fresh
+        x_hit = best if stride == 1 else torch.where((hit & ~before).view(-1, 1, 1, 1), best, x_hit)
+    return asked
 
 
 def fraction(query: int) -> float:
@@ -112,29 +138,28 @@ def _start(clean: Tensor, index: Tensor, threat_model: ThreatModel, seed: int) -
 
 def _propose_linf(
     best: Tensor, clean: Tensor, epsilon: float, query: int, random: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """One square set to x ± ε, a sign a channel. Returns which rows change, and those rows."""
+) -> tuple[Tensor, Box, Tensor]:
+    """One square set to x ± ε, a sign a channel. Returns which rows change, where, and what is there in these rows."""
     channels, height, width = best.shape[1:]
     side = min(max(round(math.sqrt(fraction(query) * height * width)), 1), height, width)
-    window = (slice(None), slice(None), *_window(side, height, width, random))
+    box = _window(side, height, width, random)
+    window = _within(box)
     sign = _signs(channels, 1, 1, random=random).to(best)
     base, old = clean[window], best[window]
     new = torch.minimum(torch.maximum(old + 2 * epsilon * sign, base - epsilon), base + epsilon).clamp_(0, 1)
     rows = (new != old).flatten(1).any(1).nonzero().squeeze(1)
-    changed = best[rows]
-    changed[window] = new[rows]
-    return rows, changed
+    return rows, box, new[rows]
 
 
 def _propose_l2(
     best: Tensor, clean: Tensor, epsilon: float, query: int, random: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The norm within two windows, and what is left of ε, goes into bumps in the first. Returns all rows, and the images."""
+) -> tuple[Tensor, Box, Tensor]:
+    """The norm within two windows, and what is left of ε, goes into bumps in the first. All of every image changes."""
     channels, height, width = best.shape[1:]
     side = max(round(math.sqrt(fraction(query) * height * width)), 3)
     side = min(side + 1 - side % 2, height, width)
-    first, second = _window(side, height, width, random), _window(side, height, width, random)
-    window, other = (slice(None), slice(None), *first), (slice(None), slice(None), *second)
+    window = _within(_window(side, height, width, random))
+    other = _within(_window(side, height, width, random))
     shape = bumps(side, random).to(best) * _signs(channels, 1, 1, random=random).to(best)
     delta = best - clean
     unused = (epsilon**2 - _length(delta) ** 2).clamp_min(0)
@@ -147,7 +172,7 @@ def _propose_l2(
     delta[other] = 0
     delta[window] = new
     moved = (clean + epsilon * delta / _length(delta)).clamp_(0, 1)
-    return torch.arange(len(best), device=best.device), moved
+    return torch.arange(len(best), device=best.device), (0, height, 0, width), moved
 
 
 def bumps(side: int, random: torch.Generator) -> Tensor:
@@ -173,10 +198,14 @@ def _bump(height: int, width: int) -> Tensor:
     return normed
 
 
-def _window(side: int, height: int, width: int, random: torch.Generator) -> tuple[slice, slice]:
+def _window(side: int, height: int, width: int, random: torch.Generator) -> Box:
     row = int(torch.randint(height - side + 1, (), generator=random))
     column = int(torch.randint(width - side + 1, (), generator=random))
-    return slice(row, row + side), slice(column, column + side)
+    return row, row + side, column, column + side
+
+
+def _within(box: Box) -> tuple[slice, ...]:
+    return slice(None), slice(None), slice(box[0], box[1]), slice(box[2], box[3])
 
 
 def _signs(*shape: int, random: torch.Generator) -> Tensor:
