@@ -182,6 +182,8 @@ def test_autoattack_on_record_and_resumed(checkpoint: Path, tmp_path: Path) -> N
     record = read_record(path)
     assert record.ensemble
     assert record.attack == "AutoAttack"
+    assert record.settings == {"mode": "plain"}
+    assert record.accuracy_after["square"] == record.robust_accuracy
     assert set(record.broken_by) <= {"clean", "apgd-ce", "apgd-t", "fab-t", "square", ""}
     assert not list(tmp_path.glob("*.shards")), "the shards go when the record is there"
     part = evaluate_model(

@@ -54,6 +54,7 @@ class EvaluationRecord(_Strict):
     settings: of the attack. clean_accuracy, robust_accuracy: fractions of the images.
     clean_correct, robust_correct: one character an image, 1 or 0. broken_by: for each image the attack that broke it,
     "clean" if it was wrong before any, "" if it stood.
+    accuracy_after: robust accuracy after each attack of an ensemble.
     findings: what the checklist for gradient masking and the entry checks reported. environment: code, libraries, machine.
     """
 
@@ -71,6 +72,7 @@ class EvaluationRecord(_Strict):
     clean_correct: str = Field(pattern="^[01]+$")
     robust_correct: str = Field(pattern="^[01]+$")
     broken_by: list[str] = []
+    accuracy_after: dict[str, float] = {}
     findings: list[str] = []
     seconds: float = Field(ge=0)
     environment: dict[str, Any] = {}

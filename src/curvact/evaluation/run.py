@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class _Outcome:
     clean_correct: list[bool]
     broken_by: list[str]
     findings: list[str]
+    accuracy_after: dict[str, float] = field(default_factory=dict)
 
     @property
     def robust_correct(self) -> list[bool]:
@@ -124,10 +125,11 @@ def evaluate_model(
                 verdict = ensemble(model, x, y, threat_model, attacks=parts, **options)
         outcome = _Outcome(
             verdict.name,
-            {"mode": mode, "accuracy_after": dict(verdict.accuracy_after)},
+            {"mode": mode},
             [by != CLEAN for by in verdict.broken_by],
             [by or "" for by in verdict.broken_by],
             list(verdict.suspicions),
+            dict(verdict.accuracy_after),
         )
     findings = list(outcome.findings)
     if checks and any(outcome.clean_correct):
@@ -150,6 +152,7 @@ def evaluate_model(
         clean_correct=flags(outcome.clean_correct),
         robust_correct=flags(outcome.robust_correct),
         broken_by=outcome.broken_by,
+        accuracy_after=outcome.accuracy_after,
         findings=findings,
         seconds=round(time.perf_counter() - started, 3),
         environment=environment(),
