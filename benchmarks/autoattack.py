@@ -1,7 +1,7 @@
 """Time to a verdict: plain pyautoattack against `curvact.autoattack(mode="fast")`, in one process, on one robust network.
 
     python benchmarks/autoattack.py [--checkpoint model.safetensors] [--points 100] [--norm linf] [--epsilon 0.03137]
-        [--batch-size 250] [--threads 1] [--workers 1] [--data data]
+        [--batch-size 250] [--threads 1] [--workers 1] [--precision fp32] [--data data]
 
 Without a checkpoint a ResNet-18 of width 16 is trained first, by adversarial training (PGD, 3 steps) on CIFAR-10, and
 written to --save. Points are the first test images. The reference runs at --batch-size (its own default)
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default="data")
     chosen = parser.parse_args()
@@ -100,6 +101,7 @@ def main() -> None:
         mode="fast",
         seed=chosen.seed,
         workers=chosen.workers,
+        precision=chosen.precision,
         shard_size=max(1, -(-chosen.points // chosen.workers)) if chosen.workers > 1 else 250,
         on_progress=lambda progress: print(f"{progress.attack}: {progress}", flush=True),
     )
@@ -129,7 +131,9 @@ def main() -> None:
     print(
         f"| pyautoattack 0.2.0, batch {chosen.batch_size} | {theirs:.0f} | 1.00 | {their_cpu:.0f} | 1.00 | {robust:.2%} |"
     )
-    name = f"curvact, fast mode, {chosen.workers} worker{'s' if chosen.workers > 1 else ''}"
+    name = (
+        f"curvact, fast mode, {chosen.precision}, {chosen.workers} worker{'s' if chosen.workers > 1 else ''}"
+    )
     own = f"{our_cpu:.0f} | {our_cpu / their_cpu:.2f}" if chosen.workers == 1 else "– | –"
     print(f"| {name} | {ours:.0f} | {ours / theirs:.2f} | {own} | {fast.robust_accuracy:.2%} |")
     print(
