@@ -14,6 +14,7 @@ from rich.table import Table
 
 from curvact.cli_data import data_app
 from curvact.cli_evaluation import evaluation_app
+from curvact.cli_training import training_app
 from curvact.errors import CurvactError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ study_app = typer.Typer(no_args_is_help=True, help="Run and report curvature swe
 app.add_typer(study_app, name="study")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluation_app)
+app.add_typer(training_app)
 
 
 @app.command("activation")
@@ -109,6 +111,45 @@ def study_report(
 ) -> None:
     """Write results.csv, the plots and report.html again from the records of a study."""
     _report(folder)
+
+
+@app.command("compare")
+def compare(
+    spec: Annotated[Path, typer.Argument(help="a comparison as YAML, or the folder of one to go on with")],
+    out: Annotated[Path | None, typer.Option(help="folder to write; runs/NAME if not given")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="worker processes; the number of cores if not given")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a comparison begun there")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override a key: seeds=[0,1]")] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report", help="only write the tables again, from the records that are there")
+    ] = False,
+) -> None:
+    """Train one network in several ways with the same seeds and budget; one table, with paired differences to the baseline."""
+    from curvact.study import run_study
+    from curvact.study.comparison import load_comparison
+    from curvact.study.comparison_summary import notes, summarize_comparison, to_table
+
+    if spec.is_dir() and (out is not None or set_):
+        raise CurvactError(
+            f"{spec} is a comparison's folder: it goes on as it was begun, without --out and --set"
+        )
+    comparison = load_comparison(spec, set_)
+    folder = spec if spec.is_dir() else out if out is not None else Path("runs") / comparison.name
+    problems = []
+    if not report_only:
+        problems = run_study(comparison, folder, workers=workers, resume=resume or spec.is_dir())
+    summary = summarize_comparison(folder)
+    console = Console()
+    console.print(to_table(summary))
+    for line in notes(summary):
+        console.print(f"• {line}", highlight=False)
+    console.print(f"\ntables: {folder}/table.md, table.tex, results.csv", highlight=False, soft_wrap=True)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
 
 
 def _report(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from curvact.data import Dataset, Splits, load
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet, build
 from curvact.random import generator
-from curvact.training import Diverged, Recipe, fit, load_checkpoint, objective, save_checkpoint
-from curvact.training.loop import learning_rate
+from curvact.training import Diverged, Recipe, fit, load_checkpoint, save_checkpoint
+from curvact.training.recipe import learning_rate
 
 THREAT = ThreatModel("linf", 0.2)
 
@@ -33,28 +34,6 @@ def _small(count: int = 96) -> Splits:
 
 def _model(seed: int = 0) -> MiniResNet:
     return MiniResNet("rctaf(curvature=4)", channels=1, width=2, generator=generator(seed, "initialization"))
-
-
-def test_pgd_at_is_cross_entropy_on_the_attacked_images() -> None:
-    model = _model().train()
-    x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
-    modes = []
-
-    def attack(m, a, b):  # type: ignore[no-untyped-def]
-        modes.append(m.training)
-        return (a + 0.1).clamp(0, 1)
-
-    loss = objective("pgd-at")(model, x, y, attack, 5)
-    assert modes == [False]
-    assert model.training
-    assert loss.gradient_evaluations == 6
-    other = _model().train()
-    logits = other((x + 0.1).clamp(0, 1))
-    expected = -(logits - logits.logsumexp(1, keepdim=True))[torch.arange(8), y].mean()
-    torch.testing.assert_close(loss.value, expected)
-    clean = objective("standard")(_model().train(), x, y, attack, 5)
-    torch.testing.assert_close(clean.value, F.cross_entropy(_model().train()(x), y))
-    assert clean.gradient_evaluations == 1
 
 
 def test_standard_training_is_nesterov_sgd_by_hand() -> None:
@@ -117,10 +96,25 @@ def test_divergence_names_step_and_rate() -> None:
         )
 
 
-@pytest.mark.parametrize("recipe", [Recipe(epochs=0), Recipe(batch_size=1), Recipe(warmup=1.0)])
-def test_impossible_recipes(recipe: Recipe) -> None:
-    with pytest.raises(CurvactError, match="epochs >= 1, batch_size >= 2"):
-        fit(_model(), _small(), recipe, THREAT, seed=0)
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"epochs": 0}, "epochs=0 of a recipe: a whole number >= 1"),
+        ({"batch_size": 1}, "batch_size=1 of a recipe: a whole number >= 2"),
+        ({"warmup": 1.0}, r"warmup=1.0 of a recipe: a number in \[0, 1\)"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan of a recipe: a number > 0"),
+        ({"schedule": "cosin"}, "schedule='cosin' of a recipe: allowed are cosine, piecewise"),
+        ({"milestones": (0.7, 0.5)}, "milestones=.* rising parts of all steps"),
+        ({"perturbation": "awpp"}, "unknown perturbation 'awpp'; did you mean 'awp'"),
+        ({"perturbation": "awp(gama=1)"}, "awp has no setting 'gama'; did you mean 'gamma'"),
+        ({"averaging": "ema(decay=slow)"}, "decay='slow' must be like 0.995"),
+        ({"optimizer": "entropy-sgd(5)"}, "cannot read optimizer"),
+        ({"objective": "pgdat"}, "unknown objective"),
+    ],
+)
+def test_impossible_recipes(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(CurvactError, match=says):
+        Recipe(**settings)
 
 
 ARCHITECTURE = {"name": "mini_resnet", "activation": "rctaf(curvature=6, beta=1)", "width": 2, "channels": 1}
@@ -156,11 +150,6 @@ def test_bad_checkpoints_are_one_line(tmp_path: Path) -> None:
     file.with_suffix(".json").write_text("{")
     with pytest.raises(CurvactError, match="not readable JSON"):
         load_checkpoint(file)
-
-
-def test_unknown_objective() -> None:
-    with pytest.raises(CurvactError, match="unknown objective 'pgdat'; did you mean 'pgd-at'"):
-        objective("pgdat")
 
 
 def test_training_never_looks_at_the_test_split() -> None:

@@ -3,7 +3,14 @@
 from curvact.data.catalog import DATASETS, OtherDataWarning, data_root, load, names_a_place
 from curvact.data.dataset import Dataset, Splits, batches, split
 from curvact.data.extra import ExtraImages, open_extra, pseudo_label
-from curvact.data.pipeline import Augmentation, augment, batches_per_epoch, epoch_batches
+from curvact.data.pipeline import (
+    Augmentation,
+    augment,
+    batches_per_epoch,
+    epoch_batches,
+    epoch_order,
+    whole_batch,
+)
 
 __all__ = [
     "DATASETS",
@@ -17,9 +24,11 @@ __all__ = [
     "batches_per_epoch",
     "data_root",
     "epoch_batches",
+    "epoch_order",
     "load",
     "names_a_place",
     "open_extra",
     "pseudo_label",
     "split",
+    "whole_batch",
 ]

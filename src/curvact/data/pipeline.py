@@ -217,7 +217,7 @@ def epoch_batches(
     count = len(dataset)
     device = dataset.images.device
     height, width = dataset.images.shape[-2:]
-    order = torch.randperm(count, generator=generator(seed, "shuffle", epoch))
+    order = epoch_order(dataset, seed, epoch)
     steps = math.ceil(count / real)
     last = count - (steps - 1) * real if steps else 0
     extra_count = (steps - 1) * synthetic + round(synthetic * last / real) if steps else 0
@@ -237,6 +237,29 @@ def epoch_batches(
             x_extra = inputs(more.to(device), torch.arange(len(places)), count + places)
             x, y = torch.cat([x, x_extra]), torch.cat([y, labels.to(device)])
         yield x, y
+
+
+def epoch_order(dataset: Dataset, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch takes the real images, int64, N, on the CPU."""
+    return torch.randperm(len(dataset), generator=generator(seed, "shuffle", epoch))
+
+
+def whole_batch(
+    dataset: Dataset,
+    batch_size: int,
+    index: int,
+    extra: ExtraImages | None = None,
+    extra_fraction: float = 0.5,
+) -> int:
+    """How many images batch `index` of an epoch (from 0) has over all ranks.
+
+    >>> from curvact.data import load
+    >>> whole_batch(load("digits").train, 48, 0), whole_batch(load("digits").train, 48, 26)
+    (48, 10)
+    """
+    real, synthetic = composition(batch_size, extra, extra_fraction)
+    mine = max(0, min(real, len(dataset) - index * real))
+    return mine + (synthetic if mine == real else round(synthetic * mine / real))
 
 
 def _part(start: int, stop: int, rank: int, world_size: int) -> Tensor:

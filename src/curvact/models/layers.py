@@ -133,10 +133,14 @@ class Dropout(nn.Module):
             return x
         if torch.compiler.is_compiling():
             return nn.functional.dropout(x, self.rate)
-        if self._masks is None or self._masks.device != x.device:
-            self._masks = torch.Generator(device=x.device).manual_seed(self.seed)
-        kept = torch.rand(x.shape, generator=self._masks, device=x.device) >= self.rate
+        kept = torch.rand(x.shape, generator=self.masks(x.device), device=x.device) >= self.rate
         return x * kept / (1 - self.rate)
+
+    def masks(self, device: torch.device) -> torch.Generator:
+        """The generator of the masks, which training keeps with its state."""
+        if self._masks is None or self._masks.device != device:
+            self._masks = torch.Generator(device=device).manual_seed(self.seed)
+        return self._masks
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"

@@ -18,13 +18,12 @@ from rich.progress import (
 )
 
 from curvact.study.engine import Event, run_trials
-from curvact.study.spec import StudySpec
-from curvact.study.store import finished, open_folder
+from curvact.study.store import Spec, finished, open_folder
 from curvact.study.trial import prepare
 
 
 def run_study(
-    spec: StudySpec,
+    spec: Spec,
     folder: Path,
     *,
     workers: int | None = None,
@@ -51,21 +50,16 @@ def run_study(
     with _Display(console, spec, total=len(configs), before=len(configs) - len(left)) as display:
         given_up = run_trials(left, trials, workers, lambda event: display.show(left[event.trial], event))
     return [
-        f"{_label(left[index])}: its worker died again and again; --resume tries it once more"
+        f"{spec.label(left[index])}: its worker died again and again; --resume tries it once more"
         for index in given_up
     ]
-
-
-def _label(config: dict[str, Any]) -> str:
-    centered = ", centered" if config["centered"] else ""
-    return f"{config['family']} κ={config['curvature']:g}{centered} seed {config['seed']}"
 
 
 class _Display:
     """A bar for the study, one for each running trial; without a terminal, one line a finished trial."""
 
-    def __init__(self, console: Console, spec: StudySpec, *, total: int, before: int) -> None:
-        self.console, self.total, self.finished = console, total, before
+    def __init__(self, console: Console, spec: Spec, *, total: int, before: int) -> None:
+        self.console, self.spec, self.total, self.finished = console, spec, total, before
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -89,7 +83,7 @@ class _Display:
         self.progress.stop()
 
     def show(self, config: dict[str, Any], event: Event) -> None:
-        label = _label(config)
+        label = self.spec.label(config)
         if event.kind == "start":
             self.bars[label] = self.progress.add_task(label, total=config["epochs"], note="epochs")
         elif event.kind == "epoch":

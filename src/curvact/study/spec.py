@@ -5,106 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from curvact.activations.registry import activation, parse_name
-from curvact.data import DATASETS, names_a_place
-from curvact.errors import CurvactError, nearest
-from curvact.models import MODELS, arguments_of
-from curvact.training import OBJECTIVES
+from curvact.config import DataSpec, ModelSpec, Strict, ThreatSpec, check_settings, read_settings
+from curvact.training import Recipe
 
-SCHEMA = 2
+SCHEMA = 3
 """Part of every trial's content hash: raised when the meaning of a config changes."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(_Strict):
-    """The images: anything `curvact.data.load` knows, at most so many of each split, and synthetic ones to mix in."""
-
-    name: str = "digits"
-    size: int | None = Field(None, ge=1)
-    train: int | None = Field(None, ge=1)
-    validation: int | None = Field(None, ge=1)
-    test: int | None = Field(None, ge=1)
-    extra: str | None = None
-    extra_fraction: float = Field(0.5, gt=0, lt=1)
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return name if names_a_place(name) else _choice(name, list(DATASETS))
-
-
-class ModelSpec(_Strict):
-    """The architecture: a name of `curvact.models.MODELS`, and the arguments that this one takes, such as width."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = "mini_resnet"
-    scope: Literal["network", "stage", "layer"] = "layer"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_its_defaults(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            return content
-        name = content.get("name", "mini_resnet")
-        if not isinstance(name, str) or name not in MODELS:
-            return content
-        defaults = arguments_of(name)
-        for key, value in content.items():
-            if key in ("name", "scope"):
-                continue
-            if key not in defaults:
-                raise ValueError(
-                    f"{name} has no argument '{key}'{nearest(key, defaults)}; allowed are {', '.join(['scope', *defaults])}"
-                )
-            _check_kind(key, value, defaults[key])
-        return {"name": name, "scope": "layer", **defaults, **content}
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _choice(name, list(MODELS))
-
-
-class ThreatSpec(_Strict):
-    """The perturbations: norm and epsilon in input units."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    epsilon: float = Field(0.2, ge=0, allow_inf_nan=False)
-
-
-class TrainingSpec(_Strict):
-    """How each trial is trained; epochs are a factor."""
-
-    objective: str = "pgd-at"
-    batch_size: int = Field(48, ge=2)
-    learning_rate: float = Field(0.06, gt=0, allow_inf_nan=False)
-    warmup: float = Field(0.3, ge=0, lt=1)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False)
-    attack_steps: int = Field(5, ge=0)
-    attack_step_size: float = Field(0.08, gt=0, allow_inf_nan=False)
-    crop: int = Field(0, ge=0)
-    flip: bool = False
-    cutout: int = Field(0, ge=0)
-
-    @field_validator("objective")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _choice(name, list(OBJECTIVES))
-
-
-class EvaluationSpec(_Strict):
+class EvaluationSpec(Strict):
     """The PGD that measures robust accuracy: on the whole test set, and on the first `train_images` of the training set."""
 
     steps: int = Field(20, ge=1)
@@ -113,7 +28,7 @@ class EvaluationSpec(_Strict):
     train_images: int = Field(512, ge=1)
 
 
-class HessianSpec(_Strict):
+class HessianSpec(Strict):
     """The Hessian diagonal of the trained model: probes and deflated directions of the estimator, images in the fixed batch."""
 
     probes: int = Field(16, ge=4)
@@ -121,7 +36,7 @@ class HessianSpec(_Strict):
     images: int = Field(128, ge=1)
 
 
-class Factors(_Strict):
+class Factors(Strict):
     """What is varied: every combination is a trial."""
 
     family: tuple[str, ...] = ("rctaf(beta=0)",)
@@ -149,8 +64,10 @@ class Factors(_Strict):
         return self
 
 
-class StudySpec(_Strict):
+class StudySpec(Strict):
     """A curvature sweep."""
+
+    FILE: ClassVar[str] = "study.yaml"
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     question: str = ""
@@ -158,9 +75,16 @@ class StudySpec(_Strict):
     model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
     threat_model: ThreatSpec = ThreatSpec()
     factors: Factors
-    training: TrainingSpec = TrainingSpec()
+    training: Recipe = Recipe(objective="pgd-at(batch_norm=eval)")
     evaluation: EvaluationSpec = EvaluationSpec()
     hessian: HessianSpec | None = HessianSpec()
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _epochs_are_a_factor(cls, training: Any) -> Any:
+        if isinstance(training, dict) and "epochs" in training:
+            raise ValueError("epochs are a factor of a study: set factors.epochs")
+        return training
 
     @field_validator("data", mode="before")
     @classmethod
@@ -175,6 +99,7 @@ class StudySpec(_Strict):
         ['rctaf(alpha=4.0, beta=0)', 'rctaf(alpha=16.0, beta=0)']
         """
         shared = self.model_dump(exclude={"name", "question", "factors"}, mode="json")
+        del shared["training"]["epochs"]
         f = self.factors
         return [
             {
@@ -193,7 +118,14 @@ class StudySpec(_Strict):
 
     def to_yaml(self) -> str:
         """The resolved spec, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+        content = self.model_dump(mode="json")
+        del content["training"]["epochs"]
+        return yaml.safe_dump(content, sort_keys=False, width=120)
+
+    def label(self, config: dict[str, Any]) -> str:
+        """A trial in words."""
+        centered = ", centered" if config["centered"] else ""
+        return f"{config['family']} κ={config['curvature']:g}{centered} seed {config['seed']}"
 
 
 def trial_id(config: dict[str, Any]) -> str:
@@ -224,95 +156,9 @@ def load_spec(path: str | Path, overrides: list[str] | None = None) -> StudySpec
 
     Raises CurvactError in one line that names the file, the key, the value and what is allowed.
     """
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise CurvactError(f"cannot read the study {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CurvactError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise CurvactError(f"{path} holds no study: expected keys such as name and factors")
-    for override in overrides or []:
-        _override(content, override)
-    return check_spec(content, str(path))
+    return read_settings(StudySpec, path, overrides)
 
 
 def check_spec(content: dict[str, Any], where: str) -> StudySpec:
     """A StudySpec from plain data, or a CurvactError that names the first thing wrong in it."""
-    try:
-        return StudySpec.model_validate(content)
-    except ValidationError as error:
-        raise CurvactError(f"{where}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    # A misspelt key is named before the missing one it causes.
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    problem = problems[0]
-    location = [str(part) for part in problem["loc"]]
-    place = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        owner = _model_at(location[:-1])
-        allowed = list(owner.model_fields) if owner else []
-        return f"unknown key '{place}'{nearest(location[-1], allowed)}; allowed are {', '.join(allowed)}"
-    if problem["type"] == "missing":
-        return f"the key '{place}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and not isinstance(problem["input"], (str, int, float)):
-        return f"{place}: {message}"
-    return f"{place}={problem['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _model_at(location: list[str]) -> type[BaseModel] | None:
-    owner: Any = StudySpec
-    for part in location:
-        field = owner.model_fields.get(part)
-        if field is None:
-            return None
-        options = getattr(field.annotation, "__args__", (field.annotation,))
-        owner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if owner is None:
-            return None
-    return owner  # type: ignore[no-any-return]
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise CurvactError(f"--set {override!r}: write it as key.key=value")
-    *parents, last = key.split(".")
-    place = content
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise CurvactError(f"--set {override!r}: '{parent}' holds a value, not keys")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise CurvactError(f"--set {override!r}: the value is not valid YAML") from None
-
-
-def _check_kind(key: str, value: Any, default: Any) -> None:
-    """A size is a whole number >= 1 (0 only where that is the default), a fraction a number, a switch true or false."""
-    if default is None:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        fits, allowed = isinstance(value, bool), "true or false"
-    elif isinstance(default, int):
-        least = min(default, 1)
-        fits = isinstance(value, int) and number and value >= least
-        allowed = f"a whole number >= {least}"
-    elif isinstance(default, float):
-        fits, allowed = number and math.isfinite(value), "a number"
-    else:
-        fits, allowed = isinstance(value, type(default)), f"a {type(default).__name__}"
-    if not fits:
-        raise ValueError(f"{key}={value!r}: must be {allowed}")
-
-
-def _choice(name: str, allowed: list[str]) -> str:
-    if name not in allowed:
-        raise ValueError(f"allowed are {', '.join(allowed)}{nearest(name, allowed)}")
-    return name
+    return check_settings(StudySpec, content, where)

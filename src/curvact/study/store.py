@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
+from curvact.config import read_settings
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.study.spec import StudySpec, load_spec, trial_id
@@ -26,15 +27,30 @@ METRICS = (
 )
 
 
-def open_folder(folder: Path, spec: StudySpec, *, resume: bool) -> Path:
+class Spec(Protocol):
+    """What a study and a comparison share."""
+
+    FILE: ClassVar[str]
+
+    @property
+    def name(self) -> str: ...
+
+    def trials(self) -> list[dict[str, Any]]: ...
+
+    def label(self, config: dict[str, Any]) -> str: ...
+
+    def to_yaml(self) -> str: ...
+
+
+def open_folder(folder: Path, spec: Spec, *, resume: bool) -> Path:
     """Create or reopen the folder of a study; the folder of its trials is returned.
 
     CurvactError where it holds another spec, where it exists and `resume` was not asked for, or where it cannot be written.
     """
-    written = folder / "study.yaml"
+    written = folder / spec.FILE
     try:
         if written.exists():
-            present = load_spec(written)
+            present = read_settings(type(spec), written)  # type: ignore[type-var]
             if present != spec:
                 raise CurvactError(
                     f"{folder} holds another study ({_difference(present, spec)}): choose another --out, or delete the folder"
@@ -111,7 +127,7 @@ def row_of(record: dict[str, Any]) -> dict[str, object]:
     }
 
 
-def _difference(present: StudySpec, wanted: StudySpec) -> str:
+def _difference(present: Any, wanted: Any) -> str:
     """The first key in which two specs differ, in words."""
 
     def walk(a: Any, b: Any, place: str) -> str | None:

@@ -1,0 +1,246 @@
+"""What a comparison shows: a table of cells with intervals, paired differences to the baseline, in Markdown, LaTeX and csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from curvact.files import atomic_write
+from curvact.study.comparison import ComparisonSpec, load_comparison
+from curvact.study.paired import Mean, PairedDifference, mean_interval, paired_differences
+from curvact.study.store import finished
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column: where it is in a record's metrics, its heading, how a number is written, and whether it is a fraction."""
+
+    key: str
+    title: str
+    form: str = "{:.3g}"
+    percent: bool = False
+
+
+MEASURES = (
+    Measure("clean_accuracy", "clean", "{:.1f}", percent=True),
+    Measure("robust_accuracy", "PGD", "{:.1f}", percent=True),
+    Measure("subset_robust_accuracy", "AutoAttack (subset)", "{:.1f}", percent=True),
+    Measure("train_robust_accuracy", "PGD, training images", "{:.1f}", percent=True),
+    Measure("curvature_start", "κ at start"),
+    Measure("curvature_end", "κ at end"),
+    Measure("effective_curvature_start", "κ effective, start"),
+    Measure("effective_curvature_end", "κ effective, end"),
+    Measure("clean_hessian_rms", "Hessian norm, clean"),
+    Measure("adversarial_hessian_rms", "Hessian norm, adversarial"),
+    Measure("extra_parameters", "extra parameters", "{:.0f}"),
+    Measure("gradient_evaluations", "gradients", "{:.0f}"),
+    Measure("seconds_per_epoch", "seconds an epoch", "{:.2f}"),
+    Measure("relative_seconds", "time, relative", "{:.2f}"),
+)
+COMPARED = ("clean_accuracy", "robust_accuracy")
+
+
+@dataclass(frozen=True)
+class ComparisonSummary:
+    """means: cell → measure key → mean over seeds. differences: measure key → cell → paired difference to the baseline.
+
+    failed: trial label → cause. missing: trials not yet run.
+    """
+
+    spec: ComparisonSpec
+    means: dict[str, dict[str, Mean]]
+    differences: dict[str, dict[str, PairedDifference]]
+    failed: dict[str, str]
+    missing: int
+    provenance: dict[str, str]
+
+
+def summarize_comparison(folder: Path) -> ComparisonSummary:
+    """Read a comparison's folder and write results.csv, table.md and table.tex into it."""
+    spec = load_comparison(folder)
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    failed: dict[str, str] = {}
+    missing = 0
+    records = []
+    for config in spec.trials():
+        record = finished(folder / "trials", config)
+        cell = values.setdefault(config["cell"], {})
+        if record is None:
+            missing += 1
+        elif record["status"] == "failed":
+            failed[spec.label(config)] = record["cause"]
+        else:
+            records.append(record)
+            for key, value in _numbers(record).items():
+                cell.setdefault(key, {})[config["seed"]] = value
+    _add_relative_time(values, spec.against())
+    means = {
+        name: {key: mean_interval(list(seeds.values())) for key, seeds in cell.items()}
+        for name, cell in values.items()
+    }
+    differences = {
+        key: paired_differences({name: cell.get(key, {}) for name, cell in values.items()}, spec.against())
+        for key in COMPARED
+    }
+    summary = ComparisonSummary(spec, means, differences, failed, missing, _provenance(folder, records))
+    atomic_write(folder / "results.csv", _csv(records))
+    atomic_write(folder / "table.md", to_markdown(summary))
+    atomic_write(folder / "table.tex", to_latex(summary))
+    return summary
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    found = {**record["metrics"], "gradient_evaluations": record["gradient_evaluations"]}
+    return {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}
+
+
+def _add_relative_time(values: dict[str, dict[str, dict[int, float]]], baseline: str) -> None:
+    own = values.get(baseline, {}).get("seconds_per_epoch", {})
+    for cell in values.values():
+        times = cell.get("seconds_per_epoch", {})
+        ratios = {seed: times[seed] / own[seed] for seed in times if own.get(seed)}
+        if ratios:
+            cell["relative_seconds"] = ratios
+
+
+def _provenance(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    commits, processors = set(), set()
+    for record in records:
+        about = json.loads((folder / "trials" / record["trial"] / "environment.json").read_text())
+        commits.add(str(about["commit"]))
+        processors.add(str(about["processor"]))
+    return {
+        "commit": ", ".join(sorted(commits)),
+        "hardware": ", ".join(sorted(processors)),
+        "cost": f"{sum(r['seconds'] for r in records):.0f} s of one thread in all",
+    }
+
+
+def _shown(summary: ComparisonSummary) -> list[Measure]:
+    return [m for m in MEASURES if any(m.key in cell for cell in summary.means.values())]
+
+
+def _text(mean: Mean | None, measure: Measure) -> str:
+    if mean is None:
+        return "–"
+    scale = 100.0 if measure.percent else 1.0
+    text = "∞" if math.isinf(mean.value) else measure.form.format(scale * mean.value)
+    half = scale * (mean.high - mean.value)
+    if math.isnan(half) or half == 0 or not measure.percent:
+        return text
+    return f"{text} ± {half:.1f}"
+
+
+def _difference(difference: PairedDifference | None) -> str:
+    """In points, with its interval; a star where it is shown after Holm's correction."""
+    if difference is None:
+        return "–"
+    mean = difference.mean
+    text = f"{100 * mean.value:+.1f}"
+    if math.isnan(mean.low):
+        return text
+    return f"{text} [{100 * mean.low:+.1f}, {100 * mean.high:+.1f}]{'*' if difference.shown else ''}"
+
+
+def _grid(summary: ComparisonSummary) -> tuple[list[str], list[list[str]]]:
+    measures = _shown(summary)
+    steps = summary.spec.evaluation.steps
+    heads = ["", *[f"PGD-{steps}" if m.key == "robust_accuracy" else m.title for m in measures]]
+    heads += ["clean − baseline", f"PGD-{steps} − baseline"]
+    lines = []
+    for name, cell in summary.means.items():
+        own = "baseline" if name == summary.spec.against() else None
+        differences = [own or _difference(summary.differences[key].get(name)) for key in COMPARED]
+        lines.append([name, *[_text(cell.get(m.key), m) for m in measures], *differences])
+    return heads, lines
+
+
+def _notes(summary: ComparisonSummary) -> list[str]:
+    spec = summary.spec
+    notes = [
+        f"{spec.name}: {len(spec.seeds)} seeds, mean ± half of a 95 % interval; accuracies in %.",
+        f"Differences to '{spec.against()}' are paired by seed, in points with a 95 % interval.",
+        "* where a difference is shown after Holm's correction over all cells.",
+    ]
+    if spec.budget is not None:
+        notes.append(f"Every trial stops at {spec.budget} gradient evaluations, the attack's included.")
+    notes.append("; ".join(f"{key}: {value}" for key, value in summary.provenance.items()))
+    notes += [f"failed: {label}: {cause}" for label, cause in summary.failed.items()]
+    if summary.missing:
+        notes.append(f"{summary.missing} trials have not run: --resume goes on")
+    return notes
+
+
+def to_markdown(summary: ComparisonSummary) -> str:
+    """The table with its notes as Markdown."""
+    heads, lines = _grid(summary)
+    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table + "\n\n" + "\n\n".join(_notes(summary)) + "\n"
+
+
+def to_latex(summary: ComparisonSummary) -> str:
+    """The table as a LaTeX tabular (booktabs), its notes as comments."""
+    heads, lines = _grid(summary)
+    body = [" & ".join(map(_latex, row)) + r" \\" for row in [heads, *lines]]
+    comments = "\n".join(f"% {note}" for note in _notes(summary))
+    return "\n".join(
+        [
+            comments,
+            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    """
+    >>> _latex("κ ± 1 % of a_b")
+    '$\\\\kappa$ $\\\\pm$ 1 \\\\% of a\\\\_b'
+    """
+    signs = {"κ": r"$\kappa$", "±": r"$\pm$", "∞": r"$\infty$", "−": "--", "–": "--"}
+    escaped = "".join("\\" + c if c in "%_&#{}$" else c for c in text)
+    return "".join(signs.get(c, c) for c in escaped)
+
+
+def to_table(summary: ComparisonSummary) -> Table:
+    """The table for a terminal."""
+    heads, lines = _grid(summary)
+    table = Table(box=None, pad_edge=False)
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="left" if index == 0 else "right")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def notes(summary: ComparisonSummary) -> list[str]:
+    """What belongs under the table, line by line."""
+    return _notes(summary)
+
+
+def _csv(records: Sequence[Mapping[str, Any]]) -> str:
+    keys = sorted({key for record in records for key in _numbers(record)})
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["trial", "cell", "seed", *keys, "seconds"])
+    for record in records:
+        found = _numbers(record)
+        config = record["config"]
+        row = [record["trial"], config["cell"], config["seed"], *[found.get(key, "") for key in keys]]
+        writer.writerow([*row, record["seconds"]])
+    return stream.getvalue()
