@@ -17,6 +17,8 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
 from curvact.analysis import hessian as hs
+from curvact.analysis import probes as pr
+from curvact.analysis import products as pd
 from curvact.errors import CurvactError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
@@ -91,7 +93,7 @@ def theta_of(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
-def matrix(h: Tensor) -> hs.Operator:
+def matrix(h: Tensor) -> pd.Operator:
     return lambda rows: rows @ h
 
 
@@ -207,7 +209,7 @@ def test_noise_above_the_signal_gives_zero_with_an_honest_error() -> None:
     h = (h + h.T).fill_diagonal_(0)
     got, u = [], []
     for _ in range(400):
-        gram = hs._gram(hs._samples(matrix(h), hs._deflate(matrix(h), h[:0]), 16, g))
+        gram = pr.gram(pr.samples(matrix(h), pr.deflate(matrix(h), h[:0]), 16, g))
         u.append(hs.unbiased_squared_norm(gram).value)
         got.append(hs.norm_estimate(gram))
     zero = [e for e, value in zip(got, u, strict=True) if value <= 0]
@@ -243,8 +245,8 @@ def test_u_and_v_are_unbiased_and_the_naive_norm_is_not() -> None:
     for deflation in (0, 1):
         u, v, naive = torch.zeros(3, repeats, dtype=torch.float64)
         for i in range(repeats):
-            sketch = hs._sketch(matrix(h), deflation, h[0], g)
-            d = hs._samples(matrix(h), hs._deflate(matrix(h), sketch), probes, g)
+            sketch = pr.sketch(matrix(h), deflation, h[0], g)
+            d = pr.samples(matrix(h), pr.deflate(matrix(h), sketch), probes, g)
             estimate = hs.unbiased_squared_norm(d @ d.T)
             u[i], v[i], naive[i] = estimate.value, estimate.variance, (d.mean(0) ** 2).sum()
         tolerance = 4 / math.sqrt(repeats)
@@ -270,9 +272,9 @@ def test_error_bars_are_calibrated() -> None:
         for deflation in (0, 8):
             scores = torch.zeros(repeats)
             for i in range(repeats):
-                sketch = hs._sketch(matrix(operator), deflation, operator[0], g)
-                samples = hs._samples(matrix(operator), hs._deflate(matrix(operator), sketch), 16, g)
-                got = hs.norm_estimate(hs._gram(samples))
+                sketch = pr.sketch(matrix(operator), deflation, operator[0], g)
+                samples = pr.samples(matrix(operator), pr.deflate(matrix(operator), sketch), 16, g)
+                got = hs.norm_estimate(pr.gram(samples))
                 scores[i] = abs(got.value - truth) / got.standard_error
             assert (scores <= 3).double().mean() >= 0.97 - 0.023
             # Nor are they far too wide: a normal score is within 1 in 68 % of cases.

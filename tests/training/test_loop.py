@@ -236,7 +236,7 @@ def test_awp_and_sam_by_hand() -> None:
 def test_cost_is_counted_in_gradients() -> None:
     """Five batches an epoch, two attack steps."""
     base = replace(SHORT, epochs=1, attack_steps=2)
-    wanted = {"sgd": 5 * 3, "awp": None, "sam": 5 * 4, "swa": 5 * 3 + 5 * 3}
+    wanted = {"sgd": 5 * 3, "awp": None, "sam": 5 * 4, "swa": 5 * 3 + 5 * 3}  # swa: one recalibration
     for method, count in wanted.items():
         if count is None:
             continue

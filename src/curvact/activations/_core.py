@@ -77,10 +77,21 @@ def evaluate(x: Tensor, alpha: Scale, shape: Shape, order: int) -> Tensor:
     return out.to(dtype)
 
 
-def apply(x: Tensor, alpha: Scale, shape: Shape) -> Tensor:
-    """σ(x), elementwise, in the dtype of x."""
+def wide(x: Tensor) -> Tensor:
+    """x, half precision as float32: sums over it neither overflow nor lose small terms."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def floating(x: Tensor) -> Tensor:
+    """x, or a clear error for integers."""
     if not x.is_floating_point():
         raise CurvactError(f"an activation got a tensor of {x.dtype}: it takes floating-point tensors")
+    return x
+
+
+def apply(x: Tensor, alpha: Scale, shape: Shape) -> Tensor:
+    """σ(x), elementwise, in the dtype of x."""
+    floating(x)
     if fused():
         traced: Tensor = _Traced.apply(x, alpha, shape)  # type: ignore[no-untyped-call]
         return traced
@@ -139,7 +150,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         else:
             grad_x = _run(x, alpha, shape, order + 1, grad)
     if isinstance(alpha, Tensor) and ctx.needs_input_grad[1]:
-        grad_alpha = (grad * _scale_derivative(x, alpha, shape, order)).sum_to_size(alpha.shape)
+        grad_alpha = (wide(grad) * _scale_derivative(wide(x), alpha, shape, order)).sum_to_size(alpha.shape)
     return grad_x, grad_alpha, None, None
 
 
@@ -187,6 +198,10 @@ class _Derivative(torch.autograd.Function):
         x_dim, alpha_dim = in_dims[0], in_dims[1]
         if alpha_dim is None or not isinstance(alpha, Tensor):
             assert x_dim is not None
+            if (
+                isinstance(alpha, Tensor) and alpha.dim() > 0
+            ):  # it is to meet the last dimensions of each sample
+                x, x_dim = x.movedim(x_dim, 0), 0
             return derivative(x, alpha, shape, order), x_dim
         if x_dim is None:
             x = x.expand(info.batch_size, *x.shape)
@@ -211,7 +226,8 @@ class _Traced(torch.autograd.Function):
         x, alpha = _remembered(ctx)
         grad_alpha = None
         if isinstance(alpha, Tensor) and ctx.needs_input_grad[1]:
-            grad_alpha = (grad * _scale_derivative(x, alpha, ctx.shape, 0, evaluate)).sum_to_size(alpha.shape)
+            by_alpha = _scale_derivative(wide(x), alpha, ctx.shape, 0, evaluate)
+            grad_alpha = (wide(grad) * by_alpha).sum_to_size(alpha.shape)
         return grad * evaluate(x, alpha, ctx.shape, 1), grad_alpha, None
 
 

@@ -1,4 +1,4 @@
-"""PSSiLU, the parametric shifted SiLU of arXiv 2110.05626: Swish with a straight line taken off. [paper]; κ [derived].
+"""PSSiLU and its kin SSiLU, the shifted SiLUs of arXiv 2110.05626: Swish with a straight line taken off. [paper]; κ [derived].
 
 With S_α(x) = x·sigmoid(|α|x) and c = |β|/(1 − |β|), it is a sum that keeps a β far below rounding (1 − 1e-8 is 1 in float32):
 
@@ -14,20 +14,44 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations import _core
-from curvact.activations.base import Activation, number, positive
+from curvact.activations.base import Activation, away_from_zero_, number, positive, present
 from curvact.activations.curvature import Peak
 from curvact.activations.gates import _SWISH
 from curvact.errors import CurvactError
 
+BETA_LIMIT = 1 - 2**-10
+"""`constrain_` keeps a learned |β| at or below this, where σ still differs from 0 by more than rounding."""
 
-class PSSiLU(Activation):
+
+class _Shifted(Activation):
+    """S_α(x) + c·S_α(−x): what all members share. Abstract."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha, c = self._scales()
+        if torch.compiler.is_compiling() or _core._transformed():
+            return _combine(x, alpha, c, 0)
+        out: Tensor = _Value.apply(_core.floating(x), alpha, c)  # type: ignore[no-untyped-call]
+        return out
+
+    def slope(self, x: Tensor) -> Tensor:
+        return _combine(x, *self._scales(), 1)
+
+    def curvature(self, x: Tensor) -> Tensor:
+        return _combine(x, *self._scales(), 2)
+
+    def _scales(self) -> tuple[_core.Scale, _core.Scale]:
+        """|α| and c = β/(1 − β); of learned ones, tensors that autograd follows."""
+        raise NotImplementedError
+
+
+class PSSiLU(_Shifted):
     """x(sigmoid(|α|x) − |β|)/(1 − |β|) [paper, arXiv 2110.05626], with κ = |α|/(2(1 − |β|)) at 0 [derived].
 
     σ(0) = 0, and σ(x) → |β||x|/(1 − |β|) as x → −∞: positive for x < ln(|β|/(1 − |β|))/|α|.
 
-    alpha: a finite number other than 0. beta: a number with |β| < 1.
-    learnable: α and β become parameters of shape (1,), as in the paper's checkpoints. β = 0 is refused then: the gradient
-        of |β| is 0 there, so it would never move.
+    alpha: a finite number other than 0. beta: a number with |β| < 1, which `constrain_` keeps at |β| ≤ 1 − 2⁻¹⁰ when learned.
+    learnable: α and β become parameters of shape (1,), as in the paper's checkpoints, and a network shares them by default.
+        β = 0 is refused then: the gradient of |β| is 0 there, so it would never move.
     centered: accepted and without effect, since σ(0) = 0.
     Raises CurvactError for a parameter out of range.
 
@@ -45,7 +69,7 @@ class PSSiLU(Activation):
         self, alpha: float = 1.0, beta: float = 1e-8, *, learnable: bool = False, centered: bool = False
     ) -> None:
         super().__init__()
-        alpha, beta = _nonzero(alpha), _below_one(beta)
+        alpha, beta = nonzero(alpha, "pssilu"), below_one(beta, "pssilu")
         self.learnable = learnable
         self.centered = centered
         if learnable:
@@ -53,6 +77,7 @@ class PSSiLU(Activation):
                 raise CurvactError(
                     "beta=0 in a learnable pssilu: |β| has no gradient at 0 and would never move; start at 1e-8"
                 )
+            self.default_scope = "network"
             self.alpha = nn.Parameter(torch.tensor([alpha]))
             self.beta = nn.Parameter(torch.tensor([beta]))
         else:
@@ -65,47 +90,135 @@ class PSSiLU(Activation):
     ) -> PSSiLU:
         """The member with κ = `curvature`: α = 2κ(1 − |β|)."""
         kappa = positive(curvature, "curvature", "pssilu")
-        return cls(2 * kappa * (1 - abs(_below_one(beta))), beta, learnable=learnable, centered=centered)
-
-    def forward(self, x: Tensor) -> Tensor:
-        alpha, c = self._scales()
-        if torch.compiler.is_compiling() or _core._transformed():
-            return _combine(x, alpha, c, 0)
-        if not x.is_floating_point():
-            raise CurvactError(f"an activation got a tensor of {x.dtype}: it takes floating-point tensors")
-        out: Tensor = _Value.apply(x, alpha, c)  # type: ignore[no-untyped-call]
-        return out
-
-    def slope(self, x: Tensor) -> Tensor:
-        return _combine(x, *self._scales(), 1)
-
-    def curvature(self, x: Tensor) -> Tensor:
-        return _combine(x, *self._scales(), 2)
+        alpha = 2 * kappa * (1 - abs(below_one(beta, "pssilu")))
+        return cls(alpha, beta, learnable=learnable, centered=centered)
 
     @property
     def max_curvature(self) -> Peak:
-        alpha, beta = abs(_value(self.alpha)), abs(_value(self.beta))
-        if not (0 < alpha < math.inf and beta < 1):
-            raise CurvactError(f"{self} has no κ: it needs a finite α other than 0 and |β| < 1")
-        return Peak(alpha / (2 * (1 - beta)), 0.0)
+        pairs = zip(_each(self.alpha), _each(self.beta), strict=True)
+        return max((_peak(self, alpha, abs(beta)) for alpha, beta in pairs), key=lambda peak: peak.value)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        if isinstance(self.alpha, Tensor) and isinstance(self.beta, Tensor):
+            away_from_zero_(self.alpha)
+            self.beta.clamp_(-BETA_LIMIT, BETA_LIMIT)
 
     def extra_repr(self) -> str:
         flags = [f"{flag}=True" for flag in ("learnable", "centered") if getattr(self, flag)]
-        return ", ".join([f"alpha={number(_value(self.alpha))}", f"beta={number(_value(self.beta))}", *flags])
+        return ", ".join(
+            [f"alpha={number(present(self.alpha))}", f"beta={number(present(self.beta))}", *flags]
+        )
 
     def _scales(self) -> tuple[_core.Scale, _core.Scale]:
-        """|α| and c = |β|/(1 − |β|); of learnable ones, scalars that autograd follows."""
         beta = _size(self.beta)
         return _size(self.alpha), beta / (1 - beta)
 
 
+class FixedPSSiLU(_Shifted):
+    """x(sigmoid(|α|x) − β)/(1 − β) with β fixed [paper, arXiv 2110.05626], κ = |α|/(2|1 − β|) at 0 [derived]: `pssilu_fixed`.
+
+    alpha: a finite number other than 0; a trainable scalar if `learnable`. beta: a number with |β| < 1, never learned.
+    centered: accepted and without effect, since σ(0) = 0.
+    Raises CurvactError for a parameter out of range.
+
+    >>> act = FixedPSSiLU()
+    >>> act, round(act.max_curvature.value, 9)
+    (pssilu_fixed(alpha=1.0, beta=0.3), 0.714285714)
+    """
+
+    alpha: float | nn.Parameter
+    default_scope = "network"
+    _family = "pssilu_fixed"
+
+    def __init__(
+        self, alpha: float = 1.0, beta: float = 0.3, *, learnable: bool = True, centered: bool = False
+    ) -> None:
+        super().__init__()
+        alpha = nonzero(alpha, self._family)
+        self.beta = below_one(beta, self._family)
+        self.learnable = learnable
+        self.centered = centered
+        self.alpha = nn.Parameter(torch.tensor(alpha)) if learnable else alpha
+
+    @classmethod
+    def from_curvature(
+        cls, curvature: float, beta: float = 0.3, *, learnable: bool = False, centered: bool = False
+    ) -> FixedPSSiLU:
+        """The member with κ = `curvature`: α = 2κ(1 − β). Its α is held unless `learnable`."""
+        kappa = positive(curvature, "curvature", cls._family)
+        alpha = 2 * kappa * (1 - below_one(beta, cls._family))
+        return cls(alpha, beta, learnable=learnable, centered=centered)
+
+    @property
+    def max_curvature(self) -> Peak:
+        return _peak(self, self.alpha, self.beta)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        if isinstance(self.alpha, Tensor):
+            away_from_zero_(self.alpha)
+
+    def extra_repr(self) -> str:
+        flags = ["learnable=False"] * (not self.learnable) + ["centered=True"] * self.centered
+        return ", ".join([f"alpha={number(present(self.alpha))}", f"beta={number(self.beta)}", *flags])
+
+    def _scales(self) -> tuple[_core.Scale, _core.Scale]:
+        return _size(self.alpha), self.beta / (1 - self.beta)
+
+
+class SSiLU(_Shifted):
+    """x(sigmoid(x) − β)/(1 − β) with β fixed [paper, arXiv 2110.05626], κ = 1/(2|1 − β|) at 0 [derived]. Nothing is learned.
+
+    beta: a number with |β| < 1.
+    centered: accepted and without effect, since σ(0) = 0.
+    Raises CurvactError for a parameter out of range.
+
+    >>> act = SSiLU()
+    >>> act, round(act.max_curvature.value, 9)
+    (ssilu(beta=0.1), 0.555555556)
+    """
+
+    def __init__(self, beta: float = 0.1, *, centered: bool = False) -> None:
+        super().__init__()
+        self.beta = below_one(beta, "ssilu")
+        self.centered = centered
+
+    @property
+    def max_curvature(self) -> Peak:
+        return _peak(self, 1.0, self.beta)
+
+    def extra_repr(self) -> str:
+        return f"beta={number(self.beta)}" + (", centered=True" if self.centered else "")
+
+    def _scales(self) -> tuple[_core.Scale, _core.Scale]:
+        return 1.0, self.beta / (1 - self.beta)
+
+
+def _peak(act: Activation, alpha: float | Tensor, beta: float) -> Peak:
+    size = abs(present(alpha))
+    if not (0 < size < math.inf and abs(beta) < 1):
+        raise CurvactError(f"{act} has no κ: it needs a finite α other than 0 and |β| < 1")
+    return Peak(size / (2 * (1 - beta)), 0.0)
+
+
+def _each(parameter: float | Tensor) -> list[float]:
+    if not isinstance(parameter, Tensor):
+        return [parameter]
+    values: list[float] = parameter.detach().flatten().tolist()
+    return values
+
+
 def _size(parameter: float | nn.Parameter) -> _core.Scale:
-    return parameter.reshape(()).abs() if isinstance(parameter, Tensor) else abs(parameter)
+    """|parameter|; of one number, without a shape."""
+    if not isinstance(parameter, Tensor):
+        return abs(parameter)
+    return parameter.reshape(()).abs() if parameter.numel() == 1 else parameter.abs()
 
 
 def _combine(x: Tensor, alpha: _core.Scale, c: _core.Scale, order: int) -> Tensor:
     """The derivative of σ of that order, 0 to 2, differentiable in everything. Half precision is rounded once."""
-    wide = _wide(x)
+    wide = _core.wide(x)
     if order > 0:
         out = (1 + c) * _core.derivative(wide, alpha, _SWISH, order)
         if order == 1:
@@ -118,10 +231,6 @@ def _combine(x: Tensor, alpha: _core.Scale, c: _core.Scale, order: int) -> Tenso
     return out.to(x.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _swish(x: Tensor, alpha: _core.Scale) -> Tensor:
     return _core.apply(x, alpha, _SWISH)
 
@@ -129,7 +238,7 @@ def _swish(x: Tensor, alpha: _core.Scale) -> Tensor:
 def _swish_by_alpha(x: Tensor, alpha: _core.Scale) -> Tensor:
     """∂S/∂|α|, elementwise. Even in x, so that ∂σ/∂|α| = (1 + c)·∂S/∂|α|."""
     assert isinstance(alpha, Tensor)
-    return _core._scale_derivative(_wide(x), alpha, _SWISH, 0)
+    return _core._scale_derivative(_core.wide(x), alpha, _SWISH, 0)
 
 
 class _Value(torch.autograd.Function):
@@ -140,7 +249,7 @@ class _Value(torch.autograd.Function):
         learned = [scale for scale in (alpha, c) if isinstance(scale, Tensor)]
         ctx.save_for_backward(x, *learned)
         ctx.save_for_forward(x, *learned)
-        ctx.fixed = None if learned else (alpha, c)
+        ctx.fixed = [None if isinstance(scale, Tensor) else scale for scale in (alpha, c)]
         return _combine(x, alpha, c, 0)
 
     @staticmethod
@@ -150,9 +259,11 @@ class _Value(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad * _combine(x, alpha, c, 1)
         if ctx.needs_input_grad[1]:
-            grad_alpha = (1 + c) * (grad * _swish_by_alpha(x, alpha)).sum()
+            assert isinstance(alpha, Tensor)
+            grad_alpha = (1 + c) * (grad * _swish_by_alpha(x, alpha)).sum_to_size(alpha.shape)
         if ctx.needs_input_grad[2]:
-            grad_c = (grad * _swish(-_wide(x), alpha)).sum()
+            assert isinstance(c, Tensor)
+            grad_c = (grad * _swish(-_core.wide(x), alpha)).sum_to_size(c.shape)
         return grad_x, grad_alpha, grad_c
 
     @staticmethod
@@ -164,7 +275,7 @@ class _Value(torch.autograd.Function):
         if tangents[1] is not None:
             terms.append(tangents[1] * (1 + c) * _swish_by_alpha(x, alpha))
         if tangents[2] is not None:
-            terms.append(tangents[2] * _swish(-_wide(x), alpha))
+            terms.append(tangents[2] * _swish(-_core.wide(x), alpha))
         out = terms[0]
         for term in terms[1:]:
             out = out + term
@@ -173,25 +284,23 @@ class _Value(torch.autograd.Function):
 
 def _kept(ctx: Any) -> tuple[Tensor, _core.Scale, _core.Scale]:
     x, *learned = ctx.saved_tensors
-    alpha, c = ctx.fixed or learned
+    alpha, c = (learned.pop(0) if fixed is None else fixed for fixed in ctx.fixed)
     return x, alpha, c
 
 
-def _value(parameter: float | nn.Parameter) -> float:
-    return float(parameter.detach()) if isinstance(parameter, Tensor) else parameter
-
-
-def _nonzero(alpha: float) -> float:
+def nonzero(alpha: float, where: str) -> float:
+    """`alpha` as a float, or a clear error unless it is finite and not 0."""
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise CurvactError(f"alpha={alpha!r} in pssilu: alpha must be a finite number other than 0")
+        raise CurvactError(f"alpha={alpha!r} in {where}: alpha must be a finite number other than 0")
     if alpha == 0:
         raise CurvactError(
-            f"alpha={alpha!r} in pssilu: alpha must not be 0 (σ is a straight line there and α would never move)"
+            f"alpha={alpha!r} in {where}: alpha must not be 0 (|α| has no gradient there, and α would never move)"
         )
     return float(alpha)
 
 
-def _below_one(beta: float) -> float:
+def below_one(beta: float, where: str) -> float:
+    """`beta` as a float, or a clear error unless |β| < 1."""
     if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not abs(beta) < 1:
-        raise CurvactError(f"beta={beta!r} in pssilu: beta must be a number with |beta| < 1")
+        raise CurvactError(f"beta={beta!r} in {where}: beta must be a number with |beta| < 1")
     return float(beta)

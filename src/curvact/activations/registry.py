@@ -5,18 +5,22 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from curvact.activations.base import Activation
 from curvact.activations.gates import GELU, Mish, PowerGate, Squareplus, Swish
-from curvact.activations.pssilu import PSSiLU
+from curvact.activations.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
+from curvact.activations.pssilu import FixedPSSiLU, PSSiLU, SSiLU
 from curvact.activations.rct import RCRAF, RCTAF, Softplus
+from curvact.activations.sparta import Sparta
 from curvact.activations.standard import ELU, ReLU, SiLU
 from curvact.errors import CurvactError, nearest
 
 Factory = Callable[..., nn.Module]
-ActivationLike = str | Callable[[], nn.Module] | nn.Module
+ActivationLike = str | Callable[..., nn.Module] | nn.Module
+Parameter = float | int | bool | str | None
 
 _REGISTRY: dict[str, Factory] = {
     "rctaf": RCTAF,
@@ -26,6 +30,15 @@ _REGISTRY: dict[str, Factory] = {
     "powergate": PowerGate,
     "softplus": Softplus,
     "pssilu": PSSiLU,
+    "pssilu_fixed": FixedPSSiLU,
+    "ssilu": SSiLU,
+    "psilu": PSiLU,
+    "psoftplus": PSoftplus,
+    "prelu": PReLU,
+    "prelu_plus": PReLUPlus,
+    "pelu": PELU,
+    "reblu": ReBLU,
+    "sparta": Sparta,
     "gelu": GELU,
     "mish": Mish,
     "silu": SiLU,
@@ -46,7 +59,8 @@ def activation_names() -> list[str]:
 def register(name: str, factory: Factory) -> None:
     """Add an activation under a name, so that strings such as `name(parameter=1)` build it.
 
-    A `from_curvature` classmethod, where there is one, answers `name(curvature=…)`. A name that is taken is a CurvactError.
+    A `from_curvature` classmethod, where there is one, answers `name(curvature=…)`. Where the factory has a parameter `channels`,
+    an architecture gives it the number of channels at the activation's place. A name that is taken is a CurvactError.
 
     >>> import torch
     >>> from curvact.activations import Elementwise
@@ -64,13 +78,19 @@ def register(name: str, factory: Factory) -> None:
 def activation(name: str) -> nn.Module:
     """Build an activation from its name, such as `relu` or `rctaf(curvature=6, beta=1)`.
 
-    Parameters are keywords with numbers, True or False; `curvature=κ` calls the family's `from_curvature`.
+    Parameters are keywords with numbers, True or False, or a word where the family takes one (`sparta(variant=full)`);
+    `curvature=κ` calls the family's `from_curvature`.
     Raises CurvactError that names what is unknown and the nearest thing that is allowed.
 
     >>> activation("rctaf(curvature=6, beta=1)")
     rctaf(alpha=16.0, beta=1)
     """
+    return _build(name, {})
+
+
+def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
     family, parameters = parse_name(name)
+    parameters |= more
     factory = _REGISTRY[family]
     if "curvature" in parameters:
         by_curvature = getattr(factory, "from_curvature", None)
@@ -78,11 +98,12 @@ def activation(name: str) -> nn.Module:
             able = ", ".join(n for n in activation_names() if hasattr(_REGISTRY[n], "from_curvature"))
             raise CurvactError(f"'{family}' has no curvature to choose in {name!r}: these have: {able}")
         factory = by_curvature
-    allowed = [
-        p.name
+    signature = [
+        p
         for p in inspect.signature(factory).parameters.values()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
+    allowed = [p.name for p in signature]
     if hasattr(factory, "from_curvature"):
         allowed.insert(0, "curvature")
     for key in parameters:
@@ -90,10 +111,13 @@ def activation(name: str) -> nn.Module:
             raise CurvactError(
                 f"unknown parameter '{key}' in {name!r}: allowed are {', '.join(allowed) or 'none'}{nearest(key, allowed)}"
             )
+    for p in signature:
+        if p.default is p.empty and p.name not in parameters:
+            raise CurvactError(f"{name!r} lacks the parameter '{p.name}': write {family}({p.name}=...)")
     return factory(**parameters)
 
 
-def parse_name(name: str) -> tuple[str, dict[str, float | int | bool | None]]:
+def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:
     """Family and parameters of a name; CurvactError where it is not of the form `family(parameter=number, …)`.
 
     >>> parse_name("RCTAF(curvature=6, beta=1)")
@@ -104,18 +128,11 @@ def parse_name(name: str) -> tuple[str, dict[str, float | int | bool | None]]:
         node = ast.parse(name.strip(), mode="eval").body
     except (SyntaxError, ValueError):
         raise CurvactError(f"cannot read the activation {name!r}: {form}") from None
-    parameters: dict[str, float | int | bool | None] = {}
+    given: dict[str, ast.expr] = {}
     if isinstance(node, ast.Call):
-        if node.args or not isinstance(node.func, ast.Name):
+        if node.args or not isinstance(node.func, ast.Name) or any(k.arg is None for k in node.keywords):
             raise CurvactError(f"cannot read the activation {name!r}: {form}")
-        for keyword in node.keywords:
-            try:
-                value = ast.literal_eval(keyword.value)
-            except ValueError:
-                value = ""
-            if keyword.arg is None or not (value is None or isinstance(value, (bool, int, float))):
-                raise CurvactError(f"cannot read a parameter of the activation {name!r}: {form}")
-            parameters[keyword.arg] = value
+        given = {str(keyword.arg): keyword.value for keyword in node.keywords}
         node = node.func
     if not isinstance(node, ast.Name):
         raise CurvactError(f"cannot read the activation {name!r}: {form}")
@@ -125,18 +142,51 @@ def parse_name(name: str) -> tuple[str, dict[str, float | int | bool | None]]:
         raise CurvactError(
             f"unknown activation '{node.id}'{nearest(family, known)}; known are {', '.join(known)}"
         )
+    defaults = {key: p.default for key, p in inspect.signature(_REGISTRY[family]).parameters.items()}
+    parameters: dict[str, Parameter] = {}
+    for key, value in given.items():
+        words = isinstance(defaults.get(key), str)
+        if words and isinstance(value, ast.Name):
+            parameters[key] = value.id
+            continue
+        try:
+            parameters[key] = ast.literal_eval(value)
+        except ValueError:
+            raise CurvactError(f"cannot read a parameter of the activation {name!r}: {form}") from None
+        kinds = (bool, int, float, str) if words else (bool, int, float)
+        if not (parameters[key] is None or isinstance(parameters[key], kinds)):
+            raise CurvactError(f"cannot read a parameter of the activation {name!r}: {form}")
     return family, parameters
 
 
-def as_factory(activation_like: ActivationLike) -> Callable[[], nn.Module]:
+def takes_channels(factory: Callable[..., nn.Module]) -> bool:
+    """Whether an architecture is to call the factory with the number of channels: whether it has a free parameter `channels`."""
+    if isinstance(factory, partial) and "channels" in factory.keywords:
+        return False
+    try:
+        return "channels" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def as_factory(activation_like: ActivationLike) -> Callable[..., nn.Module]:
     """What a network calls for each activation it needs: from a name, a factory, or a module (which every place then shares).
+
+    Where `takes_channels` says so, it is called with `channels=`, the number of channels at the place.
 
     >>> as_factory("silu")()
     swish(beta=1.0)
+    >>> as_factory("sparta")(channels=3)
+    sparta(variant=depthwise, beta=1.0, channels=3)
     """
     if isinstance(activation_like, str):
         name = activation_like
-        activation(name)
+        family, parameters = parse_name(name)
+        if takes_channels(_REGISTRY[family]) and "channels" not in parameters:
+            if not getattr(_build(name, {"channels": 1}), "any_channels", False):
+                return lambda channels=None: _build(name, {"channels": channels})
+        else:
+            activation(name)
         return lambda: activation(name)
     if isinstance(activation_like, nn.Module):
         module = activation_like
@@ -144,6 +194,16 @@ def as_factory(activation_like: ActivationLike) -> Callable[[], nn.Module]:
     if callable(activation_like):
         return activation_like
     raise CurvactError(f"{activation_like!r} is no activation: give a name, a factory or a module")
+
+
+def default_scope(activation_like: ActivationLike) -> str:
+    """How widely an architecture shares it unless told otherwise: "network" for what its authors share, else "layer".
+
+    >>> default_scope("psilu"), default_scope("pssilu(learnable=True)"), default_scope("rctaf(learnable=True)")
+    ('network', 'network', 'layer')
+    """
+    made = as_factory(activation_like)() if isinstance(activation_like, str) else activation_like
+    return str(getattr(made, "default_scope", "layer"))
 
 
 def name_of(module: nn.Module | Callable[..., object]) -> str:

@@ -271,11 +271,14 @@ class _Maker:
         self.by_old: dict[Any, nn.Module] = {}
         self.factory: Callable[[], Any]
         if isinstance(to, str):
-            from curvact.activations.registry import activation
+            from curvact.activations.registry import as_factory, takes_channels
 
-            name = to
-            activation(name)
-            self.factory = lambda: activation(name)
+            self.factory = as_factory(to)
+            if takes_channels(self.factory):
+                raise CurvactError(
+                    f"to={to!r} in swap_activations: it needs the number of channels at each place, which is not known here; "
+                    "build one of curvact's architectures with it, or write channels=... where all places have as many"
+                )
         elif isinstance(to, nn.Module):
             module = to
             self.factory = (lambda: module) if shared == "one" else (lambda: copy.deepcopy(module))

@@ -8,58 +8,96 @@ of Bekas, Kokiopoulou and Saad 2007). The squared norm of an average of D_k is b
     V = U² − ((ΣA)² − 4Σr_k² + 2ΣA²) / (K(K−1)(K−2)(K−3)),              E V = Var U
 
 A is the Gram matrix of the D_k with a zero diagonal, r its row sums. The noise of D_k comes from the elements of H off the
-diagonal, which a few large eigenvalues dominate. So the span Q of a sketch H Ω, with Ω of m other random signs, is taken out
-first and its part of the diagonal computed exactly (as in Hutch++, Meyer et al. 2021, and Diag++, Baston and Nakatsukasa 2022):
+diagonal, which a few large eigenvalues dominate. Two ways to take them out:
 
-    D_k = diag(PH + HP − PHP) + v_k ⊙ (I−P)H(I−P)v_k,    P = QQᵀ
+- deflation: the span Q of a sketch H Ω, with Ω of m other random signs, is taken out and its part of the diagonal computed
+  exactly (as in Hutch++, Meyer et al. 2021, and Diag++, Baston and Nakatsukasa 2022):
 
-Given Q these are again independent with mean diag H, so U and V hold as they stand [derived]. For the scale-invariant norm the
-probes act on H̃ = ΘHΘ, Θ = diag θ, whose diagonal is θ²⊙diag H and whose off-diagonal part is smaller [ours]. Works on any
+      D_k = diag(PH + HP − PHP) + v_k ⊙ (I−P)H(I−P)v_k,    P = QQᵀ
+
+- ggn: the large eigenvalues belong to the generalized Gauss-Newton matrix G, whose diagonal can be had exactly (see `ggn`), and
+  H − G is the Hessian of ⟨outputs, ∂L/∂outputs held fixed⟩, so that its products cost what those of H cost [derived]:
+
+      D_k = diag G + v_k ⊙ (H−G)v_k
+
+Given Q or G these are again independent with mean diag H, so U and V hold as they stand [derived]. For the scale-invariant norm
+the probes act on H̃ = ΘHΘ, Θ = diag θ, whose diagonal is θ²⊙diag H and whose off-diagonal part is smaller [ours]. Works on any
 `nn.Module` whose forward pass can be differentiated twice, and knows nothing of the activations in it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curvact.analysis.accumulate import Batches, Exclude, Loss, Problem, check_finite, problem
+from curvact.analysis.ggn import NotByExample, ggn_diagonal
+from curvact.analysis.probes import (
+    NormEstimate,
+    SquaredNorm,
+    check_deflation,
+    check_probes,
+    check_stopping,
+    deflate,
+    gram,
+    grouped_samples,
+    jackknife_variance,
+    norm_estimate,
+    samples,
+    sketch,
+    unbiased_squared_norm,
+)
+from curvact.analysis.products import differentiate, hvp
 from curvact.errors import CurvactError, nearest
 
-Operator = Callable[[Tensor], Tensor]
-"""Rows (K, P) to rows (K, P), each multiplied by the same symmetric matrix."""
+__all__ = [
+    "DiagonalEstimate",
+    "DiagonalNorms",
+    "LayerNorms",
+    "NormEstimate",
+    "SquaredNorm",
+    "diagonal_norms",
+    "exact_diagonal",
+    "exact_diagonals",
+    "hutchinson_diagonal",
+    "hvp",
+    "jackknife_variance",
+    "norm_estimate",
+    "unbiased_squared_norm",
+]
 
-_COLUMNS = 1 << 16
-"""Parameters whose samples are held in float64 at a time."""
+Method = Literal["deflation", "ggn"]
 
 
 @dataclass(frozen=True)
-class NormEstimate:
-    """A norm and the standard error that the random probes leave on it; 0 where it was computed exactly.
+class LayerNorms:
+    """The three norms of `DiagonalNorms` within one parameter tensor, with its own number of parameters and gradient."""
 
-    The standard error says nothing of the choice of data, seed or training run.
-    """
-
-    value: float
-    standard_error: float
+    rms: NormEstimate
+    gradient_relative: NormEstimate
+    scale_invariant: NormEstimate
+    gradient_norm: float
+    parameters: int
 
 
 @dataclass(frozen=True)
 class DiagonalNorms:
-    """The size of diag H under three normalizations, for one model and one batch.
+    """The size of diag H under three normalizations, for one model and one set of data.
 
     rms: (a) ‖diag H‖₂/√P.
     gradient_relative: (b) ‖diag H‖₂/‖∇L‖₂; infinite where the gradient is exactly 0.
     scale_invariant: (c) ‖θ²⊙diag H‖₂, unchanged when a scale is moved from one layer to another.
     gradient_norm: ‖∇L‖₂, exact.
     parameters: P, the number of parameters that were measured.
-    probes: K, or 0 where the diagonal was computed exactly.
+    probes: K, or 0 where the diagonal was computed exactly; of (c), with a stopping rule, `scaled_probes`.
     loss: L, the mean over the data.
+    layers: the same by parameter tensor; the squares of the tensors' ‖diag H‖₂ sum to the whole (estimates: up to noise below 0).
     """
 
     rms: NormEstimate
@@ -69,6 +107,8 @@ class DiagonalNorms:
     parameters: int
     probes: int
     loss: float
+    scaled_probes: int = 0
+    layers: Mapping[str, LayerNorms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,36 +117,6 @@ class DiagonalEstimate:
 
     mean: Tensor
     standard_error: Tensor
-
-
-@dataclass(frozen=True)
-class SquaredNorm:
-    """U and an unbiased estimate of its variance. Either may come out negative."""
-
-    value: float
-    variance: float
-
-
-# ---- products with the Hessian ----
-
-
-def hvp(loss_fn: Callable[[], Tensor], params: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """H v, for the Hessian H of `loss_fn()` in `params`, of shape (P,).
-
-    loss_fn: returns a scalar computed from `params`.
-    params: tensors that require a gradient; P is their total number of elements. One that the loss does not depend on has a
-        zero row.
-    vector: v, of shape (P,), in the order of `params`.
-    Raises CurvactError when the loss is no scalar, or does not depend on any of the parameters, or v has another length.
-
-    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> hvp(lambda: w[0] ** 2 * w[1], [w], torch.tensor([1.0, 0.0]))  # the first column of [[2w₁, 2w₀], [2w₀, 0]]
-    tensor([4., 2.])
-    """
-    total = sum(p.numel() for p in params)
-    if vector.shape != (total,):
-        raise CurvactError(f"vector of shape {tuple(vector.shape)} in hvp: it must be ({total},), flat")
-    return _differentiate(loss_fn, params).product(vector)
 
 
 def exact_diagonal(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> Tensor:
@@ -118,7 +128,7 @@ def exact_diagonal(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> T
     >>> exact_diagonal(lambda: w[0] ** 2 * w[1], [w])
     tensor([4., 0.])
     """
-    return _differentiate(loss_fn, params).diagonal()
+    return differentiate(loss_fn, params).diagonal()
 
 
 def hutchinson_diagonal(
@@ -141,216 +151,85 @@ def hutchinson_diagonal(
     >>> estimate.mean, estimate.standard_error
     (tensor([ 6., 12.]), tensor([0., 0.]))
     """
-    _check_probes(probes, 2, "hutchinson_diagonal")
-    _check_deflation(deflation, "hutchinson_diagonal")
-    graph = _differentiate(loss_fn, params)
+    check_probes(probes, 2, "hutchinson_diagonal")
+    check_deflation(deflation, "hutchinson_diagonal")
+    graph = differentiate(loss_fn, params)
 
     def hessian(rows: Tensor) -> Tensor:
         return torch.stack([graph.product(row) for row in rows])
 
-    sketch = _sketch(hessian, deflation, graph.gradient, generator)
-    samples = _samples(hessian, _deflate(hessian, sketch), probes, generator)
-    return DiagonalEstimate(samples.mean(0), samples.std(0) / math.sqrt(probes))
+    top = deflate(hessian, sketch(hessian, deflation, graph.gradient, generator))
+    drawn = samples(hessian, top, probes, generator)
+    return DiagonalEstimate(drawn.mean(0), drawn.std(0) / math.sqrt(probes))
 
 
-@dataclass(frozen=True, eq=False)
-class _Graph:
-    """A loss and its gradient with the graph behind it, so that each product with H is one more backward pass."""
+def exact_diagonals(
+    model: nn.Module,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    *,
+    loss: Loss = F.cross_entropy,
+    only: Callable[[str], bool] | Sequence[str] | None = None,
+    exclude: Exclude = (),
+    batches: Batches | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Tensor]:
+    """diag H layer by layer, exactly: parameter name to its part of the diagonal, in the parameter's shape.
 
-    params: Sequence[Tensor]
-    gradients: Sequence[Tensor | None]
-    """None where the gradient is constant in every parameter: there H has zero rows."""
-    loss: Tensor
-    gradient: Tensor
-    """∇L, flat and detached."""
+    One backward pass an element, each only through the part of the graph between a tensor and itself, so that one layer of a
+    large model can be had without the others.
 
-    def product(self, vector: Tensor) -> Tensor:
-        """H v for v of shape (P,), in any real dtype."""
-        outputs, cotangents = [], []
-        parts = torch.split(vector, [p.numel() for p in self.params])
-        for gradient, part in zip(self.gradients, parts, strict=True):
-            if gradient is not None:
-                outputs.append(gradient)
-                cotangents.append(part.to(gradient.dtype).view(gradient.shape))
-        if not outputs:
-            return torch.zeros_like(self.gradient)
-        rows = torch.autograd.grad(
-            outputs, self.params, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return _flatten(rows)
+    only: names of the parameters wanted, or a test of a name; None for all. All else as for `diagonal_norms`.
+    Raises CurvactError for a name that the model does not have or that is excluded, and as `diagonal_norms`.
 
-    def diagonal(self) -> Tensor:
-        """diag H, of shape (P,): one backward pass an element, each within the part of the graph between a tensor and itself."""
-        diagonal = torch.zeros_like(self.gradient)
-        parts = torch.split(diagonal, [p.numel() for p in self.params])
-        for gradient, param, part in zip(self.gradients, self.params, parts, strict=True):
-            if gradient is None:
-                continue
-            for i in range(param.numel()):
-                unit = torch.zeros_like(gradient).reshape(-1)
-                unit[i] = 1
-                (row,) = torch.autograd.grad(
-                    gradient,
-                    param,
-                    unit.view(gradient.shape),
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                part[i] = row.reshape(-1)[i]
-        return diagonal
-
-
-def _differentiate(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> _Graph:
-    if not params:
-        raise CurvactError("no parameters to differentiate by: give at least one tensor")
-    with torch.enable_grad():
-        loss = loss_fn()
-        if loss.numel() != 1:
-            raise CurvactError(
-                f"a loss of shape {tuple(loss.shape)}: it must be one number, the mean over examples"
-            )
-        if not loss.requires_grad:
-            raise CurvactError(
-                "the loss does not depend on any of the parameters: is the forward pass under no_grad?"
-            )
-        gradients = torch.autograd.grad(
-            loss, params, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-    differentiable = [g if g.requires_grad else None for g in gradients]
-    return _Graph(params, differentiable, loss.detach().reshape(()), _flatten(gradients))
-
-
-def _flatten(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
-
-
-# ---- random probes ----
-
-
-def _rademacher(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random signs of shape (rows, P), in the dtype and on the device of `like` (P,)."""
-    bits = torch.randint(2, (rows, len(like)), generator=generator, dtype=torch.int8, device=generator.device)
-    return bits.to(like.device).to(like.dtype).mul_(2).sub_(1)
-
-
-def _sketch(operator: Operator, rank: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random rows (rank, P) in the range of the operator, where its large eigenvalues have most weight."""
-    if rank == 0:
-        return like.new_zeros(0, len(like))
-    return operator(_rademacher(rank, like, generator))
-
-
-@dataclass(frozen=True, eq=False)
-class _Deflation:
-    """A subspace that is taken out of a symmetric operator H, with projector P."""
-
-    basis: Tensor
-    """Orthonormal rows (m, P)."""
-    images: Tensor
-    """Their products with H."""
-    diagonal: Tensor
-    """diag(PH + HP − PHP), of shape (P,)."""
-
-    def remove(self, rows: Tensor) -> Tensor:
-        return rows - (rows @ self.basis.T) @ self.basis
-
-
-def _deflate(operator: Operator, sketch: Tensor) -> _Deflation:
-    """The span of the rows of the sketch. The split of H is exact for any basis, so that rounding in it does no harm."""
-    if len(sketch) == 0:
-        return _Deflation(sketch, sketch, sketch.sum(0))
-    basis = torch.linalg.qr(sketch.double().T).Q.T.to(sketch.dtype)
-    images = operator(basis)
-    diagonal = ((2 * images - (images @ basis.T) @ basis) * basis).sum(0)
-    return _Deflation(basis, images, diagonal)
-
-
-def _samples(operator: Operator, deflation: _Deflation, probes: int, generator: torch.Generator) -> Tensor:
-    """Independent samples D_k of the operator's diagonal, of shape (probes, P)."""
-    signs = _rademacher(probes, deflation.diagonal, generator)
-    return deflation.remove(operator(deflation.remove(signs))).mul_(signs).add_(deflation.diagonal)
-
-
-def _gram(samples: Tensor) -> Tensor:
-    gram = torch.zeros(len(samples), len(samples), dtype=torch.float64, device=samples.device)
-    for start in range(0, samples.shape[1], _COLUMNS):
-        part = samples[:, start : start + _COLUMNS].double()
-        gram += part @ part.T
-    return gram
-
-
-# ---- the norm of a mean, without the bias of its noise ----
-
-
-def unbiased_squared_norm(gram: Tensor) -> SquaredNorm:
-    """U and V for the squared norm of the mean of K ≥ 4 independent, identically distributed vectors. [derived]
-
-    gram: their Gram matrix, of shape (K, K), in float64 by preference.
-    Raises CurvactError for K < 4, where V does not exist.
-
-    >>> samples = torch.tensor([[3.0, 4.0]] * 5, dtype=torch.float64)
-    >>> unbiased_squared_norm(samples @ samples.T)
-    SquaredNorm(value=25.0, variance=0.0)
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> x, y = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.zeros(2, 1)
+    >>> exact_diagonals(model, x, y, loss=F.mse_loss)  # 2·mean of x²
+    {'weight': tensor([[2., 4.]])}
     """
-    k = len(gram)
-    _check_probes(k, 4, "unbiased_squared_norm")
-    products = gram.double().clone().fill_diagonal_(0.0)
-    rows = products.sum(1)
-    value = rows.sum() / (k * (k - 1))
-    distinct = rows.sum() ** 2 - 4 * (rows**2).sum() + 2 * (products**2).sum()
-    variance = value**2 - distinct / (k * (k - 1) * (k - 2) * (k - 3))
-    return SquaredNorm(value.item(), variance.item())
-
-
-def jackknife_variance(gram: Tensor) -> float:
-    """The jackknife's estimate of Var U from a Gram matrix of K ≥ 3 vectors: never negative, on average too large. [derived]"""
-    k = len(gram)
-    _check_probes(k, 3, "jackknife_variance")
-    products = gram.double().clone().fill_diagonal_(0.0)
-    rows = products.sum(1)
-    left_out = (rows.sum() - 2 * rows) / ((k - 1) * (k - 2))
-    return (left_out.var(correction=0) * (k - 1)).item()
-
-
-def norm_estimate(gram: Tensor) -> NormEstimate:
-    """√U and its standard error, from the Gram matrix (K, K) of K ≥ 4 probes; K ≥ 16 for an error bar to be trusted.
-
-    The delta method gives SE(√U) = s/(2√U) with s² = V [derived]; where V is negative, the jackknife takes its place. A
-    negative U, where the noise is above the signal, gives the value 0. Near 0 the square root is no longer straight, and the
-    error bar is held at √s, the norm that U = s would give: s/(2√max(U, s/4)) [ours]. √U is biased downward by a share of
-    about (SE/√U)²/2.
-
-    >>> norm_estimate(torch.full((4, 4), 9.0))
-    NormEstimate(value=3.0, standard_error=0.0)
-    """
-    squared = unbiased_squared_norm(gram)
-    variance = squared.variance if squared.variance > 0 else jackknife_variance(gram)
-    error = math.sqrt(variance)
-    if error == 0:
-        return NormEstimate(math.sqrt(max(squared.value, 0.0)), 0.0)
-    return NormEstimate(
-        math.sqrt(max(squared.value, 0.0)), error / (2 * math.sqrt(max(squared.value, error / 4)))
-    )
-
-
-# ---- a model on a batch ----
+    where = "exact_diagonals"
+    with problem(
+        model, x, y, where=where, loss=loss, exclude=exclude, batches=batches, batch_size=batch_size
+    ) as p:
+        names = list(p.free)
+        if only is None:
+            wanted = names
+        elif callable(only):
+            wanted = [name for name in names if only(name)]
+        else:
+            for name in only:
+                if name not in names:
+                    raise CurvactError(
+                        f"only names {name!r} in {where}, which is no measured parameter{nearest(name, names)}"
+                    )
+            wanted = list(only)
+        sums = {name: torch.zeros_like(p.free[name]).reshape(-1).detach() for name in wanted}
+        for weight, graph in p.graphs():
+            for name in wanted:
+                sums[name].add_(graph.block_diagonal(names.index(name)), alpha=weight)
+        for name in wanted:
+            check_finite(sums[name][None], {name: p.free[name]}, "Hessian", where)
+        return {name: sums[name].view(p.free[name].shape) for name in wanted}
 
 
 def diagonal_norms(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
     *,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Loss = F.cross_entropy,
     probes: int = 16,
     generator: torch.Generator | None = None,
     deflation: int = 8,
-    exclude: Callable[[str], bool] | Collection[str] = (),
+    exclude: Exclude = (),
     exact: bool | None = None,
     batch_size: int | None = None,
+    batches: Batches | None = None,
+    relative_error: float | None = None,
+    max_probes: int = 1024,
+    method: Method | None = None,
 ) -> DiagonalNorms:
-    """The three norms of diag H for the mean loss of a model over (x, y), in eval mode.
+    """The three norms of diag H for the mean loss of a model over (x, y), or over batches, in eval mode.
 
     For the adversarial loss give adversarial x: the perturbation is held fixed, so that H is the Hessian of L(θ, x + δ*) at
     frozen δ*, not of max_δ L. The model is left as it was: modes, gradients, `requires_grad`, buffers. The formulas are
@@ -368,6 +247,14 @@ def diagonal_norms(
         Frozen parameters (`requires_grad=False`) count unless excluded; tied ones count once.
     exact: P backward passes and no probes, with standard errors of 0: for small models.
     batch_size: go through the data in pieces of this size, with the memory of two; the result is that of all the data at once.
+    batches: the data as pairs (x, y), instead of x and y: a list, a DataLoader, or a function that returns an iterator. They are
+        gone through many times and must be the same images each time, in any order; losses are averaged by image.
+    relative_error: instead of a fixed number, draw probes until the standard errors of (a) and of (c) are at most this part of
+        their values, or `max_probes` are used for one of them; `standard_error` tells which it was. At most 36 + 2m vectors of P
+        numbers are held, however many probes it takes.
+    method: what is computed exactly and taken out of the probes: "deflation", or "ggn", which needs a model and a loss that treat
+        examples one by one, and costs about 5 gradients an output first. None: with `relative_error` "ggn" where that is so,
+        else "deflation".
     Raises CurvactError for arguments out of range, for a name in `exclude` that the model does not have, and for a result that is
     not finite (it names the parameter).
 
@@ -379,162 +266,161 @@ def diagonal_norms(
     (51, 16, 0.0)
     >>> abs(norms.rms.value - truth.rms.value) < 5 * norms.rms.standard_error
     True
+    >>> norms = diagonal_norms(model, x, y, relative_error=0.02, generator=torch.Generator().manual_seed(0))
+    >>> norms.rms.standard_error <= 0.02 * norms.rms.value
+    True
     """
-    if len(x) != len(y) or len(x) == 0:
-        raise CurvactError(
-            f"{len(x)} inputs and {len(y)} targets in diagonal_norms: as many of each, at least 1"
-        )
-    if batch_size is not None and batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size} in diagonal_norms: it must be at least 1")
+    where = "diagonal_norms"
     if exact:
         probes = 0
-    else:
-        _check_probes(probes, 4, "diagonal_norms")
-    if not exact and generator is None:
+    elif relative_error is None:
+        check_probes(probes, 4, where)
+    check_stopping(relative_error, max_probes, where)
+    check_deflation(deflation, where)
+    if method is not None and method not in get_args(Method):
         raise CurvactError(
-            "generator=None in diagonal_norms: the probes need a torch.Generator, unless exact=True"
+            f"method={method!r} in {where}: allowed are {', '.join(get_args(Method))} and None"
         )
+    if not exact and generator is None:
+        raise CurvactError(f"generator=None in {where}: the probes need a torch.Generator, unless exact=True")
 
-    _check_deflation(deflation, "diagonal_norms")
-
-    fixed, free = _divide(model, exclude)
-    params = list(free.values())
-    total = sum(p.numel() for p in params)
-    pieces = list(_pieces(x.detach(), y.detach(), batch_size))
-
-    def differentiate(inputs: Tensor, targets: Tensor) -> _Graph:
-        return _differentiate(
-            lambda: loss(torch.func.functional_call(model, {**fixed, **free}, (inputs,)), targets), params
-        )
-
-    with _eval_mode(model):
-        only = differentiate(*pieces[0]) if len(pieces) == 1 else None
-
-        def graphs() -> Iterator[tuple[float, _Graph]]:
-            for inputs, targets in pieces:
-                yield len(inputs) / len(x), only or differentiate(inputs, targets)
-
-        def hessian(rows: Tensor) -> Tensor:
-            out = torch.zeros_like(rows)
-            for weight, graph in graphs():
-                for row, sum_ in zip(rows, out, strict=True):
-                    sum_.add_(graph.product(row), alpha=weight)
-            _check_finite(out, free, "Hessian")
-            return out
-
-        theta = _flatten(params)
-        theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
-        _check_finite(theta[None], free, "value")
-        gradient, mean_loss = torch.zeros_like(theta), 0.0
-        for weight, graph in graphs():
-            gradient = gradient + graph.gradient * weight
-            mean_loss += graph.loss.item() * weight
-        if not math.isfinite(mean_loss):
-            raise CurvactError(f"the loss is {mean_loss} in diagonal_norms: it must be finite")
-        _check_finite(gradient[None], free, "gradient")
-
+    with problem(
+        model, x, y, where=where, loss=loss, exclude=exclude, batches=batches, batch_size=batch_size
+    ) as p:
+        theta = p.theta()
+        mean_loss, gradient = p.gradient()
         if exact or generator is None:
             diagonal = torch.zeros_like(gradient, dtype=torch.float64)
-            for weight, graph in graphs():
+            for weight, graph in p.graphs():
                 diagonal += graph.diagonal() * weight
-            _check_finite(diagonal[None], free, "Hessian")
-            plain = NormEstimate(diagonal.norm().item(), 0.0)
-            scaled = NormEstimate((diagonal * theta.double() ** 2).norm().item(), 0.0)
+            check_finite(diagonal[None], p.free, "Hessian", where)
+            counts = 0, 0
+            plain = _norms(diagonal[None], p)
+            scaled = _norms((diagonal * theta.double() ** 2)[None], p)
         else:
-
-            def scaled_hessian(rows: Tensor) -> Tensor:
-                return hessian(rows * theta) * theta
-
-            top = _deflate(hessian, _sketch(hessian, deflation, gradient, generator))
-            plain = norm_estimate(_gram(_samples(hessian, top, probes, generator)))
-            top = _deflate(scaled_hessian, top.images * theta)
-            scaled = norm_estimate(_gram(_samples(scaled_hessian, top, probes, generator)))
+            offset = _ggn_if_wanted(p, method, relative_error)
+            ones = torch.ones_like(theta)
+            rows = theta.new_zeros(0, p.size)
+            if offset is None:
+                rows = sketch(p.hessian, deflation, gradient, generator)
+            rule = generator, probes, relative_error, max_probes
+            drawn, images = _draw(p, ones, offset, rows, *rule)
+            plain, first = _norms(drawn.samples, p), drawn.probes
+            del drawn
+            drawn, images = _draw(p, theta, offset, images * theta, *rule)
+            scaled, counts = _norms(drawn.samples, p), (first, drawn.probes)
 
     gradient_norm = gradient.double().norm().item()
     return DiagonalNorms(
-        rms=_times(plain, 1 / math.sqrt(total)),
-        gradient_relative=_times(plain, 1 / gradient_norm)
-        if gradient_norm > 0
-        else NormEstimate(math.inf, math.inf),
-        scale_invariant=scaled,
+        rms=plain.total.times(1 / math.sqrt(p.size)),
+        gradient_relative=_relative(plain.total, gradient_norm),
+        scale_invariant=scaled.total,
         gradient_norm=gradient_norm,
-        parameters=total,
-        probes=probes,
+        parameters=p.size,
+        probes=counts[0],
         loss=mean_loss,
+        scaled_probes=counts[1],
+        layers=_layers(p, plain, scaled, gradient),
     )
 
 
-def _times(norm: NormEstimate, factor: float) -> NormEstimate:
-    return NormEstimate(norm.value * factor, norm.standard_error * factor)
+# ---- how the samples are drawn ----
 
 
-def _divide(
-    model: nn.Module, exclude: Callable[[str], bool] | Collection[str]
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """Stand-ins for the model's state: what is held fixed (with copies of the buffers), and fresh leaves for what is measured."""
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, param in model.named_parameters(remove_duplicate=False):
-        names.setdefault(param, []).append(name)
-    if isinstance(exclude, str):
-        raise CurvactError(
-            f"exclude={exclude!r} in diagonal_norms: give a collection of names, or a test of a name"
-        )
-    if callable(exclude):
-        excluded = exclude
-    else:
-        known = [name for same in names.values() for name in same]
-        for name in exclude:
-            if name not in known:
-                raise CurvactError(
-                    f"exclude names {name!r} in diagonal_norms, which is no parameter of the model"
-                    + nearest(name, known)
-                )
-        excluded = frozenset(exclude).__contains__
-    fixed = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    free: dict[str, Tensor] = {}
-    for param, same in names.items():
-        if any(excluded(name) for name in same):
-            fixed[same[0]] = param.detach()
-        else:
-            free[same[0]] = param.detach().requires_grad_()
-    if not free:
-        raise CurvactError(
-            "no parameters left to measure in diagonal_norms: the model has none, or all are excluded"
-        )
-    return fixed, free
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    samples: Tensor
+    """Independent samples of the diagonal with one distribution, (K, P)."""
+    probes: int
+    """Behind them: K or more."""
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _draw(
+    p: Problem,
+    scale: Tensor,
+    offset: Tensor | None,
+    rows: Tensor,
+    generator: torch.Generator,
+    probes: int,
+    relative_error: float | None,
+    max_probes: int,
+) -> tuple[_Drawn, Tensor]:
+    """Samples of scale²⊙diag H for a vector `scale`, and the images of the deflated basis before scaling.
+
+    offset: diag GGN, if that is taken out. rows: a sketch (m, P) of ΘHΘ, whose span is taken out where offset is None.
+    """
+    residual = offset is not None
+
+    def operator(vectors: Tensor) -> Tensor:
+        return p.hessian(vectors * scale, residual=residual) * scale
+
+    top = deflate(operator, rows)
+    base = top.diagonal if offset is None else offset * scale**2
+    if relative_error is None:
+        drawn = samples(operator, top, probes, generator)
+        return _Drawn(drawn if offset is None else drawn.add_(base), probes), top.images
+
+    def add_round(signs: Tensor, sums: Tensor) -> None:
+        for weight, graph in p.graphs(residual=residual):
+            for sign, total in zip(signs, sums, strict=True):
+                vector = sign.to(scale.dtype)
+                product = graph.product(top.remove(vector[None])[0] * scale) * scale
+                total.add_(top.remove(product[None])[0].mul_(vector), alpha=weight)
+        check_finite(sums, p.free, "Hessian", p.where)
+
+    means, count = grouped_samples(
+        add_round, base, relative_error=relative_error, max_probes=max_probes, generator=generator
+    )
+    return _Drawn(means, count), top.images
+
+
+def _ggn_if_wanted(p: Problem, method: Method | None, relative_error: float | None) -> Tensor | None:
+    if method == "deflation" or (method is None and relative_error is None):
+        return None
     try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        diagonal = ggn_diagonal(p)
+    except NotByExample:
+        if method == "ggn":
+            raise
+        return None
+    p.kept.clear()
+    return diagonal
 
 
-def _pieces(x: Tensor, y: Tensor, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    size = len(x) if batch_size is None else batch_size
-    yield from zip(torch.split(x, size), torch.split(y, size), strict=True)
+# ---- from samples to norms ----
 
 
-def _check_finite(values: Tensor, params: Mapping[str, Tensor], what: str) -> None:
-    """values: (K, P). Names the first parameter with a value that is not finite."""
-    parts = torch.split(values.isfinite().all(0), [p.numel() for p in params.values()])
-    for name, part in zip(params, parts, strict=True):
-        if not part.all():
-            raise CurvactError(f"the {what} of parameter {name!r} is not finite in diagonal_norms")
+@dataclass(frozen=True)
+class _Norms:
+    """A norm as a whole and by parameter tensor."""
+
+    total: NormEstimate
+    layers: list[NormEstimate]
 
 
-def _check_probes(probes: int, least: int, where: str) -> None:
-    if probes < least:
-        raise CurvactError(
-            f"probes={probes} in {where}: at least {least} are needed, and 16 or more recommended"
+def _norms(drawn: Tensor, p: Problem) -> _Norms:
+    parts = torch.split(drawn, [param.numel() for param in p.params], dim=1)
+    if len(drawn) == 1:
+        return _Norms(
+            NormEstimate(drawn[0].norm().item(), 0.0), [NormEstimate(d.norm().item(), 0.0) for d in parts]
         )
+    return _Norms(norm_estimate(gram(drawn)), [norm_estimate(gram(part)) for part in parts])
 
 
-def _check_deflation(deflation: int, where: str) -> None:
-    if deflation < 0:
-        raise CurvactError(f"deflation={deflation} in {where}: it must be 0 or more")
+def _relative(norm: NormEstimate, size: float) -> NormEstimate:
+    return norm.times(1 / size) if size > 0 else NormEstimate(math.inf, math.inf)
+
+
+def _layers(p: Problem, plain: _Norms, scaled: _Norms, gradient: Tensor) -> dict[str, LayerNorms]:
+    out = {}
+    pieces = torch.split(gradient, [param.numel() for param in p.params])
+    for (name, param), d, s, g in zip(p.free.items(), plain.layers, scaled.layers, pieces, strict=True):
+        size = g.double().norm().item()
+        out[name] = LayerNorms(
+            rms=d.times(1 / math.sqrt(max(param.numel(), 1))),
+            gradient_relative=_relative(d, size),
+            scale_invariant=s,
+            gradient_norm=size,
+            parameters=param.numel(),
+        )
+    return out

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from curvact.activations import ActivationLike, as_factory
+from curvact.activations import Activation, ActivationLike, as_factory, default_scope, takes_channels
 from curvact.errors import CurvactError
 
-Scope = Literal["network", "stage", "layer"]
+Scope = Literal["network", "stage", "layer", "channel"]
+Layout = Literal["maps", "vectors", "tokens"]
+"""What an activation gets: N×C×H×W, N×C or N×T×C."""
 
 
 def require_sizes(model: str, **sizes: object) -> None:
@@ -69,41 +71,76 @@ def normalization(channels: int, mean: Sequence[float] | None, std: Sequence[flo
 
 
 class ActivationSource:
-    """From the number of a stage to the activation to use there. `made`: all that it has given out, each once."""
+    """From a place in a network to the activation to use there. `made`: all that it has given out, each once.
 
-    def __init__(self, activation: ActivationLike, scope: Scope) -> None:
-        if scope not in get_args(Scope):
-            raise CurvactError(f"activation scope {scope!r}: allowed are {', '.join(get_args(Scope))}")
-        self.scope = scope
+    scope: as in `activation_source`, resolved.
+    """
+
+    def __init__(self, activation: ActivationLike, scope: Scope | None = None) -> None:
+        chosen = default_scope(activation) if scope is None else scope
+        if chosen not in get_args(Scope):
+            raise CurvactError(f"activation scope {chosen!r}: allowed are {', '.join(get_args(Scope))}")
+        if chosen == "channel" and isinstance(activation, nn.Module):
+            raise CurvactError("scope 'channel' needs a name or a factory of activations, not one module")
+        self.scope = cast(Scope, chosen)
         self.made: list[nn.Module] = []
         self._factory = as_factory(activation)
-        self._shared: dict[int, nn.Module] = {}
+        self._sized = takes_channels(self._factory)
+        self._shared: dict[tuple[int, int | None], nn.Module] = {}
 
-    def __call__(self, stage: int) -> nn.Module:
-        if self.scope == "layer":
-            return self._make()
-        key = 0 if self.scope == "network" else stage
+    def __call__(self, stage: int, channels: int | None = None, layout: Layout = "maps") -> nn.Module:
+        """The activation for a place of that stage, with so many channels (only some activations and scopes need them)."""
+        if self.scope in ("layer", "channel"):
+            return self._make(channels, layout)
+        key = (0 if self.scope == "network" else stage, channels if self._sized else None)
         if key not in self._shared:
-            self._shared[key] = self._make()
+            self._shared[key] = self._make(channels, layout)
         return self._shared[key]
 
-    def _make(self) -> nn.Module:
-        module: object = self._factory()
+    def _make(self, channels: int | None, layout: Layout) -> nn.Module:
+        module: object = self._factory(channels=channels) if self._sized else self._factory()
         if not isinstance(module, nn.Module):
             raise CurvactError(f"the activation's factory made {module!r}: it must make an nn.Module")
+        if isinstance(module, Activation):
+            self._check(module, layout)
+        if self.scope == "channel":
+            if not isinstance(module, Activation) or channels is None:
+                lack = (
+                    "needs an Activation of curvact's or of yours"
+                    if channels
+                    else "needs the number of channels"
+                )
+                raise CurvactError(f"scope 'channel' {lack}, at {module}")
+            module.per_channel_(channels, maps=layout == "maps")
         if not any(module is made for made in self.made):
             self.made.append(module)
         return module
 
+    def _check(self, module: Activation, layout: Layout) -> None:
+        if module.maps_only and layout == "tokens":
+            raise CurvactError(
+                f"{module.name} gates by neighbouring pixels, and this network has a sequence of tokens: choose a convolutional "
+                "network, or another activation"
+            )
+        if not module.shareable and self.scope in ("network", "stage"):
+            raise CurvactError(
+                f"{module.name} keeps the statistics of its place and cannot be shared: use scope='layer' not {self.scope!r}"
+            )
 
-def activation_source(activation: ActivationLike, scope: Scope) -> ActivationSource:
-    """A function from the stage number to the activation to use there.
 
-    scope: "network" (one module for all), "stage" (one a stage) or "layer" (a new one at every place). A module given as the
-    activation is one object, so every place shares it whatever the scope.
+def activation_source(activation: ActivationLike, scope: Scope | None = None) -> ActivationSource:
+    """A function from the stage number (and channels and layout) of a place to the activation to use there.
+
+    scope: "network" (one module for all), "stage" (one a stage), "layer" (a new one at every place) or "channel" (that, with
+    learned parameters for each channel); None: the activation's own, see `default_scope`. A factory that takes `channels`
+    is called with their number, and what it makes is shared among places of equal width only. A module given as the activation is
+    one object, so every place shares it whatever the scope.
 
     >>> source = activation_source("silu", "stage")
     >>> source(1) is source(1), source(1) is source(2)
+    (True, False)
+    >>> source = activation_source("sparta")
+    >>> source(1, 64) is source(2, 64), source(1, 64) is source(2, 128)
     (True, False)
     """
     return ActivationSource(activation, scope)

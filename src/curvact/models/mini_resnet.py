@@ -20,7 +20,7 @@ class MiniResNet(nn.Module):
     place of a stroke kept, digits train in a quarter of the steps that a global average needs.
 
     activation: a name, a factory or a module.
-    scope: whether the whole network, each stage or each layer has its own activation module.
+    scope: "network", "stage", "layer" or "channel": what has an activation of its own; None: see `activation_source`.
     channels, classes: of the data. mean, std: its normalization, which is the first layer. size: side of the images; nothing
     depends on it. generator: of the initial weights.
     Maps N×channels×H×W in [0, 1] to N×classes logits.
@@ -41,7 +41,7 @@ class MiniResNet(nn.Module):
         blocks: int = 2,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        scope: Scope = "layer",
+        scope: Scope | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class MiniResNet(nn.Module):
         self.normalize = normalization(channels, mean, std)
         self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
-        self.act = source(0)
+        self.act = source(0, width)
         stages: list[nn.Module] = []
         inputs = width
         for stage in range(blocks):

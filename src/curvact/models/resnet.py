@@ -47,10 +47,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = source(stage)
+        self.act1 = source(stage, width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.act2 = source(stage)
+        self.act2 = source(stage, width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != width:
             self.shortcut = nn.Sequential(
@@ -73,10 +73,10 @@ class PreActBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.act1 = source(stage)
+        self.act1 = source(stage, inputs)
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.act2 = source(stage)
+        self.act2 = source(stage, width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         changes = stride != 1 or inputs != width
         self.shortcut: nn.Module = nn.Identity()
@@ -93,8 +93,8 @@ class PreActBlock(nn.Module):
 class ResNet(nn.Module):
     """ResNet (arXiv 1512.03385): a stem and four stages of basic blocks of width, 2·width, 4·width and 8·width; global average.
 
-    activation: a name, a factory or a module. scope: whether the network, each stage or each layer has its own; the stem's
-    activation is stage 0.
+    activation: a name, a factory or a module. scope: "network", "stage", "layer" or "channel": what has one of its own; None:
+    see `activation_source`. The stem's activation is stage 0.
     channels, classes: of the data. size: side of the images in pixels; only the choice of the stem depends on it.
     mean, std: the data's normalization, which is the first layer. generator: of the initial weights.
     depth: 18 or 34. stem: "cifar" (3×3, no pooling), "imagenet" (7×7 and max pooling), or None: "imagenet" from size 96.
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
         stem: Stem | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        scope: Scope = "layer",
+        scope: Scope | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
             raise CurvactError(f"resnet got depth={depth!r}: allowed are {', '.join(map(str, BLOCKS))}")
         require_sizes(f"resnet{depth}", channels=channels, classes=classes, size=size, width=width)
         source = activation_source(activation, scope)
-        self.activation = source(0)
+        self.activation = source(0, width)
         self.normalize = normalization(channels, mean, std)
         self.conv1, self.pool = stem_convolution(channels, width, size, stem)
         self.bn1 = nn.BatchNorm2d(width)
@@ -175,14 +175,14 @@ class PreActResNet(nn.Module):
         out_shortcut: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        scope: Scope = "layer",
+        scope: Scope | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         require_sizes("preact_resnet18", channels=channels, classes=classes, size=size, width=width)
         source = activation_source(activation, scope)
-        if bn_before_fc or scope == "network":
-            self.activation = source(0)
+        if bn_before_fc or source.scope == "network":
+            self.activation = source(0, 8 * width)
         self.normalize = normalization(channels, mean, std)
         self.conv1, self.pool = stem_convolution(channels, width, size, stem)
 

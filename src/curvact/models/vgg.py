@@ -27,7 +27,8 @@ class VGG(nn.Module):
     Every stage ends with a 2×2 max pool. On images below 32 pixels those are left out that would leave less than 2×2 to the
     next convolution [ours]; layers keep their names. From 64 pixels the average is over more than one place.
 
-    activation: a name, a factory or a module. scope: whether the network, each stage or each layer has its own.
+    activation: a name, a factory or a module. scope: "network", "stage", "layer" or "channel": what has one of its own; None:
+    see `activation_source`.
     channels, classes: of the data. size: side of the images in pixels, which must then be so large. width: of the first
     stage.
     mean, std: the data's normalization, which is the first layer. generator: of the initial weights.
@@ -47,22 +48,26 @@ class VGG(nn.Module):
         width: int = 64,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        scope: Scope = "layer",
+        scope: Scope | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         require_sizes("vgg16_bn", channels=channels, classes=classes, size=size, width=width)
         self.size = size
         source = activation_source(activation, scope)
-        if scope == "network":
-            self.activation = source(0)
+        if source.scope == "network":
+            self.activation = source(0, 8 * width)
         self.normalize = normalization(channels, mean, std)
         layers: list[nn.Module] = []
         inputs, side = channels, size
         for stage, (multiple, convolutions) in enumerate(STAGES, start=1):
             outputs = multiple * width
             for _ in range(convolutions):
-                layers += [nn.Conv2d(inputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs), source(stage)]
+                layers += [
+                    nn.Conv2d(inputs, outputs, 3, 1, 1),
+                    nn.BatchNorm2d(outputs),
+                    source(stage, outputs),
+                ]
                 inputs = outputs
             pools = side >= (2 if stage == len(STAGES) else 4)
             layers.append(nn.MaxPool2d(2) if pools else nn.Identity())

@@ -60,7 +60,7 @@ class TransformerBlock(nn.Module):
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, mlp_ratio * width)
-        self.act = source(stage)
+        self.act = source(stage, mlp_ratio * width, "tokens")
         self.fc2 = nn.Linear(mlp_ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ class ViT(nn.Module):
     There is no class token. The activation is in the MLPs; attention has a softmax as always. Weights start LeCun-normal and
     positions with deviation 0.5, not at the usual 0.02: small models then train in a fraction of the epochs, by SGD too [ours].
 
-    activation: a name, a factory or a module. scope: whether the network, each block ("stage" and "layer" are the same
-    here) has its own.
+    activation: a name, a factory or a module. scope: "network", "stage" or "layer" (both are a block here) or
+    "channel": what has one of its own; None: see `activation_source`.
     channels, classes: of the data. size: side of the images in pixels, which must then be so large.
     patch: side of a patch; None: 16 from size 96, else about an eighth of the size and at least 2 (4 at 28 and 32). The image
     is padded with zeros after the normalization, as equally on all sides as can be, to a multiple of it.
@@ -102,7 +102,7 @@ class ViT(nn.Module):
         patch: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        scope: Scope = "layer",
+        scope: Scope | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ class ViT(nn.Module):
         missing = -size % patch
         self.padding = (missing // 2, missing - missing // 2) * 2
         source = activation_source(activation, scope)
-        if scope == "network":
-            self.activation = source(0)
+        if source.scope == "network":
+            self.activation = source(0, mlp_ratio * width, "tokens")
         self.normalize = normalization(channels, mean, std)
         self.patch_embed = nn.Conv2d(channels, width, patch, patch)
         self.pos_embed = nn.Parameter(torch.empty(1, ((size + missing) // patch) ** 2, width))

@@ -29,10 +29,10 @@ class WideBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.act1 = source(stage)
+        self.act1 = source(stage, inputs)
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.act2 = source(stage)
+        self.act2 = source(stage, width)
         self.dropout = dropout
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.convShortcut = nn.Conv2d(inputs, width, 1, stride, bias=False) if inputs != width else None
@@ -47,8 +47,8 @@ class WideResNet(nn.Module):
     """WRN-depth-widen_factor (arXiv 1605.07146): a 3×3 stem of width 16, three stages of pre-activation blocks of 16, 32 and
     64 times the widen factor, batch norm, activation and a global average.
 
-    activation: a name, a factory or a module. scope: whether the network, each stage or each layer has its own; the last
-    activation, `activation`, is stage 0, and the only one with scope="network".
+    activation: a name, a factory or a module. scope: "network", "stage", "layer" or "channel": what has one of its own; None:
+    see `activation_source`. The last one, `activation`, is stage 0, and the only one with scope="network".
     channels, classes: of the data. size: side of the images; nothing depends on it, and 224 pixels are slow.
     mean, std: the data's normalization, which is the first layer. generator: of the initial weights.
     depth: 6n + 4 for n blocks a stage. dropout: probability inside the blocks.
@@ -71,7 +71,7 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        scope: Scope = "layer",
+        scope: Scope | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class WideResNet(nn.Module):
         if depth < 10 or depth % 6 != 4:
             raise CurvactError(f"wide_resnet got depth={depth}: must be 6n + 4: 10, 16, 22, 28, 34, ...")
         source = activation_source(activation, scope)
-        self.activation = source(0)
+        self.activation = source(0, 64 * widen_factor)
         self.normalize = normalization(channels, mean, std)
         self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
 

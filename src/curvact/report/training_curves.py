@@ -41,9 +41,9 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
         accuracy.axvline(best["epoch"], color="#888888", linewidth=0.8)
         accuracy.annotate(
             f"best: epoch {best['epoch']}, {100 * best['validation_robust_accuracy']:.1f} %",
-            (best["epoch"], 1.0),
+            (best["epoch"], 0.0),
             xycoords=("data", "axes fraction"),
-            xytext=(-4 if best["epoch"] > sum(epochs) / len(epochs) else 4, -11),
+            xytext=(-4 if best["epoch"] > sum(epochs) / len(epochs) else 4, 5),
             textcoords="offset points",
             ha="right" if best["epoch"] > sum(epochs) / len(epochs) else "left",
             fontsize=8,

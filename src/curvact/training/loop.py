@@ -19,6 +19,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from curvact.activations import (
+    activation_parameters,
+    clip_beta_gradient,
+    constrain_,
+    current_curvature,
+    current_parameters,
+    penalty,
+)
 from curvact.attacks import Attack, ThreatModel, evaluate, pgd
 from curvact.attacks.folding import FollowingTwin
 from curvact.data import (
@@ -34,12 +42,6 @@ from curvact.errors import CurvactError
 from curvact.models.layers import Dropout
 from curvact.random import generator
 from curvact.training import batch_norm
-from curvact.training.activation_terms import (
-    activation_parameters,
-    clip_beta_gradient,
-    current_parameters,
-    penalty,
-)
 from curvact.training.averaging import Average
 from curvact.training.entropy_sgd import EntropySGD
 from curvact.training.guard import OverfittingGuard
@@ -52,8 +54,11 @@ from curvact.training.state import load_state, save_state
 CHECK_EVERY = 20
 """Steps between two looks at the losses: the only waits for the device within an epoch."""
 
-RECALIBRATION_IMAGES = 1024
+RECALIBRATION_IMAGES = 512
 """Training images, attacked, from which batch norm gets its statistics for weights that were not trained on directly."""
+
+GUARD_IMAGES = 512
+"""Training images on which single-step training is watched."""
 
 FOLD_FROM = 16
 """Side of the images from which the attack runs on a twin without batch norm: below, folding costs what it saves."""
@@ -71,7 +76,8 @@ class Epoch:
     """Means over one epoch's training batches, as they were trained on, and accuracies on the validation split after it.
 
     train_accuracy: on the (attacked) training batches. gradient_evaluations: forward-backward passes of a batch since the
-    start, attacks and recalibration included, validation not. parameters: of learnable activations, and their κ.
+    start, attacks included, validation not, and of the recalibrations of batch norm one, as the last is all that counts.
+    parameters: of learnable activations, and their κ.
     seconds: of this epoch, validation included. note: why training ended early, if it did.
     """
 
@@ -208,7 +214,7 @@ class _Training:
         self.steps_per_epoch = batches_per_epoch(self.data.train, recipe.batch_size, extra, extra_fraction)
         self.total = recipe.epochs * self.steps_per_epoch
         if recipe.budget is not None:
-            self.total = max(1, recipe.budget // self.cost())
+            self.total = max(1, (recipe.budget - self.recalibration_cost()) // self.cost())
         self.epochs = math.ceil(self.total / self.steps_per_epoch)
 
     # -- the steps --------------------------------------------------------------------------------------------------------
@@ -279,6 +285,7 @@ class _Training:
         self.optimizer.step()
         if pairs is not None and self.perturbation == "awp":
             add(pairs, -1)
+        constrain_(self.model)
         ended = not isinstance(self.inner_optimizer, EntropySGD) or self.inner_optimizer.outer_step_ended
         if self.average is not None and self.average.kind == "ema" and ended:
             self.average.update()
@@ -304,7 +311,7 @@ class _Training:
                     loss = self.objective(self.forward, part, labels, attack)
                     value = loss.value
                     if self.recipe.beta_penalty:
-                        value = value + self.recipe.beta_penalty * penalty(self.model)
+                        value = value + penalty(self.model, self.recipe.beta_penalty)
                 self.fabric.backward(value * (len(labels) * self.fabric.world_size / whole))
                 losses.append(loss)
         if self.fabric.world_size > 1:
@@ -388,6 +395,16 @@ class _Training:
         again = self.objective.entry.passes if self.perturbation != "none" else 0
         return self.objective.cost(self.recipe.attack_steps) + again
 
+    def recalibration_cost(self) -> int:
+        """Gradient evaluations of one recalibration of batch norm, where the weights that count need one."""
+        entropy = isinstance(self.inner_optimizer, EntropySGD)
+        if (entropy or self.average is not None) and batch_norm.has_batch_norm(self.model):
+            return self.objective.cost(self.recipe.attack_steps) * self._recalibration_batches()
+        return 0
+
+    def _recalibration_batches(self) -> int:
+        return max(1, min(RECALIBRATION_IMAGES // self.recipe.batch_size, self.steps_per_epoch))
+
     # -- looking ----------------------------------------------------------------------------------------------------------
 
     def _check(self) -> Step:
@@ -438,14 +455,10 @@ class _Training:
         was = self.model.training
         self.model.train()
         with batch_norm.statistics_frozen(self.model), self.fabric.autocast():
-            for x, y in islice(
-                self._batches(),
-                max(1, min(RECALIBRATION_IMAGES // self.recipe.batch_size, self.steps_per_epoch)),
-            ):
+            for x, y in islice(self._batches(), self._recalibration_batches()):
                 if len(y) > 1:
                     loss = self.objective(self.forward, x, y, attack)
                     images.append(loss.x_adv.detach())
-                    self.evaluations += loss.gradient_evaluations
         self.model.train(was)
         return images
 
@@ -467,8 +480,8 @@ class _Training:
             validation_accuracy=clean,
             validation_robust_accuracy=robust,
             learning_rate=self.rate,
-            gradient_evaluations=self.evaluations,
-            parameters=current_parameters(self.model),
+            gradient_evaluations=self.evaluations + self.recalibration_cost(),
+            parameters=_learned(self.model),
             note=self._overfitting(),
             seconds=round(time.perf_counter() - started, 3),
         )
@@ -499,7 +512,8 @@ class _Training:
         """For single-step objectives: what the guard says of PGD on a training batch."""
         if self.guard is None:
             return ""
-        x, y = next(self._batches())
+        some = slice(self.fabric.global_rank, GUARD_IMAGES, self.fabric.world_size)
+        x, y = self.data.train.inputs(some), self.data.train.labels[some]
         random = generator(self.seed, "guard", self.epoch, device=self.fabric.device)
         attack = training_attack(
             self.recipe, self.threat_model, random, steps=max(10, self.recipe.attack_steps)
@@ -527,12 +541,11 @@ class _Training:
         if self.average is None and not isinstance(self.inner_optimizer, EntropySGD):
             return
         self.epoch -= 1
-        evaluations = self.evaluations
         update, self.average_from = self.average_from, math.inf
         with self._evaluated():
             final = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(final)
-        self.epoch, self.evaluations, self.average_from = self.epoch + 1, evaluations, update
+        self.epoch, self.average_from = self.epoch + 1, update
 
     # -- processes --------------------------------------------------------------------------------------------------------
 
@@ -632,6 +645,12 @@ class _Training:
         self.attack_random.set_state(randoms[0])
         for random, value in zip(self._masks(), randoms[1:], strict=True):
             random.set_state(value)
+
+
+def _learned(model: nn.Module) -> dict[str, float]:
+    """Parameters of learnable activations, and the κ they give."""
+    curvature = {f"{name}.curvature": value for name, value in current_curvature(model).items()}
+    return {**current_parameters(model), **curvature}
 
 
 def _difference(theirs: Any, ours: Any) -> str:

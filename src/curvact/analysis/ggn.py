@@ -1,0 +1,150 @@
+"""The generalized Gauss-Newton matrix of a loss: its diagonal, exactly, from gradients of single examples.
+
+With J_n the Jacobian of example n's outputs and H_n = Σ_c s_c u_c u_cᵀ (s_c = ±1) the Hessian of the loss in them [derived],
+
+    GGN = Σ_n J_nᵀ H_n J_n,    diag GGN = Σ_n Σ_c s_c (J_nᵀ u_c)².
+
+For softmax cross-entropy s = 1 and C − 1 terms are enough (J of a constant shift of the logits does not matter).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvact.analysis.accumulate import Loss, Problem, check_finite
+from curvact.errors import CurvactError
+
+OUTPUTS = 128
+"""Outputs an example at most."""
+CHUNK = 1 << 24
+"""Numbers in the gradients of the examples that are differentiated at a time, at most (but one example at least)."""
+
+
+class NotByExample(CurvactError):
+    """The outputs or the loss of an example depend on other examples, or there are too many outputs."""
+
+
+def output_hessian(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+    """The Hessian of the loss in the outputs of each example: (N, C, C) for outputs (N, …) with C elements each.
+
+    Raises NotByExample where the loss couples examples, or C > `OUTPUTS`.
+
+    >>> output_hessian(lambda out, y: ((out - y) ** 2).mean(), torch.zeros(2, 1), torch.ones(2, 1))
+    tensor([[[1.]],
+    <BLANKLINE>
+            [[1.]]])
+    """
+    out = outputs.detach().requires_grad_()
+    n, c = len(out), out[0].numel()
+    if c > OUTPUTS:
+        raise NotByExample(f"{c} outputs an example: diag GGN is computed exactly for at most {OUTPUTS}")
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(loss(out, y), out, create_graph=True)
+        flat = slope.reshape(n, c)
+        hessian = out.new_zeros(n, c, c)
+        if not slope.requires_grad:
+            return hessian
+
+        def product(cotangent: Tensor) -> Tensor:
+            (row,) = torch.autograd.grad(
+                flat, out, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            return row.detach().reshape(n, c)
+
+        for i in range(c):
+            unit = torch.zeros_like(flat)
+            unit[:, i] = 1
+            hessian[:, i] = product(unit)
+        # Signs that differ between the examples find what their sums would hide.
+        signs = torch.ones_like(flat)
+        signs[1::2] = -1
+        signs = signs * torch.arange(1, c + 1, device=flat.device, dtype=flat.dtype)
+        got, own = product(signs), torch.einsum("nij,nj->ni", hessian, signs)
+    scale = own.abs().amax() + got.abs().amax()
+    if (got - own).abs().amax() > 1e3 * torch.finfo(out.dtype).eps * scale:
+        raise NotByExample("the loss of an example depends on others: diag GGN is not a sum over examples")
+    return hessian
+
+
+def ggn_diagonal(problem: Problem) -> Tensor:
+    """diag GGN of a problem, exactly, of shape (P,): C gradients of every single example, or fewer where H_n has a null space.
+
+    Costs about 5·C batch gradients. Raises NotByExample where the model or the loss mixes examples (batch norm in train mode).
+    """
+    total = torch.zeros_like(torch.cat([p.detach().reshape(-1) for p in problem.params]))
+    for weight, x, y in problem.batches():
+        with torch.no_grad():
+            outputs = problem.forward(x)
+        if not isinstance(outputs, Tensor) or len(outputs) != len(x):
+            raise NotByExample("the model's output is no tensor with one row an example")
+        hessian = output_hessian(problem.loss, outputs, y)
+        values, vectors = torch.linalg.eigh(hessian.double())
+        largest = values.abs().amax()
+        # eigenvalues ascend in every example: an index that is negligible in all of them is left out
+        used = (values.abs() > 1e3 * torch.finfo(outputs.dtype).eps * largest).any(0)
+        roots = (vectors * values.abs().sqrt()[:, None, :])[:, :, used].to(outputs.dtype)
+        signs = values.sign()[:, used].to(outputs.dtype)
+        size = max(1, CHUNK // problem.size)
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            total.add_(_squares(problem, x[part], roots[part], signs[part], outputs[part]), alpha=weight)
+    check_finite(total[None], problem.free, "GGN", problem.where)
+    return total
+
+
+def _squares(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor, outputs: Tensor) -> Tensor:
+    """Σ_n Σ_c s_nc (J_nᵀ u_nc)² over some examples, flat."""
+    if roots.shape[2] == 0:
+        return torch.cat([torch.zeros_like(p).detach().reshape(-1) for p in problem.params])
+    try:
+        squares, outs = _together(problem, x, roots, signs)
+    except (RuntimeError, NotImplementedError):
+        # An operation without rules for torch.func.
+        squares, outs = _one_by_one(problem, x, roots, signs)
+    tolerance = 1e4 * torch.finfo(outputs.dtype).eps * outputs.abs().amax()
+    if (outs - outputs).abs().amax() > tolerance:
+        raise NotByExample(
+            "the outputs of an example depend on the others in its batch: diag GGN is not a sum over examples"
+        )
+    return squares
+
+
+def _together(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Those squares, and the outputs of every example by itself, for all examples at once."""
+    free = {name: param.detach() for name, param in problem.free.items()}
+
+    def one(example: Tensor, factors: Tensor, sign: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        vjp: Any = torch.func.vjp(lambda p: problem.forward(example[None], p)[0], free)
+        out, pull = vjp
+        sums: dict[str, Tensor] = {}
+        for c in range(factors.shape[1]):
+            for name, row in pull(factors[:, c].reshape(out.shape))[0].items():
+                term = row.square() * sign[c]
+                sums[name] = sums[name] + term if name in sums else term
+        return sums, out
+
+    sums, outs = torch.func.vmap(one)(x, roots, signs)
+    return torch.cat([sums[name].sum(0).reshape(-1) for name in free]), outs
+
+
+def _one_by_one(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    squares, outs = [torch.zeros_like(p).detach() for p in problem.params], []
+    for example, factors, sign in zip(x, roots, signs, strict=True):
+        with torch.enable_grad():
+            out = problem.forward(example[None])
+        for c in range(factors.shape[1]):
+            rows = torch.autograd.grad(
+                out,
+                problem.params,
+                factors[:, c].reshape(out.shape),
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for total, row in zip(squares, rows, strict=True):
+                total.add_(row.square() * sign[c])
+        outs.append(out.detach()[0])
+    return torch.cat([s.reshape(-1) for s in squares]), torch.stack(outs)

@@ -1,0 +1,686 @@
+"""Analysis room: how smooth a loss is after the worst attack: the binary linear model in closed form, and bounds in general.
+
+Binary linear model, y = ±1, no box around the inputs (Kanai et al., arXiv 2103.01400, section on the linear case; constants [derived]):
+
+    ℓ(w) = max over ‖δ‖ ≤ ε of log(1 + exp(−y wᵀ(x+δ))) = log(1 + e^{−m}),    m = y wᵀx − ε‖w‖_q
+    δ* = −yε w/‖w‖₂ (L2, q = 2),    −yε sign(w) (L∞, q = 1),    ∇ℓ = −sigmoid(−m)·y(x + δ*)
+
+With A = (‖x‖+ρ)²/4, where ρ = ε for L2 and ε√d for L∞, r = min(‖w₁‖, ‖w₂‖), K the number of coordinates that change sign:
+
+    L2    ‖Δ∇‖ ≤ (A + ε/r)‖Δw‖,    ‖Δδ*‖ ≤ (ε/r)‖Δw‖,    |‖Δ∇‖ − (ε/2)‖Δŵ‖| ≤ A(‖w₁‖+‖w₂‖): a jump of up to ε at w = 0
+    L∞    ‖Δ∇‖ ≤ A‖Δw‖ + 2ε√K,     ‖Δδ*‖ = 2ε√K,          a jump of 2ε√K·sigmoid(−m) where K coordinates pass through 0
+
+All of these hold for any pair, near or far: m is Lipschitz with constant ‖x‖+ρ everywhere, and ‖Δŵ‖ ≤ ‖Δw‖/r. [derived]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from curvact.analysis.effective_curvature import OnProgress, finite
+from curvact.errors import CurvactError, nearest
+from curvact.random import generator
+
+LinearNorm = Literal["l2", "linf"]
+KINDS = (
+    "random",
+    "small step",
+    "sign flips",
+    "near zero",
+    "through zero",
+    "collinear",
+    "equal norm",
+    "worst input, l2",
+    "worst input, linf",
+    "misclassified flip",
+    "zero coordinates",
+)
+"""What `pairs` makes, in turn."""
+
+
+# ---- the model in closed form ----
+
+
+def optimal_attack(w: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """δ* of shape (…, d): the worst perturbation of an input of class y = ±1.
+
+    w: (…, d). y: (…). epsilon: radius, a number or (…). Where w (L2) or a coordinate of it (L∞) is 0 every choice is optimal; it is 0
+    there.
+    Raises CurvactError for an unknown norm.
+
+    >>> optimal_attack(torch.tensor([3.0, -4.0]), torch.tensor(1.0), 0.5, "l2")
+    tensor([-0.3000,  0.4000])
+    """
+    _known(norm)
+    direction = w.sign() if norm == "linf" else _unit(w)
+    return -_column(y * torch.as_tensor(epsilon, dtype=w.dtype, device=w.device)) * direction
+
+
+def robust_margin(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """m = y wᵀx − ε‖w‖_q, of shape (…). w, x: (…, d); y and epsilon as `optimal_attack`."""
+    _known(norm)
+    length = w.abs().sum(-1) if norm == "linf" else _length(w)
+    return y * (w * x).sum(-1) - epsilon * length
+
+
+def robust_loss(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """log(1 + e^{−m}), of shape (…): the loss after the best attack. Arguments as `robust_margin`.
+
+    >>> w, x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.2]), torch.tensor(1.0)
+    >>> robust_loss(w, x, y, 0.5, "l2")  # the attack takes the margin of 0.5 away
+    tensor(0.6931)
+    """
+    m = robust_margin(w, x, y, epsilon, norm)
+    return torch.logaddexp(torch.zeros_like(m), -m)
+
+
+def robust_gradient(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """∇_w of `robust_loss`, of shape (…, d): −sigmoid(−m)·y(x + δ*). Where the loss has a kink, one of its subgradients."""
+    m = robust_margin(w, x, y, epsilon, norm)
+    return _column(-torch.sigmoid(-m) * y) * (x + optimal_attack(w, y, epsilon, norm))
+
+
+def gradient_jump(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """The jump of the gradient at w, of shape (…), when it is crossed on a straight line. [derived]
+
+    L∞: 2ε√K·sigmoid(−m) with K the coordinates of w that are 0, all of which change sign. L2: ε at w = 0, else 0.
+
+    >>> gradient_jump(torch.zeros(4), torch.ones(4), torch.tensor(1.0), 0.5, "linf")  # 2·0.5·√4·sigmoid(0)
+    tensor(1.)
+    """
+    m = robust_margin(w, x, y, epsilon, norm)
+    if norm == "linf":
+        crossed: Tensor = 2 * (w == 0).sum(-1).to(w.dtype).sqrt()
+    else:
+        crossed = 2 * (w == 0).all(-1).to(w.dtype)
+    return epsilon * crossed * torch.sigmoid(-m)
+
+
+# ---- bounds for pairs ----
+
+
+def curvature_constant(x: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """A = (‖x‖ + ρ)²/4, of shape (…): what the logistic loss alone bends by. ρ = ε (L2), ε√d (L∞). x: (…, d)."""
+    _known(norm)
+    radius = epsilon * math.sqrt(x.shape[-1]) if norm == "linf" else epsilon
+    return (_length(x) + radius) ** 2 / 4
+
+
+def sign_changes(w1: Tensor, w2: Tensor) -> Tensor:
+    """K, of shape (…): the coordinates where one is positive and the other is negative. w1, w2: (…, d)."""
+    return (w1.sign() * w2.sign() < 0).sum(-1)
+
+
+def half_changes(w1: Tensor, w2: Tensor) -> Tensor:
+    """Of shape (…): the coordinates where exactly one of the two is 0."""
+    return ((w1 == 0) != (w2 == 0)).sum(-1)
+
+
+def gradient_bound(w1: Tensor, w2: Tensor, x: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """The bound on ‖∇ℓ(w₁) − ∇ℓ(w₂)‖, of shape (…): see the head of the module. Infinite for L2 where a w is 0. [derived]
+
+    A coordinate that is 0 in one of the two counts as a change of sign.
+    """
+    return curvature_constant(x, epsilon, norm) * _length(w1 - w2) + attack_bound(w1, w2, epsilon, norm)
+
+
+def attack_bound(w1: Tensor, w2: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
+    """The bound on ‖δ*(w₁) − δ*(w₂)‖₂, of shape (…): (ε/r)‖Δw‖ for L2, 2ε√K for L∞, where it is an equality. [derived]
+
+    >>> attack_bound(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 2.0]), 0.1, "linf")
+    tensor(0.2000)
+    """
+    _known(norm)
+    if norm == "linf":
+        changes = sign_changes(w1, w2) + half_changes(w1, w2)
+        return 2 * epsilon * changes.to(w1.dtype).sqrt()
+    step, least = _length(w1 - w2), torch.minimum(_length(w1), _length(w2))
+    return torch.where(step == 0, torch.zeros_like(step), epsilon * step / least)
+
+
+# ---- pairs, and the check on them ----
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of weights with an input each. w1, w2, x: (n, d); y = ±1, epsilon: (n); kind: (n), an index into KINDS. float64."""
+
+    w1: Tensor
+    w2: Tensor
+    x: Tensor
+    y: Tensor
+    epsilon: Tensor
+    kind: Tensor
+
+
+def pairs(count: int, dimension: int, random: torch.Generator) -> Pairs:
+    """Random pairs, with those among them that press on the bounds: each of KINDS in turn.
+
+    Scales are spread over decades: ‖w‖ from 1e-2 to 1e2 (1e-8 near zero), ‖x‖ from 1e-2 to 1e2, ε from 1e-3 to 10.
+    Raises CurvactError for a count or dimension below 1.
+
+    >>> some = pairs(22, 3, torch.Generator().manual_seed(0))
+    >>> KINDS[some.kind[2]], bool((sign_changes(some.w1, some.w2)[2] >= 1).item())
+    ('sign flips', True)
+    """
+    if count < 1 or dimension < 1:
+        raise CurvactError(f"count={count}, dimension={dimension} of pairs: at least 1 of each")
+    device = random.device
+
+    def spread(low: float, high: float) -> Tensor:
+        """(n, 1), log-uniform between powers of ten."""
+        exponent = torch.rand(count, 1, generator=random, dtype=torch.float64, device=device)
+        return 10 ** (low + (high - low) * exponent)
+
+    def direction() -> Tensor:
+        return _unit(torch.randn(count, dimension, generator=random, dtype=torch.float64, device=device))
+
+    def some() -> Tensor:
+        """(n, d): a random choice of coordinates, at least one in each row."""
+        chance = torch.rand(count, 1, generator=random, dtype=torch.float64, device=device)
+        chosen = (
+            torch.rand(count, dimension, generator=random, dtype=torch.float64, device=device) < chance**2
+        )
+        one = torch.randint(dimension, (count, 1), generator=random, device=device)
+        return chosen.scatter(1, one, torch.ones_like(one, dtype=torch.bool))
+
+    kind = torch.arange(count, device=device) % len(KINDS)
+    at = {name: (kind == index)[:, None] for index, name in enumerate(KINDS)}
+    y = torch.where(torch.rand(count, generator=random, device=device) < 0.5, -1.0, 1.0).double()
+    epsilon, x = spread(-3, 1), spread(-2, 2) * direction()
+    w1 = spread(-2, 2) * direction()
+    w2 = spread(-2, 2) * direction()
+    step, tiny = spread(-6, 0), spread(-8, -1)
+
+    w2 = torch.where(at["small step"], w1 + step * direction(), w2)
+
+    flipped = some()
+    wall = torch.where(flipped, tiny * w1.sign(), w1)
+    flips = at["sign flips"] | at["misclassified flip"]
+    w1 = torch.where(flips, wall, w1)
+    w2 = torch.where(flips, torch.where(flipped, -wall, wall), w2)
+
+    near = at["near zero"] | at["through zero"]
+    w1 = torch.where(near, tiny * _unit(w1), w1)
+    w2 = torch.where(at["near zero"], spread(-8, -1) * _unit(w2), w2)
+    w2 = torch.where(at["through zero"], -spread(-1, 1) * w1, w2)
+    w2 = torch.where(at["collinear"], spread(-2, 2) * w1, w2)
+    turned = _column(_length(w1)) * _unit(_unit(w1) + step * direction())
+    w2 = torch.where(at["equal norm"], turned, w2)
+
+    # Both terms of the bound at once, as nearly as can be: margin near 0, the step along the gradient of the margin.
+    against = -y[:, None] * torch.where(at["worst input, linf"], w1.sign() / math.sqrt(dimension), _unit(w1))
+    worst = at["worst input, l2"] | at["worst input, linf"]
+    x = torch.where(worst, _column(_length(x)) * against, x)
+    scale = spread(-4, 0) / _column(_length(x))
+    w1 = torch.where(worst, scale * _unit(w1), w1)
+    along = -y[:, None] * _unit(x)
+    grown = torch.where(at["worst input, linf"], w1 + step * scale * along.abs() * w1.sign(), w1)
+    grown = torch.where(at["worst input, l2"], w1 * (1 + step), grown)
+    w2 = torch.where(worst, grown, w2)
+
+    # The input far on the wrong side, so that the sigmoid in front of the jump is 1.
+    lost = -y[:, None] * _unit(w1) * spread(0, 2) / _column(_length(w1)).clamp_min(1e-6)
+    x = torch.where(at["misclassified flip"], lost, x)
+
+    w1 = torch.where(at["zero coordinates"] & some(), 0.0, w1)
+    w2 = torch.where(at["zero coordinates"] & some(), 0.0, w2)
+    return Pairs(w1, w2, x, y, epsilon[:, 0], kind)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement, and how it fared.
+
+    norm, name, statement: what is claimed. pairs: on how many it was tried. violations: on how many it failed, by more than the
+    rounding of float64 explains. tightness: the highest ratio of value to bound over pairs where rounding is below 1e-6 of the
+    bound; for an equality the largest and least are both 1. least: the lowest. hardest: the kind of pair with the highest ratio.
+    """
+
+    norm: str
+    name: str
+    statement: str
+    pairs: int
+    violations: int
+    tightness: float
+    least: float
+    hardest: str
+
+
+@dataclass(frozen=True)
+class TheoryCheck:
+    """The linear theory on many pairs. claims: one each; pairs: how many were made; dimensions, seed: of them."""
+
+    claims: tuple[Claim, ...]
+    pairs: int
+    dimensions: tuple[int, ...]
+    seed: int
+
+    @property
+    def violations(self) -> int:
+        """Of all claims."""
+        return sum(claim.violations for claim in self.claims)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; what is not finite is None."""
+        claims = [{k: finite(v) for k, v in asdict(claim).items()} for claim in self.claims]
+        return {
+            "pairs": self.pairs,
+            "violations": self.violations,
+            "dimensions": list(self.dimensions),
+            "seed": self.seed,
+            "claims": claims,
+        }
+
+
+CLAIMS: tuple[tuple[LinearNorm, str, str], ...] = (
+    ("l2", "gradient", "‖Δ∇‖ ≤ [(‖x‖+ε)²/4 + ε/r]·‖Δw‖"),
+    ("l2", "jump at w = 0", "|‖Δ∇‖ − (ε/2)‖Δŵ‖| ≤ (‖x‖+ε)²/4·(‖w₁‖+‖w₂‖)"),
+    ("l2", "attack map", "‖Δδ*‖ ≤ (ε/r)·‖Δw‖"),
+    ("linf", "gradient inside an orthant", "‖Δ∇‖ ≤ (‖x‖+ε√d)²/4·‖Δw‖"),
+    ("linf", "gradient across K sign changes", "‖Δ∇‖ ≤ (‖x‖+ε√d)²/4·‖Δw‖ + 2ε√K"),
+    ("linf", "jump at K zeros of w", "|‖Δ∇‖ − 2ε√K·sigmoid(−m)| ≤ (‖x‖+ε√d)²/4·‖Δw‖"),
+    ("linf", "attack map", "‖Δδ*‖ = 2ε√K"),
+)
+
+
+def check_theory(
+    count: int = 100_000,
+    *,
+    dimensions: Sequence[int] = (1, 2, 5, 20, 50),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> TheoryCheck:
+    """Every claim of CLAIMS on `count` pairs in all, shared out over the dimensions, in float64.
+
+    A claim counts as violated where value − bound is more than the rounding that float64 can explain (some 1e-15 of the terms that
+    are subtracted). The claim "inside an orthant" is tried on the pairs with no change of sign, the next on the others, the last
+    on pairs where no coordinate is 0 in one of the two only.
+    Raises CurvactError for no dimensions, or fewer pairs than 11 a dimension.
+
+    >>> check = check_theory(1100, dimensions=(3,))
+    >>> check.violations, [claim.pairs for claim in check.claims][:2]
+    (0, [1100, 1100])
+    """
+    each = count // max(1, len(dimensions))
+    if not dimensions or each < len(KINDS):
+        raise CurvactError(
+            f"count={count} pairs over {len(dimensions)} dimensions in check_theory: at least {len(KINDS)} a dimension"
+        )
+    tried: list[list[_Tried]] = [[] for _ in CLAIMS]
+    for number, dimension in enumerate(dimensions):
+        size = each + (count - each * len(dimensions) if number == 0 else 0)
+        made = pairs(size, dimension, generator(seed, "linear theory", number, device=device))
+        crossing = generator(seed, "linear theory, crossings", number, device=device)
+        for outcome, found in zip(_outcomes(made, crossing), tried, strict=True):
+            found.append(outcome)
+        if on_progress is not None:
+            on_progress(number + 1, len(dimensions))
+    claims = [_claim(head, found) for head, found in zip(CLAIMS, tried, strict=True)]
+    return TheoryCheck(tuple(claims), count, tuple(dimensions), seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A claim on some pairs, each (n): value ≤ bound up to rounding, and value ≥ bound too for an equality."""
+
+    value: Tensor
+    bound: Tensor
+    rounding: Tensor
+    kind: Tensor
+    equality: bool = False
+
+    def where(self, chosen: Tensor) -> _Tried:
+        parts = (t[chosen] for t in (self.value, self.bound, self.rounding, self.kind))
+        return _Tried(*parts, self.equality)
+
+
+def _outcomes(p: Pairs, random: torch.Generator) -> list[_Tried]:
+    """As CLAIMS, for these pairs."""
+    step = _length(p.w1 - p.w2)
+    lengths = _length(p.w1) + _length(p.w2)
+    outcomes: dict[tuple[str, str], _Tried] = {}
+
+    def differences(norm: LinearNorm, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """‖Δ∇‖, the rounding in it, and the constant A."""
+        slopes = [robust_gradient(w, p.x, p.y, p.epsilon, norm) for w in (first, second)]
+        constant = curvature_constant(p.x, p.epsilon, norm)
+        reach = 2 * constant.sqrt()
+        longest = torch.maximum(_length(first), _length(second))
+        # |rounding of m| ≤ (d+3)u·‖w‖(‖x‖+ρ), a quarter of it reaches the sigmoid; the other terms are a few u each.
+        unit = (p.x.shape[-1] + 8) * torch.finfo(torch.float64).eps
+        return _length(slopes[0] - slopes[1]), unit * reach * (2 + longest * reach), constant
+
+    value, rounding, constant = differences("l2", p.w1, p.w2)
+    bound = gradient_bound(p.w1, p.w2, p.x, p.epsilon, "l2")
+    outcomes["l2", "gradient"] = _Tried(value, bound, rounding, p.kind)
+    turn = p.epsilon / 2 * _length(_unit(p.w1) - _unit(p.w2))
+    outcomes["l2", "jump at w = 0"] = _Tried((value - turn).abs(), constant * lengths, rounding, p.kind)
+    drift = _length(
+        optimal_attack(p.w1, p.y, p.epsilon, "l2") - optimal_attack(p.w2, p.y, p.epsilon, "l2")
+    )
+    noise = p.epsilon * (p.x.shape[-1] + 8) * torch.finfo(torch.float64).eps
+    outcomes["l2", "attack map"] = _Tried(
+        drift, attack_bound(p.w1, p.w2, p.epsilon, "l2"), 2 * noise, p.kind
+    )
+
+    value, rounding, constant = differences("linf", p.w1, p.w2)
+    bound = gradient_bound(p.w1, p.w2, p.x, p.epsilon, "linf")
+    inside = (sign_changes(p.w1, p.w2) + half_changes(p.w1, p.w2)) == 0
+    orthant = _Tried(value, constant * step, rounding, p.kind)
+    outcomes["linf", "gradient inside an orthant"] = orthant.where(inside)
+    across = _Tried(value, bound, rounding, p.kind)
+    outcomes["linf", "gradient across K sign changes"] = across.where(~inside)
+    drift = _length(
+        optimal_attack(p.w1, p.y, p.epsilon, "linf") - optimal_attack(p.w2, p.y, p.epsilon, "linf")
+    )
+    exact = attack_bound(p.w1, p.w2, p.epsilon, "linf")
+    whole = half_changes(p.w1, p.w2) == 0
+    outcomes["linf", "attack map"] = _Tried(drift, exact, 4 * noise, p.kind, equality=True).where(whole)
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=random, dtype=torch.float64, device=p.w1.device)
+
+    zeroed = chance(*p.w1.shape) < 0.5
+    wall = torch.where(zeroed, 0.0, p.w1)
+    little = 10 ** (-10 + 8 * chance(len(wall), 1))
+    aside = torch.where(wall == 0, torch.where(chance(*wall.shape) < 0.5, -little, little), 0.0)
+    value, rounding, constant = differences("linf", wall + aside, wall - aside)
+    jump = gradient_jump(wall, p.x, p.y, p.epsilon, "linf")
+    outcomes["linf", "jump at K zeros of w"] = _Tried(
+        (value - jump).abs(), constant * _length(2 * aside), rounding, p.kind
+    )
+    return [outcomes[norm, name] for norm, name, _ in CLAIMS]
+
+
+def _claim(head: tuple[LinearNorm, str, str], found: Sequence[_Tried]) -> Claim:
+    value, bound, rounding, kind = (
+        torch.cat([getattr(t, name) for t in found]) for name in ("value", "bound", "rounding", "kind")
+    )
+    excess = value - bound
+    failed = ~(excess <= rounding)
+    if found[0].equality:
+        failed |= ~(excess >= -rounding)
+    clear = (rounding < 1e-6 * bound) & bound.isfinite()
+    ratios = (value / bound)[clear]
+    hardest = KINDS[int(kind[clear][ratios.argmax()])] if len(ratios) else ""
+    highest, lowest = (
+        (float(ratios.max()), float(ratios.min())) if len(ratios) else (math.nan, math.nan)
+    )
+    return Claim(*head, len(value), int(failed.sum()), highest, lowest, hardest)
+
+
+# ---- the pictures in numbers ----
+
+
+@dataclass(frozen=True)
+class Illustration:
+    """What a page on the linear theory draws; lists of numbers by name.
+
+    path: t, walls (the t where a coordinate of w changes sign), and for each norm the attack's drift ‖δ*(t)−δ*(0)‖, the gradient's
+    ‖∇(t)−∇(0)‖ and the loss, along a straight line of weights. step: ‖Δw‖ across one sign change, the ratio ‖Δ∇‖/‖Δw‖ and
+    its bound by norm. distance: r = ‖w‖, the highest ratio of small turns at that distance and its bound by norm (for L∞ none).
+    """
+
+    dimension: int
+    epsilon: dict[str, float]
+    path: dict[str, Any]
+    step: dict[str, Any]
+    distance: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def illustrate(
+    *, dimension: int = 8, epsilon: float = 0.15, points: int = 400, seed: int = 1
+) -> Illustration:
+    """One line of weights that crosses every wall of the orthants, on which L∞ climbs a staircase and L2 does not.
+
+    Matched strength: ε₂ = ε∞√d, so that the corners of the L∞ ball lie on the L2 ball. One random input, y = 1.
+    Raises CurvactError for a dimension below 2 or an epsilon that is not above 0.
+
+    >>> picture = illustrate(dimension=4, points=50)
+    >>> len(picture.path["walls"])
+    4
+    """
+    if dimension < 2 or points < 2 or not (math.isfinite(epsilon) and epsilon > 0):
+        raise CurvactError(
+            f"dimension={dimension}, points={points}, epsilon={epsilon} of illustrate: dimension and points >= 2, epsilon > 0"
+        )
+    random = generator(seed, "linear theory, picture")
+    radii = {"linf": epsilon, "l2": epsilon * math.sqrt(dimension)}
+    norms: tuple[LinearNorm, ...] = ("linf", "l2")
+    y = torch.ones((), dtype=torch.float64)
+    x = torch.randn(dimension, generator=random, dtype=torch.float64) / math.sqrt(dimension)
+    size = 0.6 + torch.rand(dimension, generator=random, dtype=torch.float64)
+    side = torch.where(torch.arange(dimension) % 2 == 0, 1.0, -1.0).double()
+    walls = (torch.arange(dimension, dtype=torch.float64) + 0.7) / (dimension + 0.4)
+
+    def weights(t: Tensor) -> Tensor:
+        """(n, d): coordinate i passes through 0 at t = walls[i]."""
+        return side * size * 2 * (walls - t[:, None])
+
+    edge = 1e-9
+    t = torch.cat(
+        [torch.linspace(0, 1, points, dtype=torch.float64), walls - edge, walls + edge]
+    ).sort().values
+    line = weights(t)
+    path: dict[str, Any] = {"t": t.tolist(), "walls": walls.tolist()}
+    for norm in norms:
+        attack = optimal_attack(line, y, radii[norm], norm)
+        slope = robust_gradient(line, x, y, radii[norm], norm)
+        path[norm] = {
+            "attack": _length(attack - attack[:1]).tolist(),
+            "gradient": _length(slope - slope[:1]).tolist(),
+            "loss": robust_loss(line, x, y, radii[norm], norm).tolist(),
+        }
+
+    lengths = torch.logspace(-4, 0, 33, dtype=torch.float64)
+    wall = weights(walls[dimension // 2][None])[0]
+    across = torch.zeros(dimension, dtype=torch.float64)
+    across[dimension // 2] = 1.0
+    ends = [wall + sign / 2 * lengths[:, None] * across for sign in (1, -1)]
+    step: dict[str, Any] = {"step": lengths.tolist()}
+    for norm in norms:
+        step[norm] = _ratios(ends[0], ends[1], x, y, radii[norm], norm)
+
+    radius = torch.logspace(-3, 1, 33, dtype=torch.float64)
+    facing = _unit(wall + 0.3 * across)
+    turns = torch.randn(64, dimension, generator=random, dtype=torch.float64)
+    turns = _unit(turns - (turns @ facing)[:, None] * facing)
+    first = (radius[:, None] * facing)[:, None, :].expand(-1, 64, -1)
+    second = first + 1e-4 * radius[:, None, None] * turns
+    distance: dict[str, Any] = {"distance": radius.tolist()}
+    for norm in norms:
+        found = _ratios(first, second, x, y, radii[norm], norm)
+        distance[norm] = {
+            "ratio": torch.tensor(found["ratio"]).amax(1).tolist(),
+            "bound": torch.tensor(found["bound"]).amin(1).tolist(),
+        }
+    return Illustration(dimension, radii, path, step, distance)
+
+
+def _ratios(
+    w1: Tensor, w2: Tensor, x: Tensor, y: Tensor, epsilon: float, norm: LinearNorm
+) -> dict[str, Any]:
+    step = _length(w1 - w2)
+    difference = _length(robust_gradient(w1, x, y, epsilon, norm) - robust_gradient(w2, x, y, epsilon, norm))
+    bound = gradient_bound(w1, w2, x, epsilon, norm)
+    return {"ratio": (difference / step).tolist(), "bound": (bound / step).tolist()}
+
+
+# ---- any inner problem: Danskin with a moving maximiser ----
+
+
+@dataclass(frozen=True, eq=False)
+class AttackSensitivity:
+    """How fast the best attack moves with the parameters, at one point. [derived]
+
+    case: "interior", "l2 boundary", "linf vertex" (no coordinate is free) or "linf face".
+    jacobian: dδ*/dθ, (n, p). exact: its spectral norm. bound: C_xθ over `gap`.
+    cross: C_xθ, the spectral norm of H_xθ (of its free rows on a face).
+    gap: μ with H_xx ⪯ −μI (interior); ‖g‖/ε − λ, λ the top eigenvalue of H_xx on the tangent space (L2 boundary); μ of the free
+    coordinates (face); infinite at a vertex.
+    theta: C_θθ, the spectral norm of H_θθ at fixed δ. lipschitz: of ∇L here, exactly. lipschitz_bound: C_θθ + C_θx·bound.
+    """
+
+    case: str
+    jacobian: Tensor
+    exact: float
+    bound: float
+    cross: float
+    gap: float
+    theta: float
+    lipschitz: float
+    lipschitz_bound: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without the Jacobian; what is not finite is None."""
+        numbers = ("exact", "bound", "cross", "gap", "theta", "lipschitz", "lipschitz_bound")
+        return {"case": self.case, **{name: finite(getattr(self, name)) for name in numbers}}
+
+
+def attack_sensitivity(
+    inner: Callable[[Tensor, Tensor], Tensor],
+    theta: Tensor,
+    delta: Tensor,
+    *,
+    norm: LinearNorm,
+    epsilon: float,
+    tolerance: float = 1e-6,
+) -> AttackSensitivity:
+    """dδ*/dθ at a strict local maximiser δ* of inner(θ, ·) over ‖δ‖ ≤ ε, with the bounds on it and on the gradient of the maximum.
+
+    Differentiating the conditions of optimality: interior −H_xx⁻¹H_xθ; L2 boundary, on the tangent space, (ν − H_xx)⁻¹H_xθ with
+    ν = ‖g‖/ε; L∞: 0 in every coordinate at ±ε whose g_i is not 0, as in the interior for the others. Then the Hessian of the
+    maximum is H_θθ + H_θx·dδ*/dθ. [derived] Dense: for small problems, in float64.
+
+    inner: `(theta (p,), delta (n,)) -> scalar`, twice differentiable there. theta, delta: vectors.
+    tolerance: how far from optimal, relative to ‖g‖ (or 1), and how near to the boundary, relative to ε.
+    Raises CurvactError where δ lies outside, is not stationary, or the maximiser is not strict: it may then jump.
+
+    >>> inner = lambda theta, delta: -2 * delta @ delta + delta @ theta  # δ* = θ/4
+    >>> found = attack_sensitivity(inner, torch.tensor([0.4]), torch.tensor([0.1]), norm="l2", epsilon=1.0)
+    >>> found.case, found.exact, found.lipschitz
+    ('interior', 0.25, 0.25)
+    """
+    _known(norm)
+    if theta.dim() != 1 or delta.dim() != 1 or not (math.isfinite(epsilon) and epsilon > 0):
+        raise CurvactError(
+            f"theta {tuple(theta.shape)}, delta {tuple(delta.shape)}, epsilon={epsilon} in attack_sensitivity: "
+            "two vectors and a radius > 0"
+        )
+    h_tt, h_tx, h_xx, g = _derivatives(inner, theta.detach(), delta.detach())
+    length = float(delta.abs().max() if norm == "linf" else _length(delta))
+    if length > epsilon * (1 + tolerance):
+        raise CurvactError(f"‖δ‖ = {length:.6g} in attack_sensitivity: it lies outside the ball of {epsilon:g}")
+    at_edge = length >= epsilon * (1 - tolerance)
+    allowed = tolerance * max(1.0, float(_length(g)))
+    case, basis, shift = "interior", torch.eye(len(delta), dtype=g.dtype, device=g.device), 0.0
+    if at_edge and norm == "l2":
+        case, unit = "l2 boundary", delta / _length(delta)
+        if float(g @ unit) < -allowed:
+            raise CurvactError(f"the gradient points inwards ({float(g @ unit):.3g}): δ is no maximiser on the ball")
+        basis, shift = torch.linalg.svd(unit[None], full_matrices=True)[2][1:].T, float(_length(g)) / epsilon
+    elif at_edge:
+        held = (delta.abs() >= epsilon * (1 - tolerance)) & (g * delta.sign() > allowed)
+        case, basis = ("linf vertex" if bool(held.all()) else "linf face"), basis[:, ~held]
+    slope = float(_length(basis.T @ g)) if basis.shape[1] else 0.0
+    if slope > allowed:
+        raise CurvactError(
+            f"the gradient along the {case} is {slope:.3g} in attack_sensitivity: δ is no maximiser there"
+        )
+    jacobian, gap = torch.zeros(len(delta), len(theta), dtype=g.dtype, device=g.device), math.inf
+    rows = basis.T @ h_tx.T
+    if basis.shape[1]:
+        bend = -(basis.T @ h_xx @ basis) + shift * torch.eye(basis.shape[1], dtype=g.dtype, device=g.device)
+        gap = float(torch.linalg.eigvalsh(bend)[0])
+        if gap <= 0:
+            raise CurvactError(
+                f"the maximiser is not strict (gap {gap:.3g} in the {case} case): the attack may jump, no bound holds"
+            )
+        jacobian = basis @ torch.linalg.solve(bend, rows)
+    cross = _spectral(rows if case == "linf face" else h_tx)
+    bound = 0.0 if case == "linf vertex" else cross / gap
+    whole = _spectral(h_tt)
+    return AttackSensitivity(
+        case=case,
+        jacobian=jacobian,
+        exact=_spectral(jacobian),
+        bound=bound,
+        cross=cross,
+        gap=gap,
+        theta=whole,
+        lipschitz=_spectral(h_tt + h_tx @ jacobian),
+        lipschitz_bound=danskin_constant(whole, cross, bound),
+    )
+
+
+def danskin_constant(theta_theta: float, theta_x: float, attack: float) -> float:
+    """C_θθ + C_θx·(Lipschitz constant of δ*): of ∇L where the maximiser is unique. Interior: attack = C_xθ/μ. [derived]
+
+    >>> danskin_constant(1.0, 2.0, 2.0 / 0.5), danskin_constant(1.0, 2.0, 2.0 / 0.05)  # flatter in the input is worse
+    (9.0, 81.0)
+    """
+    return theta_theta + theta_x * attack if attack else theta_theta
+
+
+def danskin_gap(theta_theta: float, theta_x: float, step: Tensor, drift: Tensor) -> Tensor:
+    """C_θθ‖Δθ‖ + C_θx‖Δδ*‖: the bound on ‖Δ∇L‖ for a measured drift of the attack. [derived]"""
+    return theta_theta * step + theta_x * drift
+
+
+def _derivatives(
+    inner: Callable[[Tensor, Tensor], Tensor], theta: Tensor, delta: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """H_θθ, H_θx, H_xx, g = ∂/∂δ."""
+    size = len(theta)
+    both = torch.cat([theta, delta]).requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(inner(both[:size], both[size:]), both, create_graph=True)
+        rows = [
+            torch.autograd.grad(s, both, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            if s.requires_grad
+            else torch.zeros_like(both)
+            for s in slope
+        ]
+    h = torch.stack(rows).detach()
+    return h[:size, :size], h[:size, size:], h[size:, size:], slope[size:].detach()
+
+
+# ---- small things ----
+
+
+def _known(norm: str) -> None:
+    if norm not in get_args(LinearNorm):
+        raise CurvactError(
+            f"norm={norm!r} of the linear theory: allowed are l2, linf{nearest(str(norm), get_args(LinearNorm))}"
+        )
+
+
+def _length(v: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(v, dim=-1)
+    return length
+
+
+def _unit(v: Tensor) -> Tensor:
+    """v/‖v‖, and 0 for 0."""
+    length = _length(v)[..., None]
+    return torch.where(length > 0, v / length.clamp_min(torch.finfo(v.dtype).tiny), torch.zeros_like(v))
+
+
+def _column(v: Tensor) -> Tensor:
+    return v[..., None]
+
+
+def _spectral(matrix: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0

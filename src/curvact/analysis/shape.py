@@ -1,0 +1,369 @@
+"""Analysis room: the shape of activations, and the robustness of networks with them, as one table.
+
+The paper (PAF, arXiv 2110.05626) trains networks whose activations differ in one property of their shape, and compares clean
+accuracy, average minimum PGD radius, Square success and the empirical Lipschitz constant. [paper]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvact.activations.describe import as_activation, describe
+from curvact.analysis.effective_curvature import OnProgress, call_sites, finite, identity_of
+from curvact.attacks import Norm, ThreatModel, ensemble, evaluate, minimum_radius
+from curvact.attacks.pgd import Attack, Model, mode, pgd
+from curvact.errors import CurvactError
+from curvact.random import generator
+
+NEAR_ZERO = 0.5
+"""Half the width of the interval around 0 over which curvature is averaged. [ours]"""
+FAR_NEGATIVE = -5.0
+"""How far down positive outputs are looked for: pre-activations rarely lie lower. [ours]"""
+
+
+@dataclass(frozen=True)
+class ActivationShape:
+    """The properties that the shape analysis names, as numbers. The numbers chosen for them are [ours].
+
+    max_curvature: κ, and where (curvature_at).
+    positive_on_negative: whether σ(x) > 0 for some x < 0. highest_on_negative: sup of σ over [−5, 0).
+    curvature_at_zero: σ″(0), 0 at a kink. curvature_near_zero: mean of |σ″| over [−0.5, 0.5], where a kink adds its change of
+    slope.
+    slope_low, slope_high: slopes in the tails, as x → −∞ and +∞. at_zero, slope_at_zero: σ(0), σ′(0).
+    """
+
+    name: str
+    max_curvature: float
+    curvature_at: float
+    positive_on_negative: bool
+    highest_on_negative: float
+    curvature_at_zero: float
+    curvature_near_zero: float
+    slope_low: float
+    slope_high: float
+    at_zero: float
+    slope_at_zero: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; κ of a kink is None."""
+        return {key: finite(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class ShapeRow:
+    """One trained model: the shape of its activations and how robust it is.
+
+    shape: mean over the activations of its call sites (κ infinite if any is); None if they cannot be described.
+    activations: their distinct names.
+    clean_accuracy, robust_accuracy: fractions; robust against PGD.
+    radius: mean over inputs of the smallest radius at which PGD succeeds, 0 where the model errs already and the largest radius
+        tried where PGD fails (`radius_unbroken`: the fraction of these).
+    lipschitz: mean over inputs of the empirical Lipschitz constant; lipschitz_max: the highest.
+    square_success: of the correctly classified inputs, the fraction that Square fooled; None if it was not run.
+    """
+
+    model: str
+    activations: tuple[str, ...]
+    shape: ActivationShape | None
+    clean_accuracy: float
+    robust_accuracy: float
+    radius: float
+    radius_unbroken: float
+    lipschitz: float
+    lipschitz_max: float
+    square_success: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """One flat row of plain values."""
+        row = {
+            key: finite(value) for key, value in asdict(self).items() if key not in ("shape", "activations")
+        }
+        row["activation"] = "; ".join(self.activations)
+        shape = self.shape.as_dict() if self.shape is not None else {}
+        names = [name for name in ActivationShape.__dataclass_fields__ if name != "name"]
+        row |= {name: shape.get(name) for name in names}
+        row["kink"] = self.shape is not None and math.isinf(self.shape.max_curvature)
+        return row
+
+
+@dataclass(frozen=True)
+class ShapeTable:
+    """The rows, in the order of the models, and the settings that they share."""
+
+    rows: tuple[ShapeRow, ...]
+    settings: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: `rows` as plain dicts, and `settings`."""
+        return {"settings": dict(self.settings), "rows": [row.as_dict() for row in self.rows]}
+
+
+def activation_shape(module: nn.Module | str | Callable[[Tensor], Tensor]) -> ActivationShape:
+    """The shape of any activation: a name, a module or a function of one tensor, measured in float64.
+
+    Raises CurvactError for what is not elementwise.
+
+    >>> shape = activation_shape("relu")
+    >>> shape.max_curvature, shape.positive_on_negative, round(shape.curvature_near_zero, 9), shape.slope_high
+    (inf, False, 1.0, 1.0)
+    """
+    from curvact.activations import Elementwise
+
+    act = as_activation(module if isinstance(module, (str, nn.Module)) else Elementwise(module))
+    known = describe(act)
+    grid = torch.linspace(
+        -NEAR_ZERO, NEAR_ZERO, 200_002, dtype=torch.float64
+    )  # an even number: 0, often a kink, is not on it
+    slopes = act.slope(grid)
+    below = torch.linspace(FAR_NEGATIVE, 0.0, 50_001, dtype=torch.float64)[:-1]
+    return ActivationShape(
+        name=known.name,
+        max_curvature=known.max_curvature.value,
+        curvature_at=known.max_curvature.at,
+        positive_on_negative=known.positive_on_negative,
+        highest_on_negative=float(act(below).max()),
+        curvature_at_zero=float(act.curvature(torch.zeros(1, dtype=torch.float64))),
+        curvature_near_zero=float(slopes.diff().abs().sum()) / (2 * NEAR_ZERO),
+        slope_low=known.slope_low,
+        slope_high=known.slope_high,
+        at_zero=known.at_zero,
+        slope_at_zero=known.slope_at_zero,
+    )
+
+
+def empirical_lipschitz(
+    model: Model,
+    x: Tensor,
+    *,
+    radius: float,
+    steps: int = 10,
+    step_size: float | None = None,
+    seed: int = 0,
+    batch_size: int = 512,
+) -> Tensor:
+    """For each input, the highest ‖f(x′) − f(x)‖₁/‖x′ − x‖∞ that ascent on the numerator meets within ‖x′ − x‖∞ ≤ radius. [paper]
+
+    A lower bound on the Lipschitz constant there; the steps are [ours]. The model's mode is left as it is.
+
+    model, x: maps inputs (N, …) in [0, 1] to N×classes logits. radius: in input units, > 0. step_size: 2.5·radius/steps where
+        None. Points nearer than radius/1000 are left out: rounding there.
+    Returns N ratios, detached.
+
+    >>> model = lambda x: torch.stack([x.sum(1), -2 * x.sum(1)], 1)  # (1 + 2)·4 at the corners of the cube
+    >>> empirical_lipschitz(model, torch.full((2, 4), 0.5), radius=0.1)
+    tensor([12., 12.])
+    """
+    if not (math.isfinite(radius) and radius > 0) or steps < 1:
+        raise CurvactError(f"empirical_lipschitz got radius={radius}, steps={steps}: radius > 0, steps >= 1")
+    step_size = 2.5 * radius / steps if step_size is None else step_size
+    ratios = []
+    for number, images in enumerate(torch.split(x.detach(), batch_size)):
+        with torch.no_grad():
+            clean = model(images)
+        best = torch.zeros(len(images), dtype=clean.dtype, device=clean.device)
+
+        def apart(logits: Tensor, _y: Tensor, _targets: Tensor | None, clean: Tensor = clean) -> Tensor:
+            return (logits - clean).abs().sum(1)
+
+        def note(
+            _step: int, x_adv: Tensor, change: Tensor, images: Tensor = images, best: Tensor = best
+        ) -> None:
+            length = (x_adv - images).abs().flatten(1).amax(1)
+            ratio = torch.where(length > radius / 1000, change / length, 0.0)
+            torch.maximum(best, ratio.to(best.dtype), out=best)
+
+        last = pgd(
+            model,
+            images,
+            torch.zeros(len(images), dtype=torch.int64, device=images.device),
+            ThreatModel("linf", radius),
+            steps=steps,
+            step_size=step_size,
+            generator=generator(seed, "empirical lipschitz", number, device=images.device),
+            loss=apart,
+            on_step=note,
+        )
+        with torch.no_grad():
+            note(steps, last, apart(model(last), torch.empty(0), None))
+        ratios.append(best)
+    return torch.cat(ratios) if ratios else x.new_zeros(0)
+
+
+def shape_table(
+    models: Mapping[str, nn.Module],
+    x: Tensor,
+    y: Tensor,
+    threat_model: ThreatModel,
+    *,
+    attack: Attack | None = None,
+    attack_steps: int = 20,
+    largest_radius: float | None = None,
+    radius_steps: int = 8,
+    lipschitz_radius: float | None = None,
+    lipschitz_steps: int = 10,
+    square_queries: int = 0,
+    seed: int = 0,
+    batch_size: int = 512,
+    on_progress: OnProgress | None = None,
+) -> ShapeTable:
+    """One row a trained model: shape of its activations, accuracy, minimum radius, Lipschitz constant, Square. [paper]
+
+    Every model is measured in eval mode with the same seeds, and left as it was. All settings are [ours].
+
+    models: by the names they have in the table. x: inputs (N, C, H, W) in [0, 1]. y: N.
+    attack: for robust accuracy; PGD with `attack_steps` steps of 2.5·ε/attack_steps where None, as for the minimum radius.
+    largest_radius: where the search for the minimum radius begins; 4ε where None. radius_steps: its halvings.
+    lipschitz_radius: the L∞ radius; ε of an linf threat model, else 8/255, where None.
+    square_queries: 0 leaves Square out; linf and l2 only.
+    on_progress: called after each of the four measures of each model.
+    Raises CurvactError for no models, no images, ε = 0 and what the attacks raise.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+    >>> table = shape_table({"silu": net}, torch.rand(6, 1, 2, 2), torch.tensor([0, 1] * 3), ThreatModel("linf", 0.1))
+    >>> table.rows[0].activations, table.as_dict()["rows"][0]["max_curvature"]
+    (('SiLU()',), 0.5...)
+    """
+    if not models or len(x) == 0 or len(x) != len(y):
+        raise CurvactError(
+            f"{len(models)} models, {len(x)} images, {len(y)} labels in shape_table: at least 1 model, and a label an image"
+        )
+    if threat_model.epsilon == 0:
+        raise CurvactError("a threat model with epsilon=0 in shape_table: it must be > 0")
+    high = 4 * threat_model.epsilon if largest_radius is None else largest_radius
+    if lipschitz_radius is None:
+        lipschitz_radius = threat_model.epsilon if threat_model.norm == "linf" else 8 / 255
+    share = 2.5 / attack_steps
+    measures = 4 if square_queries else 3
+    rows, done = [], 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, measures * len(models))
+
+    for name, model in models.items():
+        with mode(model, training=False):
+            names, shape = _shape_of(model, x)
+            attacker = attack or _pgd(threat_model, attack_steps, share, seed)
+            robustness = evaluate(model, x, y, attacker, batch_size=batch_size)
+            step()
+            radius = _radii(
+                model, x, y, threat_model.norm, high, radius_steps, attack_steps, seed, batch_size
+            )
+            step()
+            slopes = empirical_lipschitz(
+                model, x, radius=lipschitz_radius, steps=lipschitz_steps, seed=seed, batch_size=batch_size
+            ).double()
+            step()
+            fooled = None
+            if square_queries:
+                verdict = ensemble(
+                    model, x, y, threat_model, attacks=["square"], queries=square_queries, seed=seed
+                )
+                fooled = 1 - verdict.robust_accuracy / max(verdict.clean_accuracy, 1e-12)
+                fooled = fooled if verdict.clean_accuracy > 0 else None
+                step()
+        unbroken = radius.isinf()
+        rows.append(
+            ShapeRow(
+                model=name,
+                activations=names,
+                shape=shape,
+                clean_accuracy=robustness.clean,
+                robust_accuracy=robustness.robust,
+                radius=torch.where(unbroken, high, radius).double().mean().item(),
+                radius_unbroken=unbroken.double().mean().item(),
+                lipschitz=slopes.mean().item(),
+                lipschitz_max=slopes.max().item(),
+                square_success=fooled,
+            )
+        )
+    settings = {
+        "norm": threat_model.norm,
+        "epsilon": threat_model.epsilon,
+        "attack_steps": None if attack is not None else attack_steps,
+        "largest_radius": high,
+        "lipschitz_radius": lipschitz_radius,
+        "square_queries": square_queries,
+        "seed": seed,
+        "inputs": len(x),
+    }
+    return ShapeTable(tuple(rows), settings)
+
+
+def _radii(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: Norm,
+    high: float,
+    radius_steps: int,
+    attack_steps: int,
+    seed: int,
+    batch_size: int,
+) -> Tensor:
+    parts = [
+        minimum_radius(
+            model,
+            images,
+            labels,
+            norm=norm,
+            high=high,
+            steps=radius_steps,
+            attack_steps=attack_steps,
+            generator=generator(seed, "minimum radius", number, device=x.device),
+        )
+        for number, (images, labels) in enumerate(
+            zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        )
+    ]
+    return torch.cat(parts)
+
+
+def _pgd(threat_model: ThreatModel, steps: int, share: float, seed: int) -> Attack:
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def attack(model: Model, x: Tensor, y: Tensor) -> Tensor:
+        random = generators.setdefault(x.device, generator(seed, "shape, pgd", device=x.device))
+        return pgd(
+            model, x, y, threat_model, steps=steps, step_size=share * threat_model.epsilon, generator=random
+        )
+
+    return attack
+
+
+def _shape_of(model: nn.Module, x: Tensor) -> tuple[tuple[str, ...], ActivationShape | None]:
+    """Names of the distinct activations, and the mean of their shapes over the call sites."""
+    try:
+        sites = call_sites(model, x[:1])
+    except CurvactError:
+        return (), None
+    known: dict[object, ActivationShape | None] = {}
+    for site in sites:
+        if identity_of(site.function) not in known:
+            try:
+                known[identity_of(site.function)] = activation_shape(site.function)
+            except CurvactError:
+                known[identity_of(site.function)] = None
+    names = tuple(dict.fromkeys(site.activation for site in sites))
+    shapes = [known[identity_of(site.function)] for site in sites]
+    found = [shape for shape in shapes if shape is not None]
+    if len(found) < len(shapes):
+        return names, None
+
+    def mean(field: str) -> float:
+        return sum(float(getattr(shape, field)) for shape in found) / len(found)
+
+    numbers = {
+        f: mean(f) for f in ActivationShape.__dataclass_fields__ if f not in ("name", "positive_on_negative")
+    }
+    return names, ActivationShape(
+        name=found[0].name, positive_on_negative=any(shape.positive_on_negative for shape in found), **numbers
+    )

@@ -1,0 +1,616 @@
+"""Every objective against float64 numpy: values, gradients, attacks; costs counted; names; extremes of range and precision."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from curvact.attacks import ThreatModel, distance
+from curvact.errors import CurvactError
+from curvact.models import MiniResNet
+from curvact.random import generator
+from curvact.training.inner_attack import InnerAttack, fixed
+from curvact.training.objectives import OBJECTIVES, Loss, objective, objective_name
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
+import objectives as reference
+
+ATTACKING = [name for name in OBJECTIVES if name != "standard"]
+INPUTS, HIDDEN, CLASSES, IMAGES = 3, 4, 3, 6
+NAMES = {"A": "0.weight", "a": "0.bias", "g": "1.weight", "s": "1.bias", "B": "3.weight", "b": "3.bias"}
+
+
+def _network() -> nn.Sequential:
+    """The reference's network; weights from one seed."""
+    random = generator(0, "test-network")
+    net = nn.Sequential(
+        nn.Linear(INPUTS, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, CLASSES)
+    ).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.normal_(generator=random)
+        net[1].running_mean.normal_(generator=random)
+        net[1].running_var.uniform_(0.5, 2, generator=random)
+    return net.train()
+
+
+def _weights(net: nn.Sequential) -> dict[str, np.ndarray]:
+    state = {key: value.numpy().copy() for key, value in net.state_dict().items()}
+    arrays = {short: state[long] for short, long in NAMES.items()}
+    arrays |= {
+        "A": arrays["A"].T,
+        "B": arrays["B"].T,
+        "mean": state["1.running_mean"],
+        "var": state["1.running_var"],
+    }
+    return arrays
+
+
+def _batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images, labels, attacked images, and other points."""
+    random = generator(1, "test-batch")
+    x, x_adv, point = torch.rand(3, IMAGES, INPUTS, generator=random, dtype=torch.float64)
+    return x, torch.tensor([0, 1, 2, 0, 1, 2]), x_adv, point
+
+
+def _expected(text: str, w, x, y, x_adv, point, at_x, smoothing):  # type: ignore[no-untyped-def]
+    """The re-derived training loss at given attacked images; batch norm takes batch statistics, each batch its own."""
+    clean, attacked = (reference.forward(w, images, True)[0] for images in (x, x_adv))
+    if text == "standard":
+        return reference.cross_entropy(clean, y, smoothing)
+    if text.startswith("trades"):
+        return reference.trades(clean, attacked, y, 2.5 if "2.5" in text else 6.0, smoothing)
+    if text.startswith("mart"):
+        return reference.mart(clean, attacked, y, 2.5 if "2.5" in text else 6.0, smoothing)
+    value = reference.cross_entropy(attacked, y, smoothing)
+    if text.startswith("grad-align"):
+        at_point = reference.input_gradient(w, point, reference.ce_slope(y), True)
+        value += (0.7 if "0.7" in text else 0.2) * reference.misalignment(at_x, at_point)
+    return value
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "text", [*OBJECTIVES, "trades(beta=2.5)", "mart(beta=2.5)", "grad-align(weight=0.7)"]
+)
+def test_value_and_every_weight_gradient(text: str, smoothing: float) -> None:
+    net, (x, y, x_adv, point) = _network(), _batch()
+    w = _weights(net)
+    loss = objective(text, smoothing)(net, x, y, fixed(x_adv, point))
+    loss.value.backward()
+
+    at_x = reference.input_gradient(w, x.numpy(), reference.ce_slope(y.numpy()), True)
+    arrays = [t.numpy() for t in (x, y, x_adv, point)]
+
+    def value(weights):  # type: ignore[no-untyped-def]
+        return _expected(text, weights, *arrays, at_x, smoothing)
+
+    # float64 on both sides; only the order of sums differs
+    assert loss.value.item() == pytest.approx(value(w), rel=1e-12)
+    expected = reference.differences(value, w, NAMES)
+    for short, long in NAMES.items():
+        got = net.get_parameter(long).grad.numpy()
+        # central differences with h = 1e-6 are good to h² + 1e-16/h = 1e-10, times the loss's third derivatives
+        np.testing.assert_allclose(
+            got.T if short in "AB" else got, expected[short], rtol=1e-6, atol=1e-8, err_msg=short
+        )
+    images = x if text == "standard" else x_adv
+    assert torch.equal(loss.x_adv, images)
+    # the classifier's outputs at the images trained on, in training mode
+    np.testing.assert_allclose(
+        loss.logits.numpy(), reference.forward(w, images.numpy(), True)[0], rtol=1e-12, atol=1e-12
+    )
+    assert not loss.logits.requires_grad
+    assert net.training
+
+
+def test_mart_is_the_published_code_up_to_its_small_constants() -> None:
+    net, (x, y, x_adv, _) = _network(), _batch()
+    w = _weights(net)
+    value = objective("mart(beta=5)")(net, x, y, fixed(x_adv)).value.item()
+    clean, attacked = (reference.forward(w, images.numpy(), True)[0] for images in (x, x_adv))
+    # its constants are 1e-7 and 1e-12
+    assert value == pytest.approx(
+        reference.mart_as_published(clean, attacked, y.numpy(), 5.0), rel=1e-6, abs=1e-6
+    )
+
+
+METHODS = {  # start, loss, batch norm in train mode, steps, step, noise, projected; None: the attack's own
+    "pgd-at": ("uniform", "ce", True, None, None, 1.0, True),
+    "pgd-at(batch_norm=eval)": ("uniform", "ce", False, None, None, 1.0, True),
+    "trades": ("gaussian", "kl", False, None, None, 1.0, True),
+    "trades(batch_norm=train)": ("gaussian", "kl", True, None, None, 1.0, True),
+    "mart": ("gaussian", "ce", False, None, None, 1.0, True),
+    "fgsm-rs": ("uniform", "ce", True, 1, 1.25, 1.0, True),
+    "fgsm-rs(step=0.5, batch_norm=eval)": ("uniform", "ce", False, 1, 0.5, 1.0, True),
+    "n-fgsm": ("uniform", "ce", True, 1, 1.0, 2.0, False),
+    "n-fgsm(noise=1, step=0.75)": ("uniform", "ce", True, 1, 0.75, 1.0, False),
+    "grad-align": ("none", "ce", True, 1, 1.0, 1.0, True),
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("text", METHODS)
+def test_the_attack_of_each_method_step_by_step(text: str, norm: str) -> None:
+    start, kind, training, steps, step, noise, project = METHODS[text]
+    net, (x, y, _, _) = _network(), _batch()
+    w, epsilon = _weights(net), 0.1
+    attack = InnerAttack(ThreatModel(norm, epsilon), 3, 0.04, generator(5, "attack"))
+    loss = objective(text)(net, x, y, attack)
+
+    random = generator(5, "attack")
+    if start == "gaussian":
+        begin = (x + 0.001 * torch.empty_like(x).normal_(generator=random)).clamp(0, 1)
+    elif start == "uniform":
+        begin = ThreatModel(norm, noise * epsilon).random_start(x, random)
+    else:
+        begin = x
+    slope = (
+        reference.ce_slope(y.numpy())
+        if kind == "ce"
+        else reference.kl_slope(reference.forward(w, x.numpy(), training)[0])
+    )
+    expected = reference.ascend(
+        w,
+        x.numpy(),
+        begin.numpy(),
+        slope,
+        steps=steps or 3,
+        step=0.04 if step is None else step * epsilon,
+        epsilon=epsilon,
+        norm=norm,
+        training=training,
+        project=project,
+    )
+    # float64; the gradient of the KL near its minimum (gaussian start) is a difference of almost equal numbers
+    np.testing.assert_allclose(loss.x_adv.numpy(), expected, rtol=0, atol=1e-9)
+    assert loss.gradient_evaluations == objective(text).cost(3)
+    if text == "n-fgsm":
+        assert distance(loss.x_adv, x, norm).max() > 1.2 * epsilon
+
+
+def test_the_starts_have_their_distribution() -> None:
+    x, y = torch.full((400, 50), 0.5), torch.zeros(400, dtype=torch.int64)
+    model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)  # noqa: E731
+    attack = InnerAttack(ThreatModel("linf", 0.1), 0, 0.1, generator(0, "starts"))
+    drawn = {
+        start: attack(model, x, y, start=start, noise=noise) - x
+        for start, noise in (("uniform", 1.0), ("gaussian", 1.0), ("none", 1.0))
+    }
+    assert drawn["none"].abs().max() == 0
+    # 20,000 draws: standard deviations are good to 0.5 %, so 2 % is four of them
+    assert drawn["uniform"].std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
+    assert drawn["uniform"].abs().max() <= 0.1 + 1e-6
+    assert drawn["gaussian"].std().item() == pytest.approx(0.001, rel=0.02)
+    wide = attack(model, x, y, noise=2.0, project=False) - x
+    assert wide.std().item() == pytest.approx(0.2 / math.sqrt(3), rel=0.02)
+    assert not torch.equal(drawn["uniform"], attack(model, x, y) - x)  # the generator goes on
+    tight = InnerAttack(ThreatModel("linf", 0.0005), 0, 0.1, generator(0, "starts"))
+    assert (tight(model, x, y, start="gaussian") - x).abs().max() <= 0.0005 + 1e-7
+
+
+def test_the_attacks_own_fields_have_the_last_word() -> None:
+    net, (x, y, _, _) = _network(), _batch()
+    threat = ThreatModel("linf", 0.1)
+    own = InnerAttack(threat, 1, 0.05, generator(0, "a"), start="none", batch_norm="eval")
+    w = _weights(net)
+    for text in ("pgd-at", "mart", "fgsm-rs", "n-fgsm"):
+        net = _network()
+        x_adv = objective(text)(net, x, y, own).x_adv
+        slope = reference.ce_slope(y.numpy())
+        gradient = reference.input_gradient(w, x.numpy(), slope, False)
+        step = {"pgd-at": 0.05, "mart": 0.05, "fgsm-rs": 0.1, "n-fgsm": 0.1}[text]
+        np.testing.assert_allclose(
+            x_adv.numpy(), np.clip(x.numpy() + step * np.sign(gradient), 0, 1), atol=1e-12
+        )
+
+
+class _Meter(torch.autograd.Function):
+    """The identity, which counts the backward passes that come through it."""
+
+    @staticmethod
+    def forward(ctx, x, counts):  # type: ignore[no-untyped-def]
+        ctx.counts = counts
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        ctx.counts["backward"] += 1
+        return gradient * 1, None
+
+
+class _Metered(nn.Module):
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.net, self.counts = net, {"forward": 0, "without gradient": 0, "backward": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counts["forward"] += 1
+        self.counts["without gradient"] += not torch.is_grad_enabled()
+        return self.net[1:](_Meter.apply(self.net[0](x), self.counts))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("text", OBJECTIVES)
+def test_cost_is_the_number_of_backward_passes(text: str, steps: int) -> None:
+    x, y, x_adv, point = _batch()
+    attack = InnerAttack(ThreatModel("l2", 0.3), steps, 0.1, generator(0, "attack"))
+    for which, expected in (
+        (attack, OBJECTIVES[text].cost(steps)),
+        (fixed(x_adv, point), OBJECTIVES[text].passes),
+    ):
+        net = _Metered(_network())
+        loss = objective(text)(net, x, y, which)
+        loss.value.backward()
+        assert net.counts["backward"] == loss.gradient_evaluations == expected
+        # grad-align differentiates one of its passes twice; only TRADES' attack has a forward pass that is not counted
+        again = text == "grad-align"
+        alone = int(text == "trades" and which is attack)
+        assert net.counts["forward"] == expected - again + alone
+        assert net.counts["without gradient"] == alone
+    assert attack.cost == steps
+    assert fixed(x_adv).cost == 0
+
+
+@pytest.mark.parametrize("through_view", [False, True])
+@pytest.mark.parametrize("text", ATTACKING)
+def test_attacks_never_compute_a_weight_gradient(text: str, through_view: bool) -> None:
+    x, y, _, _ = _batch()
+    net = _network()
+    net[3].bias.requires_grad_(False)  # stays what it was
+    touched: list[str] = []
+    inside: list[bool] = []
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            p.register_hook(lambda g, name=name: touched.append(name))
+            p.register_post_accumulate_grad_hook(lambda p, name=name: touched.append(name))
+    net.register_forward_pre_hook(lambda *_: inside.append(any(p.requires_grad for p in net.parameters())))
+
+    class _Stop(Exception):
+        pass
+
+    def stop(*args, **kwargs):  # type: ignore[no-untyped-def]
+        attack(*args, **kwargs)
+        raise _Stop
+
+    view = (lambda model: lambda x: model(x)) if through_view else (lambda model: model)
+    attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"), view=view)
+    stopping = type(
+        "Stopping", (), {"__call__": staticmethod(stop), "cost": 2, "evaluations": lambda s, n=None: 2}
+    )()
+    with pytest.raises(_Stop):
+        objective(text)(net, x, y, stopping)
+    assert inside
+    assert not any(inside)
+    assert touched == []
+    assert all(p.grad is None for p in net.parameters())
+    assert [n for n, p in net.named_parameters() if not p.requires_grad] == ["3.bias"]
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+@pytest.mark.parametrize("before", [True, False])
+def test_batch_norm_modes(batch_norm: str, before: bool) -> None:
+    net, (x, y, _, _) = _network().train(before), _batch()
+    w = _weights(net)
+    seen: list[Tensor] = []
+    points: list[Tensor] = []
+
+    def note(module: nn.Module, arguments: tuple[Tensor], logits: Tensor) -> None:
+        points.append(arguments[0].detach())
+        seen.append(logits.detach())
+
+    net.register_forward_hook(note)
+    attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"))
+    attack(net, x, y, batch_norm=batch_norm)
+    assert len(seen) == 2
+    np.testing.assert_allclose(
+        seen[0].numpy(), reference.forward(w, points[0].numpy(), batch_norm == "train")[0], rtol=1e-10
+    )
+    left_alone = (
+        np.array_equal(net[1].running_mean.numpy(), w["mean"]) and int(net[1].num_batches_tracked) == 0
+    )
+    assert left_alone == (batch_norm == "eval")
+    assert all(module.training == before for module in net.modules())
+
+
+class _Table(nn.Module):
+    """logits = (x·W) in a dtype, W such that they are what is asked for at x = unit vectors."""
+
+    def __init__(self, logits: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.dtype = nn.Parameter(logits.float()), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight).to(self.dtype)
+
+
+EXTREME = torch.tensor(
+    [
+        [1e4, -1e4, 0.0],
+        [-1e4, 1e4, -1e4],
+        [1e4, 1e4, 1e4],
+        [-1e4, -1e4, 1e4],
+        [0.0, 0.0, 0.0],
+        [7.0, -3.0, 6.5],
+    ]
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("text", OBJECTIVES)
+def test_extreme_logits_and_half_precision_stay_finite_and_right(text: str, dtype: torch.dtype) -> None:
+    net, x, y = _Table(EXTREME, dtype), torch.eye(6), torch.tensor([1, 0, 2, 0, 1, 2])
+    x_adv = x[[1, 0, 3, 2, 5, 4]]
+    loss = objective(text)(net, x, y, fixed(x_adv))
+    loss.value.backward()
+    assert loss.value.dtype == torch.float32
+    assert net.weight.grad.isfinite().all()
+    clean, attacked = (net(images).detach().double().numpy() for images in (x, x_adv))
+    expected = {
+        "standard": lambda: reference.cross_entropy(clean, y.numpy()),
+        "trades": lambda: reference.trades(clean, attacked, y.numpy(), 6.0),
+        "mart": lambda: reference.mart(clean, attacked, y.numpy(), 6.0),
+    }.get(text, lambda: reference.cross_entropy(attacked, y.numpy()))()
+    if text != "grad-align":
+        # the reference takes the same rounded logits; the loss is computed in float32 (1e-7), MART's log(1.0001 − p) at
+        # p = 1 amplifies its rounding by 1e4
+        assert loss.value.item() == pytest.approx(expected, rel=1e-5 if text != "mart" else 1e-4)
+    else:
+        assert loss.value.item() >= expected - 1e-2
+    attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"), gradient_scale=1024.0)
+    assert objective(text)(net, x, y, attack).value.isfinite()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("kind", ["ce", "kl", "margin"])
+def test_steps_do_not_depend_on_the_gradient_scale(norm: str, kind: str) -> None:
+    net, (x, y, _, _) = _network(), _batch()
+    attack = InnerAttack(ThreatModel(norm, 0.2), 3, 0.08)
+    results = [
+        replace(attack, gradient_scale=scale, generator=generator(3, "attack"))(
+            net, x, y, loss=kind, start="gaussian"
+        )
+        for scale in (1.0, 1024.0, 1e-3)
+    ]
+    # powers of two change nothing; 1e-3 rounds once (float64)
+    assert torch.equal(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=1e-10)
+
+
+def test_the_gradient_scale_saves_float16_gradients() -> None:
+    """Logits 1e-5·x in float16: the gradient, about 5e-6·1e-5, vanishes without a scale."""
+
+    def model(x: Tensor) -> Tensor:
+        z = (x.half() * 2**-10) * 2**-16
+        return torch.stack([z.sum(1), -z.sum(1)], 1)
+
+    x, y = torch.full((2, 4), 0.5), torch.tensor([0, 1])
+    attack = InnerAttack(ThreatModel("linf", 0.1), 1, 0.1)
+    assert torch.equal(attack(model, x, y, start="none"), x)
+    moved = replace(attack, gradient_scale=2.0**14)(model, x, y, start="none")
+    torch.testing.assert_close(moved, torch.tensor([[0.4], [0.6]]).expand(2, 4))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(ATTACKING),
+    st.sampled_from(["linf", "l2", "l1"]),
+    st.floats(0, 1),
+    st.integers(0, 3),
+    st.integers(0, 10**6),
+)
+@example("n-fgsm", "l2", 0.0, 2, 0)
+@example("fgsm-rs", "linf", 0.0, 2, 0)
+@example("trades", "l1", 0.0, 2, 0)
+def test_attacked_images_are_in_the_threat_model(
+    text: str, norm: str, epsilon: float, steps: int, seed: int
+) -> None:
+    net, (x, y, _, _) = _network(), _batch()
+    attack = InnerAttack(ThreatModel(norm, epsilon), steps, 0.4 * epsilon + 1e-3, generator(seed, "attack"))
+    loss = objective(text)(net, x, y, attack)
+    reach = 3.0 if text == "n-fgsm" else 1.0  # noise 2 + step 1
+    assert loss.x_adv.min() >= 0
+    assert loss.x_adv.max() <= 1
+    assert (distance(loss.x_adv, x, norm) <= reach * epsilon + 1e-12).all()
+    assert loss.value.isfinite()
+    assert not loss.x_adv.requires_grad
+
+
+def test_the_same_generator_gives_the_same_loss() -> None:
+    x, y, _, _ = _batch()
+    for text in OBJECTIVES:
+        values = []
+        for noise in (1, 2):
+            torch.manual_seed(noise)
+            attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"))
+            values.append(objective(text)(_network(), x, y, attack).value)
+        assert torch.equal(*values)
+
+
+def test_fixed_repeats_a_loss_bit_by_bit() -> None:
+    """What SAM and AWP rely on; grad-align's other points are repeated too."""
+    x, y, _, _ = _batch()
+    for text in OBJECTIVES:
+        attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"), batch_norm="eval")
+        net = _network()
+        first = objective(text)(net, x, y, attack)
+        again = objective(text)(net, x, y, fixed(first.x_adv, first.random_point))
+        assert torch.equal(first.value, again.value)
+        assert torch.equal(first.x_adv, again.x_adv)
+        assert (first.random_point is not None) == (text == "grad-align")
+        assert isinstance(objective(text)(net, x, y, fixed(first.x_adv)), Loss)
+
+
+def test_zero_input_gradients_are_left_out_of_grad_align() -> None:
+    net = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(net.weight)
+    x, y = torch.rand(3, 2), torch.tensor([0, 1, 0])
+    loss = objective("grad-align")(net, x, y, fixed(x))
+    loss.value.backward()
+    assert loss.value.item() == pytest.approx(math.log(2))
+    assert net.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "rctaf(curvature=4)"])
+def test_every_objective_trains_a_network_of_ours(activation: str) -> None:
+    x, y = torch.rand(4, 1, 8, 8, generator=generator(0, "x")), torch.arange(4)
+    for text in OBJECTIVES:
+        model = MiniResNet(activation, channels=1, width=2, generator=generator(0, "initialization")).train()
+        attack = InnerAttack(ThreatModel("linf", 0.1), 1, 0.05, generator(0, "attack"))
+        objective(text, 0.1)(model, x, y, attack).value.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_cross_entropy_with_label_smoothing_only_in_the_training_loss() -> None:
+    x, y, _, _ = _batch()
+    for text in ATTACKING:
+        results = [
+            objective(text, smoothing)(
+                _network(), x, y, InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"))
+            )
+            for smoothing in (0.0, 0.3)
+        ]
+        assert torch.equal(results[0].x_adv, results[1].x_adv)
+        assert results[0].value != results[1].value
+
+
+CANONICAL = {
+    "standard": "standard",
+    " PGD-AT ": "pgd-at",
+    "pgd-at()": "pgd-at",
+    "pgd-at(batch_norm=train)": "pgd-at",
+    "pgd-at(batch_norm='eval')": "pgd-at(batch_norm=eval)",
+    "trades(beta=6)": "trades",
+    "trades(beta=6.0, batch_norm=eval)": "trades",
+    "trades(beta = 1e0)": "trades(beta=1)",
+    "trades(batch_norm=train,beta=.5)": "trades(batch_norm=train, beta=0.5)",
+    "trades(beta=-0.0)": "trades(beta=0)",
+    "fgsm-rs(step=1.25)": "fgsm-rs",
+    "n-fgsm(step=2, noise=1)": "n-fgsm(noise=1, step=2)",
+}
+
+
+@pytest.mark.parametrize("text", CANONICAL)
+def test_canonical_texts(text: str) -> None:
+    assert objective_name(text) == str(objective(text)) == CANONICAL[text]
+    assert objective(CANONICAL[text]) == objective(text)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(
+        [(n, k) for n, e in OBJECTIVES.items() for k, v in e.defaults.items() if isinstance(v, float)]
+    ),
+    st.floats(1e-300, 1e300),
+)
+def test_texts_round_trip(which: tuple[str, str], value: float) -> None:
+    name, key = which
+    once = objective(f"{name}({key}={value!r})")
+    assert objective(str(once)) == once
+    assert dict(once.parameters)[key] == value
+    assert hash(once) == hash(objective(str(once)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pgdat", r"unknown objective 'pgdat'; did you mean 'pgd-at'\?; known are standard, pgd-at"),
+        ("trade(beta=6)", r"unknown objective 'trade'; did you mean 'trades'"),
+        (
+            "trades(bta=6)",
+            r"unknown parameter 'bta' in 'trades\(bta=6\)': allowed are beta, batch_norm; did you mean 'beta'",
+        ),
+        ("standard(beta=6)", "unknown parameter 'beta' in .*: allowed are none"),
+        ("trades(beta=six)", r"beta=six in the objective .*: a finite number >= 0"),
+        ("trades(beta=-1)", "beta=-1 in the objective .*: a finite number >= 0"),
+        ("mart(beta=nan)", "beta=nan"),
+        ("mart(beta=inf)", "beta=inf"),
+        ("fgsm-rs(step=0)", "step=0 in the objective .*: a finite number > 0"),
+        (
+            "pgd-at(batch_norm=evil)",
+            "batch_norm=evil in the objective .*: allowed are eval, train; did you mean 'eval'",
+        ),
+        ("trades(beta=6, beta=7)", "'beta' is given twice"),
+        ("trades(6)", r"cannot read '6' in the objective 'trades\(6\)': write it as"),
+        ("trades(beta=6", "cannot read the objective 'trades"),
+        ("trades(beta=__import__('os'))", "cannot read the objective"),
+        ("", "cannot read the objective ''"),
+        (None, "cannot read the objective None"),
+        ("trades\n", "^$"),
+    ],
+)
+def test_bad_texts_are_one_line(text: str, message: str) -> None:
+    if message == "^$":
+        assert objective_name(text) == "trades"  # space around is no matter
+        return
+    with pytest.raises(CurvactError, match=message) as caught:
+        objective(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan, "a", True])
+def test_bad_label_smoothing(smoothing: float) -> None:
+    with pytest.raises(CurvactError, match=r"label_smoothing=.* a number in \[0, 1\)"):
+        objective("trades", smoothing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": -1}, "steps=-1 of a training attack: a whole number >= 0"),
+        ({"steps": 1.5}, "steps=1.5"),
+        ({"step_size": 0.0}, "step_size=0.0 of a training attack: a finite number > 0"),
+        ({"step_size": math.nan}, "step_size=nan"),
+        ({"gradient_scale": 0.0}, "gradient_scale=0.0"),
+        ({"start": "normal"}, "start='normal' of a training attack: allowed are uniform, gaussian, none"),
+        ({"start": "gausian"}, "did you mean 'gaussian'"),
+        (
+            {"batch_norm": "evil"},
+            "batch_norm='evil' of a training attack: allowed are eval, train; did you mean 'eval'",
+        ),
+    ],
+)
+def test_bad_attacks_are_one_line(changes: dict[str, object], message: str) -> None:
+    arguments = {"threat_model": ThreatModel("linf", 0.1), "steps": 1, "step_size": 0.1, **changes}
+    with pytest.raises(CurvactError, match=message) as caught:
+        InnerAttack(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_loss_start_and_mode_of_a_call() -> None:
+    net, (x, y, _, _) = _network(), _batch()
+    attack = InnerAttack(ThreatModel("linf", 0.1), 1, 0.1)
+    for arguments, message in (
+        ({"loss": "kll"}, "unknown loss 'kll' of a training attack; did you mean 'kl'"),
+        ({"start": "x"}, "start='x'"),
+        ({"batch_norm": "x"}, "batch_norm='x'"),
+    ):
+        with pytest.raises(CurvactError, match=message):
+            attack(net, x, y, **arguments)
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_entries_describe_their_objectives() -> None:
+    import inspect
+
+    for name, entry in OBJECTIVES.items():
+        keywords = {
+            p.name: p.default
+            for p in inspect.signature(entry.function).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        }
+        assert keywords == {**entry.defaults, "label_smoothing": 0.0}, name
+        assert entry.description
+        assert "\n" not in entry.description
+        assert entry.mark in ("[paper]", "[ours]")
+        assert entry.single_step == (name in ("fgsm-rs", "n-fgsm", "grad-align"))
