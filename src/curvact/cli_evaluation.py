@@ -6,20 +6,25 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, nearest
 
 if TYPE_CHECKING:
-    from curvact.attacks import Progress
+    from curvact.attacks import Finding, Progress
+    from curvact.evaluation.run import Masking
 
 evaluation_app = typer.Typer()
 FOLDER = Path("runs/evaluations")
+CHECKS = 11
+"""Of the checklist for gradient masking."""
 
 
 @evaluation_app.command("evaluate")
@@ -50,7 +55,11 @@ def evaluate_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with an AutoAttack that was begun, or show its record")
     ] = False,
-    checks: Annotated[bool, typer.Option(help="look for gradient masking")] = True,
+    masking: Annotated[
+        str,
+        typer.Option(help="look for gradient masking: quick (64 images), full (128, longer attacks) or none"),
+    ] = "quick",
+    no_masking: Annotated[bool, typer.Option("--no-masking", help="the same as --masking none")] = False,
 ) -> None:
     """Attack a checkpoint and put the outcome on record, image by image."""
     from curvact.attacks import Norm, ThreatModel
@@ -66,6 +75,10 @@ def evaluate_command(
 
     if split not in ("train", "validation", "test"):
         raise CurvactError(f"--split {split}: allowed are train, validation, test")
+    if masking not in ("quick", "full", "none"):
+        raise CurvactError(
+            f"--masking {masking}{nearest(masking, ('quick', 'full', 'none'))}; allowed are quick, full, none"
+        )
     for option, value in (
         ("--n", n),
         ("--batch-size", batch_size),
@@ -99,12 +112,13 @@ def evaluate_command(
             f"{path} is of other weights or images than {checkpoint} and {dataset.name}: move it away"
         )
     shards = path.with_suffix(".shards")
+    checklist: list[Finding] = []
     if record is None:
         if shards.exists() and not resume:
             raise CurvactError(
                 f"{shards} holds an evaluation that was begun: --resume goes on with it, or remove it"
             )
-        with _bar(f"{attack} on {len(dataset):,} images") as update:
+        with _bar(f"{attack} on {len(dataset):,} images", checklist) as (on_progress, on_check):
             record = evaluate_model(
                 model,
                 dataset,
@@ -116,10 +130,11 @@ def evaluate_command(
                 mode="fast" if fast else "plain",
                 workers=workers,
                 folder=shards if attack_parts(attack) else None,
-                on_progress=update,
+                on_progress=on_progress,
+                on_check=on_check,
                 name=name,
                 architecture=known.get("architecture"),
-                checks=checks,
+                masking="none" if no_masking else cast("Masking", masking),
             )
         write_record(record, path)
         shutil.rmtree(shards, ignore_errors=True)
@@ -134,10 +149,19 @@ def evaluate_command(
         f"{record.attack}, {record.threat_model.norm} ε = {record.threat_model.epsilon:.6g}, {record.seconds:,.1f} s",
         highlight=False,
     )
-    for finding in record.findings:
-        console.print(f"[bold]finding[/] {finding}", highlight=False)
-    if checks and not record.findings:
-        console.print("no sign of gradient masking", highlight=False)
+    told = {f"{finding.name}: {finding.sentence}" for finding in checklist}
+    for text in record.findings:
+        if text not in told:
+            console.print(f"[bold]finding[/] {text}", highlight=False)
+    if checklist:
+        alarms = sum(finding.alarm for finding in checklist)
+        console.print(
+            f"gradient masking ({masking}): "
+            + (f"{alarms} of {len(checklist)} checks alarm" if alarms else "no sign"),
+            highlight=False,
+        )
+        for finding in checklist:
+            console.print(f"  {escape(str(finding))}", highlight=False, style="bold" if finding.alarm else "")
     console.print(f"record: {path}", highlight=False, soft_wrap=True)
 
 
@@ -181,8 +205,12 @@ def leaderboard_command(
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar on standard error: points through, robust accuracy so far, time left."""
+def _bar(
+    title: str, checklist: list[Finding]
+) -> Iterator[tuple[Callable[[Progress], None], Callable[[Finding], None]]]:
+    """A bar on standard error, for the attack (images done, robust accuracy so far, time left) and then for the checklist, which
+    is filled.
+    """
     from rich.progress import BarColumn
     from rich.progress import Progress as Bars
 
@@ -190,10 +218,34 @@ def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(title, total=None, now="")
 
-        def update(progress: Progress) -> None:
-            bars.update(task, total=progress.points, completed=progress.points_done, now=str(progress))
+        def on_progress(progress: Progress) -> None:
+            if math.isnan(progress.seconds_left):
+                bars.update(task, now=_where(progress))
+                return
+            seconds = progress.seconds + progress.seconds_left
+            bars.update(task, total=seconds, completed=progress.seconds, now=_where(progress))
 
-        yield update
+        def on_check(finding: Finding) -> None:
+            checklist.append(finding)
+            now = f"{len(checklist)}/{CHECKS} checks"
+            bars.update(task, description="gradient masking", total=CHECKS, completed=len(checklist), now=now)
+
+        yield on_progress, on_check
+
+
+def _where(progress: Progress) -> str:
+    """Images done, robust accuracy so far and time left, each as far as it is known.
+
+    >>> from curvact.attacks import Progress
+    >>> _where(Progress("pgd-20", 1, 4, 250, 1000, 0.5, 30.0, 90.4))
+    '250/1,000 images, robust so far 50.0 %, 01:30 left'
+    """
+    parts = [f"{progress.points_done:,}/{progress.points:,} images"]
+    if not math.isnan(progress.robust_accuracy):
+        parts.append(f"robust so far {100 * progress.robust_accuracy:.1f} %")
+    if not math.isnan(progress.seconds_left):
+        parts.append(f"{timedelta(seconds=round(progress.seconds_left))} left".removeprefix("0:"))
+    return ", ".join(parts)
 
 
 def parse_epsilon(text: str) -> float:

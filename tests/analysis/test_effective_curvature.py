@@ -21,7 +21,10 @@ from curvact.analysis.effective_curvature import (
     effective_curvature,
     effective_curvature_change,
 )
+from curvact.analysis.flatness import average_flatness, worst_case_flatness
 from curvact.analysis.hessian import exact_diagonal
+from curvact.analysis.landscape import loss_landscape
+from curvact.attacks import ThreatModel, fgsm
 from curvact.errors import CurvactError
 from curvact.models import build
 
@@ -158,12 +161,13 @@ def test_functional_calls_are_seen_with_their_arguments_and_gates_are_not() -> N
 def test_the_fused_transformer_layer_does_not_hide_its_activation() -> None:
     layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True).eval()
     x = randn(5, 3, 4).float()
-    hidden: list[Tensor] = []
-    layer.linear1.register_forward_hook(lambda _m, _i, out: hidden.append(out.detach().clone()))
-    site = effective_curvature(layer, x).sites[0]
-    assert site.site == "relu"
-    assert site.spread == pytest.approx(spread(hidden[-1].numpy(), 2), rel=1e-6)
-    assert torch.backends.mha.get_fastpath_enabled()
+    for model in (layer, nn.TransformerEncoder(layer, 1)):
+        site = effective_curvature(model, x).sites[0]
+        assert site.site.endswith("relu")
+        inner = layer if model is layer else model.layers[0]
+        with torch.no_grad():
+            a = inner.linear1(inner.norm1(x + inner._sa_block(x, None, None)))
+        assert site.spread == pytest.approx(spread(a.numpy(), 2), rel=1e-5)
 
 
 def test_a_users_choice_of_modules() -> None:
@@ -421,6 +425,28 @@ def test_effective_curvature_and_the_invariant_norm_do_not_move_and_the_plain_no
 
 def powers_of(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("name", ["plain, rctaf", "mini_resnet"])
+def test_flatness_and_landscapes_do_not_move_either(name: str) -> None:
+    model = filled(NETWORKS[name]())
+    other, _ = reparametrised(model, 3.0)
+    x = torch.rand(12, 1, 4, 4, generator=seeded(1), dtype=torch.float64)
+    y = torch.arange(12) % 2
+
+    def attack(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return fgsm(net, images, labels, ThreatModel("linf", 0.05))
+
+    flat = [average_flatness(m, x, y, attack, draws=4) for m in (model, other)]
+    assert flat[1].losses == pytest.approx(flat[0].losses, rel=1e-9)
+    assert flat[0].flatness != pytest.approx(0, abs=1e-3)
+    worst = [worst_case_flatness(m, x, y, None, radius=0.02, steps=5, restarts=2) for m in (model, other)]
+    assert worst[1].losses == pytest.approx(worst[0].losses, rel=1e-9)
+    lands = [loss_landscape(m, x, y, attack, points=3) for m in (model, other)]
+    np.testing.assert_allclose(lands[1].clean, lands[0].clean, rtol=1e-9)
+    assert lands[0].adversarial is not None
+    assert lands[1].adversarial is not None
+    np.testing.assert_allclose(lands[1].adversarial, lands[0].adversarial, rtol=1e-9)
 
 
 def test_folding_the_statistics_is_needed() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvact.activations import activation, activation_names
 from curvact.analysis.accumulate import problem
@@ -90,6 +91,19 @@ def dense(
     return result
 
 
+def dense_by_rows(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same by double backward, for what torch.func refuses: batch norm in train mode, fused attention."""
+    params = list(model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = F.cross_entropy(model(x), y)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, params, create_graph=True)])
+    rows = [
+        torch.autograd.grad(g, params, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for g in gradient
+    ]
+    return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
+
+
 class Straight(nn.Module):
     """An activation whose calls are straight lines through remembered points, but for one call."""
 
@@ -98,21 +112,25 @@ class Straight(nn.Module):
         self.inner = [act]  # no submodule: its parameters are not the model's
         self.bent = bent
         self.points: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.slopes: list[Tensor] = []
         self.calls = 0
         self.remember = True
 
     def forward(self, x: Tensor) -> Tensor:
         act = self.inner[0]
         if self.remember:
-            self.points.append(x.detach().clone())
+            at = x.detach().clone().requires_grad_()
+            value = act(at * 1)
+            (slope,) = torch.autograd.grad(value.sum(), at)
+            self.points.append(at.detach())
+            self.values.append(value.detach())
+            self.slopes.append(slope)
             return act(x)
         number, self.calls = self.calls % len(self.points), self.calls + 1
         if number == self.bent:
             return act(x)
-        at = self.points[number].clone().requires_grad_()
-        value = act(at)
-        (slope,) = torch.autograd.grad(value.sum(), at)
-        return value.detach() + slope * (x - at.detach())
+        return self.values[number] + self.slopes[number] * (x - self.points[number])
 
 
 def straightened(
@@ -125,7 +143,12 @@ def straightened(
     return model
 
 
-FAMILIES = [name for name in activation_names() if not name.endswith("doctest")]
+# Sparta is a convolution and a gate: not elementwise.
+FAMILIES = [name for name in activation_names() if not name.endswith("doctest") and name != "sparta"]
+
+
+PIECEWISE_LINEAR = {"relu", "prelu", "prelu_plus", "reblu"}
+"""At their default parameters."""
 
 
 @pytest.mark.parametrize(
@@ -148,7 +171,7 @@ def test_split_equals_dense_hessians_for_every_family(name: str) -> None:
     for number, c in enumerate(parts.sites.values()):
         one = dense(straightened(network, act, x, number), x, y).diagonal()
         torch.testing.assert_close(c, one - h0, rtol=0, atol=close)
-        if name == "relu":
+        if name in PIECEWISE_LINEAR:
             assert not c.any()
         elif number == 0:
             assert c.any()
@@ -163,10 +186,10 @@ def test_modules_of_torch_and_functional_calls_are_call_sites_too() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             h = F.silu(self.one(x))
-            z = self.two(h)
+            z = self.two(h * 1)
             self.act(z)  # in place, its result thrown away
             h += z  # written to after F.silu has returned it
-            return self.three(torch.tanh(h).relu_())
+            return self.three((torch.tanh(h) + 0.1).relu_())
 
     model = fill(Functional())
     g = seeded(3)
@@ -356,10 +379,9 @@ def test_stopping_rule_meets_its_error_or_its_number_of_probes() -> None:
     model = network(activation("swish(curvature=6)"))
     truth = diagonal_split(model, x, y, exact=True).total.diagonal.value
     some, more = (
-        diagonal_split(model, x, y, relative_error=r, by_site=False, generator=seeded(1))
-        for r in (0.05, 0.005)
+        diagonal_split(model, x, y, relative_error=r, by_site=False, generator=seeded(1)) for r in (0.2, 0.05)
     )
-    for got, r in ((some, 0.05), (more, 0.005)):
+    for got, r in ((some, 0.2), (more, 0.05)):
         assert got.total.diagonal.standard_error <= r * got.total.diagonal.value
         assert abs(got.total.diagonal.value - truth) <= 5 * r * truth
     assert more.probes > some.probes
@@ -456,7 +478,7 @@ def test_where_it_does_not_hold_it_says_so_and_reports_h_minus_h0(case: str) -> 
     assert not split.holds
     assert any(word in line for line in split.why), split.why
     v = split_vectors(model, x, y, training=training)
-    h = dense(model, x, y).diagonal()
+    h = dense_by_rows(model, x, y).diagonal()
     scale = h.abs().max().item()
     torch.testing.assert_close(v.diagonal, h, rtol=0, atol=1e-10 * scale)
 
@@ -471,7 +493,7 @@ def test_where_it_does_not_hold_it_says_so_and_reports_h_minus_h0(case: str) -> 
         act.remember = False
         return twin
 
-    h0 = dense(straight(), x, y).diagonal()
+    h0 = dense_by_rows(straight(), x, y).diagonal()
     # c is H − H₀ still, but H₀ is not the GGN.
     torch.testing.assert_close(sum(v.sites.values()), h - h0, rtol=0, atol=1e-9 * scale)
     assert v.mixed.abs().max() > 1e-4 * scale
@@ -589,7 +611,7 @@ def test_bad_input_is_named() -> None:
         (net, {"relative_error": 0.1, "max_probes": 8}, "max_probes=8"),
         (net, {"exclude": ["wieght"]}, "wieght"),
         (nn.Linear(3, 2), {}, "no activation"),
-        (net, {"loss": lambda out, _: out}, "loss of shape|scalar|one number"),
+        (net, {"loss": lambda out, _: out}, r"loss of shape"),
         (nn.Sequential(nn.Linear(3, 2), NotElementwise()), {"match": NotElementwise}, "not elementwise"),
         (nn.Sequential(nn.Linear(3, 4), Narrowing()), {"match": Narrowing}, r"not elementwise|maps shape"),
         (nn.Sequential(nn.Linear(3, 2), nn.SiLU(), Moody()), {}, "differ"),

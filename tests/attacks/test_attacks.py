@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvact.attacks import (
     LOSSES,
+    Model,
     ThreatModel,
     check_images,
     distance,
@@ -452,6 +453,23 @@ def test_evaluate_counts() -> None:
     assert torch.equal(result.clean_correct, model(x).argmax(1) == y)
     assert torch.equal(result.robust_correct, (model(1 - x).argmax(1) == y) & result.clean_correct)
     assert model.training
+
+
+def test_evaluate_tells_after_each_batch() -> None:
+    """A model right on all but the fifth image, and an attack that turns the first of each batch."""
+    x = torch.zeros(8, 1, 1, 2)
+    x[:, 0, 0, 0] = 1
+    y = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0])
+    told: list[tuple[int, float]] = []
+
+    def turn(model: Model, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x[:1].flip(-1), x[1:]])
+
+    result = evaluate(
+        lambda x: 5 * x.flatten(1), x, y, turn, batch_size=3, on_batch=lambda *so_far: told.append(so_far)
+    )
+    assert told == [(3, 2 / 3), (6, 3 / 6), (8, 4 / 8)]
+    assert told[-1][1] == result.robust
 
 
 def _try(**settings: object) -> Tensor:

@@ -97,7 +97,9 @@ def test_a_shared_layer_is_not_folded() -> None:
 
 
 def test_dropout_and_its_generator_survive() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Dropout(0.5), nn.Flatten(), nn.Linear(144, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Dropout(0.5), nn.Flatten(), nn.Linear(144, 2)
+    )
     model.train()(torch.rand(2, 3, 8, 8))
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(FollowingTwin(model, x)(x), model.eval()(x), rtol=1e-4, atol=1e-5)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from curvact.attacks import ThreatModel
+from curvact.attacks import Finding, MaskingReport, Progress, ThreatModel, masking_report
+from curvact.attacks.masking import LIMITS, RATES
 from curvact.cli import app
-from curvact.cli_evaluation import parse_epsilon
+from curvact.cli_evaluation import CHECKS, parse_epsilon
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.evaluation import (
@@ -28,6 +32,7 @@ from curvact.random import generator
 from curvact.training import Recipe, fit, save_checkpoint
 
 THREAT = ThreatModel("linf", 0.1)
+assert len(RATES) + len(LIMITS) == CHECKS
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def test_flags_accuracies_and_hashes_belong_together(checkpoint: Path) -> None:
     model, known = open_model(checkpoint)
     test = load("digits").test.first(60)
     record = evaluate_model(
-        model, test, THREAT, attack="pgd-5", architecture=known["architecture"], checks=False
+        model, test, THREAT, attack="pgd-5", architecture=known["architecture"], masking="none"
     )
     with torch.no_grad():
         right = model(test.inputs()).argmax(1) == test.labels
@@ -60,17 +65,82 @@ def test_flags_accuracies_and_hashes_belong_together(checkpoint: Path) -> None:
     assert record.data.sha256 == test.sha256
     assert not record.ensemble
     again = evaluate_model(
-        model, test, THREAT, attack="pgd-5", architecture=known["architecture"], checks=False
+        model, test, THREAT, attack="pgd-5", architecture=known["architecture"], masking="none"
     )
     assert again.robust_correct == record.robust_correct
     assert again.id == record.id
-    assert evaluate_model(model, test, THREAT, attack="fgsm", checks=False).settings == {}
+    assert evaluate_model(model, test, THREAT, attack="fgsm", masking="none").settings == {}
+
+
+@pytest.mark.parametrize(("attack", "restarts", "steps"), [("pgd-4", 1, 4), ("pgd-3", 2, 6), ("fgsm", 1, 0)])
+def test_progress_of_a_quick_attack(checkpoint: Path, attack: str, restarts: int, steps: int) -> None:
+    """One call a step and one a batch: images and accuracy of whole batches, time left from the steps of the one at work."""
+    model, _ = open_model(checkpoint)
+    test = load("digits").test.first(25)
+    told: list[Progress] = []
+    asked = {"attack": attack, "restarts": restarts, "batch_size": 10, "masking": "none"}
+    record = evaluate_model(model, test, THREAT, on_progress=told.append, **asked)  # type: ignore[arg-type]
+    plain = evaluate_model(model, test, THREAT, **asked)  # type: ignore[arg-type]
+    assert plain.robust_correct == record.robust_correct
+    assert len(told) == 3 * (steps + 1)
+    ends = told[steps :: steps + 1]
+    assert [p.points_done for p in ends] == [10, 20, 25]
+    assert [(p.shards_done, p.shards) for p in ends] == [(1, 3), (2, 3), (3, 3)]
+    for progress in ends:
+        so_far = record.robust_correct[: progress.points_done]
+        assert progress.robust_accuracy == pytest.approx(so_far.count("1") / len(so_far))
+    assert ends[-1].robust_accuracy == record.robust_accuracy
+    assert ends[-1].seconds_left == 0
+    assert all(math.isfinite(p.seconds_left) for p in told)
+    if steps:
+        # Half way through the first batch of three: 5 of 25 images' work.
+        half = told[steps // 2 - 1]
+        assert math.isnan(half.robust_accuracy)
+        assert half.seconds_left == pytest.approx(half.seconds * 4)
+
+
+def test_the_checklist_uses_what_the_evaluation_found(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def report(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, **settings: Any) -> MaskingReport:
+        calls.append({"x": x, "y": y, **settings})
+        return masking_report(model, x, y, threat, **settings)
+
+    monkeypatch.setattr("curvact.evaluation.run.masking_report", report)
+    model, _ = open_model(checkpoint)
+    test = load("digits").test.first(90)
+    found: list[Finding] = []
+    for attack, masking in (("pgd-10", "quick"), ("pgd-9", "quick"), ("pgd-10", "full"), ("fgsm", "none")):
+        record = evaluate_model(model, test, THREAT, attack=attack, masking=masking, on_check=found.append)  # type: ignore[arg-type]
+        assert len(found) == (0 if masking == "none" else CHECKS)
+        assert record.findings == [f"{f.name}: {f.sentence}" for f in found if f.alarm]
+        found.clear()
+    with torch.no_grad():
+        right = model(test.inputs()).argmax(1) == test.labels
+    quick, weak, full = calls
+    assert torch.equal(quick["x"], test.inputs()[right][:64])
+    assert torch.equal(quick["y"], test.labels[right][:64])
+    assert quick["attacked"].shape == quick["x"].shape
+    assert 0 < float((quick["attacked"] - quick["x"]).abs().max()) <= 0.1 + 1e-6
+    assert weak["attacked"] is None, "nine steps are too few to take the place of the checklist's own PGD"
+    assert (quick["steps"], quick["queries"]) == (10, 50)
+    assert (full["steps"], full["queries"]) == (20, 200)
+    assert len(full["x"]) == int(right.sum())
+
+
+def test_a_checklist_that_cannot_run_is_a_finding(checkpoint: Path) -> None:
+    model, _ = open_model(checkpoint)
+    record = evaluate_model(model, load("digits").test.first(5), ThreatModel("linf", 0.0), attack="fgsm")
+    assert len(record.findings) == 1
+    assert record.findings[0].startswith("gradient masking was not checked: masking_report got epsilon=0")
 
 
 def test_probabilities_are_a_finding(checkpoint: Path) -> None:
     model, _ = open_model(checkpoint)
     soft = torch.nn.Sequential(model, torch.nn.Softmax(1)).eval()
-    record = evaluate_model(soft, load("digits").test.first(20), THREAT, attack="pgd-2", checks=False)
+    record = evaluate_model(soft, load("digits").test.first(20), THREAT, attack="pgd-2", masking="none")
     assert any("probabilities" in finding for finding in record.findings)
 
 
@@ -96,8 +166,18 @@ def test_the_command_and_the_leaderboard(checkpoint: Path, tmp_path: Path) -> No
     assert "pgd-3" in board
 
 
+def test_the_command_prints_the_checklist(checkpoint: Path, tmp_path: Path) -> None:
+    ask = ["evaluate", checkpoint, "--attack", "pgd-10", "--n", 40, "--out", tmp_path]
+    output = _curvact(*ask)
+    assert "gradient masking (quick): no sign" in output
+    assert sum(line.startswith(("  ok", "  ALARM")) for line in output.splitlines()) == CHECKS
+    for option in (["--no-masking"], ["--masking", "none"], ["--resume"]):
+        assert "gradient masking" not in _curvact(*ask, *option)
+    assert "gradient masking (full): no sign" in _curvact(*ask, "--masking", "full")
+
+
 def test_resuming_with_other_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    ask = ["evaluate", checkpoint, "--attack", "fgsm", "--n", 10, "--out", tmp_path, "--no-checks"]
+    ask = ["evaluate", checkpoint, "--attack", "fgsm", "--n", 10, "--out", tmp_path, "--no-masking"]
     _curvact(*ask)
     (path,) = tmp_path.glob("*.evaluation.json")
     content = json.loads(path.read_text())
@@ -130,6 +210,7 @@ def test_weights_of_others(tmp_path: Path) -> None:
         (["--norm", "l7"], "norm='l7'"),
         (["--split", "tests"], "--split tests: allowed are"),
         (["--n", "0"], "--n 0: must be >= 1"),
+        (["--masking", "quik"], r"--masking quik; did you mean 'quick'\?; allowed are quick, full, none"),
         (["--data", "digit"], "unknown data set 'digit'"),
     ],
 )
@@ -174,7 +255,7 @@ def test_autoattack_on_record_and_resumed(checkpoint: Path, tmp_path: Path) -> N
         0.5,
         "--out",
         tmp_path,
-        "--no-checks",
+        "--no-masking",
     ]
     output = _curvact(*ask)
     assert "AutoAttack, linf ε = 0.5" in output
@@ -187,7 +268,7 @@ def test_autoattack_on_record_and_resumed(checkpoint: Path, tmp_path: Path) -> N
     assert set(record.broken_by) <= {"clean", "apgd-ce", "apgd-t", "fab-t", "square", ""}
     assert not list(tmp_path.glob("*.shards")), "the shards go when the record is there"
     part = evaluate_model(
-        load_model(checkpoint), load("digits").test.first(3), THREAT, attack="apgd-ce+square", checks=False
+        load_model(checkpoint), load("digits").test.first(3), THREAT, attack="apgd-ce+square", masking="none"
     )
     assert (part.attack, part.ensemble) == ("apgd-ce + square", False)
     path.unlink()

@@ -152,6 +152,9 @@ def test_effective_curvature_of_every_site_before_and_after() -> None:
     assert labels == ["act", "stages.0.act1", " _last\\$"]
     assert figure.axes[0].yaxis_inverted()
     assert "1 of 3 call sites have a kink" in figure.get_suptitle()
+    assert [(t.get_text(), t.get_position()[1]) for t in figure.axes[0].texts] == [("∞", 1)]
+    kinks = effective_curvature_figure({"sites": [BEFORE["sites"][1]] * 2})
+    assert not any(len(axes.get_xticks()) for axes in kinks.axes)
     assert figure.get_suptitle().startswith("both \\$ends\\$")
     with pytest.raises(CurvactError, match="without call sites"):
         effective_curvature_figure({"sites": []})

@@ -150,9 +150,7 @@ class ScaledActivation(Activation):
                 self.alpha.abs_()
 
     def _scale(self) -> _core.Scale:
-        if not self.signed:
-            return self.alpha
-        return self.alpha.abs() if isinstance(self.alpha, Tensor) else abs(self.alpha)
+        return size(self.alpha) if self.signed else self.alpha
 
     def _parameters_text(self) -> str:
         """The family's own parameters, as they are written in a name."""
@@ -191,6 +189,13 @@ def present(parameter: float | Tensor) -> float:
         return parameter
     flat = parameter.detach().flatten()
     return float(flat[flat.abs().argmax()])
+
+
+def size(parameter: float | Tensor) -> float | Tensor:
+    """|parameter|, with derivative 0 at 0 even where what follows has none there."""
+    if not isinstance(parameter, Tensor):
+        return abs(parameter)
+    return torch.where(parameter == 0, parameter.detach(), parameter).abs()
 
 
 def away_from_zero_(parameter: Tensor) -> None:

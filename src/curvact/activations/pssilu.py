@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations import _core
-from curvact.activations.base import Activation, away_from_zero_, number, positive, present
+from curvact.activations.base import Activation, away_from_zero_, number, positive, present, size
 from curvact.activations.curvature import Peak
 from curvact.activations.gates import _SWISH
 from curvact.errors import CurvactError
@@ -196,10 +196,10 @@ class SSiLU(_Shifted):
 
 
 def _peak(act: Activation, alpha: float | Tensor, beta: float) -> Peak:
-    size = abs(present(alpha))
-    if not (0 < size < math.inf and abs(beta) < 1):
+    scale = abs(present(alpha))
+    if not (0 < scale < math.inf and abs(beta) < 1):
         raise CurvactError(f"{act} has no κ: it needs a finite α other than 0 and |β| < 1")
-    return Peak(size / (2 * (1 - beta)), 0.0)
+    return Peak(scale / (2 * (1 - beta)), 0.0)
 
 
 def _each(parameter: float | Tensor) -> list[float]:
@@ -211,9 +211,9 @@ def _each(parameter: float | Tensor) -> list[float]:
 
 def _size(parameter: float | nn.Parameter) -> _core.Scale:
     """|parameter|; of one number, without a shape."""
-    if not isinstance(parameter, Tensor):
-        return abs(parameter)
-    return parameter.reshape(()).abs() if parameter.numel() == 1 else parameter.abs()
+    if isinstance(parameter, Tensor) and parameter.numel() == 1:
+        return size(parameter.reshape(()))
+    return size(parameter)
 
 
 def _combine(x: Tensor, alpha: _core.Scale, c: _core.Scale, order: int) -> Tensor:

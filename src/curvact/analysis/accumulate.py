@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvact.analysis.products import Graph, differentiate, flatten
 from curvact.errors import CurvactError, nearest
@@ -178,7 +179,8 @@ def problem(
         images, single = sum(len(inputs) for inputs, _ in source()), False
         if images == 0:
             raise CurvactError(f"no images in the batches of {where}: at least 1 is needed")
-    with modes(model, training):
+    # Fused attention has no second derivative.
+    with modes(model, training), sdpa_kernel(SDPBackend.MATH):
         yield Problem(model, loss, fixed, free, moved, images, where, single)
 
 

@@ -413,18 +413,15 @@ def _watching(
         else:
             frames.pop()
 
-    fast = torch.backends.mha.get_fastpath_enabled()
     handles = []
     try:
-        # Fused transformer layers do not call their activation.
-        torch.backends.mha.set_fastpath_enabled(False)
+        # Hooks also switch off the fused path of transformer layers, which calls no activation.
         for module in model.modules():
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave, always_call=True))
         with _Functional(_wanted(match), note):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
 

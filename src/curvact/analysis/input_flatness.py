@@ -1,4 +1,4 @@
-"""Analysis room: how flat a loss is in the input: gradient norm, ends of the input Hessian's spectrum, error of the local linear model.
+"""Analysis room: how flat a loss is in the input: gradient norm, ends of the input Hessian's spectrum, local linearity error.
 
 Per example, in eval mode. The linearity error max over the ball of |ℓ(x+δ) − ℓ(x) − δᵀ∇ℓ(x)| is that of local linearity
 regularization (Qin et al. 2019, arXiv 1907.02610) [paper].
@@ -109,9 +109,7 @@ def input_flatness(
     for number, (images, labels) in enumerate(parts):
         gradients.append(input_gradient(model, images, labels, loss=loss).flatten(1).double())
         starts = generator(seed, "input flatness, spectrum", number, device=x.device)
-        spectra.append(
-            input_spectrum(model, images, labels, loss=loss, steps=lanczos_steps, random=starts)
-        )
+        spectra.append(input_spectrum(model, images, labels, loss=loss, steps=lanczos_steps, random=starts))
         for name, threat in threat_models.items():
             starts = generator(seed, "input flatness, linearity", number, device=x.device)
             errors[name].append(

@@ -1,6 +1,6 @@
 """Analysis room: how smooth a loss is after the worst attack: the binary linear model in closed form, and bounds in general.
 
-Binary linear model, y = ±1, no box around the inputs (Kanai et al., arXiv 2103.01400, section on the linear case; constants [derived]):
+Binary linear model, y = ±1, no box around the inputs (the linear case of Kanai et al., arXiv 2103.01400; constants [derived]):
 
     ℓ(w) = max over ‖δ‖ ≤ ε of log(1 + exp(−y wᵀ(x+δ))) = log(1 + e^{−m}),    m = y wᵀx − ε‖w‖_q
     δ* = −yε w/‖w‖₂ (L2, q = 2),    −yε sign(w) (L∞, q = 1),    ∇ℓ = −sigmoid(−m)·y(x + δ*)
@@ -50,8 +50,8 @@ KINDS = (
 def optimal_attack(w: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
     """δ* of shape (…, d): the worst perturbation of an input of class y = ±1.
 
-    w: (…, d). y: (…). epsilon: radius, a number or (…). Where w (L2) or a coordinate of it (L∞) is 0 every choice is optimal; it is 0
-    there.
+    w: (…, d). y: (…). epsilon: radius, a number or (…). Where w (L2) or a coordinate of it (L∞) is 0 every choice is
+    optimal; it is 0 there.
     Raises CurvactError for an unknown norm.
 
     >>> optimal_attack(torch.tensor([3.0, -4.0]), torch.tensor(1.0), 0.5, "l2")
@@ -239,8 +239,8 @@ class Claim:
     """One statement, and how it fared.
 
     norm, name, statement: what is claimed. pairs: on how many it was tried. violations: on how many it failed, by more than the
-    rounding of float64 explains. tightness: the highest ratio of value to bound over pairs where rounding is below 1e-6 of the
-    bound; for an equality the largest and least are both 1. least: the lowest. hardest: the kind of pair with the highest ratio.
+    rounding of float64 explains. tightness: the highest ratio of value, less that rounding, to bound; hardest: the kind of pair
+    that has it. least: the lowest ratio, 1 for an equality. Ratios are taken where rounding is below 1e-6 of the bound.
     """
 
     norm: str
@@ -300,9 +300,9 @@ def check_theory(
 ) -> TheoryCheck:
     """Every claim of CLAIMS on `count` pairs in all, shared out over the dimensions, in float64.
 
-    A claim counts as violated where value − bound is more than the rounding that float64 can explain (some 1e-15 of the terms that
-    are subtracted). The claim "inside an orthant" is tried on the pairs with no change of sign, the next on the others, the last
-    on pairs where no coordinate is 0 in one of the two only.
+    A claim counts as violated where value − bound is more than the rounding that float64 can explain (some 1e-15 of the terms
+    that are subtracted). The claim "inside an orthant" is tried on the pairs with no change of sign, the next on the others, the
+    last on pairs where no coordinate is 0 in one of the two only.
     Raises CurvactError for no dimensions, or fewer pairs than 11 a dimension.
 
     >>> check = check_theory(1100, dimensions=(3,))
@@ -338,8 +338,8 @@ class _Tried:
     equality: bool = False
 
     def where(self, chosen: Tensor) -> _Tried:
-        parts = (t[chosen] for t in (self.value, self.bound, self.rounding, self.kind))
-        return _Tried(*parts, self.equality)
+        value, bound, rounding, kind = (t[chosen] for t in (self.value, self.bound, self.rounding, self.kind))
+        return _Tried(value, bound, rounding, kind, self.equality)
 
 
 def _outcomes(p: Pairs, random: torch.Generator) -> list[_Tried]:
@@ -363,13 +363,9 @@ def _outcomes(p: Pairs, random: torch.Generator) -> list[_Tried]:
     outcomes["l2", "gradient"] = _Tried(value, bound, rounding, p.kind)
     turn = p.epsilon / 2 * _length(_unit(p.w1) - _unit(p.w2))
     outcomes["l2", "jump at w = 0"] = _Tried((value - turn).abs(), constant * lengths, rounding, p.kind)
-    drift = _length(
-        optimal_attack(p.w1, p.y, p.epsilon, "l2") - optimal_attack(p.w2, p.y, p.epsilon, "l2")
-    )
+    drift = _length(optimal_attack(p.w1, p.y, p.epsilon, "l2") - optimal_attack(p.w2, p.y, p.epsilon, "l2"))
     noise = p.epsilon * (p.x.shape[-1] + 8) * torch.finfo(torch.float64).eps
-    outcomes["l2", "attack map"] = _Tried(
-        drift, attack_bound(p.w1, p.w2, p.epsilon, "l2"), 2 * noise, p.kind
-    )
+    outcomes["l2", "attack map"] = _Tried(drift, attack_bound(p.w1, p.w2, p.epsilon, "l2"), 2 * noise, p.kind)
 
     value, rounding, constant = differences("linf", p.w1, p.w2)
     bound = gradient_bound(p.w1, p.w2, p.x, p.epsilon, "linf")
@@ -409,11 +405,9 @@ def _claim(head: tuple[LinearNorm, str, str], found: Sequence[_Tried]) -> Claim:
     if found[0].equality:
         failed |= ~(excess >= -rounding)
     clear = (rounding < 1e-6 * bound) & bound.isfinite()
-    ratios = (value / bound)[clear]
+    ratios = ((value - rounding).clamp_min(0) / bound)[clear]
     hardest = KINDS[int(kind[clear][ratios.argmax()])] if len(ratios) else ""
-    highest, lowest = (
-        (float(ratios.max()), float(ratios.min())) if len(ratios) else (math.nan, math.nan)
-    )
+    highest, lowest = (float(ratios.max()), float(ratios.min())) if len(ratios) else (math.nan, math.nan)
     return Claim(*head, len(value), int(failed.sum()), highest, lowest, hardest)
 
 
@@ -424,9 +418,9 @@ def _claim(head: tuple[LinearNorm, str, str], found: Sequence[_Tried]) -> Claim:
 class Illustration:
     """What a page on the linear theory draws; lists of numbers by name.
 
-    path: t, walls (the t where a coordinate of w changes sign), and for each norm the attack's drift ‖δ*(t)−δ*(0)‖, the gradient's
-    ‖∇(t)−∇(0)‖ and the loss, along a straight line of weights. step: ‖Δw‖ across one sign change, the ratio ‖Δ∇‖/‖Δw‖ and
-    its bound by norm. distance: r = ‖w‖, the highest ratio of small turns at that distance and its bound by norm (for L∞ none).
+    path: t, walls (the t where a coordinate of w changes sign), and for each norm the attack's drift ‖δ*(t)−δ*(0)‖, the
+    gradient's ‖∇(t)−∇(0)‖ and the loss, along a straight line of weights. step: ‖Δw‖ across one sign change, the ratio
+    ‖Δ∇‖/‖Δw‖ and its bound by norm. distance: r = ‖w‖, the highest ratio of small turns at that distance and its bound by norm.
     """
 
     dimension: int
@@ -470,9 +464,11 @@ def illustrate(
         return side * size * 2 * (walls - t[:, None])
 
     edge = 1e-9
-    t = torch.cat(
-        [torch.linspace(0, 1, points, dtype=torch.float64), walls - edge, walls + edge]
-    ).sort().values
+    t = (
+        torch.cat([torch.linspace(0, 1, points, dtype=torch.float64), walls - edge, walls + edge])
+        .sort()
+        .values
+    )
     line = weights(t)
     path: dict[str, Any] = {"t": t.tolist(), "walls": walls.tolist()}
     for norm in norms:
@@ -509,9 +505,7 @@ def illustrate(
     return Illustration(dimension, radii, path, step, distance)
 
 
-def _ratios(
-    w1: Tensor, w2: Tensor, x: Tensor, y: Tensor, epsilon: float, norm: LinearNorm
-) -> dict[str, Any]:
+def _ratios(w1: Tensor, w2: Tensor, x: Tensor, y: Tensor, epsilon: float, norm: LinearNorm) -> dict[str, Any]:
     step = _length(w1 - w2)
     difference = _length(robust_gradient(w1, x, y, epsilon, norm) - robust_gradient(w2, x, y, epsilon, norm))
     bound = gradient_bound(w1, w2, x, epsilon, norm)
@@ -558,7 +552,7 @@ def attack_sensitivity(
     epsilon: float,
     tolerance: float = 1e-6,
 ) -> AttackSensitivity:
-    """dδ*/dθ at a strict local maximiser δ* of inner(θ, ·) over ‖δ‖ ≤ ε, with the bounds on it and on the gradient of the maximum.
+    """dδ*/dθ at a strict local maximiser δ* of inner(θ, ·) over ‖δ‖ ≤ ε, with bounds on it and on the slope of the maximum.
 
     Differentiating the conditions of optimality: interior −H_xx⁻¹H_xθ; L2 boundary, on the tangent space, (ν − H_xx)⁻¹H_xθ with
     ν = ‖g‖/ε; L∞: 0 in every coordinate at ±ε whose g_i is not 0, as in the interior for the others. Then the Hessian of the
@@ -582,14 +576,18 @@ def attack_sensitivity(
     h_tt, h_tx, h_xx, g = _derivatives(inner, theta.detach(), delta.detach())
     length = float(delta.abs().max() if norm == "linf" else _length(delta))
     if length > epsilon * (1 + tolerance):
-        raise CurvactError(f"‖δ‖ = {length:.6g} in attack_sensitivity: it lies outside the ball of {epsilon:g}")
+        raise CurvactError(
+            f"‖δ‖ = {length:.6g} in attack_sensitivity: it lies outside the ball of {epsilon:g}"
+        )
     at_edge = length >= epsilon * (1 - tolerance)
     allowed = tolerance * max(1.0, float(_length(g)))
     case, basis, shift = "interior", torch.eye(len(delta), dtype=g.dtype, device=g.device), 0.0
     if at_edge and norm == "l2":
         case, unit = "l2 boundary", delta / _length(delta)
         if float(g @ unit) < -allowed:
-            raise CurvactError(f"the gradient points inwards ({float(g @ unit):.3g}): δ is no maximiser on the ball")
+            raise CurvactError(
+                f"the gradient points inwards ({float(g @ unit):.3g}): δ is no maximiser on the ball"
+            )
         basis, shift = torch.linalg.svd(unit[None], full_matrices=True)[2][1:].T, float(_length(g)) / epsilon
     elif at_edge:
         held = (delta.abs() >= epsilon * (1 - tolerance)) & (g * delta.sign() > allowed)

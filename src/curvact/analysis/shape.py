@@ -121,7 +121,7 @@ def activation_shape(module: nn.Module | str | Callable[[Tensor], Tensor]) -> Ac
         -NEAR_ZERO, NEAR_ZERO, 200_002, dtype=torch.float64
     )  # an even number: 0, often a kink, is not on it
     slopes = act.slope(grid)
-    below = torch.linspace(FAR_NEGATIVE, 0.0, 50_001, dtype=torch.float64)[:-1]
+    below = torch.linspace(FAR_NEGATIVE, 0.0, 50_001, dtype=torch.float64)
     return ActivationShape(
         name=known.name,
         max_curvature=known.max_curvature.value,

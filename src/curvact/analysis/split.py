@@ -161,6 +161,7 @@ def split_vectors(
     with _problem(model, x, y, loss, match, exclude, batches, batch_size, training) as view:
         p = view.problem
         mean, gradient = p.gradient()
+        why = _obstacles(view)
         diagonal, ggn = torch.zeros_like(gradient), torch.zeros_like(gradient)
         sites = [torch.zeros_like(gradient) for _ in view.sites]
         for weight, graph in p.graphs():
@@ -181,7 +182,6 @@ def split_vectors(
                     place += 1
         for vector in (diagonal, ggn, *sites):
             check_finite(vector[None], p.free, "Hessian", _WHERE)
-        why = _obstacles(view)
         return SplitVectors(
             diagonal=diagonal,
             ggn=ggn,
@@ -217,9 +217,9 @@ def diagonal_split(
     """How much of diag H the curvature of the activations makes, by layer and by call site, with its sign. [derived]
 
     Activations are found as by `effective_curvature`: the modules that `swap_activations` replaces by default and functional
-    calls of them; a shared module has a call site for each of its calls. Their own parameters are held fixed and not counted. ReLU has
-    σ″ = 0 (its kinks have no second derivative), so all of diag H is GGN. For the adversarial loss give adversarial x; the
-    perturbation is held fixed.
+    calls of them; a shared module has a call site for each of its calls. Their own parameters are held fixed and not counted.
+    ReLU has σ″ = 0 (its kinks have no second derivative), so all of diag H is GGN. Sparta, which is not elementwise, is no call
+    site. For the adversarial loss give adversarial x; the perturbation is held fixed.
 
     model, x, y, loss, batches, batch_size, exclude: as for `diagonal_norms`.
     match: other modules that count as activations: a class, a name, a predicate on modules. They must be elementwise.
@@ -309,9 +309,13 @@ def _problem(
     """The problem without the activations' own parameters, and its call sites."""
     if not isinstance(model, nn.Module):
         raise CurvactError(f"{_WHERE} got a {type(model).__name__} as its model: it takes an nn.Module")
-    found = _matcher(match)
+    chosen = _matcher(match)
+    own = {id(param) for module in model.modules() if chosen(module) for param in module.parameters()}
+
+    def found(module: nn.Module) -> bool:
+        return chosen(module) and not _is_gate(module)
+
     activations = [module for module in model.modules() if found(module)]
-    own = {id(param) for module in activations for param in module.parameters()}
     tuned = {n for n, q in model.named_parameters(remove_duplicate=False) if id(q) in own}
     if not callable(exclude):
         divide(model, exclude, _WHERE)  # a name that is not there is an error
@@ -334,11 +338,20 @@ def _problem(
         _, first, _ = next(iter(p.batches()))
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            sites = [site.name for site in call_sites(model, first[:1], match=match)]
+            sites = [site.name for site in call_sites(model, first[:2], match=found)]
+        except CurvactError:
+            if not any(map(_is_gate, model.modules())):
+                raise
+            sites = []
         finally:
             for buffer, value in buffers:
                 buffer.copy_(value)
         yield _View(p, sites, activations, _wanted(found))
+
+
+def _is_gate(module: nn.Module) -> bool:
+    """An activation of ours that is not elementwise (Sparta). It stays as it is; its parameters are not counted either."""
+    return bool(getattr(module, "maps_only", False))
 
 
 @contextmanager
@@ -410,11 +423,6 @@ class _Linear:
 
         def record(_: int, function: Function, a: Tensor) -> Tensor:
             out = function(a)
-            if out.shape != a.shape:
-                raise CurvactError(
-                    f"'{view.sites[len(points)]}' in {_WHERE} maps shape {tuple(a.shape)} to {tuple(out.shape)}: an activation "
-                    "must be elementwise"
-                )
             functions.append(function)
             points.append(a)
             values.append(out)
@@ -423,17 +431,21 @@ class _Linear:
         with torch.enable_grad():
             self.out = view.forward(x, record)
             loss = p.loss(self.out, y)
-            deltas = torch.autograd.grad(
-                loss, values, retain_graph=True, allow_unused=True, materialize_grads=True
+            # A value that no parameter reaches needs no δ: its S is 0.
+            moved = [i for i, value in enumerate(values) if value.requires_grad]
+            rows = torch.autograd.grad(
+                loss, [values[i] for i in moved], retain_graph=True, allow_unused=True, materialize_grads=True
             )
+            deltas = dict(zip(moved, rows, strict=True))
             self.fixed = self.out.detach().requires_grad_()
             (self.slope,) = torch.autograd.grad(p.loss(self.fixed, y), self.fixed, create_graph=True)
-        self.loss = loss.detach()
         self.points = points
         self.bends = [
-            delta * curvature_at(f, a.detach()) for delta, f, a in zip(deltas, functions, points, strict=True)
+            deltas[i] * curvature_at(f, a.detach()) if i in deltas else torch.zeros_like(a)
+            for i, (f, a) in enumerate(zip(functions, points, strict=True))
         ]
-        self.bent = [bool(b) for b in torch.stack([(bend != 0).any() for bend in self.bends]).tolist()]
+        bent = [(bend != 0).any() for bend in self.bends]
+        self.bent: list[bool] = torch.stack(bent).tolist() if bent else []
         """Which sites have σ″ ≠ 0 anywhere."""
         self._forward_mode = True
         self._checked = False
@@ -559,6 +571,13 @@ def _obstacles(view: _View) -> tuple[str, ...]:
     def straight(number: int, function: Function, a: Tensor) -> Tensor:
         at = a.detach().clone().requires_grad_()
         value = function(at)
+        if value.shape != a.shape:
+            raise CurvactError(
+                f"'{view.sites[number]}' in {_WHERE} maps shape {tuple(a.shape)} to {tuple(value.shape)}: an activation must be "
+                "elementwise"
+            )
+        if not value.requires_grad:
+            return value
         weights = torch.randn(value.shape, generator=random, device=x.device).to(value.dtype)
         (slope,) = torch.autograd.grad(value.sum(), at, retain_graph=True, materialize_grads=True)
         (mixed,) = torch.autograd.grad((value * weights).sum(), at, materialize_grads=True)
@@ -606,7 +625,7 @@ def _suspects(model: nn.Module) -> list[str]:
     found: dict[str, None] = {}
     for module in model.modules():
         batch = isinstance(module, own) and (module.training or module.running_mean is None)
-        if isinstance(module, (*known, *gates)) or batch:
+        if isinstance(module, (*known, *gates)) or batch or _is_gate(module):
             found[type(module).__name__ + (" with statistics of the batch" if batch else "")] = None
     return list(found)
 
@@ -670,6 +689,8 @@ def _estimate(
     generator: torch.Generator,
 ) -> DiagonalSplit:
     p = view.problem
+    loss, _ = p.gradient()
+    p.kept.clear()
     why = _obstacles(view)
     exact_ggn: Tensor | None = None
     if not why:
@@ -678,7 +699,7 @@ def _estimate(
     parts = _Parts(p)
     curved = list(range(len(view.sites))) if by_site else [_ALL]
     pieces = list(torch.split(exact_ggn, parts.sizes)) if exact_ggn is not None else None
-    rounds, loss = 0, 0.0
+    rounds = 0
 
     def diagonals(index: int) -> tuple[Tensor, Tensor]:
         """Means by group of the base and of the σ″ part in one parameter tensor."""
@@ -691,7 +712,7 @@ def _estimate(
 
     while True:
         signs = small_signs(GROUPS, flatten(p.params), generator)
-        loss = _round(view, parts, signs, by_site, base=exact_ggn is None and not why, whole=bool(why))
+        _round(view, parts, signs, by_site, base=exact_ggn is None and not why, whole=bool(why))
         rounds += 1
         if relative_error is None:
             if rounds * GROUPS >= probes:
@@ -704,8 +725,6 @@ def _estimate(
         if within(cautious_norm_estimate(total), relative_error) or (rounds + 1) * GROUPS > max_probes:
             break
 
-    if not math.isfinite(loss):
-        raise CurvactError(f"the loss is {loss} in {_WHERE}: it must be finite")
     reached = _reached(view)
     tables: dict[str, _Table] = {}
     for index, (name, param) in enumerate(p.free.items()):
@@ -722,13 +741,11 @@ def _estimate(
     return _result(view.sites, tables, why, rounds * GROUPS, loss)
 
 
-def _round(view: _View, parts: _Parts, signs: Tensor, by_site: bool, *, base: bool, whole: bool) -> float:
-    """One more probe for every group, over all batches. Gives the loss."""
+def _round(view: _View, parts: _Parts, signs: Tensor, by_site: bool, *, base: bool, whole: bool) -> None:
+    """One more probe for every group, over all batches."""
     p = view.problem
-    loss = 0.0
     for weight, x, y in p.batches():
         linear = _Linear(view, x, y)
-        loss += linear.loss.item() * weight
         for group, row in enumerate(signs):
             v = [
                 part.view(q.shape).to(q.dtype)
@@ -759,7 +776,6 @@ def _round(view: _View, parts: _Parts, signs: Tensor, by_site: bool, *, base: bo
                 product = torch.split(graph.product(torch.cat(v)), parts.sizes)
                 parts.add(_WHOLE, group, weight, v, list(product))
         p.kept.clear()
-    return loss
 
 
 # ---- from samples to shares ----

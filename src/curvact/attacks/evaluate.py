@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +35,20 @@ class Robustness:
     robust_correct: Tensor
 
 
-def evaluate(model: Model, x: Tensor, y: Tensor, attack: Attack, *, batch_size: int = 512) -> Robustness:
+def evaluate(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    *,
+    batch_size: int = 512,
+    on_batch: Callable[[int, float], None] | None = None,
+) -> Robustness:
     """Accuracy on x and on attacked x, the model in eval mode (restored after).
 
     An image counts as robust only if it is classified correctly both clean and attacked.
     x: N×C×H×W in [0, 1]. y: N, int64.
+    on_batch: called after each batch with the number of images done and the robust accuracy so far (waits for the device).
     Raises CurvactError for no images, images outside [0, 1], another number of labels, or outputs that are not N×classes. Warns
     (`SuspectModelWarning`) if the first batch's outputs are probabilities or not finite, or if a part stays in training mode.
 
@@ -66,6 +76,9 @@ def evaluate(model: Model, x: Tensor, y: Tensor, attack: Attack, *, batch_size: 
                 clean.append(right)
                 robust.append(right & (model(x_adv).argmax(1) == labels))
             attacked.append(x_adv)
+            if on_batch is not None:
+                so_far = torch.cat(robust)
+                on_batch(len(so_far), so_far.double().mean().item())
     clean_correct, robust_correct = torch.cat(clean), torch.cat(robust)
     return Robustness(
         clean_correct.double().mean().item(),

@@ -40,8 +40,8 @@ _LEVELS = 14
 def effective_curvature_figure(record: Record, title: str = "") -> Figure:
     """Effective curvature and the share of curved units, by call site; before (hollow) and after training where there are both.
 
-    record: of `EffectiveCurvature` or `EffectiveCurvatureChange`. Sites with a kink have no finite value and no mark; the title
-    says how many there are.
+    record: of `EffectiveCurvature` or `EffectiveCurvatureChange`. Sites with a kink have ∞ at the right edge; the title says how
+    many there are.
     Raises CurvactError for a record without call sites.
 
     >>> site = {"site": "act", "effective": 2.0, "curved_half": 0.5, "curved_tenth": 0.9, "kink": False}
@@ -69,6 +69,15 @@ def effective_curvature_figure(record: Record, title: str = "") -> Figure:
         left.set_ylim(len(sites) - 0.5, -0.5)
         left.set_xlim(0, 1.08 * left.get_xlim()[1])
         right.set_xlim(0, min(100.0, 1.15 * max(1.0, right.get_xlim()[1])))
+        for row, entry in zip(rows, moments[0][1]["sites"], strict=True):
+            if entry["kink"]:
+                across = left.get_yaxis_transform()
+                left.text(0.985, row, "∞", transform=across, color=OKABE_ITO[0], ha="right", va="center")
+        for axes in (left, right):
+            if not any(
+                np.isfinite(np.asarray(line.get_xdata(), dtype=float)).any() for line in axes.get_lines()
+            ):
+                axes.set_xticks([])
         left.set_xlabel("effective curvature κ·s")
         right.set_xlabel("units in the curved region, %")
         for axes in (left, right):
@@ -232,7 +241,7 @@ def shape_figure(record: Record, title: str = "") -> Figure:
             axes.set_xticks([], minor=True)
             axes.set(title=heading, xlabel="curvature κ = max|σ″|", ylabel=label)
             if len(columns) > 1:
-                axes.legend(loc="lower left")
+                axes.legend(loc="best")
         if title:
             figure.suptitle(_title(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
         return figure
