@@ -430,7 +430,7 @@ def test_every_convolutional_network_starts_as_with_swish(name: str) -> None:
             if scope == "network":
                 distinct = [m for m in model.modules() if isinstance(m, Sparta)]
                 assert len(distinct) == (1 if variant == "agnostic" else len(set(widths(model))))
-        got.sum().backward()  # type: ignore[operator]
+        got.sum().backward()
         assert all(p.grad is not None for p in model.parameters())
 
 

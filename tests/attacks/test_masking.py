@@ -12,7 +12,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from curvact.attacks import ThreatModel, margin, masking_report, pgd
-from curvact.attacks.masking import LIMITS, RATES, Finding, _random_search, _surrogate, allowed
+from curvact.attacks.masking import LIMITS, RATES, Finding, _random_search, _surrogate, allowed, detected
 from curvact.attacks.threat import Norm, distance
 from curvact.data import load
 from curvact.errors import CurvactError
@@ -202,6 +202,91 @@ def test_a_gradient_that_points_the_wrong_way() -> None:
     assert "zero gradients" not in names
 
 
+def _fooling(kind: str) -> tuple[Callable[[Tensor], Tensor], set[str]]:
+    """The four networks of the brief, built to fool attacks, and what must be seen of each."""
+    if kind == "quantised input":
+        model = _trained("relu", False)
+        return lambda x: model(torch.round(8 * x) / 8), {
+            "zero gradients",
+            "finite differences",
+            "loss does not rise",
+        }
+    if kind == "scaled logits":
+        model = _trained("relu", False)
+        return lambda x: 1e4 * model(x), {"zero gradients", "loss does not rise", "another loss"}
+    if kind == "step activation":
+        return _random_features(_heaviside), {"zero gradients", "finite differences", "black box"}
+    model, g = _trained("relu", True), torch.Generator().manual_seed(0)
+    return (
+        lambda x: model(x + 0.2 * torch.randn(x.shape, generator=g)),
+        {"finite differences", "randomized inference"},
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", ["quantised input", "scaled logits", "step activation", "noise at inference"]
+)
+def test_the_quick_check_after_an_evaluation_sees_the_fooling(kind: str) -> None:
+    """As `curvact evaluate --attack pgd-20` asks: 64 images, 10 steps, 50 queries, the evaluation's PGD for the first."""
+    model, expected = _fooling(kind)
+    x, y = _digits(64)
+    g = torch.Generator().manual_seed(1)
+    attacked = pgd(model, x, y, THREAT, steps=20, step_size=EPSILON / 4, generator=g)
+    report = masking_report(model, x, y, THREAT, steps=10, queries=50, attacked=attacked)
+    assert {alarm.name for alarm in report.alarms} >= expected, str(report)
+
+
+@pytest.mark.parametrize("activation", ["relu", "rctaf(curvature=6)"])
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_the_quick_check_after_an_evaluation_trusts_the_honest(activation: str, adversarial: bool) -> None:
+    model, (x, y) = _trained(activation, adversarial), _digits(64)
+    gradients = [0]
+
+    def counting(x: Tensor) -> Tensor:
+        gradients[0] += len(x) if x.requires_grad else 0
+        return model(x)
+
+    g = torch.Generator().manual_seed(1)
+    attacked = pgd(model, x, y, THREAT, steps=20, step_size=EPSILON / 4, generator=g)
+    report = masking_report(counting, x, y, THREAT, steps=10, queries=50, attacked=attacked)
+    assert report.alarms == (), str(report)
+    # Three gradients an image, and of what PGD left ten steps on the margin, ten unbounded, and ten where another loss helped.
+    left = round(report.measurements["accuracy under PGD"] * report.images)
+    assert gradients[0] <= 3 * report.images + (10 + 10 + 10) * left
+    assert 0 < report.measurements["margin where PGD ends"] - report.measurements["margin where PGD begins"]
+
+
+def test_an_outcome_that_depends_on_the_seed() -> None:
+    """Half of all points have no gradient, by a hash of their pixels: PGD that starts at one of them stays there."""
+    model, (x, y) = _trained("relu", False), _digits()
+
+    def lottery(z: Tensor) -> Tensor:
+        dead = (z.detach().flatten(1).sum(1) * 1e4).frac() < 0.7
+        return torch.where(dead[:, None], model(z.detach()), model(z))
+
+    report = masking_report(lottery, x, y, THREAT, steps=10, queries=10)
+    (seeds,) = (finding for finding in report.findings if finding.name == "seeds")
+    assert seeds.alarm, str(report)
+    assert "restart more often" in seeds.sentence
+
+
+def test_each_finding_is_told_as_it_is_made() -> None:
+    told: list[Finding] = []
+    report = masking_report(
+        _trained("relu", False), *_digits(), THREAT, steps=4, queries=5, on_check=told.append
+    )
+    assert tuple(told) == report.findings
+    assert {finding.name for finding in told} == set(RATES) | set(LIMITS)
+
+
+def test_how_much_an_alarm_takes() -> None:
+    for count in (16, 64, 128):
+        most = round(allowed(0.05, count) * count)
+        rate = detected(0.05, count)
+        assert binom.sf(most, count, rate) == pytest.approx(0.9, abs=1e-4)
+    assert detected(0.05, 64) > detected(0.05, 128) > 0.05
+
+
 def test_one_step_beats_many() -> None:
     """The gradient is right at the images and points back to them elsewhere: FGSM succeeds, PGD from random starts does not."""
     model, (x, y) = _trained("relu", False), _digits()
@@ -291,6 +376,11 @@ def test_thresholds_allow_for_few_images() -> None:
         ({"queries": 0}, "queries=0"),
         ({"x": torch.full((60, 1, 8, 8), 2.0)}, "images lie in"),
         ({"y": torch.zeros(3, dtype=torch.int64)}, r"y has shape \(3,\)"),
+        (
+            {"attacked": torch.zeros(3, 1, 8, 8)},
+            r"attacked images of shape \(3, 1, 8, 8\) for \(60, 1, 8, 8\)",
+        ),
+        ({"attacked": torch.zeros(60, 1, 8, 8)}, "attacked images up to 1 away: within ε = 0.2 in linf"),
         ({"model": lambda x: x.flatten(1).sum(1)}, r"outputs have shape \(60,\)"),
         ({"model": lambda x: torch.eye(10)[(_digits()[1] + 1) % 10]}, "none of 60 images"),
     ],
