@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -339,6 +339,141 @@ def test_batches_add_up_to_the_whole() -> None:
         )
 
 
+def test_uneven_batches_from_any_source_give_the_answer_of_all_data_at_once() -> None:
+    x, y = batch(10)
+    model = resnet()
+    pieces = list(zip(torch.split(x, 4), torch.split(y, 4), strict=True))  # 4, 4 and 2 images
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3, shuffle=True)
+    for options in ({"exact": True}, {"probes": 6, "deflation": 3}, {"probes": 6, "method": "ggn"}):
+        whole = hs.diagonal_norms(model, x, y, generator=seeded(), **options)  # type: ignore[arg-type]
+        for batches in (pieces, lambda: iter(pieces), loader):
+            got = hs.diagonal_norms(model, batches=batches, generator=seeded(), **options)  # type: ignore[arg-type]
+            for name in ("rms", "gradient_relative", "scale_invariant"):
+                assert getattr(got, name).value == pytest.approx(getattr(whole, name).value, rel=1e-8)
+                error = getattr(whole, name).standard_error
+                assert getattr(got, name).standard_error == pytest.approx(error, rel=1e-6)
+            assert (got.loss, got.gradient_norm) == pytest.approx(
+                (whole.loss, whole.gradient_norm), rel=1e-10
+            )
+    rule = {"relative_error": 0.05, "generator": seeded()}
+    one = hs.diagonal_norms(model, x, y, **rule)  # type: ignore[arg-type]
+    many = hs.diagonal_norms(model, batches=pieces, **{**rule, "generator": seeded()})  # type: ignore[arg-type]
+    assert many.probes == one.probes
+    assert many.rms.value == pytest.approx(one.rms.value, rel=1e-8)
+
+
+def test_layers_add_up_and_are_exact_where_the_whole_is() -> None:
+    x, y = batch()
+    model = resnet()
+    d, theta = dense(model.eval(), x, y).diagonal(), theta_of(model)
+    norms = hs.diagonal_norms(model, x, y, exact=True)
+    parts = hs.exact_diagonals(model, x, y)
+    only = hs.exact_diagonals(model, x, y, only=["3.conv2.weight"], batch_size=4)
+    start = 0
+    for name, p in model.named_parameters():
+        own, at = d[start : start + p.numel()], theta[start : start + p.numel()]
+        layer = norms.layers[name]
+        close = 1e-10 * d.abs().max().item()
+        torch.testing.assert_close(parts[name], own.view(p.shape), rtol=0, atol=close)
+        if name in only:
+            torch.testing.assert_close(only[name], own.view(p.shape), rtol=0, atol=close)
+        assert layer.parameters == p.numel()
+        assert layer.rms.value == pytest.approx(own.norm().item() / math.sqrt(p.numel()), rel=1e-9)
+        assert layer.scale_invariant.value == pytest.approx((at**2 * own).norm().item(), rel=1e-9)
+        assert layer.gradient_relative.value == pytest.approx(
+            own.norm().item() / layer.gradient_norm, rel=1e-9
+        )
+        start += p.numel()
+    assert list(only) == ["3.conv2.weight"]
+    probed = hs.diagonal_norms(model, x, y, probes=64, generator=seeded(1))
+    scores = [
+        (probed.layers[name].rms.value - true.rms.value) / probed.layers[name].rms.standard_error
+        for name, true in norms.layers.items()
+    ]
+    assert max(map(abs, scores)) < 5  # ten correlated scores
+    squares = sum(layer.rms.value**2 * layer.parameters for layer in norms.layers.values())
+    assert squares == pytest.approx(norms.rms.value**2 * norms.parameters, rel=1e-10)
+    with pytest.raises(CurvactError, match="did you mean '3.conv1.weight'"):
+        hs.exact_diagonals(model, x, y, only=["3.conv1.wieght"])
+
+
+# ---- as many probes as an error needs ----
+
+
+def grouped(
+    h: Tensor, base: Tensor, error: float, generator: torch.Generator, most: int = 4096
+) -> tuple[Tensor, int]:
+    def add_round(signs: Tensor, sums: Tensor) -> None:
+        v = signs.to(sums.dtype)
+        sums += v * (v @ h)
+
+    return pr.grouped_samples(add_round, base, relative_error=error, max_probes=most, generator=generator)
+
+
+def test_stopping_rule_keeps_its_promise_on_average() -> None:
+    """400 runs to 5 %: errors are of that size, hardly biased, and covered by their standard errors."""
+    g = seeded(21)
+    h = torch.randn(30, 30, generator=g, dtype=torch.float64)
+    h = h + h.T + 3 * torch.randn(30, generator=g, dtype=torch.float64).diag()
+    base = torch.randn(30, generator=g, dtype=torch.float64)
+    truth = (h.diagonal() + base).norm().item()
+    errors, scores = [], []
+    for _ in range(400):
+        means, probes = grouped(h, base, 0.05, g)
+        got = hs.norm_estimate(pr.gram(means))
+        assert probes % pr.GROUPS == 0
+        assert got.standard_error <= 0.05 * got.value
+        errors.append(got.value / truth - 1)
+        scores.append((got.value - truth) / got.standard_error)
+    assert np.std(errors) <= 0.05 * 1.15  # 1 standard deviation of 400 runs is 3.5 % of it
+    assert abs(np.mean(errors)) <= 0.01  # √ and stopping: about (5 %)²/2 and a part of an error bar
+    # t with 15 degrees of freedom, and stopped: within 3 in 99.1 % of runs if not stopped.
+    assert np.mean(np.abs(scores) <= 3) >= 0.96
+
+
+def test_more_probes_are_drawn_until_the_error_is_met_or_they_run_out() -> None:
+    x, y = batch()
+    model = resnet()
+    truth = hs.diagonal_norms(model, x, y, exact=True)
+    for method in ("ggn", "deflation"):
+        for error in (0.1, 0.03):
+            norms = hs.diagonal_norms(model, x, y, relative_error=error, method=method, generator=seeded(3))
+            for name in ("rms", "gradient_relative", "scale_invariant"):
+                got, true = getattr(norms, name), getattr(truth, name)
+                assert got.standard_error <= error * got.value
+                assert abs(got.value - true.value) <= 4 * error * true.value, (method, name)
+            assert norms.probes % pr.GROUPS == norms.scaled_probes % pr.GROUPS == 0
+    short = hs.diagonal_norms(model, x, y, relative_error=1e-6, max_probes=40, generator=seeded())
+    assert short.probes == short.scaled_probes == 32
+    assert short.rms.standard_error > 1e-6 * short.rms.value
+
+
+def test_taking_the_ggn_out_leaves_the_estimate_unbiased_and_its_noise_smaller() -> None:
+    x, y = batch()
+    model = resnet()
+    truth = hs.diagonal_norms(model, x, y, exact=True).rms.value
+    runs = [
+        [
+            hs.diagonal_norms(model, x, y, probes=16, method=method, deflation=0, generator=seeded(s)).rms
+            for s in range(12)
+        ]
+        for method in ("ggn", "deflation")
+    ]
+    ggn, plain = ([run.value - truth for run in each] for each in runs)
+    assert abs(np.mean(ggn)) <= 4 * np.std(ggn) / math.sqrt(12)
+    assert np.std(ggn) < 0.5 * np.std(plain)
+
+
+def test_without_a_diagonal_ggn_deflation_takes_its_place() -> None:
+    x, y = batch()
+    model = nn.Sequential(resnet(), nn.BatchNorm1d(4, track_running_stats=False).double())
+    norms = hs.diagonal_norms(model, x, y, relative_error=0.1, generator=seeded())
+    truth = hs.diagonal_norms(model, x, y, exact=True)
+    assert abs(norms.rms.value - truth.rms.value) <= 0.4 * truth.rms.value
+    with pytest.raises(CurvactError, match="one by one|depend on the others"):
+        hs.diagonal_norms(model, x, y, relative_error=0.1, method="ggn", generator=seeded())
+
+
 class Counting(nn.Module):
     """Changes a buffer in its forward pass, in either mode."""
 
@@ -374,6 +509,17 @@ def test_the_model_is_left_as_it_was() -> None:
     # Modes do not matter, for the measurement is in eval mode; nor does no_grad outside.
     with torch.no_grad():
         assert hs.diagonal_norms(model.eval(), x, y, probes=4, generator=seeded()) == frozen
+
+
+def test_a_module_with_parameters_under_two_names_stays_itself() -> None:
+    """`functional_call` with its default arguments leaves plain tensors behind there."""
+    x, y = batch()
+    shared = nn.PReLU(init=0.3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 4), shared, nn.Linear(4, 4), shared).double()
+    before = list(model.parameters())
+    hs.diagonal_norms(model, x, y, probes=4, generator=seeded())
+    hs.diagonal_norms(model, x, y, exact=True, exclude=["2.weight"])
+    assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_probes_come_from_the_generator_alone() -> None:
@@ -481,6 +627,16 @@ def test_what_is_not_finite_is_named() -> None:
         hs.diagonal_norms(model, x, y, exact=True)
 
 
+class Shrinking:
+    """Batches that are not the same a second time."""
+
+    size = 4
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.size -= 1
+        yield torch.ones(self.size, 3), torch.zeros(self.size, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -488,6 +644,15 @@ def test_what_is_not_finite_is_named() -> None:
         ({"deflation": -1}, "deflation=-1"),
         ({"generator": None}, "generator=None"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"relative_error": 0.0}, "relative_error=0.0"),
+        ({"relative_error": 0.1, "max_probes": 15}, "max_probes=15"),
+        ({"method": "gnn"}, "method='gnn'"),
+        ({"x": None}, "give x and y, or batches"),
+        ({"batches": []}, "batches together with x"),
+        ({"x": None, "y": None, "batches": []}, "no images"),
+        ({"x": None, "y": None, "batches": iter([])}, "can be gone through once"),
+        ({"x": None, "y": None, "batches": [torch.ones(2, 3)]}, "no pair of tensors"),
+        ({"x": None, "y": None, "batches": Shrinking()}, "3 images at first and 2 later"),
         ({"exclude": ["weigth"]}, "did you mean 'weight'"),
         ({"exclude": "weight"}, "exclude='weight'"),
         ({"exclude": ["weight", "bias"]}, "no parameters left"),

@@ -504,6 +504,26 @@ def test_where_it_does_not_hold_it_says_so_and_reports_h_minus_h0(case: str) -> 
     assert abs(got.total.curvature.value - (h - h0).norm().item()) <= 5 * got.total.curvature.standard_error
 
 
+def test_sparta_is_a_gate_and_no_call_site() -> None:
+    def net(*middle: nn.Module) -> nn.Module:
+        layers = (nn.Conv2d(1, 2, 2), *middle, nn.Flatten(), nn.Linear(8, 3))
+        return fill(nn.Sequential(*layers)).eval()
+
+    x, y = batch()
+    gate = activation("sparta(channels=2)")
+    alone = diagonal_split(net(gate), x, y, exact=True)
+    assert alone.sites == ()
+    assert not alone.holds
+    assert any("Sparta" in line for line in alone.why)
+    assert alone.total.curvature.value == 0
+    assert alone.total.base_share.value == pytest.approx(1)
+    both = diagonal_split(net(nn.Conv2d(2, 2, 1), nn.SiLU(), gate), x, y, generator=seeded(), probes=16)
+    assert both.sites == ("2",)
+    assert not both.holds
+    with pytest.raises(CurvactError, match="not elementwise"):
+        diagonal_split(net(nn.Softmax(1)), x, y, match=nn.Softmax, exact=True)
+
+
 def test_ggn_refuses_what_mixes_examples() -> None:
     model = fill(norms(lambda n: nn.BatchNorm1d(n, track_running_stats=False)))  # type: ignore[arg-type]
     x, y = torch.randn(5, 3, generator=seeded(), dtype=torch.float64), torch.zeros(5, dtype=torch.int64)
@@ -621,5 +641,5 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(CurvactError, match=message) as error:
             diagonal_split(model, x, y, **given)  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
-    with pytest.raises(CurvactError, match="takes an nn.Module"):
+    with pytest.raises(CurvactError, match=r"takes an nn\.Module"):
         diagonal_split(F.relu, x, y, generator=seeded())  # type: ignore[arg-type]

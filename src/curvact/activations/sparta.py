@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.activations import _core
+from curvact.activations import _core, _gate
 from curvact.activations.base import Activation, finite, number
 from curvact.activations.curvature import Peak
 from curvact.errors import CurvactError, nearest
@@ -189,41 +189,61 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, z: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
         ctx.z = z
         ctx.save_for_backward(x, *parameters)
+        if _native(x, z):
+            out = _gate.value(_core.wide(x), parameters[0])
+            if out is not None:
+                return out.to(x.dtype)
         return _gated(x, z, parameters)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
-        saved = ctx.saved_tensors
-        twice = torch.is_grad_enabled()
-        with torch.enable_grad():
-            inputs = (
-                saved
-                if twice
-                else tuple(t.detach().requires_grad_(n) for t, n in zip(saved, needed, strict=True))
-            )
-            wanted = [t for t, n in zip(inputs, needed, strict=True) if n]
-            if twice:
-                out = _gated(inputs[0], ctx.z, inputs[1:])
-                found = list(torch.autograd.grad(out, wanted, grad, create_graph=True))
-            else:
-                found = _cheaply(ctx.z, inputs, wanted, grad)
-        grads = [found.pop(0) if n else None for n in needed]
-        return grads[0], None, *grads[1:]
+        if torch.is_grad_enabled():
+            found = _again(ctx.z, ctx.saved_tensors, needed, grad)
+        else:
+            found = _cheaply(ctx.z, ctx.saved_tensors, needed, grad)
+        return found[0], None, *found[1:]
+
+
+def _native(x: Tensor, z: Callable[..., Tensor]) -> bool:
+    depthwise = isinstance(z, partial) and z.func is _convolution
+    return depthwise and _core._fusion == "auto" and x.device.type == "cpu" and _core._is_memory(x)
+
+
+def _again(
+    z: Callable[..., Tensor], inputs: tuple[Tensor, ...], needed: list[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of x·sigmoid(z(x, θ)), differentiable themselves."""
+    with torch.enable_grad():
+        out = _gated(inputs[0], z, inputs[1:])
+        wanted = [t for t, n in zip(inputs, needed, strict=True) if n]
+        found = list(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return [found.pop(0) if n else None for n in needed]
 
 
 def _cheaply(
-    z: Callable[..., Tensor], inputs: tuple[Tensor, ...], wanted: list[Tensor], grad: Tensor
-) -> list[Tensor]:
-    """The gradients of x·sigmoid(z(x, θ)), in as few and as small tensors as can be."""
-    x, *parameters = inputs
-    wide = _core.wide(x)
-    before = z(wide, *parameters)
+    z: Callable[..., Tensor], inputs: tuple[Tensor, ...], needed: list[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of x·sigmoid(z(x, θ)), by the native kernel or in as few tensors as can be."""
+    if _native(inputs[0], z) and _core._is_memory(grad):
+        x, weight = inputs
+        both = _gate.gradients(_core.wide(x), weight, grad)
+        if both is not None:
+            return [
+                both[0].to(x.dtype) if needed[0] else None,
+                both[1].to(weight.dtype) if needed[1] else None,
+            ]
+    own = [t.detach().requires_grad_(n) for t, n in zip(inputs, needed, strict=True)]
+    with torch.enable_grad():
+        wide = _core.wide(own[0])
+        before = z(wide, *own[1:])
     with torch.no_grad():
         gate = torch.sigmoid(before)
         straight = _core.wide(grad) * gate
-        through = (wide * straight).addcmul_(wide * straight, gate, value=-1)
+        through = wide * straight
+        through.addcmul_(through, gate, value=-1)
+    wanted = [t for t, n in zip(own, needed, strict=True) if n]
     found = list(torch.autograd.grad(before, wanted, through))
-    if wanted and wanted[0] is x:
-        found[0] = found[0] + straight.to(x.dtype)
-    return found
+    if needed[0]:
+        found[0] = found[0] + straight.to(found[0].dtype)
+    return [found.pop(0) if n else None for n in needed]

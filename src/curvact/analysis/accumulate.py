@@ -28,7 +28,7 @@ class Problem:
 
     fixed, free: stand-ins for the model's state: what is held fixed (with copies of the buffers), and leaves to differentiate by.
     source: gives the batches, as often as it is called. images: how many they hold in all.
-    kept: the graph of the only batch, where there is one.
+    places: all names under which modules hold a tensor, each module once. kept: the graph of the only batch, where there is one.
     """
 
     model: nn.Module
@@ -39,6 +39,7 @@ class Problem:
     images: int
     where: str
     single: bool
+    places: Mapping[str, list[str]]
     kept: dict[str, Graph] = field(default_factory=dict)
 
     @property
@@ -63,7 +64,9 @@ class Problem:
     def forward(self, x: Tensor, free: Mapping[str, Tensor] | None = None) -> Tensor:
         """The model's outputs, as a function of `free`."""
         state = {**self.fixed, **(self.free if free is None else free)}
-        out: Tensor = torch.func.functional_call(self.model, state, (x,))
+        everywhere = {place: value for name, value in state.items() for place in self.places[name]}
+        # Without tie_weights, which leaves its tensors behind in a module that the model holds under two names (torch 2.13).
+        out: Tensor = torch.func.functional_call(self.model, everywhere, (x,), tie_weights=False)
         return out
 
     def batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
@@ -181,7 +184,7 @@ def problem(
             raise CurvactError(f"no images in the batches of {where}: at least 1 is needed")
     # Fused attention has no second derivative.
     with modes(model, training), sdpa_kernel(SDPBackend.MATH):
-        yield Problem(model, loss, fixed, free, moved, images, where, single)
+        yield Problem(model, loss, fixed, free, moved, images, where, single, _places(model))
 
 
 def _source(
@@ -252,6 +255,16 @@ def divide(
             f"no parameters left to measure in {where}: the model has none, or all are excluded"
         )
     return fixed, free
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """From the first name of each parameter and buffer to the names of all attributes that hold it."""
+    by_tensor: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                by_tensor.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
+    return {names[0]: names for names in by_tensor.values()}
 
 
 @contextmanager

@@ -240,7 +240,8 @@ class Claim:
 
     norm, name, statement: what is claimed. pairs: on how many it was tried. violations: on how many it failed, by more than the
     rounding of float64 explains. tightness: the highest ratio of value, less that rounding, to bound; hardest: the kind of pair
-    that has it. least: the lowest ratio, 1 for an equality. Ratios are taken where rounding is below 1e-6 of the bound.
+    that has it. least: the lowest ratio. For an equality both are those of the value itself, 1 up to rounding. Ratios are taken
+    where rounding is below 1e-6 of the bound.
     """
 
     norm: str
@@ -405,7 +406,8 @@ def _claim(head: tuple[LinearNorm, str, str], found: Sequence[_Tried]) -> Claim:
     if found[0].equality:
         failed |= ~(excess >= -rounding)
     clear = (rounding < 1e-6 * bound) & bound.isfinite()
-    ratios = ((value - rounding).clamp_min(0) / bound)[clear]
+    certain = value if found[0].equality else (value - rounding).clamp_min(0)
+    ratios = (certain / bound)[clear]
     hardest = KINDS[int(kind[clear][ratios.argmax()])] if len(ratios) else ""
     highest, lowest = (float(ratios.max()), float(ratios.min())) if len(ratios) else (math.nan, math.nan)
     return Claim(*head, len(value), int(failed.sum()), highest, lowest, hardest)

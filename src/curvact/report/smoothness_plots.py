@@ -209,7 +209,7 @@ def _rows(record: Record, kind: str) -> list[Mapping[str, Any]]:
     rows = list(record.get("rows", ()))
     if record.get("kind") != kind or not rows:
         raise CurvactError(
-            f"a record of kind {record.get('kind')!r} with {len(rows)} rows in a figure of smoothness: it needs {kind!r}, with rows"
+            f"a record of kind {record.get('kind')!r} with {len(rows)} rows in a figure of smoothness: needs {kind!r}, with rows"
         )
     return rows
 

@@ -177,8 +177,8 @@ def _ratio_by_step(axes: Axes, picture: Record, colours: Mapping[str, str]) -> s
     axes.set(title="Ratio across one sign change", xlabel="length of the step, ‖Δw‖", ylabel="‖Δ∇L‖ / ‖Δw‖")
     first = {norm: step[norm]["ratio"][0] for norm in NAMES}
     return (
-        f"As the step shrinks the L∞ ratio grows without limit, as 1/‖Δw‖ ({_spaced(round(first['linf']))} at ‖Δw‖ = {step['step'][0]:g}); "
-        f"the L2 ratio settles at {first['l2']:.3g}. Dashed: the bounds."
+        f"As the step shrinks the L∞ ratio grows without limit, as 1/‖Δw‖ ({_spaced(round(first['linf']))} "
+        f"at ‖Δw‖ = {step['step'][0]:g}); the L2 ratio settles at {first['l2']:.3g}. Dashed: the bounds."
     )
 
 
@@ -272,4 +272,6 @@ def _claim(claim: Record) -> tuple[str, ...]:
 
 def _share(value: float) -> str:
     """Six digits, never rounded up to 1."""
+    if abs(value - 1) < 1e-12:
+        return "1"
     return f"{math.floor(value * 1e6) / 1e6:.6f}" if value < 1 else f"{value:.9g}"

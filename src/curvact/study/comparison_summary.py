@@ -32,7 +32,7 @@ class Measure:
 MEASURES = (
     Measure("clean_accuracy", "clean", "{:.1f}", percent=True),
     Measure("robust_accuracy", "PGD", "{:.1f}", percent=True),
-    Measure("subset_robust_accuracy", "AutoAttack (subset)", "{:.1f}", percent=True),
+    Measure("subset_robust_accuracy", "part of AutoAttack", "{:.1f}", percent=True),
     Measure("train_robust_accuracy", "PGD, training images", "{:.1f}", percent=True),
     Measure("curvature_start", "κ at start"),
     Measure("curvature_end", "κ at end"),
@@ -152,8 +152,15 @@ def _difference(difference: PairedDifference | None) -> str:
 
 def _grid(summary: ComparisonSummary) -> tuple[list[str], list[list[str]]]:
     measures = _shown(summary)
-    steps = summary.spec.evaluation.steps
-    heads = ["", *[f"PGD-{steps}" if m.key == "robust_accuracy" else m.title for m in measures]]
+    evaluation = summary.spec.evaluation
+    steps = evaluation.steps
+    titles = {
+        "robust_accuracy": f"PGD-{steps}",
+        "train_robust_accuracy": f"PGD-{steps}, training images",
+        "subset_robust_accuracy": " + ".join(evaluation.autoattack_parts)
+        + f", {evaluation.autoattack_images} images",
+    }
+    heads = ["", *[titles.get(m.key, m.title) for m in measures]]
     heads += ["clean − baseline", f"PGD-{steps} − baseline"]
     lines = []
     for name, cell in summary.means.items():

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -20,12 +20,22 @@ SCHEMA = 3
 
 
 class EvaluationSpec(Strict):
-    """The PGD that measures robust accuracy: on the whole test set, and on the first `train_images` of the training set."""
+    """The PGD that measures robust accuracy: on the whole test set, and on the first `train_images` of the training set.
+
+    autoattack_images: so many test images are attacked by a part of AutoAttack too, `autoattack_parts` (0: none). activations: κ,
+    effective curvature before and after training, and extra parameters are measured too.
+    """
 
     steps: int = Field(20, ge=1)
     step_size: float = Field(0.04, gt=0, allow_inf_nan=False)
     restarts: int = Field(1, ge=1)
     train_images: int = Field(512, ge=1)
+    autoattack_images: int = Field(0, ge=0)
+    autoattack_parts: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"], ...] = (
+        "apgd-ce",
+        "apgd-t",
+    )
+    activations: bool = False
 
 
 class HessianSpec(Strict):

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from curvact.activations import Activation, activation, max_curvature
+from curvact.activations import Activation, activation, activation_parameters, known_curvature
 from curvact.analysis import diagonal_norms
-from curvact.attacks import Attack, SuspectModelWarning, ThreatModel, evaluate, pgd
+from curvact.analysis.effective_curvature import effective_curvature
+from curvact.attacks import Attack, SuspectModelWarning, ThreatModel, ensemble, evaluate, mode, pgd
 from curvact.data import ExtraImages, Splits, load, open_extra
 from curvact.environment import environment
 from curvact.errors import CurvactError
@@ -68,6 +69,7 @@ def _measure(
     atomic_write(folder / "config.json", _json(config))
     atomic_write(folder / "environment.json", _json(environment()))
     history: list[Epoch] = []
+    start = _of_activations(model, data, config, "start")
 
     def remember(epoch: Epoch) -> None:
         history.append(epoch)
@@ -94,7 +96,12 @@ def _measure(
                 extra_fraction=config["data"]["extra_fraction"],
                 on_epoch=remember,
             )
-            record["metrics"] = _metrics(model, data, config, threat_model)
+            record["metrics"] = {
+                **_metrics(model, data, config, threat_model),
+                **start,
+                **_of_activations(model, data, config, "end"),
+                "seconds_per_epoch": round(sum(e.seconds for e in history) / len(history), 4),
+            }
             save_checkpoint(
                 folder / "model.safetensors",
                 model,
@@ -174,11 +181,24 @@ def _metrics(
         "train_clean_accuracy": train.clean,
         "train_robust_accuracy": train.robust,
     }
+    if config["evaluation"]["autoattack_images"]:
+        some = slice(0, config["evaluation"]["autoattack_images"])
+        with mode(model, training=False):
+            verdict = ensemble(
+                model,
+                data.test.inputs(some),
+                data.test.labels[some],
+                threat_model,
+                attacks=config["evaluation"]["autoattack_parts"],
+                mode="fast",
+                seed=seed,
+            )
+        metrics["subset_robust_accuracy"] = verdict.robust_accuracy
     if config["hessian"] is None:
         return metrics
     count = min(config["hessian"]["images"], len(train.x_adv))
     y = data.train.labels[:count]
-    own = {id(p) for module in model.modules() if isinstance(module, Activation) for p in module.parameters()}
+    own = {id(p) for p in activation_parameters(model)}
     exclude = [name for name, p in model.named_parameters() if id(p) in own]
     for label, x in (("clean", data.train.inputs(slice(0, count))), ("adversarial", train.x_adv[:count])):
         try:
@@ -201,9 +221,30 @@ def _metrics(
     return metrics
 
 
-def _max_curvature(name: str) -> float:
-    module = activation(name)
-    return module.max_curvature.value if isinstance(module, Activation) else max_curvature(module).value
+def _of_activations(
+    model: torch.nn.Module, data: Splits, config: dict[str, Any], when: str
+) -> dict[str, float]:
+    """κ (the largest in the model), effective curvature (the mean over call sites) and extra parameters, if asked for."""
+    if not config["evaluation"]["activations"]:
+        return {}
+    kappas = [known_curvature(m) for m in model.modules() if isinstance(m, Activation)]
+    known = [k for k in kappas if k is not None]
+    found: dict[str, float] = {"extra_parameters": sum(p.numel() for p in activation_parameters(model))}
+    if known:
+        found[f"curvature_{when}"] = max(known)
+    some = slice(0, config["evaluation"]["train_images"])
+    try:
+        measured = effective_curvature(model, data.train.inputs(some), batch_statistics=when == "start").mean
+    except CurvactError:  # nothing there that is a function of one number, such as Sparta's gates
+        measured = None
+    if measured is not None:
+        found[f"effective_curvature_{when}"] = measured
+    return found
+
+
+def _max_curvature(name: str) -> float | None:
+    """κ of the activation as it is built; None where it has none (Sparta)."""
+    return known_curvature(activation(name))
 
 
 def _json(content: object) -> str:

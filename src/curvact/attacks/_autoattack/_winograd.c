@@ -1,9 +1,10 @@
 /* 3 x 3 convolution of stride 1 by Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray, arXiv 1509.09308): a quarter of the
    multiplications of the direct sum, in fp32.
 
-   x: count x height x width x in. weight: 36 x in x out, G g G' of every filter. bias: out, or null.
-   out: count x (height + 2 padding - 2) x (width + 2 padding - 2) x out. in and out are multiples of 16. Every tile is computed by itself:
-   neither the other images nor the number of threads alter a bit of it. */
+   x: count x height x width x in. gate: as x, or null; x counts as 0 where it is not above 0. weight: 36 x in x outs, G g G' of every filter.
+   bias: outs, or null. out: count x (height + 2 padding - 2) x (width + 2 padding - 2) x outs. added: as out, or null; added to the result,
+   then what is below 0 becomes 0 if relu. in and outs are multiples of 16. Every tile is computed by itself: neither the other images nor
+   the number of threads alter a bit of it. */
 #include <stdint.h>
 #include <string.h>
 
@@ -19,10 +20,13 @@ enum { BLOCK = 16, SPOTS = 36, TILES = 48, PAD = 16 };
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+typedef int32_t mask __attribute__((vector_size(4 * LANES)));
+
 typedef struct {
-    const float *x, *weight, *bias;
+    const float *x, *gate, *weight, *bias, *added;
     float *out, *scratch;
     int64_t height, width, in, outs, padding, down, across, tiles;
+    int relu;
     int64_t next, share;
 } Job;
 
@@ -50,15 +54,18 @@ static inline __attribute__((always_inline)) void after(const vec m[6], vec *to,
     to[3 * step] = b + 8 * d + m[5];
 }
 
-static void enter(const Job *job, int64_t tile, const float *zeros, float *v) {
+static inline __attribute__((always_inline)) void enter(const Job *job, int64_t tile, const float *zeros, float *v, const int gated) {
     const int64_t image = tile / (job->down * job->across), place = tile % (job->down * job->across);
     const int64_t top = place / job->across * 4 - job->padding, left = place % job->across * 4 - job->padding;
-    const float *from[SPOTS];
+    const float *from[SPOTS], *gate[SPOTS];
     for (int r = 0; r < 6; r++)
         for (int c = 0; c < 6; c++) {
             const int64_t y = top + r, z = left + c;
             const int inside = y >= 0 && y < job->height && z >= 0 && z < job->width;
-            from[6 * r + c] = inside ? job->x + ((image * job->height + y) * job->width + z) * job->in : zeros;
+            const int64_t at = ((image * job->height + y) * job->width + z) * job->in;
+            from[6 * r + c] = inside ? job->x + at : zeros;
+            if (gated)
+                gate[6 * r + c] = inside ? job->gate + at : zeros;
         }
     const int64_t stride = v_stride(job->in);
     for (int64_t channel = 0; channel < job->in; channel += LANES) {
@@ -66,8 +73,11 @@ static void enter(const Job *job, int64_t tile, const float *zeros, float *v) {
         float *to = v + channel / BLOCK * TILES * BLOCK + channel % BLOCK;
         for (int c = 0; c < 6; c++) {
             vec d[6];
-            for (int r = 0; r < 6; r++)
+            for (int r = 0; r < 6; r++) {
                 d[r] = *(const vec *)(from[6 * r + c] + channel);
+                if (gated)
+                    d[r] = (vec)((mask)d[r] & (mask)(*(const vec *)(gate[6 * r + c] + channel) > (vec){0}));
+            }
             before(d, half + c, 6);
         }
         for (int r = 0; r < 6; r++) {
@@ -94,11 +104,18 @@ static void leave(const Job *job, int64_t tile, const float *m) {
                 d[r] = *(const vec *)(m + (6 * r + c) * stride + channel);
             after(d, half + c, 6);
         }
-        float *to = job->out + ((image * height + top) * width + left) * job->outs + channel;
+        const int64_t start = ((image * height + top) * width + left) * job->outs + channel;
         for (int r = 0; r < rows; r++) {
             after(half + 6 * r, line, 1);
-            for (int c = 0; c < columns; c++)
-                *(vec *)(to + (r * width + c) * job->outs) = line[c] + bias;
+            for (int c = 0; c < columns; c++) {
+                const int64_t at = start + (r * width + c) * job->outs;
+                vec sum = line[c] + bias;
+                if (job->added)
+                    sum += *(const vec *)(job->added + at);
+                if (job->relu)
+                    sum = (vec)((mask)sum & ~(mask)(sum < (vec){0}));
+                *(vec *)(job->out + at) = sum;
+            }
         }
     }
 }
@@ -161,7 +178,10 @@ static void work(void *content) {
             return;
         const int64_t here = job->tiles - first < TILES ? job->tiles - first : TILES;
         for (int64_t t = 0; t < here; t++)
-            enter(job, first + t, zeros, v + t * BLOCK);
+            if (job->gate)
+                enter(job, first + t, zeros, v + t * BLOCK, 1);
+            else
+                enter(job, first + t, zeros, v + t * BLOCK, 0);
         for (int spot = 0; spot < SPOTS; spot++) {
             const float *left = v + spot * v_stride(job->in), *right = job->weight + spot * job->in * job->outs;
             float *to = m + spot * m_stride(job->outs);
@@ -177,13 +197,14 @@ static void work(void *content) {
 }
 
 /* scratch: `threads` times what curvact_winograd_scratch says. parallel: OpenMP's GOMP_parallel as torch loaded it, or null. */
-void curvact_winograd(const float *x, const float *weight, const float *bias, float *out, float *scratch, int64_t count, int64_t height,
-                      int64_t width, int64_t in, int64_t outs, int64_t padding, int threads,
-                      void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+void curvact_winograd(const float *x, const float *gate, const float *weight, const float *bias, const float *added, float *out,
+                      float *scratch, int64_t count, int64_t height, int64_t width, int64_t in, int64_t outs, int64_t padding, int relu,
+                      int threads, void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
     const int64_t down = (height + 2 * padding + 1) / 4, across = (width + 2 * padding + 1) / 4;
-    Job job = {x, weight, bias, out, scratch, height, width, in, outs, padding, down, across, count * down * across, 0, 0};
-    if (threads > (job.tiles + TILES - 1) / TILES)
-        threads = (int)((job.tiles + TILES - 1) / TILES);
+    Job job = {x, gate, weight, bias, added, out, scratch, height, width, in, outs, padding, down, across, count * down * across, relu, 0, 0};
+    const int64_t blocks = (job.tiles + TILES - 1) / TILES;
+    if (threads > blocks)
+        threads = (int)blocks;
     if (threads > 1 && parallel)
         parallel(work, &job, (unsigned)threads, 0);
     else

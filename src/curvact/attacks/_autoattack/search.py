@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from curvact.attacks._autoattack.ensemble import Precision
+from curvact.attacks._autoattack.fusion import fused
 from curvact.attacks.pgd import Model
 from curvact.errors import CurvactError
 
@@ -71,6 +72,11 @@ def search_twin(
         if _agrees(Twin(laid_out, channels_last=True), example, truth):
             twin, last = laid_out, True
             notes.append("channels last")
+    if last and precision == "fp32" and not compiled:
+        rewritten, count = fused(twin, example)
+        if count and _agrees(Twin(rewritten, channels_last=True), example, truth):
+            twin = rewritten
+            notes.append(f"{count} convolutions by Winograd")
     if compiled:
         twin = torch.compile(twin)  # type: ignore[assignment]
         notes.append("compiled")

@@ -17,6 +17,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curvact.attacks._autoattack.winograd import WinogradConv2d
+
 LARGEST = 0.5
 """The part of a feature map up to which a window is worth it."""
 
@@ -76,6 +78,9 @@ class Windowed:
     def accept(self, taken: Tensor) -> None:
         """Of the rows of the last call, those that keep the change."""
         assert self._rows is not None
+        taken = taken.nonzero().squeeze(1)
+        if not len(taken):
+            return
         rows = self._rows[taken]
         for name, change in self._changes.items():
             if isinstance(change, _Window):
@@ -124,7 +129,7 @@ class Windowed:
             height, width = self._maps[node.name].shape[2:]
             module = self._modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(module, nn.Conv2d):
-                box = _grown(windows[0].box, module, height, width)
+                box = _union([_grown(windows[0].box, module, height, width), *(w.box for w in windows[1:])])
             else:
                 box = _union([window.box for window in windows])
             if (box[1] - box[0]) * (box[3] - box[2]) <= LARGEST * height * width:
@@ -147,6 +152,8 @@ class Windowed:
                 (box[3] - 1) * t - q + (j - 1) * e + 1,
             )
             source = self._filled(windows[0], wanted, rows)
+            if isinstance(module, WinogradConv2d):
+                return module.padded(source, 0, *(self._filled(window, box, rows) for window in windows[1:]))
             return F.conv2d(
                 source, module.weight, module.bias, module.stride, 0, module.dilation, module.groups
             )
@@ -182,7 +189,7 @@ def windowed(model: nn.Module, example: Tensor, query: Callable[[Tensor], Tensor
         return None
     try:
         with torch.no_grad():
-            made = Windowed(torch.fx.GraphModule(model, _Tracer(example).trace(model)))
+            made = Windowed(torch.fx.GraphModule(model, Tracer(example).trace(model)))
             made.begin(example)
             (height, width), rows = example.shape[2:], torch.arange(len(example))
             box = (height // 2, min(height // 2 + 3, height), width // 2, min(width // 2 + 3, width))
@@ -214,7 +221,7 @@ class _Shaped(torch.fx.Proxy):
         return self.value.size() if dim is None else self.value.size(dim)
 
 
-class _Tracer(torch.fx.Tracer):
+class Tracer(torch.fx.Tracer):
     """Whatever holds no modules is a leaf; every step is also taken on the example."""
 
     def __init__(self, example: Tensor) -> None:

@@ -6,11 +6,10 @@ check. A native kernel does it (`curvact.native_code`); where there is none, the
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -34,63 +33,64 @@ FILTER = (
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A convolution with its weights fixed and transformed, for the outputs and for the gradient with respect to the input."""
+    """A convolution with its weights fixed and transformed, for the outputs and for the gradient with respect to the input.
+
+    relu: whether what it gives out goes through a ReLU.
+    """
 
     filters: Tensor
     turned: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
         super().__init__(
             conv.in_channels, conv.out_channels, 3, padding=conv.padding, bias=conv.bias is not None
         )
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
         weight = conv.weight.detach()
         self.register_buffer("filters", transformed(weight), persistent=False)
         self.register_buffer("turned", transformed(weight.flip(2, 3).transpose(0, 1)), persistent=False)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.padded(input, int(self.padding[0]))
+    def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
+        """added: as the output; added to it, before the ReLU."""
+        return self.padded(input, int(self.padding[0]), added)
 
-    def padded(self, x: Tensor, padding: int) -> Tensor:
+    def padded(self, x: Tensor, padding: int, added: Tensor | None = None) -> Tensor:
         """As `forward`, with another padding: 0, 1 or 2."""
-        out: Tensor = _Winograd.apply(x, self.filters, self.turned, self.bias, padding)  # type: ignore[no-untyped-call]
-        return out
+        arguments = (x, added, self.filters, self.turned, self.bias, padding, self.relu)
+        if torch.is_grad_enabled() and (x.requires_grad or (added is not None and added.requires_grad)):
+            out: Tensor = _Winograd.apply(*arguments)  # type: ignore[no-untyped-call]
+            return out
+        return _convolved(x, None, self.filters, self.bias, padding, added, self.relu)
 
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, filters: Tensor, turned: Tensor, bias: Tensor | None, padding: int
+        ctx: Any,
+        x: Tensor,
+        added: Tensor | None,
+        filters: Tensor,
+        turned: Tensor,
+        bias: Tensor | None,
+        padding: int,
+        relu: bool,
     ) -> Tensor:
-        ctx.save_for_backward(turned)
-        ctx.padding = padding
-        return _convolved(x, filters, bias, padding)
+        out = _convolved(x, None, filters, bias, padding, added, relu)
+        ctx.save_for_backward(turned, *([out] if relu else []))
+        ctx.padding, ctx.sum = padding, added is not None
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (turned,) = ctx.saved_tensors
-        return _convolved(gradient, turned, None, 2 - ctx.padding), None, None, None, None
+        turned, *out = ctx.saved_tensors
+        gate = out[0] if out else None
+        if ctx.sum and gate is not None:  # the other summand wants it, too
+            gradient, gate = torch.ops.aten.threshold_backward(gradient, gate, 0), None
+        inner = _convolved(gradient, gate, turned, None, 2 - ctx.padding) if ctx.needs_input_grad[0] else None
+        return inner, gradient if ctx.sum else None, None, None, None, None, None
 
 
-def with_winograd(model: nn.Module) -> tuple[nn.Module, int]:
-    """A copy in which every convolution that fits is one by Winograd, and their number; 0 on a GPU or without the kernel."""
-    model = copy.deepcopy(model)
-    count = 0
-    if kernel() is None:
-        return model, count
-    made: dict[nn.Module, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if fits(child):
-                assert isinstance(child, nn.Conv2d)
-                if child not in made:
-                    made[child] = WinogradConv2d(child).train(child.training).requires_grad_(False)
-                    count += 1
-                parent._modules[name] = made[child]
-    return model, count
-
-
-def fits(module: nn.Module | None) -> bool:
+def fits(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether the kernel can do this layer, and is likely to do it faster."""
     return (
         type(module) is nn.Conv2d
@@ -114,32 +114,48 @@ def transformed(weight: Tensor) -> Tensor:
     return spots.reshape(36, ins, outs).float().contiguous()
 
 
-def _convolved(x: Tensor, filters: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """x: n×in×H×W → n×out×(H + 2·padding − 2)×(W + 2·padding − 2), channels last."""
+def _convolved(
+    x: Tensor,
+    gate: Tensor | None,
+    filters: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    added: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """x, gate: n×in×H×W; x counts as 0 where gate ≤ 0. Returns, and added is, n×out×(H + 2·padding − 2)×(W + 2·padding − 2)."""
     library = kernel()
     assert library is not None
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.shape[1] != filters.shape[1]:
-        raise ValueError(f"{x.dtype} of shape {tuple(x.shape)} on {x.device} for {filters.shape[1]} channels")
-    x = x.contiguous(memory_format=torch.channels_last)
     count, ins, height, width = x.shape
     outs = filters.shape[2]
     size = (count, outs, height + 2 * padding - 2, width + 2 * padding - 2)
+    for what, tensor, shape in (
+        ("x", x, (count, filters.shape[1], height, width)),
+        ("gate", gate, x.shape),
+        ("added", added, size),
+    ):
+        if tensor is not None and (
+            tensor.shape != shape or tensor.dtype != torch.float32 or tensor.device.type != "cpu"
+        ):
+            raise ValueError(
+                f"{what}: {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}, not {tuple(shape)}"
+            )
+    x, gate, added = (
+        None if t is None else t.contiguous(memory_format=torch.channels_last) for t in (x, gate, added)
+    )
     out = torch.empty(size, memory_format=torch.channels_last)
     if out.numel():
         threads = torch.get_num_threads() if library.parallel else 1
         scratch = torch.empty(threads * library.scratch(ins, outs))
         library.run(
-            x.data_ptr(),
-            filters.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            scratch.data_ptr(),
+            *(None if t is None else t.data_ptr() for t in (x, gate, filters, bias, added, out, scratch)),
             count,
             height,
             width,
             ins,
             outs,
             padding,
+            relu,
             threads,
             library.parallel,
         )
@@ -151,7 +167,7 @@ class _Kernel:
         self.run = loaded.curvact_winograd
         self.run.restype = None
         self.run.argtypes = (
-            [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 6 + [ctypes.c_int, ctypes.c_void_p]
+            [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 6 + [ctypes.c_int] * 2 + [ctypes.c_void_p]
         )
         self.scratch = loaded.curvact_winograd_scratch
         self.scratch.argtypes, self.scratch.restype = [ctypes.c_int64] * 2, ctypes.c_int64

@@ -1,0 +1,100 @@
+"""The CPU kernel of depthwise Sparta: `_sparta.c`, built on first use by the system's C compiler and called through ctypes.
+
+Without it (see `curvact.native_code`) the gate is computed by tensor operations. Which of the two is decided once a process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from curvact import native_code
+
+_SOURCE = Path(__file__).with_name("_sparta.c")
+
+
+@dataclass(frozen=True)
+class _Library:
+    run: Callable[..., int]
+    parallel: int | None
+
+
+_lock = threading.Lock()
+_library: _Library | None = None
+_tried = False
+
+
+def value(x: Tensor, weight: Tensor) -> Tensor | None:
+    """x·sigmoid(depthwise convolution of x), or None where the kernel cannot. x: N×C×H×W in memory; weight: C×1×3×3."""
+    done = _run(x, weight, None)
+    return None if done is None else done[0]
+
+
+def gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The gradients of x and of the weight for that of the value, or None where the kernel cannot."""
+    done = _run(x, weight, grad)
+    if done is None or done[1] is None:
+        return None
+    return done[0], done[1]
+
+
+def _run(x: Tensor, weight: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or not x.numel():
+        return None
+    library = _library if _tried else _load()
+    if library is None:
+        return None
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = x.contiguous(memory_format=layout)
+    n, channels, rows, columns = x.shape
+    taps = weight.detach().to(x.dtype).reshape(channels, 9)
+    taps = taps.t().contiguous() if last else taps.contiguous()
+    out = torch.empty_like(x)
+    parts = None
+    if grad is not None:
+        grad = grad.to(x.dtype).contiguous(memory_format=layout)
+        parts = torch.empty((n, 9, channels) if last else (n, channels, 9), dtype=x.dtype)
+    failed = library.run(
+        x.dtype is torch.float64,
+        last,
+        x.data_ptr(),
+        taps.data_ptr(),
+        None if grad is None else grad.data_ptr(),
+        out.data_ptr(),
+        None if parts is None else parts.data_ptr(),
+        n,
+        channels,
+        rows,
+        columns,
+        torch.get_num_threads(),
+        library.parallel,
+    )
+    if failed:
+        return None
+    if parts is None:
+        return out, None
+    whole = parts.sum(0)
+    return out, (whole.t() if last else whole).reshape(weight.shape)
+
+
+def _load() -> _Library | None:
+    global _library, _tried
+    with _lock:
+        if not _tried:
+            try:
+                loaded = ctypes.CDLL(str(native_code.compiled(_SOURCE)))
+                function = loaded.curvact_sparta
+                number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+                function.argtypes = [number] * 2 + [pointer] * 5 + [size] * 4 + [number, pointer]
+                _library = _Library(function, native_code.parallel())
+            except (native_code.Unavailable, OSError, AttributeError):
+                _library = None
+            _tried = True
+        return _library

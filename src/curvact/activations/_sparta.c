@@ -1,0 +1,263 @@
+/* Depthwise Sparta on the CPU: x·sigmoid(z), z a depthwise 3×3 convolution of x with zeros around the image, and its gradients, in
+one pass over each plane (N×C×H×W) or image (N×H×W×C), which stays in the cache.
+
+Built by _gate.py on first use. The file includes itself, once for float and once for double. A thread takes whole planes or images,
+and the gradient of the weights is returned for each, so that no result depends on the number of threads. */
+
+#ifndef REAL
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16 /* partial sums of a dot product */
+
+typedef struct {
+    const void *x, *weight, *grad; /* grad may be null: then the value is wanted */
+    void *out, *grad_weight;
+    int64_t items, channels, rows, columns, next;
+    int last, failed;
+} Job;
+
+#define REAL float
+#define NAME(name) name##_float
+#include "_sparta.c"
+#undef REAL
+#undef NAME
+
+#define REAL double
+#define NAME(name) name##_double
+#define DOUBLE
+#include "_sparta.c"
+
+/* x, grad, out: N×C×H×W, or N×H×W×C if `last`. weight: C×9, or 9×C if `last`. grad null: out is the value. Otherwise out is the
+   gradient of x, and grad_weight, (N·C)×9 or N×9×C, that of the weight for each plane or image.
+   parallel: OpenMP's GOMP_parallel as torch loaded it, or null. Returns 0, or 1 where there is no memory. */
+int curvact_sparta(int wide, int last, const void *x, const void *weight, const void *grad, void *out, void *grad_weight, int64_t n,
+                   int64_t channels, int64_t rows, int64_t columns, int threads,
+                   void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    Job job = {x, weight, grad, out, grad_weight, last ? n : n * channels, channels, rows, columns, 0, last, 0};
+    void (*work)(void *) = wide ? work_double : work_float;
+    if (threads > job.items) threads = (int)job.items;
+    if (threads > 1 && parallel)
+        parallel(work, &job, (unsigned)threads, 0);
+    else
+        work(&job);
+    return job.failed;
+}
+
+#else /* ---- for one REAL ---- */
+
+#define K(number) ((REAL)(number))
+
+#ifdef DOUBLE
+#define BITS int64_t
+#define MANTISSA 52
+#define BIAS 1023
+#define ROUND 6755399441055744.0 /* 1.5·2⁵²: adding it leaves the nearest integer in the low bits */
+#define CUT 700
+#define TERMS 13
+#define LN2_HIGH 0x1.62e42fee00000p-1
+#define LN2_LOW 0x1.a39ef35793c76p-33
+#else
+#define BITS int32_t
+#define MANTISSA 23
+#define BIAS 127
+#define ROUND 12582912.0
+#define CUT 86
+#define TERMS 7
+#define LN2_HIGH 0x1.62e400p-1
+#define LN2_LOW 0x1.7f7d1cp-20
+#endif
+
+/* 1/(1 + e⁻ᶻ): |z| is cut at CUT, and the exponential is 2ⁿ times its Taylor series at a distance of at most ln(2)/2. */
+static inline REAL NAME(sigmoid)(REAL z) {
+    static const double inverse_factorials[] = {
+        1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
+        1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+    REAL v = -z;
+    v = v > K(CUT) ? K(CUT) : v;
+    v = v < K(-CUT) ? K(-CUT) : v;
+    REAL shifted = v * K(1.44269504088896340736) + K(ROUND);
+    REAL n = shifted - K(ROUND);
+    REAL y = (v - n * K(LN2_HIGH)) - n * K(LN2_LOW);
+    REAL series = K(inverse_factorials[TERMS]);
+    for (int k = TERMS - 1; k >= 0; k--) series = series * y + K(inverse_factorials[k]);
+    BITS bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (BITS)((uint64_t)bits << MANTISSA) + ((BITS)BIAS << MANTISSA);
+    REAL power;
+    memcpy(&power, &bits, sizeof power);
+    return K(1) / (K(1) + series * power);
+}
+
+/* ---- a plane of N×C×H×W, in a frame of zeros: rows of columns + 2, so that one loop runs over all of it ---- */
+
+static void NAME(framed)(const REAL *restrict from, REAL *restrict to, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(to + (i + 1) * (columns + 2) + 1, from + i * columns, (size_t)columns * sizeof(REAL));
+}
+
+static void NAME(unframed)(const REAL *restrict from, REAL *restrict to, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(to + i * columns, from + i * (columns + 2), (size_t)columns * sizeof(REAL));
+}
+
+/* out[p] = Σ w[3a+b]·in[p + a·stride + b] */
+static void NAME(correlate)(const REAL *restrict in, const REAL *restrict w, REAL *restrict out, int64_t length, int64_t stride) {
+    const REAL *r0 = in, *r1 = in + stride, *r2 = in + 2 * stride;
+    for (int64_t p = 0; p < length; p++)
+        out[p] = (w[0] * r0[p] + w[1] * r0[p + 1] + w[2] * r0[p + 2]) + (w[3] * r1[p] + w[4] * r1[p + 1] + w[5] * r1[p + 2]) +
+                 (w[6] * r2[p] + w[7] * r2[p + 1] + w[8] * r2[p + 2]);
+}
+
+/* length, the pixels from the first to the last within the frame, is a multiple of LANES: what is beyond them is 0 in g and x. */
+static void NAME(plane)(const Job *job, int64_t item, REAL *scratch, int64_t frame, int64_t length) {
+    const int64_t rows = job->rows, columns = job->columns, stride = columns + 2, size = rows * columns;
+    const REAL *w = (const REAL *)job->weight + 9 * (item % job->channels);
+    REAL *x = scratch, *g = x + frame, *t = g + frame, *z = t + frame, *out = z + frame;
+    NAME(framed)((const REAL *)job->x + item * size, x, rows, columns);
+    NAME(correlate)(x, w, z, length, stride);
+    const REAL *inside = x + stride + 1;
+    if (!job->grad) {
+        for (int64_t p = 0; p < length; p++) out[p] = inside[p] * NAME(sigmoid)(z[p]);
+        NAME(unframed)(out, (REAL *)job->out + item * size, rows, columns);
+        return;
+    }
+    NAME(framed)((const REAL *)job->grad + item * size, g, rows, columns);
+    const REAL *grad = g + stride + 1;
+    REAL *through = t + stride + 1;
+    for (int64_t p = 0; p < length; p++) {
+        REAL s = NAME(sigmoid)(z[p]), straight = grad[p] * s;
+        through[p] = inside[p] * straight * (K(1) - s);
+        z[p] = straight;
+    }
+    REAL flipped[9];
+    for (int k = 0; k < 9; k++) flipped[k] = w[8 - k];
+    NAME(correlate)(t, flipped, out, length, stride);
+    for (int64_t p = 0; p < length; p++) out[p] += z[p];
+    NAME(unframed)(out, (REAL *)job->out + item * size, rows, columns);
+    for (int k = 0; k < 9; k++) {
+        const REAL *shifted = x + (k / 3) * stride + k % 3;
+        REAL sums[LANES] = {0}, total = 0;
+        for (int64_t p = 0; p < length; p += LANES)
+            for (int lane = 0; lane < LANES; lane++) sums[lane] += through[p + lane] * shifted[p + lane];
+        for (int lane = 0; lane < LANES; lane++) total += sums[lane];
+        ((REAL *)job->grad_weight)[9 * item + k] = total;
+    }
+}
+
+/* ---- an image of N×H×W×C ---- */
+
+/* The pixels under the kernel at (i, j): how many there are, their taps, and their places in units of pixels. */
+static inline int NAME(under)(int64_t i, int64_t j, int64_t rows, int64_t columns, int *taps, int64_t *places) {
+    int count = 0;
+    for (int64_t a = i > 0 ? -1 : 0; a <= (i + 1 < rows); a++)
+        for (int64_t b = j > 0 ? -1 : 0; b <= (j + 1 < columns); b++) {
+            taps[count] = (int)(3 * (a + 1) + b + 1);
+            places[count++] = (i + a) * columns + j + b;
+        }
+    return count;
+}
+
+static inline void NAME(add_products)(const REAL *restrict a, const REAL *restrict b, REAL *restrict to, int64_t channels) {
+    for (int64_t c = 0; c < channels; c++) to[c] += a[c] * b[c];
+}
+
+static void NAME(gathered)(const REAL *restrict in, const REAL *restrict w, REAL *restrict z, int64_t channels, int count,
+                           const int *taps, const int64_t *places, int sign) {
+    if (count == 9) { /* inside: all of a channel's sum in registers */
+        const REAL *v[9], *u[9];
+        for (int k = 0; k < 9; k++) {
+            v[k] = in + places[k] * channels;
+            u[k] = w + (sign > 0 ? taps[k] : 8 - taps[k]) * channels;
+        }
+        for (int64_t c = 0; c < channels; c++)
+            z[c] = (u[0][c] * v[0][c] + u[1][c] * v[1][c] + u[2][c] * v[2][c]) +
+                   (u[3][c] * v[3][c] + u[4][c] * v[4][c] + u[5][c] * v[5][c]) +
+                   (u[6][c] * v[6][c] + u[7][c] * v[7][c] + u[8][c] * v[8][c]);
+        return;
+    }
+    memset(z, 0, (size_t)channels * sizeof(REAL));
+    for (int k = 0; k < count; k++)
+        NAME(add_products)(w + (sign > 0 ? taps[k] : 8 - taps[k]) * channels, in + places[k] * channels, z, channels);
+}
+
+static void NAME(gate_value)(const REAL *restrict x, const REAL *restrict z, REAL *restrict out, int64_t channels) {
+    for (int64_t c = 0; c < channels; c++) out[c] = x[c] * NAME(sigmoid)(z[c]);
+}
+
+static void NAME(gate_gradient)(const REAL *restrict x, const REAL *restrict z, const REAL *restrict grad, REAL *restrict straight,
+                                REAL *restrict through, int64_t channels) {
+    for (int64_t c = 0; c < channels; c++) {
+        REAL s = NAME(sigmoid)(z[c]);
+        straight[c] = grad[c] * s;
+        through[c] = x[c] * straight[c] * (K(1) - s);
+    }
+}
+
+static void NAME(image)(const Job *job, int64_t item, REAL *scratch) {
+    const int64_t rows = job->rows, columns = job->columns, channels = job->channels, size = rows * columns * channels;
+    const REAL *x = (const REAL *)job->x + item * size, *w = job->weight;
+    const REAL *grad = job->grad ? (const REAL *)job->grad + item * size : 0;
+    REAL *out = (REAL *)job->out + item * size, *z = scratch, *through = scratch + channels;
+    REAL *sums = job->grad ? (REAL *)job->grad_weight + 9 * channels * item : 0;
+    int taps[9];
+    int64_t places[9];
+    if (sums) memset(sums, 0, (size_t)(9 * channels) * sizeof(REAL));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) {
+            int64_t at = (i * columns + j) * channels;
+            int count = NAME(under)(i, j, rows, columns, taps, places);
+            NAME(gathered)(x, w, z, channels, count, taps, places, 1);
+            if (!grad) {
+                NAME(gate_value)(x + at, z, out + at, channels);
+                continue;
+            }
+            NAME(gate_gradient)(x + at, z, grad + at, out + at, through + at, channels);
+            for (int k = 0; k < count; k++)
+                NAME(add_products)(through + at, x + places[k] * channels, sums + taps[k] * channels, channels);
+        }
+    if (!grad) return;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) {
+            int64_t at = (i * columns + j) * channels;
+            int count = NAME(under)(i, j, rows, columns, taps, places);
+            NAME(gathered)(through, w, z, channels, count, taps, places, -1);
+            for (int64_t c = 0; c < channels; c++) out[at + c] += z[c];
+        }
+}
+
+static void NAME(work)(void *data) {
+    Job *job = data;
+    const int64_t stride = job->columns + 2;
+    const int64_t length = (job->rows * stride + LANES - 1) / LANES * LANES;
+    const int64_t frame = length + 2 * stride + 2 + LANES;
+    const int64_t size = job->last ? job->channels * (1 + job->rows * job->columns) : 5 * frame;
+    REAL *scratch = calloc((size_t)size, sizeof(REAL));
+    if (!scratch) {
+        job->failed = 1;
+        return;
+    }
+    for (;;) {
+        int64_t item = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (item >= job->items) break;
+        if (job->last)
+            NAME(image)(job, item, scratch);
+        else
+            NAME(plane)(job, item, scratch, frame, length);
+    }
+    free(scratch);
+}
+
+#undef K
+#undef BITS
+#undef MANTISSA
+#undef BIAS
+#undef ROUND
+#undef CUT
+#undef TERMS
+#undef LN2_HIGH
+#undef LN2_LOW
+
+#endif
