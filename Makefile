@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/digits
 
-.PHONY: demo test slow lint bench setup clean
+.PHONY: demo test slow lint bench second-opinion setup clean
 
 demo: $(READY)
 	$(BIN)/curvact study run studies/digits.yaml --out $(DEMO) --resume
@@ -25,6 +25,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/verdict_calibration.py
 	$(BIN)/python benchmarks/input_pipeline.py
+	$(BIN)/python benchmarks/training.py
+
+# Peers in an environment of their own: adv_lib, foolbox, torchattacks, curvlinops, PyHessian agree with us.
+second-opinion: $(READY)
+	bash tests/second_opinion/setup.sh
 
 setup: $(READY)
 

@@ -346,7 +346,7 @@ def test_uneven_batches_from_any_source_give_the_answer_of_all_data_at_once() ->
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3, shuffle=True)
     for options in ({"exact": True}, {"probes": 6, "deflation": 3}, {"probes": 6, "method": "ggn"}):
         whole = hs.diagonal_norms(model, x, y, generator=seeded(), **options)  # type: ignore[arg-type]
-        for batches in (pieces, lambda: iter(pieces), loader):
+        for batches in (pieces,) if "exact" in options else (lambda: iter(pieces), loader):
             got = hs.diagonal_norms(model, batches=batches, generator=seeded(), **options)  # type: ignore[arg-type]
             for name in ("rms", "gradient_relative", "scale_invariant"):
                 assert getattr(got, name).value == pytest.approx(getattr(whole, name).value, rel=1e-8)
@@ -393,7 +393,7 @@ def test_layers_add_up_and_are_exact_where_the_whole_is() -> None:
     assert max(map(abs, scores)) < 5  # ten correlated scores
     squares = sum(layer.rms.value**2 * layer.parameters for layer in norms.layers.values())
     assert squares == pytest.approx(norms.rms.value**2 * norms.parameters, rel=1e-10)
-    with pytest.raises(CurvactError, match="did you mean '3.conv1.weight'"):
+    with pytest.raises(CurvactError, match=r"did you mean '3\.conv1\.weight'"):
         hs.exact_diagonals(model, x, y, only=["3.conv1.wieght"])
 
 
@@ -455,12 +455,12 @@ def test_taking_the_ggn_out_leaves_the_estimate_unbiased_and_its_noise_smaller()
     runs = [
         [
             hs.diagonal_norms(model, x, y, probes=16, method=method, deflation=0, generator=seeded(s)).rms
-            for s in range(12)
+            for s in range(8)
         ]
         for method in ("ggn", "deflation")
     ]
     ggn, plain = ([run.value - truth for run in each] for each in runs)
-    assert abs(np.mean(ggn)) <= 4 * np.std(ggn) / math.sqrt(12)
+    assert abs(np.mean(ggn)) <= 4 * np.std(ggn) / math.sqrt(8)
     assert np.std(ggn) < 0.5 * np.std(plain)
 
 
@@ -470,7 +470,7 @@ def test_without_a_diagonal_ggn_deflation_takes_its_place() -> None:
     norms = hs.diagonal_norms(model, x, y, relative_error=0.1, generator=seeded())
     truth = hs.diagonal_norms(model, x, y, exact=True)
     assert abs(norms.rms.value - truth.rms.value) <= 0.4 * truth.rms.value
-    with pytest.raises(CurvactError, match="one by one|depend on the others"):
+    with pytest.raises(CurvactError, match=r"one by one|depend on the others"):
         hs.diagonal_norms(model, x, y, relative_error=0.1, method="ggn", generator=seeded())
 
 

@@ -1,5 +1,5 @@
 /* Depthwise Sparta on the CPU: x·sigmoid(z), z a depthwise 3×3 convolution of x with zeros around the image, and its gradients, in
-one pass over each plane (N×C×H×W) or image (N×H×W×C), which stays in the cache.
+one pass over each plane (N×C×H×W), or over some channels of an image (N×H×W×C), which stay in the cache.
 
 Built by _gate.py on first use. The file includes itself, once for float and once for double. A thread takes whole planes or images,
 and the gradient of the weights is returned for each, so that no result depends on the number of threads. */
@@ -10,7 +10,8 @@ and the gradient of the weights is returned for each, so that no result depends 
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16 /* partial sums of a dot product */
+#define LANES 16 /* partial sums of a dot product; channels taken together */
+#define ALIGNMENT (LANES * sizeof(double))
 
 typedef struct {
     const void *x, *weight, *grad; /* grad may be null: then the value is wanted */
@@ -36,7 +37,7 @@ typedef struct {
 int curvact_sparta(int wide, int last, const void *x, const void *weight, const void *grad, void *out, void *grad_weight, int64_t n,
                    int64_t channels, int64_t rows, int64_t columns, int threads,
                    void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
-    Job job = {x, weight, grad, out, grad_weight, last ? n : n * channels, channels, rows, columns, 0, last, 0};
+    Job job = {x, weight, grad, out, grad_weight, n * (last ? (channels + LANES - 1) / LANES : channels), channels, rows, columns, 0, last, 0};
     void (*work)(void *) = wide ? work_double : work_float;
     if (threads > job.items) threads = (int)job.items;
     if (threads > 1 && parallel)
@@ -147,103 +148,98 @@ static void NAME(plane)(const Job *job, int64_t item, REAL *scratch, int64_t fra
     }
 }
 
-/* ---- an image of N×H×W×C ---- */
+/* ---- LANES channels of an image of N×H×W×C, in a frame of zeros too ---- */
 
-/* The pixels under the kernel at (i, j): how many there are, their taps, and their places in units of pixels. */
-static inline int NAME(under)(int64_t i, int64_t j, int64_t rows, int64_t columns, int *taps, int64_t *places) {
-    int count = 0;
-    for (int64_t a = i > 0 ? -1 : 0; a <= (i + 1 < rows); a++)
-        for (int64_t b = j > 0 ? -1 : 0; b <= (j + 1 < columns); b++) {
-            taps[count] = (int)(3 * (a + 1) + b + 1);
-            places[count++] = (i + a) * columns + j + b;
-        }
-    return count;
+typedef REAL NAME(lanes) __attribute__((vector_size(LANES * sizeof(REAL))));
+
+static void NAME(pixels)(const REAL *from, REAL *to, int64_t rows, int64_t columns, int64_t channels, int64_t some) {
+    for (int64_t i = 0; i < rows; i++) {
+        REAL *row = to + ((i + 1) * (columns + 2) + 1) * LANES;
+        for (int64_t j = 0; j < columns; j++, from += channels, row += LANES)
+            if (some == LANES)
+                memcpy(row, from, LANES * sizeof(REAL));
+            else
+                memcpy(row, from, (size_t)some * sizeof(REAL));
+    }
 }
 
-static inline void NAME(add_products)(const REAL *restrict a, const REAL *restrict b, REAL *restrict to, int64_t channels) {
-    for (int64_t c = 0; c < channels; c++) to[c] += a[c] * b[c];
+static void NAME(pixels_back)(const REAL *from, REAL *to, int64_t rows, int64_t columns, int64_t channels, int64_t some) {
+    for (int64_t i = 0; i < rows; i++) {
+        const REAL *row = from + i * (columns + 2) * LANES;
+        for (int64_t j = 0; j < columns; j++, to += channels, row += LANES)
+            if (some == LANES)
+                memcpy(to, row, LANES * sizeof(REAL));
+            else
+                memcpy(to, row, (size_t)some * sizeof(REAL));
+    }
 }
 
-static void NAME(gathered)(const REAL *restrict in, const REAL *restrict w, REAL *restrict z, int64_t channels, int count,
-                           const int *taps, const int64_t *places, int sign) {
-    if (count == 9) { /* inside: all of a channel's sum in registers */
-        const REAL *v[9], *u[9];
-        for (int k = 0; k < 9; k++) {
-            v[k] = in + places[k] * channels;
-            u[k] = w + (sign > 0 ? taps[k] : 8 - taps[k]) * channels;
-        }
-        for (int64_t c = 0; c < channels; c++)
-            z[c] = (u[0][c] * v[0][c] + u[1][c] * v[1][c] + u[2][c] * v[2][c]) +
-                   (u[3][c] * v[3][c] + u[4][c] * v[4][c] + u[5][c] * v[5][c]) +
-                   (u[6][c] * v[6][c] + u[7][c] * v[7][c] + u[8][c] * v[8][c]);
+static void NAME(correlate_lanes)(const NAME(lanes) *restrict in, const NAME(lanes) *restrict w, NAME(lanes) *restrict out,
+                                  int64_t length, int64_t stride) {
+    const NAME(lanes) *r0 = in, *r1 = in + stride, *r2 = in + 2 * stride;
+    for (int64_t p = 0; p < length; p++)
+        out[p] = (w[0] * r0[p] + w[1] * r0[p + 1] + w[2] * r0[p + 2]) + (w[3] * r1[p] + w[4] * r1[p + 1] + w[5] * r1[p + 2]) +
+                 (w[6] * r2[p] + w[7] * r2[p + 1] + w[8] * r2[p + 2]);
+}
+
+/* item: an image and LANES of its channels, or the rest of them. */
+static void NAME(image)(const Job *job, int64_t item, REAL *scratch, int64_t frame) {
+    const int64_t rows = job->rows, columns = job->columns, channels = job->channels, stride = columns + 2;
+    const int64_t length = rows * stride - 2, blocks = (channels + LANES - 1) / LANES, first = item % blocks * LANES;
+    const int64_t some = channels - first < LANES ? channels - first : LANES;
+    const int64_t start = item / blocks * rows * columns * channels + first, inside = (stride + 1) * LANES;
+    REAL *x = scratch, *g = x + frame, *t = g + frame, *z = t + frame, *out = z + frame;
+    NAME(lanes) w[9], flipped[9];
+    memset(w, 0, sizeof w);
+    for (int k = 0; k < 9; k++)
+        memcpy(&w[k], (const REAL *)job->weight + k * channels + first, (size_t)some * sizeof(REAL));
+    NAME(pixels)((const REAL *)job->x + start, x, rows, columns, channels, some);
+    NAME(correlate_lanes)((NAME(lanes) *)x, w, (NAME(lanes) *)z, length, stride);
+    if (!job->grad) {
+        for (int64_t p = 0; p < length * LANES; p++) out[p] = x[inside + p] * NAME(sigmoid)(z[p]);
+        NAME(pixels_back)(out, (REAL *)job->out + start, rows, columns, channels, some);
         return;
     }
-    memset(z, 0, (size_t)channels * sizeof(REAL));
-    for (int k = 0; k < count; k++)
-        NAME(add_products)(w + (sign > 0 ? taps[k] : 8 - taps[k]) * channels, in + places[k] * channels, z, channels);
-}
-
-static void NAME(gate_value)(const REAL *restrict x, const REAL *restrict z, REAL *restrict out, int64_t channels) {
-    for (int64_t c = 0; c < channels; c++) out[c] = x[c] * NAME(sigmoid)(z[c]);
-}
-
-static void NAME(gate_gradient)(const REAL *restrict x, const REAL *restrict z, const REAL *restrict grad, REAL *restrict straight,
-                                REAL *restrict through, int64_t channels) {
-    for (int64_t c = 0; c < channels; c++) {
-        REAL s = NAME(sigmoid)(z[c]);
-        straight[c] = grad[c] * s;
-        through[c] = x[c] * straight[c] * (K(1) - s);
+    NAME(pixels)((const REAL *)job->grad + start, g, rows, columns, channels, some);
+    for (int64_t p = 0; p < length * LANES; p++) {
+        REAL s = NAME(sigmoid)(z[p]), straight = g[inside + p] * s;
+        t[inside + p] = x[inside + p] * straight * (K(1) - s);
+        z[p] = straight;
     }
-}
-
-static void NAME(image)(const Job *job, int64_t item, REAL *scratch) {
-    const int64_t rows = job->rows, columns = job->columns, channels = job->channels, size = rows * columns * channels;
-    const REAL *x = (const REAL *)job->x + item * size, *w = job->weight;
-    const REAL *grad = job->grad ? (const REAL *)job->grad + item * size : 0;
-    REAL *out = (REAL *)job->out + item * size, *z = scratch, *through = scratch + channels;
-    REAL *sums = job->grad ? (REAL *)job->grad_weight + 9 * channels * item : 0;
-    int taps[9];
-    int64_t places[9];
-    if (sums) memset(sums, 0, (size_t)(9 * channels) * sizeof(REAL));
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) {
-            int64_t at = (i * columns + j) * channels;
-            int count = NAME(under)(i, j, rows, columns, taps, places);
-            NAME(gathered)(x, w, z, channels, count, taps, places, 1);
-            if (!grad) {
-                NAME(gate_value)(x + at, z, out + at, channels);
-                continue;
-            }
-            NAME(gate_gradient)(x + at, z, grad + at, out + at, through + at, channels);
-            for (int k = 0; k < count; k++)
-                NAME(add_products)(through + at, x + places[k] * channels, sums + taps[k] * channels, channels);
-        }
-    if (!grad) return;
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) {
-            int64_t at = (i * columns + j) * channels;
-            int count = NAME(under)(i, j, rows, columns, taps, places);
-            NAME(gathered)(through, w, z, channels, count, taps, places, -1);
-            for (int64_t c = 0; c < channels; c++) out[at + c] += z[c];
-        }
+    for (int k = 0; k < 9; k++) flipped[k] = w[8 - k];
+    NAME(correlate_lanes)((NAME(lanes) *)t, flipped, (NAME(lanes) *)out, length, stride);
+    for (int64_t p = 0; p < length * LANES; p++) out[p] += z[p];
+    NAME(pixels_back)(out, (REAL *)job->out + start, rows, columns, channels, some);
+    const NAME(lanes) *through = (NAME(lanes) *)(t + inside), *r0 = (NAME(lanes) *)x, *r1 = r0 + stride, *r2 = r1 + stride;
+    NAME(lanes) sums[9];
+    memset(sums, 0, sizeof sums);
+    for (int64_t p = 0; p < length; p++) {
+        const NAME(lanes) v = through[p];
+        sums[0] += v * r0[p], sums[1] += v * r0[p + 1], sums[2] += v * r0[p + 2];
+        sums[3] += v * r1[p], sums[4] += v * r1[p + 1], sums[5] += v * r1[p + 2];
+        sums[6] += v * r2[p], sums[7] += v * r2[p + 1], sums[8] += v * r2[p + 2];
+    }
+    REAL *to = (REAL *)job->grad_weight + 9 * channels * (item / blocks) + first;
+    for (int k = 0; k < 9; k++) memcpy(to + k * channels, &sums[k], (size_t)some * sizeof(REAL));
 }
 
 static void NAME(work)(void *data) {
     Job *job = data;
-    const int64_t stride = job->columns + 2;
+    const int64_t stride = job->columns + 2, pixels = job->last ? LANES : 1;
     const int64_t length = (job->rows * stride + LANES - 1) / LANES * LANES;
-    const int64_t frame = length + 2 * stride + 2 + LANES;
-    const int64_t size = job->last ? job->channels * (1 + job->rows * job->columns) : 5 * frame;
-    REAL *scratch = calloc((size_t)size, sizeof(REAL));
+    const int64_t frame = (length + 2 * stride + 2 + LANES) / LANES * LANES * pixels;
+    const size_t bytes = (size_t)(5 * frame) * sizeof(REAL);
+    REAL *scratch = aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     if (!scratch) {
         job->failed = 1;
         return;
     }
+    memset(scratch, 0, bytes);
     for (;;) {
         int64_t item = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
         if (item >= job->items) break;
         if (job->last)
-            NAME(image)(job, item, scratch);
+            NAME(image)(job, item, scratch, frame);
         else
             NAME(plane)(job, item, scratch, frame, length);
     }

@@ -433,9 +433,12 @@ class _Linear:
             loss = p.loss(self.out, y)
             # A value that no parameter reaches needs no δ: its S is 0.
             moved = [i for i, value in enumerate(values) if value.requires_grad]
-            rows = torch.autograd.grad(
-                loss, [values[i] for i in moved], retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            rows: Sequence[Tensor] = ()
+            if moved:
+                ends = [values[i] for i in moved]
+                rows = torch.autograd.grad(
+                    loss, ends, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
             deltas = dict(zip(moved, rows, strict=True))
             self.fixed = self.out.detach().requires_grad_()
             (self.slope,) = torch.autograd.grad(p.loss(self.fixed, y), self.fixed, create_graph=True)
