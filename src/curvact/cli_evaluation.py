@@ -161,7 +161,12 @@ def evaluate_command(
             highlight=False,
         )
         for finding in checklist:
-            console.print(f"  {escape(str(finding))}", highlight=False, style="bold" if finding.alarm else "")
+            console.print(
+                f"  {escape(str(finding))}",
+                highlight=False,
+                soft_wrap=True,
+                style="bold" if finding.alarm else "",
+            )
     console.print(f"record: {path}", highlight=False, soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from curvact.activations import (
     Activation,
     Sparta,
+    _gate,
     activation,
     activation_parameters,
     as_factory,
@@ -22,6 +23,7 @@ from curvact.activations import (
     max_curvature,
     name_of,
     register,
+    set_fusion,
     swap_activations,
     takes_channels,
 )
@@ -221,6 +223,100 @@ def test_compiles_as_one_graph(name: str) -> None:
     torch.testing.assert_close(
         torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(want.sum(), inputs), rtol=1e-11, atol=1e-12
     )
+
+
+# ---- the native kernel of the depthwise variant ----
+
+no_kernel = pytest.mark.skipif(_gate._load() is None, reason="no C compiler here: there is no kernel to test")
+
+
+@no_kernel
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 37), st.integers(1, 9), st.integers(1, 19)),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=20, deadline=None)
+def test_kernel_against_tensor_operations(
+    layout: torch.memory_format, dtype: torch.dtype, shape: tuple[int, int, int, int], seed: int
+) -> None:
+    x = (3 * normal(*shape, seed=seed)).to(memory_format=layout)
+    weight, grad = normal(shape[1], 1, 3, 3, seed=seed + 1), normal(*shape, seed=seed + 2)
+    inputs = (x.clone().requires_grad_(), weight.clone().requires_grad_())
+    z = torch.nn.functional.conv2d(*inputs, padding=1, groups=shape[1])
+    want = inputs[0] * torch.sigmoid(z)
+    by_x, by_weight = torch.autograd.grad(want, inputs, grad)
+    got = _gate.value(x.to(dtype), weight.to(dtype))
+    gradients = _gate.gradients(x.to(dtype), weight.to(dtype), grad.to(dtype))
+    assert got is not None
+    assert gradients is not None
+    # float32: rounding of arguments up to 30 of the sigmoid, and of sums of 9 and of up to 513 terms.
+    tolerance = {"rtol": 2e-5, "atol": 2e-4} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(got.double(), want.detach(), **tolerance)
+    torch.testing.assert_close(gradients[0].double(), by_x, **tolerance)
+    torch.testing.assert_close(gradients[1].double(), by_weight, **tolerance)
+    assert gradients[1].shape == weight.shape
+    assert got.stride() == x.to(dtype).stride()
+
+
+@no_kernel
+def test_the_number_of_threads_changes_nothing() -> None:
+    """Every plane or image is summed by itself, and the planes together afterwards."""
+    threads = torch.get_num_threads()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = normal(5, 20, 7, 6, dtype=torch.float32).to(memory_format=layout)
+        weight = normal(20, 1, 3, 3, dtype=torch.float32)
+        results = []
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append((_gate.value(x, weight), *(_gate.gradients(x, weight, x) or ())))
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
+
+
+@no_kernel
+def test_the_kernel_is_used_and_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    act, x = made(FORMS[0]), normal(2, 3, 5, 5)
+
+    def step() -> list[Tensor]:
+        t = x.clone().requires_grad_()
+        y = act(t)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [t, *act.parameters()])]
+
+    calls: list[str] = []
+    for name in ("value", "gradients"):
+        plain = getattr(_gate, name)
+        monkeypatch.setattr(_gate, name, lambda *a, n=name, f=plain: (calls.append(n), f(*a))[1])
+    native = step()
+    assert calls == ["value", "gradients"]
+    set_fusion("plain")
+    try:
+        other = step()
+    finally:
+        set_fusion("auto")
+    assert calls == ["value", "gradients"]
+    torch.testing.assert_close(native, other, rtol=1e-12, atol=1e-13)
+
+
+@no_kernel
+def test_what_is_not_a_number_stays_near_where_it_was() -> None:
+    x = normal(1, 1, 9, 9)
+    x[0, 0, 4, 8] = float("nan")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = normal(1, 1, 3, 3)
+        out, gradient = (
+            _gate.value(x.to(memory_format=layout), weight),
+            _gate.gradients(x, weight, torch.ones_like(x)),
+        )
+        assert out is not None
+        assert gradient is not None
+        assert int(out.isnan().sum()) == 6
+        assert int(gradient[0].isnan().sum()) == 15
+        # The next call, on the same thread, starts clean.
+        assert bool(_gate.value(x.nan_to_num(), weight).isfinite().all())  # type: ignore[union-attr]
 
 
 # ---- numbers and layouts ----

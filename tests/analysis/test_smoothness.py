@@ -215,7 +215,9 @@ def test_differences_on_a_network_are_those_by_hand() -> None:
     assert linf.drift == pytest.approx(
         float((near - there).flatten(1).norm(dim=1).mean()), rel=1e-9, abs=1e-14
     )
-    assert linf.loss == pytest.approx(float(F.cross_entropy(copy.deepcopy(model).eval()(near), y)), rel=1e-12)
+    assert linf.loss == pytest.approx(
+        float(F.cross_entropy(copy.deepcopy(model).eval()(near), y).detach()), rel=1e-12
+    )
 
 
 # ---- the model comes back ----
@@ -533,8 +535,9 @@ def test_equal_loss_on_a_linear_model_is_the_ratio_of_dual_norms() -> None:
         model[0].weight.copy_(torch.stack([w, -w]))  # type: ignore[operator]
     x = 0.5 + 0.1 * (torch.rand(20, 4, generator=torch.Generator().manual_seed(0)).double() - 0.5)
     matched = match_radii(model, x, torch.arange(20) % 2, 0.05, rule="loss", steps=40, bisections=20)
-    # PGD ends in the corner, and within 2.5ε/40 of the direction: an error of second order.
-    assert matched.l2 == pytest.approx(0.05 * float(w.abs().sum() / w.norm()), rel=2e-3)
+    # PGD with steps of 2.5ε/40 ends in the corner for L∞, but for L2 shrinks the angle of its random start to only e^{−2.4} of it:
+    # some 5 degrees, 1 % of the strength, so that ε₂ comes out that much too high.
+    assert 1 <= matched.l2 / (0.05 * float(w.abs().sum() / w.norm())) < 1.03
     assert matched.reached == pytest.approx(matched.target, rel=1e-3)
     accuracy = match_radii(model, x, torch.arange(20) % 2, 0.05, rule="accuracy", steps=10)
     assert abs(accuracy.reached - accuracy.target) <= 0.1

@@ -6,7 +6,9 @@ Without it (see `curvact.native_code`) the gate is computed by tensor operations
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +95,22 @@ def _load() -> _Library | None:
                 function = loaded.curvact_sparta
                 number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
                 function.argtypes = [number] * 2 + [pointer] * 5 + [size] * 4 + [number, pointer]
-                _library = _Library(function, native_code.parallel())
+                function.restype = number
+                if _sound(function):
+                    _library = _Library(function, native_code.parallel())
             except (native_code.Unavailable, OSError, AttributeError):
                 _library = None
             _tried = True
         return _library
+
+
+def _sound(function: Callable[..., int]) -> bool:
+    """Whether Swish(1) comes out right: a guard against a compiler that breaks floating-point rules."""
+    points = [-700.0, -30.0, -1.0, -1e-3, 0.0, 0.5, 3.0, 40.0]
+    x, weight, out = array("d", points), array("d", [0.0] * 4 + [1.0] + [0.0] * 4), array("d", bytes(64))
+    at_x, at_weight, at_out = (a.buffer_info()[0] for a in (x, weight, out))
+    function(1, 0, at_x, at_weight, None, at_out, None, 1, 1, 2, 4, 1, None)
+    return all(
+        math.isclose(got, u / (1 + math.exp(-u)), rel_tol=1e-14, abs_tol=1e-300)
+        for u, got in zip(points, out, strict=True)
+    )

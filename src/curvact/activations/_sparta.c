@@ -150,7 +150,7 @@ static void NAME(plane)(const Job *job, int64_t item, REAL *scratch, int64_t fra
 
 /* ---- LANES channels of an image of N×H×W×C, in a frame of zeros too ---- */
 
-typedef REAL NAME(lanes) __attribute__((vector_size(LANES * sizeof(REAL))));
+typedef REAL NAME(lanes) __attribute__((vector_size(LANES * sizeof(REAL)), may_alias));
 
 static void NAME(pixels)(const REAL *from, REAL *to, int64_t rows, int64_t columns, int64_t channels, int64_t some) {
     for (int64_t i = 0; i < rows; i++) {

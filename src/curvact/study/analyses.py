@@ -18,6 +18,7 @@ from curvact.analysis.smoothness import MatchingRule, fixed_pgd, match_radii, sm
 from curvact.analysis.spectrum import SpectralDensity, spectral_density, top_eigenvalues, trace
 from curvact.analysis.split import diagonal_split
 from curvact.attacks import ThreatModel
+from curvact.attacks.pgd import mode
 from curvact.data import Splits
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator
@@ -365,7 +366,8 @@ def _attacked(
 ) -> Tensor:
     attack = fixed_pgd(threat_model, steps=steps, seed=seed)
     parts = zip(torch.split(x, size), torch.split(y, size), strict=True)
-    return torch.cat([attack(model, images, labels).detach() for images, labels in parts])
+    with mode(model, training=False):
+        return torch.cat([attack(model, images, labels).detach() for images, labels in parts])
 
 
 def _spectrum(

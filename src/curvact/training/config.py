@@ -57,14 +57,29 @@ class Test(Strict):
     images: int | None = Field(None, ge=1)
 
 
+class ActivationFrom(Strict):
+    """A learned activation to begin with, see `curvact transfer`. path: its file. frozen: whether it stays as it is.
+
+    sha256: of its content; filled in when the run begins.
+    """
+
+    path: str
+    frozen: bool = True
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+
 class TrainConfig(Strict):
-    """A training run. activation: a name such as "rctaf(curvature=6)". seed: of everything random."""
+    """A training run. activation: a name such as "rctaf(curvature=6)". seed: of everything random.
+
+    activation_from: a learned activation, whose name and scope then take the place of `activation` and `model.scope`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
     data: DataSpec = DataSpec()
     model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
     activation: str = "relu"
+    activation_from: ActivationFrom | None = None
     threat_model: ThreatSpec = ThreatSpec()
     training: Recipe = Recipe()
     test: Test = Test()

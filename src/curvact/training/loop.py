@@ -212,6 +212,12 @@ class _Training:
         self.history: list[Epoch] = []
         self.before: dict[str, Tensor] | None = None
         self.steps_per_epoch = batches_per_epoch(self.data.train, recipe.batch_size, extra, extra_fraction)
+        if not self._is_large_enough(self.steps_per_epoch - 1):
+            self.steps_per_epoch -= 1
+        if self.steps_per_epoch < 1:
+            raise CurvactError(
+                f"{len(self.data.train)} training images: at least two for each of {fabric.world_size} processes"
+            )
         self.total = recipe.epochs * self.steps_per_epoch
         if recipe.budget is not None:
             self.total = max(1, (recipe.budget - self.recalibration_cost()) // self.cost())
@@ -232,16 +238,10 @@ class _Training:
             started = time.perf_counter()
             self.model.train()
             for x, y in islice(self._batches(), self.batch, None):
-                if self.step >= self.total:
+                if self.step == self.total or self.batch == self.steps_per_epoch:
                     break
-                whole = whole_batch(
-                    self.data.train, self.recipe.batch_size, self.batch, self.extra, self.extra_fraction
-                )
+                self._train_batch(x, y)
                 self.batch += 1
-                if whole < 2 * self.fabric.world_size:  # batch norm has no variance of one value
-                    self.total -= 1
-                    continue
-                self._train_batch(x, y, whole)
                 if len(self.losses) % CHECK_EVERY == 0:
                     on_step(self._check())
                     if state is not None and self._all_agree(time.monotonic() - saved > save_every):
@@ -263,7 +263,8 @@ class _Training:
         self._settle()
         return self.history
 
-    def _train_batch(self, x: Tensor, y: Tensor, whole: int) -> None:
+    def _train_batch(self, x: Tensor, y: Tensor) -> None:
+        whole = self._whole(self.batch)
         self.rate = learning_rate(self.recipe, self.step, self.total)
         for group in self.inner_optimizer.param_groups:
             group["lr"] = self.rate
@@ -296,6 +297,13 @@ class _Training:
         )
         self.right.append((torch.cat([loss.logits for loss in losses]).argmax(1) == y).sum())
         self.seen += len(y)
+
+    def _whole(self, batch: int) -> int:
+        return whole_batch(self.data.train, self.recipe.batch_size, batch, self.extra, self.extra_fraction)
+
+    def _is_large_enough(self, batch: int) -> bool:
+        """Whether each process has two images of it: batch norm has no variance of one value."""
+        return self._whole(batch) >= 2 * self.fabric.world_size
 
     def _gradient(
         self, x: Tensor, y: Tensor, whole: int, attacks: list[Any], context: Any = None
@@ -371,12 +379,12 @@ class _Training:
         except Exception:  # a network of any kind: what cannot be folded is attacked as it is
             return None
 
-    def _batches(self, epoch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return epoch_batches(
             self.data.train,
             self.recipe.batch_size,
             seed=self.seed,
-            epoch=self.epoch if epoch is None else epoch,
+            epoch=self.epoch,
             augmentation=self.augmentation,
             extra=self.extra,
             extra_fraction=self.extra_fraction,

@@ -30,6 +30,7 @@ from curvact.random import generator
 from curvact.training.checkpoint import load_checkpoint, save_checkpoint
 from curvact.training.config import Hardware, TrainConfig
 from curvact.training.loop import Diverged, Epoch, Step, fit
+from curvact.training.transfer import KEPT, LearnedActivation, insert_activation, settle_activation, write_learned
 
 CHANNELS_LAST_FROM = 16
 """Side of the images from which weights lie channels last: on 32×32 images a narrow ResNet-18 is then 1.5 times as fast."""
@@ -48,10 +49,11 @@ def run_training(
     fabric = make_fabric(config.hardware)
     first = fabric.is_global_zero
     console = console or Console(stderr=True, quiet=not first)
+    config, learned = settle_activation(config, folder)
     identity = config_id(config)
-    data, extra, architecture, model = prepare(config)
+    data, extra, architecture, model = prepare(config, learned)
     if first:
-        _open_folder(folder, config, identity, resume)
+        _open_folder(folder, config, identity, resume, learned)
     fabric.barrier()
     if (folder / "record.json").is_file():
         console.print(f"{folder} has run to its end")
@@ -65,6 +67,8 @@ def run_training(
         "data": config.data.model_dump(mode="json"),
         "threat_model": config.threat_model.model_dump(mode="json"),
     }
+    if config.activation_from is not None:
+        about["activation_from"] = config.activation_from.model_dump(exclude={"path"})
     history = read_history(folder)
     record: dict[str, Any] = {"schema": 1, "run": identity, "status": "done", "cause": "", "metrics": {}}
 
@@ -152,8 +156,12 @@ def make_fabric(hardware: Hardware) -> Fabric:
     return fabric
 
 
-def prepare(config: TrainConfig) -> tuple[Splits, ExtraImages | None, dict[str, Any], nn.Module]:
+def prepare(
+    config: TrainConfig, learned: LearnedActivation | None = None
+) -> tuple[Splits, ExtraImages | None, dict[str, Any], nn.Module]:
     """What a run starts from: data, synthetic images, the model's arguments for `build`, and the model itself.
+
+    learned: the activation that `config.activation_from` means, if any, see `settle_activation`.
 
     Raises CurvactError for data that are missing or damaged, and for a model or an augmentation that these images do not admit.
     """
@@ -175,6 +183,9 @@ def prepare(config: TrainConfig) -> tuple[Splits, ExtraImages | None, dict[str, 
         "std": data.train.std,
     }
     model = build(**architecture, generator=generator(config.seed, "initialization"))
+    if learned is not None and config.activation_from is not None:
+        inputs = data.train.inputs(slice(0, 1))
+        insert_activation(model, learned, freeze=config.activation_from.frozen, inputs=inputs)
     last = config.hardware.channels_last
     if width >= CHANNELS_LAST_FROM if last is None else last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -186,10 +197,16 @@ def prepare(config: TrainConfig) -> tuple[Splits, ExtraImages | None, dict[str, 
 def config_id(config: TrainConfig) -> str:
     """Twelve hexadecimal digits of the hash of what determines a run's numbers."""
     content = config.model_dump(mode="json", exclude={"name", "about", "logging"})
+    if config.activation_from is None:
+        del content["activation_from"]
+    else:
+        del content["activation_from"]["path"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _open_folder(folder: Path, config: TrainConfig, identity: str, resume: bool) -> None:
+def _open_folder(
+    folder: Path, config: TrainConfig, identity: str, resume: bool, learned: LearnedActivation | None
+) -> None:
     known = folder / "config.yaml"
     if folder.exists() and any(folder.iterdir()):
         if not known.is_file():
@@ -205,6 +222,8 @@ def _open_folder(folder: Path, config: TrainConfig, identity: str, resume: bool)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
+    if learned is not None:
+        write_learned(folder / KEPT, learned)
     _write(folder / "environment.json", environment())
     atomic_write(known, config.to_yaml())
 
