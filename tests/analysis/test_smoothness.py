@@ -290,6 +290,17 @@ def test_an_attack_of_torchs_global_state_starts_at_one_place() -> None:
     assert all(row.drift == row.moved == 0 for row in found.rows)
 
 
+def test_torchs_global_state_changes_nothing() -> None:
+    model, x, y = network()
+    noise = {"noise": lambda net, images, labels: images + torch.rand(images.shape)}
+    found = []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found.append(smoothness_report(model, x, y, noise, norms=[0.1], directions=2, flatness=False))
+    assert found[0].rows == found[1].rows
+
+
 def test_an_attack_with_a_generator_shows_as_noise_until_it_is_replayed() -> None:
     model, x, y = network()
     random = torch.Generator().manual_seed(0)
@@ -535,7 +546,7 @@ def test_equal_loss_on_a_linear_model_is_the_ratio_of_dual_norms() -> None:
         model[0].weight.copy_(torch.stack([w, -w]))  # type: ignore[operator]
     x = 0.5 + 0.1 * (torch.rand(20, 4, generator=torch.Generator().manual_seed(0)).double() - 0.5)
     matched = match_radii(model, x, torch.arange(20) % 2, 0.05, rule="loss", steps=40, bisections=20)
-    # PGD with steps of 2.5ε/40 ends in the corner for L∞, but for L2 shrinks the angle of its random start to only e^{−2.4} of it:
+    # PGD with steps of 2.5ε/40 ends in the corner for L∞, but for L2 shrinks the angle of its random start only to e^{−2.4}:
     # some 5 degrees, 1 % of the strength, so that ε₂ comes out that much too high.
     assert 1 <= matched.l2 / (0.05 * float(w.abs().sum() / w.norm())) < 1.03
     assert matched.reached == pytest.approx(matched.target, rel=1e-3)

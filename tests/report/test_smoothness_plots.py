@@ -83,6 +83,8 @@ def test_trajectories_by_run_or_by_attack(path: dict[str, Any]) -> None:
     assert len(every.legends[0].get_texts()) == 6
     expected = [row["ratio"] for row in path["rows"] if row["attack"] == "linf"]
     np.testing.assert_allclose(two.axes[0].get_lines()[0].get_ydata(), expected)
+    steps = [row["relative_norm"] for row in path["rows"] if row["attack"] == "linf"]
+    np.testing.assert_allclose(two.axes[3].get_lines()[0].get_ydata(), steps)
     assert to_png(every)[:4] == b"\x89PNG"
 
 

@@ -1,14 +1,16 @@
 """Curvature of others against ours, on one small trained network: curvlinops 3.0.1 and PyHessian 0.1 share no code with us.
 
-`bash tests/second_opinion/setup.sh` makes an environment with the peers and runs this; without them the tests are skipped. By hand:
+`bash tests/second_opinion/setup.sh` makes an environment with the peers and runs this; without them the tests are skipped. By
+hand:
 
-    python -m venv V && echo /path/to/project/.venv/lib/python3.11/site-packages > V/lib/python3.11/site-packages/project.pth
+    python -m venv V
+    echo /path/to/project/.venv/lib/python3.11/site-packages > V/lib/python3.11/site-packages/project.pth
     V/bin/pip install --no-deps curvlinops-for-pytorch==3.0.1 pyhessian einops einconv linear-operator tqdm \\
         jaxtyping typeguard backpack-for-pytorch
 
-(--no-deps: backpack and others ask for torchvision, whose wheel breaks a CPU build of torch.) PyHessian's trace and our estimate are
-both random: its products, one for each unit vector, give its trace without noise. Its spectral density uses torch.eig, which is
-gone, and is not compared. PyHessian computes in float32.
+(--no-deps: backpack and others ask for torchvision, whose wheel breaks a CPU build of torch.) PyHessian's trace and our estimate
+are both random: its products, one for each unit vector, give its trace without noise. Its spectral density uses torch.eig, which
+is gone, and is not compared. PyHessian computes in float32.
 """
 
 from __future__ import annotations
@@ -130,8 +132,8 @@ def test_pyhessian_agrees_on_top_eigenvalue_and_trace(network: Network) -> None:
         torch.manual_seed(0)  # it draws from the global state
         value = theirs.eigenvalues(maxIter=500, tol=1e-6)[0][0]
         total = 0.0
-        for p, unit in ((p, u) for p in theirs.params for u in torch.eye(p.numel())):
-            v = [unit.view(p.shape) if q is p else torch.zeros_like(q) for q in theirs.params]
+        for own, unit in ((q, u) for q in theirs.params for u in torch.eye(q.numel())):
+            v = [unit.view(q.shape) if q is own else torch.zeros_like(q) for q in theirs.params]
             product = utils.hessian_vector_product(theirs.gradsH, theirs.params, v)
             total += utils.group_product(product, v).item()
         guesses = torch.tensor(theirs.trace(maxIter=300, tol=0.0))

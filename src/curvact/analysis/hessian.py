@@ -228,6 +228,7 @@ def diagonal_norms(
     relative_error: float | None = None,
     max_probes: int = 1024,
     method: Method | None = None,
+    scaled: bool = True,
 ) -> DiagonalNorms:
     """The three norms of diag H for the mean loss of a model over (x, y), or over batches, in eval mode.
 
@@ -255,6 +256,7 @@ def diagonal_norms(
     method: what is computed exactly and taken out of the probes: "deflation", or "ggn", which needs a model and a loss that treat
         examples one by one, and costs about 5 gradients an output first. None: with `relative_error` "ggn" where that is so,
         else "deflation".
+    scaled: False leaves (c) out (it is NaN), for half of the time.
     Raises CurvactError for arguments out of range, for a name in `exclude` that the model does not have, and for a result that is
     not finite (it names the parameter).
 
@@ -296,7 +298,7 @@ def diagonal_norms(
             check_finite(diagonal[None], p.free, "Hessian", where)
             counts = 0, 0
             plain = _norms(diagonal[None], p)
-            scaled = _norms((diagonal * theta.double() ** 2)[None], p)
+            weighted = _norms((diagonal * theta.double() ** 2)[None], p)
         else:
             offset = _ggn_if_wanted(p, method, relative_error)
             ones = torch.ones_like(theta)
@@ -307,20 +309,23 @@ def diagonal_norms(
             drawn, images = _draw(p, ones, offset, rows, *rule)
             plain, first = _norms(drawn.samples, p), drawn.probes
             del drawn
-            drawn, images = _draw(p, theta, offset, images * theta, *rule)
-            scaled, counts = _norms(drawn.samples, p), (first, drawn.probes)
+            weighted, second = _no_norms(p), 0
+            if scaled:
+                drawn, _ = _draw(p, theta, offset, images * theta, *rule)
+                weighted, second = _norms(drawn.samples, p), drawn.probes
+            counts = first, second
 
     gradient_norm = gradient.double().norm().item()
     return DiagonalNorms(
         rms=plain.total.times(1 / math.sqrt(p.size)),
         gradient_relative=_relative(plain.total, gradient_norm),
-        scale_invariant=scaled.total,
+        scale_invariant=weighted.total,
         gradient_norm=gradient_norm,
         parameters=p.size,
         probes=counts[0],
         loss=mean_loss,
         scaled_probes=counts[1],
-        layers=_layers(p, plain, scaled, gradient),
+        layers=_layers(p, plain, weighted, gradient),
     )
 
 
@@ -405,6 +410,11 @@ def _norms(drawn: Tensor, p: Problem) -> _Norms:
             NormEstimate(drawn[0].norm().item(), 0.0), [NormEstimate(d.norm().item(), 0.0) for d in parts]
         )
     return _Norms(norm_estimate(gram(drawn)), [norm_estimate(gram(part)) for part in parts])
+
+
+def _no_norms(p: Problem) -> _Norms:
+    nothing = NormEstimate(math.nan, math.nan)
+    return _Norms(nothing, [nothing] * len(p.params))
 
 
 def _relative(norm: NormEstimate, size: float) -> NormEstimate:

@@ -467,7 +467,8 @@ def match_radii(
         return Matched(epsilon, corner, rule, math.nan, math.nan)
 
     def cost(threat: ThreatModel) -> float:
-        attack, worst = fixed_pgd(threat, steps=steps, seed=seed), torch.zeros((), dtype=torch.float64)
+        attack = fixed_pgd(threat, steps=steps, seed=seed)
+        worst = torch.zeros((), dtype=torch.float64, device=x.device)
         for images, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             with frozen(model):
                 points = attack(model, images, labels)
@@ -475,7 +476,7 @@ def match_radii(
                 for where, sign in ((points, 1), (images, -1)):
                     outputs = model(where)
                     each = loss(outputs, labels) if rule == "loss" else (outputs.argmax(1) != labels)
-                    worst = worst + sign * each.double().sum().cpu()
+                    worst = worst + sign * each.double().sum()
         return worst.item() / len(x)
 
     with mode(model, training=False):

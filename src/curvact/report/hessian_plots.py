@@ -19,6 +19,8 @@ from curvact.report.plots import NORM_LABELS, OKABE_ITO, TITLES, _log_ticks, _pl
 COLOURS = {"clean": CLEAN, "adversarial": ATTACKED}
 MARKS = {"clean": "o", "adversarial": "s"}
 BASE, REST = "#c9c9c2", "#77776f"
+NOISE = 0.5
+"""A share with a larger standard error says nothing. [ours]"""
 NAMED_SITES = len(OKABE_ITO) - 1
 """Call sites with a colour of their own; the others share one."""
 
@@ -26,8 +28,8 @@ NAMED_SITES = len(OKABE_ITO) - 1
 def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     """The three norms of diag H by parameter tensor, on the clean and the adversarial loss, with ± 2 standard errors.
 
-    losses: by name of the loss, the dict of a `DiagonalNorms`. The top row is the whole network. Values of 0 cannot be shown on
-    these axes and are left out. Raises CurvactError for no losses.
+    losses: by name of the loss, the dict of a `DiagonalNorms`. The top row is the whole network. Where an estimate is 0,
+    "<" is at two standard errors. Raises CurvactError for no losses.
 
     >>> norm = {name: {"value": 1.0, "standard_error": 0.1} for name in ("rms", "gradient_relative", "scale_invariant")}
     >>> len(norms_figure({"clean": {**norm, "layers": {"fc.weight": norm}}}).axes)
@@ -46,6 +48,11 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
                 seen = np.isfinite(values) & (values > 0)
                 rows = np.arange(len(entries)) + 0.22 * (number - (len(losses) - 1) / 2)
                 lower = np.minimum(errors, 0.95 * values)[seen]
+                colour = COLOURS.get(label, OKABE_ITO[2])
+                below = ~seen & np.isfinite(errors) & (errors > 0)
+                axes.plot(
+                    errors[below], rows[below], linestyle="none", marker="$<$", markersize=6, color=colour
+                )
                 axes.errorbar(
                     values[seen],
                     rows[seen],
@@ -53,11 +60,11 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
                     linestyle="none",
                     marker=MARKS.get(label, "D"),
                     markersize=4.5,
-                    color=COLOURS.get(label, OKABE_ITO[2]),
+                    color=colour,
                     elinewidth=1.2,
                 )
             axes.set_xscale("log")
-            if any(len(line.get_xdata()) for line in axes.get_lines()):  # type: ignore[arg-type]
+            if any(len(line.get_xdata()) for line in axes.get_lines()):
                 _wide_enough(axes)
                 _log_ticks(axes, "x")
             axes.axhline(0.5, color="#888888", linewidth=0.8)
@@ -84,10 +91,11 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
 
 
 def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
-    """Shares of diag H by layer: of diag GGN (grey) and of the σ″ part of each call site, which sum to 100 %; negative ones go left.
+    """Shares of diag H by layer: of diag GGN (grey) and of the σ″ part of each call site, negative ones to the left.
 
     losses: by name of the loss, the dict of a `DiagonalSplit`. The call sites with the largest shares have a colour each, the
-    others one together. A black bar: ± 2 standard errors of the share of σ″ as a whole. Raises CurvactError for no losses.
+    others one together. A black bar: ± 2 standard errors of the share of σ″ as a whole; layers where the standard error is above
+    `NOISE` are left blank. Raises CurvactError for no losses.
 
     >>> share = {"value": 0.5, "standard_error": 0.0}
     >>> part = {"base_share": share, "curvature_share": share, "sites": {"act": {"share": share}}}
@@ -191,6 +199,8 @@ def _largest(losses: Mapping[str, Record]) -> dict[str, str]:
     most: dict[str, float] = {}
     for record in losses.values():
         for part in (record["total"], *record["layers"].values()):
+            if _number(part["curvature_share"]["standard_error"]) > NOISE:
+                continue
             for site, entry in part["sites"].items():
                 size = abs(_number(entry["share"]["value"]))
                 if math.isfinite(size):
@@ -202,10 +212,22 @@ def _largest(losses: Mapping[str, Record]) -> dict[str, str]:
 
 def _stack(axes: Axes, row: int, part: Mapping[str, Any], sites: Mapping[str, str]) -> bool:
     """One bar: parts > 0 to the right of 0, parts < 0 to the left. Whether there was a σ″ part without a colour of its own."""
-    bent = _number(part["curvature_share"]["value"])
+    bent, error = (_number(part["curvature_share"][key]) for key in ("value", "standard_error"))
+    base = _number(part["base_share"]["value"])
+    if error > NOISE:
+        axes.text(
+            1.0,
+            row,
+            f"noise: ± {100 * NOISE:.0f} % or more",
+            fontsize=8,
+            color="#666666",
+            va="center",
+            ha="left",
+        )
+        return False
     named = {s: _number(part["sites"][s]["share"]["value"]) for s in sites if s in part["sites"]}
     rest = bent - math.fsum(named.values())
-    pieces = [(_number(part["base_share"]["value"]), BASE)]
+    pieces = [(base, BASE)]
     pieces += [(value, sites[site]) for site, value in named.items()]
     shown = abs(rest) > 1e-6
     if shown:
@@ -217,8 +239,6 @@ def _stack(axes: Axes, row: int, part: Mapping[str, Any], sites: Mapping[str, st
         start = right if value > 0 else left
         axes.barh(row, 100 * value, left=100 * start, height=0.68, color=colour, linewidth=0)
         right, left = (right + value, left) if value > 0 else (right, left + value)
-    error = _number(part["curvature_share"]["standard_error"])
-    base = _number(part["base_share"]["value"])
     if math.isfinite(error) and error > 0 and math.isfinite(base):
         axes.errorbar([100 * base], [row], xerr=[200 * error], color="black", elinewidth=1.1, capsize=2)
     return shown

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from curvact.errors import CurvactError, nearest
 from curvact.report.analysis_plots import Record, _number, _title
-from curvact.report.plots import Look, _log_ticks, _plain, _style, looks_of
+from curvact.report.plots import Look, _legend_columns, _log_ticks, _plain, _style, looks_of
 
 RATIO_LABEL = "‖Δ∇L‖ / ‖Δθ‖"
 MEASURES = {
@@ -43,7 +46,7 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
         ("Drift of the attack", "mean ‖δ*₁ − δ*₂‖₂, input units", ("drift",)),
     )
     with _style():
-        figure = Figure(figsize=(11.4, 3.9), layout="constrained")
+        figure = Figure(figsize=(11.4, 3.9), layout=_layout())
         for axes, (heading, label, columns) in zip(figure.subplots(1, 3), panels, strict=True):
             for attack in attacks:
                 mine = [row for row in rows if row["attack"] == attack]
@@ -62,14 +65,16 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
 def trajectory_figure(
     records: Mapping[str, Record], attacks: Sequence[str] | None = None, title: str = "", label: str = "point"
 ) -> Figure:
-    """Ratio, numerator and attack drift along training, one curve a run and attack: SGD against EntropySGD, L∞ against L2.
+    """Ratio, numerator, attack drift and step along training, one curve a run and attack: SGD against EntropySGD, L∞ against L2.
+
+    Ratios of steps of other lengths are not the same measurement where the gradient jumps: hence the fourth panel.
 
     records: of `TrajectorySmoothness`, by name of the run. attacks: which to draw; all where None. label: of the positions, such
     as "gradient evaluations". Raises CurvactError for no records, or an attack that is in none.
 
-    >>> row = {"attack": "linf", "position": 1, "ratio": 2.0, "difference": 1.0, "moved": 0.5, "drift": 0.2}
+    >>> row = {"attack": "linf", "position": 1, "ratio": 2.0, "difference": 1.0, "drift": 0.2, "relative_norm": 0.1}
     >>> len(trajectory_figure({"SGD": {"kind": "trajectory", "rows": [row]}}).axes)
-    3
+    4
     """
     found = {name: _rows(record, "trajectory") for name, record in records.items()}
     known = list(dict.fromkeys(str(row["attack"]) for rows in found.values() for row in rows))
@@ -92,10 +97,11 @@ def trajectory_figure(
         ("Lipschitz ratio of the gradient", RATIO_LABEL, "ratio"),
         ("Its numerator", "‖Δ∇L‖", "difference"),
         ("Drift of the attack", "mean ‖δ*₁ − δ*₂‖₂, input units", "drift"),
+        ("Length of the step", "‖Δθ‖/‖θ‖", "relative_norm"),
     )
     with _style():
-        figure = Figure(figsize=(11.4, 3.9), layout="constrained")
-        for axes, (heading, unit, column) in zip(figure.subplots(1, 3), panels, strict=True):
+        figure = Figure(figsize=(9.0, 6.6), layout=_layout())
+        for axes, (heading, unit, column) in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
             for (run, attack), name in names.items():
                 mine = [row for row in found[run] if row["attack"] == attack]
                 at = np.array([_number(row["position"]) for row in mine])
@@ -161,7 +167,9 @@ def tradeoff_figure(
         raise CurvactError(
             f"nothing to draw in tradeoff_figure: no model has {measure} > 0 and a ratio at relative norm {norm:g}"
         )
-    looks = looks_of(list(points))
+    looks = looks_of(
+        list(dict.fromkeys(str(line["attack"]) for record in records.values() for line in record["lines"]))
+    )
     with _style():
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -182,14 +190,15 @@ def tradeoff_figure(
             legend.append((text, Look(look.colour, look.marker, "none")))
         top: dict[str, tuple[float, float]] = {}
         for found in points.values():
-            for name, x, y, _ in found:
-                if name not in top or y > top[name][1]:
-                    top[name] = (x, y)
+            for name, x, y, error in found:
+                end = y + error if math.isfinite(error) else y
+                if name not in top or end > top[name][1]:
+                    top[name] = (x, end)
         for name, place in top.items():
             axes.annotate(
                 _plain(name),
                 place,
-                xytext=(0, 8),
+                xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
@@ -272,16 +281,22 @@ def _ticks_if_any(axes: Axes, which: str) -> None:
     _log_ticks(axes, which)
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], dashed: str = "") -> None:
-    from matplotlib.lines import Line2D
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
 
-    handles = [
+
+def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], dashed: str = "") -> None:
+    handles: list[Artist] = [
         Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=text)  # type: ignore[arg-type]
         for text, look in entries
     ]
     if dashed:
         handles.append(Line2D([], [], color="#444444", linestyle="--", label=dashed))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=_legend_columns(handles, float(figure.get_size_inches()[0])),
+    )
 
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
