@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from curvact.cli_analysis import analysis_app
 from curvact.cli_data import data_app
 from curvact.cli_evaluation import evaluation_app
 from curvact.cli_training import training_app
+from curvact.cli_transfer import transfer_app
 from curvact.errors import CurvactError
 
 app = typer.Typer(
@@ -23,8 +25,10 @@ app = typer.Typer(
 study_app = typer.Typer(no_args_is_help=True, help="Run and report curvature sweeps.")
 app.add_typer(study_app, name="study")
 app.add_typer(data_app, name="data")
+app.add_typer(analysis_app, name="analyze")
 app.add_typer(evaluation_app)
 app.add_typer(training_app)
+app.add_typer(transfer_app, name="transfer")
 
 
 @app.command("activation")

@@ -23,7 +23,7 @@ from curvact.data import Dataset, Splits, load
 from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.random import generator
-from curvact.training import Diverged, Epoch, Recipe, Step, fit
+from curvact.training import OBJECTIVES, Diverged, Epoch, Recipe, Step, fit
 from curvact.training import loop as loop_module
 from curvact.training.batch_norm import recalibrate
 
@@ -244,6 +244,24 @@ def test_cost_is_counted_in_gradients() -> None:
         assert fit(_model(), _small(), recipe, THREAT, seed=0)[-1].gradient_evaluations == count, method
     awp = replace(base, perturbation="awp")
     assert fit(_model(), _small(), awp, THREAT, seed=0)[-1].gradient_evaluations == 5 * 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_any_objective_meets_any_method(name: str, method: str) -> None:
+    """Four batches of each, one outer step of Entropy-SGD: weights move and stay finite, and the cost is what the objective says."""
+    recipe = replace(SHORT, objective=name, epochs=1, attack_steps=2, **METHODS[method])
+    model, start = _model(), _model()
+    history = fit(model, _small(64), recipe, THREAT, seed=0)
+    weights = list(model.parameters())
+    assert all(bool(p.isfinite().all()) for p in weights)
+    assert any(not torch.equal(p, q) for p, q in zip(weights, start.parameters(), strict=True))
+    entry = OBJECTIVES[name]
+    once = entry.cost(2)
+    again = entry.passes if method in ("sam", "all") else 0
+    recalibrated = 4 * once if method in ("ema", "swa", "entropy", "all") else 0
+    if method != "awp":  # which starts after the first of these batches
+        assert history[-1].gradient_evaluations == 4 * (once + again) + recalibrated
 
 
 def test_a_budget_ends_training() -> None:

@@ -450,6 +450,39 @@ def test_fixed_repeats_a_loss_bit_by_bit() -> None:
         assert isinstance(objective(text)(net, x, y, fixed(first.x_adv)), Loss)
 
 
+def test_the_attack_sees_the_view_and_its_loss_float32() -> None:
+    x, y = torch.rand(4, 3, generator=generator(0, "x")), torch.tensor([0, 1, 2, 0])
+    net = _network().float()
+    calls: list[str] = []
+
+    def half(model):  # type: ignore[no-untyped-def]
+        assert not model.training  # a view may look at the mode: it is the attack's
+
+        def viewed(x: Tensor) -> Tensor:
+            calls.append("view")
+            return model(x).half()
+
+        return viewed
+
+    def loss(logits: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
+        calls.append(str(logits.dtype))
+        return logits.logsumexp(1)
+
+    InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "a"), view=half)(net, x, y, loss=loss)
+    assert calls == ["view", "torch.float32"] * 2
+    calls.clear()
+    InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "a"), view=half)(net, x, y, loss="kl")
+    assert calls == ["view"] * 3
+
+
+def test_grad_align_asks_for_weight_gradients_in_two_passes_only() -> None:
+    net, (x, y, x_adv, point) = _network(), _batch()
+    asked: list[bool] = []
+    net.register_forward_pre_hook(lambda *_: asked.append(any(p.requires_grad for p in net.parameters())))
+    objective("grad-align")(net, x, y, fixed(x_adv, point))
+    assert asked == [False, True, True]
+
+
 def test_zero_input_gradients_are_left_out_of_grad_align() -> None:
     net = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(net.weight)

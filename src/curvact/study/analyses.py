@@ -152,7 +152,7 @@ def activation_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that belong to activations of ours: left out of Hessians and neighbourhoods.
 
     >>> from curvact.models import MiniResNet
-    >>> len(activation_parameters(MiniResNet(activation="rctaf(curvature=6)"))) > 0
+    >>> len(activation_parameters(MiniResNet(activation="pssilu"))) > 0
     True
     """
     own = {id(p) for module in model.modules() if isinstance(module, Activation) for p in module.parameters()}

@@ -16,6 +16,8 @@ class OverfittingGuard:
     Single-step training can, within an epoch, learn to defeat its own one-step attack alone: accuracy on its training images
     stays high while PGD accuracy falls towards 0 (Wong et al. 2020, arXiv 2001.03994).
 
+    It cannot notice a training that was never robust by more than `drop`.
+
     drop: the alarm is given when PGD accuracy lies by more than this below the best so far. [paper] 0.2, of accuracies of 5 PGD
         steps on one training batch after each epoch; the authors' code compares with the epoch before. [ours] The best so far,
         so that a fall over two checks counts too. Use at least 100 images: with 128 the accuracy's standard error is up to 0.044.
@@ -80,9 +82,13 @@ class OverfittingGuard:
             )
         for name in _STATE:
             value = state[name]
-            counts = name in ("best_at", "updates")
-            if not (_is_count(value) if counts else _is_fraction(value)):
-                allowed = "a whole number >= 0" if counts else "a number in [0, 1]"
+            if name in ("best_at", "updates"):
+                fits, allowed = _is_count(value), "a whole number >= 0"
+            elif name == "drop":
+                fits, allowed = _is_fraction(value) and 0 < value < 1, "a number in (0, 1)"
+            else:
+                fits, allowed = _is_fraction(value), "a number in [0, 1]"
+            if not fits:
                 raise CurvactError(f"{name}={value!r} in the state of the overfitting guard: {allowed}")
         self.drop, self.best, self.last = (float(state[name]) for name in ("drop", "best", "last"))
         self.best_at, self.updates = int(state["best_at"]), int(state["updates"])

@@ -67,7 +67,8 @@ class InnerAttack:
     start: "uniform" in the ball, "gaussian" (x + 0.001·N(0, 1), brought back into ball and box) or "none". batch_norm: "eval"
         (running statistics, left alone) or "train" (batch statistics, running ones updated, as in the published codes; dropout
         works too). None leaves both to the objective, which has the published ones.
-    view: what the attack sees of the model, such as the module inside a DDP wrapper, or the model under autocast.
+    view: what the attack sees of the model, such as the module inside a DDP wrapper, or the model under autocast; called once an
+        attack, the model in the attack's mode.
     gradient_scale: the attack's loss is multiplied by it, so that float16 gradients do not vanish. Steps do not depend on it, up
         to rounding. Losses are computed in float32 for float16 and bfloat16 logits.
     Raises CurvactError for steps < 0, step_size ≤ 0, gradient_scale ≤ 0, or an unknown start or mode.

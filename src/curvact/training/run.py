@@ -30,7 +30,13 @@ from curvact.random import generator
 from curvact.training.checkpoint import load_checkpoint, save_checkpoint
 from curvact.training.config import Hardware, TrainConfig
 from curvact.training.loop import Diverged, Epoch, Step, fit
-from curvact.training.transfer import KEPT, LearnedActivation, insert_activation, settle_activation, write_learned
+from curvact.training.transfer import (
+    KEPT,
+    LearnedActivation,
+    insert_activation,
+    settle_activation,
+    write_learned,
+)
 
 CHANNELS_LAST_FROM = 16
 """Side of the images from which weights lie channels last: on 32×32 images a narrow ResNet-18 is then 1.5 times as fast."""

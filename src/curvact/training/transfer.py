@@ -32,7 +32,7 @@ KEPT = "activation.safetensors"
 """A run that began with a learned activation keeps a copy of it under this name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """What one activation module learned. places: where the source network had it, in the order of its forward pass.
 
@@ -47,19 +47,19 @@ class Group:
     tensors: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LearnedActivation:
     """A learned activation, apart from any network. Made by `extract_activation` and `read_learned`.
 
-    name: as `curvact.activation` parses it, at its learned values where they are the same everywhere. scope: how the source network
-    shared it. groups: one for each distinct module. provenance: where it comes from: checkpoint and its hash, architecture, data,
-    accuracies if known.
+    name: as `curvact.activation` parses it, at its learned values where they are the same everywhere. scope: how the source
+    network shared it. groups: one for each distinct module. provenance: where it comes from: checkpoint and its hash,
+    architecture, data, accuracies if known. Two are the same if their `sha256` are.
     """
 
     name: str
     scope: Scope
     groups: tuple[Group, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -83,9 +83,7 @@ class LearnedActivation:
 # ---- taking out ----
 
 
-def extract_activation(
-    source: nn.Module | str | Path, *, inputs: Tensor | None = None
-) -> LearnedActivation:
+def extract_activation(source: nn.Module | str | Path, *, inputs: Tensor | None = None) -> LearnedActivation:
     """The learned activation of a model, of a checkpoint file, or of a run's folder (its best weights).
 
     The network runs once, on a copy in eval mode, to see the widths at every place; inputs: images for that, N×C×H×W, where
@@ -105,14 +103,12 @@ def extract_activation(
     sidecar = read_sidecar(path)
     model = load_checkpoint(path)
     architecture = sidecar["architecture"]
-    known = {key: sidecar[key] for key in ("run", "trial", "epoch", "data", "threat_model") if key in sidecar}
-    if "activation_from" in sidecar:
-        known["activation_from"] = sidecar["activation_from"]
-    provenance = {
+    told = ("run", "trial", "epoch", "data", "threat_model", "activation_from")
+    provenance: dict[str, Any] = {
         "checkpoint": path.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "architecture": architecture,
-        **known,
+        **{key: sidecar[key] for key in told if key in sidecar},
         **_measured(path, sidecar),
     }
     if inputs is None:
@@ -163,7 +159,9 @@ def _require_learned(place: _Place) -> None:
         )
     for key, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CurvactError(f"{place.path}.{key} is not finite: an activation that diverged cannot be moved")
+            raise CurvactError(
+                f"{place.path}.{key} is not finite: an activation that diverged cannot be moved"
+            )
 
 
 def _group(places: list[_Place], sized: bool) -> Group:
@@ -232,8 +230,8 @@ def insert_activation(
 ) -> nn.Module:
     """Put the learned activation at every place of the model that has an activation, in place, and return the model.
 
-    freeze: its parameters have requires_grad False, so that no optimizer moves them, and batch norm inside it keeps its statistics;
-    otherwise they start at the learned values and are trained on.
+    freeze: its parameters have requires_grad False, so that no optimizer moves them, and batch norm inside it keeps its
+        statistics; otherwise they start at the learned values and are trained on.
     inputs: as in `extract_activation`.
 
     Scope "network": one module everywhere; where its parameters belong to a width (Sparta), the one of the same width.
@@ -282,9 +280,7 @@ def _match(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, in
             )
     # Second names of a module that is used under another one follow it.
     by_module = {id(place.module): chosen[place.path] for place in called}
-    others = {
-        p.path: by_module[id(p.module)] for p in places if not p.called and id(p.module) in by_module
-    }
+    others = {p.path: by_module[id(p.module)] for p in places if not p.called and id(p.module) in by_module}
     return {**chosen, **others}
 
 
@@ -314,8 +310,9 @@ def _by_order(places: Sequence[_Place], learned: LearnedActivation) -> dict[str,
     if len(order) != there:
         odd = next((p for p in places if order[id(p.module)] == there), places[-1])
         raise CurvactError(
-            f"the activation was learned with scope='stage' in {there} groups, and this network has {len(order)} ({odd.path} is in "
-            f"group {order[id(odd.module)] + 1}): build it with scope='stage' and as many stages, or learn with scope='network'"
+            f"the activation was learned with scope='stage' in {there} groups, and this network has {len(order)} ({odd.path} "
+            f"is in group {order[id(odd.module)] + 1}): build it with scope='stage' and as many stages, or "
+            "learn with scope='network'"
         )
     return {place.path: order[id(place.module)] for place in places}
 
@@ -328,8 +325,8 @@ def _by_path(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, 
     if odd or lack:
         where = f"{odd} has none there" if odd else f"{lack} is not in this network"
         raise CurvactError(
-            f"the activation was learned with scope='{learned.scope}', one for each of {len(known)} places, and {where}: only the "
-            "same architecture can take it; learn with scope='network' to move it to others"
+            f"the activation was learned with scope='{learned.scope}', one for each of {len(known)} places, and {where}: only "
+            "the same architecture can take it; learn with scope='network' to move it to others"
         )
     return {place.path: known[place.path] for place in places}
 
@@ -390,9 +387,10 @@ class _Probe(nn.Module):
 def _places(model: nn.Module, inputs: Tensor | None) -> list[_Place]:
     """Every place by path, those that the forward pass goes through first and in its order. The model is left as it is."""
     found: dict[str, nn.Module] = {}
+    kinds: tuple[type[nn.Module], ...] = (Activation, *USUAL)
     for path, module in model.named_modules(remove_duplicate=False):
         inside = any(path.startswith(f"{outer}.") for outer in found)
-        if path and not inside and isinstance(module, (Activation, *USUAL)):
+        if path and not inside and isinstance(module, kinds):
             found[path] = module
     if not found:
         return []
@@ -412,7 +410,7 @@ def _places(model: nn.Module, inputs: Tensor | None) -> list[_Place]:
     except Exception as error:
         why = " ".join(str(error).split())
         raise CurvactError(
-            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)} ({why}): give inputs=, a batch of its own"
+            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)} ({why}): give it a batch as inputs="
         ) from None
     order = [*seen, *(path for path in found if path not in seen)]
     return [_Place(path, found[path], *_widths(seen.get(path, []))) for path in order]
@@ -435,7 +433,7 @@ def _images(model: nn.Module) -> Tensor:
 
 
 def write_learned(path: Path, learned: LearnedActivation) -> None:
-    """Write `path` (safetensors) and `path.with_suffix(".json")`, each whole or not at all."""
+    """Write `path` (safetensors) and `path.with_suffix(".json")`, both whole or none."""
     if path.suffix != ".safetensors":
         raise CurvactError(f"{path}: the name of a learned activation's file must end in .safetensors")
     tensors = {f"{i}.{k}": t for i, group in enumerate(learned.groups) for k, t in group.tensors.items()}
@@ -447,8 +445,12 @@ def write_learned(path: Path, learned: LearnedActivation) -> None:
         "sha256": learned.sha256,
         "provenance": dict(learned.provenance),
     }
-    atomic_write(path.with_suffix(".json"), json.dumps(content, indent=2, sort_keys=True) + "\n")
     atomic_write(path, save_tensors(tensors))
+    try:
+        atomic_write(path.with_suffix(".json"), json.dumps(content, indent=2, sort_keys=True) + "\n")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read_learned(path: str | Path) -> LearnedActivation:
@@ -466,7 +468,9 @@ def read_learned(path: str | Path) -> LearnedActivation:
     """
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
-        raise CurvactError(f"no learned activation {path}: `curvact transfer extract` writes one, a .safetensors file")
+        raise CurvactError(
+            f"no learned activation {path}: `curvact transfer extract` writes one, a .safetensors file"
+        )
     sidecar = path.with_suffix(".json")
     try:
         content = json.loads(sidecar.read_text())
@@ -483,9 +487,7 @@ def read_learned(path: str | Path) -> LearnedActivation:
     try:
         groups = []
         for index, plain in enumerate(content["groups"]):
-            own = {
-                k.removeprefix(f"{index}."): t for k, t in tensors.items() if k.startswith(f"{index}.")
-            }
+            own = {k.removeprefix(f"{index}."): t for k, t in tensors.items() if k.startswith(f"{index}.")}
             channels = plain["channels"]
             if channels is not None and not any(channels in t.shape for t in own.values()):
                 raise ValueError(f"group {index} has no tensor for {channels} channels")
