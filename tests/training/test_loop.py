@@ -249,7 +249,7 @@ def test_cost_is_counted_in_gradients() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_any_objective_meets_any_method(name: str, method: str) -> None:
-    """Four batches of each, one outer step of Entropy-SGD: weights move and stay finite, and the cost is what the objective says."""
+    """Four batches of each, one outer step of Entropy-SGD: weights move, stay finite, and cost what the objective says."""
     recipe = replace(SHORT, objective=name, epochs=1, attack_steps=2, **METHODS[method])
     model, start = _model(), _model()
     history = fit(model, _small(64), recipe, THREAT, seed=0)

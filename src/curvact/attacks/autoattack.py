@@ -35,7 +35,7 @@ from curvact.attacks._autoattack.shard import CLEAN, Job, Runner, Unit, model_de
 from curvact.attacks._autoattack.store import (
     config_hash,
     hash_data,
-    hash_model,
+    hash_network,
     open_folder,
     stored_units,
     unit_path,
@@ -55,6 +55,7 @@ from curvact.attacks.threat import (
 )
 from curvact.errors import CurvactError, nearest
 from curvact.files import atomic_write
+from curvact.model_hash import model_hash
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -502,7 +503,8 @@ def _config(job: Job, version: str | None, *, hashed: bool) -> dict[str, Any]:
             f"folder needs a model whose weights can be compared: an nn.Module, not {type(job.model).__name__}"
         )
     return {
-        "model": hash_model(job.model) if hashed and isinstance(job.model, nn.Module) else None,
+        "model": model_hash(job.model) if hashed and isinstance(job.model, nn.Module) else None,
+        "network": hash_network(job.model) if hashed and isinstance(job.model, nn.Module) else None,
         "data": hash_data(job.x, job.y) if hashed else None,
         "points": len(job.x),
         "norm": job.threat_model.norm,

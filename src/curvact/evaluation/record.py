@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, nn
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.model_hash import model_hash as model_hash
 
 
 class _Strict(BaseModel):
@@ -137,22 +136,3 @@ def flags(correct: Iterable[bool]) -> str:
     '101'
     """
     return "".join("1" if value else "0" for value in correct)
-
-
-def model_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
-    """sha256 over the names, types, shapes and bytes of a model's tensors, in the order of their names.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> before = model_hash(layer)
-    >>> with torch.no_grad():
-    ...     _ = layer.bias.add_(1e-6)
-    >>> model_hash(layer) == before
-    False
-    """
-    digest = hashlib.sha256()
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().contiguous().cpu().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvact.activations import Activation
+from curvact.activations import activation_parameters
 from curvact.analysis.effective_curvature import OnProgress, effective_curvature, finite
 from curvact.analysis.flatness import average_flatness, worst_case_flatness
 from curvact.analysis.hessian import diagonal_norms
@@ -148,14 +148,14 @@ def check_names(what: str, given: Collection[str], allowed: Sequence[str], where
             )
 
 
-def activation_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that belong to activations of ours: left out of Hessians and neighbourhoods.
+def own_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters of activations (`curvact.activations.activation_parameters`): left out of every analysis.
 
     >>> from curvact.models import MiniResNet
-    >>> len(activation_parameters(MiniResNet(activation="pssilu"))) > 0
-    True
+    >>> own_parameters(MiniResNet(activation="pssilu(learnable=True)", width=2))[:1]
+    ['act.alpha']
     """
-    own = {id(p) for module in model.modules() if isinstance(module, Activation) for p in module.parameters()}
+    own = {id(p) for p in activation_parameters(model)}
     return [name for name, p in model.named_parameters() if id(p) in own]
 
 
@@ -192,7 +192,7 @@ def hessian_analysis(
     Other arguments and errors as `diagonal_norms`, `diagonal_split` and those of `spectrum`.
     """
     check_names("what", what, HESSIAN_PARTS, "hessian_analysis")
-    exclude = activation_parameters(model)
+    exclude = own_parameters(model)
     size = min(batch_size, len(x))
     attacked = _attacked(model, x, y, threat_model, attack_steps, seed, size)
     total, done = 2 * len(set(what)), 0
@@ -277,7 +277,7 @@ def flatness_analysis(
     attack = fixed_pgd(threat_model, steps=attack_steps, seed=seed)
     sizes = {"average": draws, "worst": restarts}
     total = sum(sizes[part] for part in FLATNESS_PARTS if part in what)
-    common: dict[str, Any] = {"seed": seed, "exclude": activation_parameters(model), "batch_size": batch_size}
+    common: dict[str, Any] = {"seed": seed, "exclude": own_parameters(model), "batch_size": batch_size}
     record: Record = {}
 
     def after(offset: int) -> OnProgress:
@@ -344,7 +344,7 @@ def smoothness_analysis(
         threat_models=matched.threat_models,
         flatness=flatness,
         matching=matched.as_dict(),
-        exclude=activation_parameters(model),
+        exclude=own_parameters(model),
         batch_size=batch_size,
         progress=on_progress,
     ).as_dict()

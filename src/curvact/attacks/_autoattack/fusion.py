@@ -31,6 +31,10 @@ def fused(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
     except Exception:
         return model, 0
     modules = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.graph.erase_node(node)
     count = 0
     for node in list(graph.graph.nodes):
         conv = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -38,10 +42,10 @@ def fused(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
             continue
         assert isinstance(conv, nn.Conv2d)
         last, added = node, None
-        follower = _only_user(last, modules)
-        if follower is not None and (other := _summand(follower, node, modules)) is not None:
+        follower = _only_user(last)
+        if follower is not None and (other := _summand(follower, node)) is not None:
             last, added = follower, other
-            follower = _only_user(last, modules)
+            follower = _only_user(last)
         relu = follower is not None and _is_relu(follower, modules)
         if relu:
             assert follower is not None
@@ -49,7 +53,7 @@ def fused(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
         name = f"winograd_{count}"
         graph.add_submodule(name, WinogradConv2d(conv, relu=relu).requires_grad_(False).eval())
         with graph.graph.inserting_before(last):
-            new = graph.graph.call_module(name, (_past(node.all_input_nodes[0], modules), *([] if added is None else [added])))
+            new = graph.graph.call_module(name, (*node.args, *([] if added is None else [added])))
             new.meta = dict(last.meta)
         last.replace_all_uses_with(new)
         count += 1
@@ -59,43 +63,21 @@ def fused(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
     return graph, count
 
 
-def _only_user(node: torch.fx.Node, modules: dict[str, nn.Module]) -> torch.fx.Node | None:
-    """The one node that uses this one, past identities."""
-    while len(node.users) == 1:
-        (user,) = node.users
-        if not _is_identity(user, modules):
-            return user
-        node = user
-    return None
+def _only_user(node: torch.fx.Node) -> torch.fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _is_identity(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return node.op == "call_module" and type(modules.get(str(node.target))) is nn.Identity
-
-
-def _summand(
-    node: torch.fx.Node, conv: torch.fx.Node, modules: dict[str, nn.Module]
-) -> torch.fx.Node | None:
-    """What the node adds to the convolution, if it is a sum of equal shapes; an in-place sum must change the convolution's output."""
+def _summand(node: torch.fx.Node, conv: torch.fx.Node) -> torch.fx.Node | None:
+    """What the node adds to the convolution's output, if it is a sum of equal shapes; in place only into that output."""
     if node.op != "call_function" or node.target not in SUMS or len(node.args) != 2 or node.kwargs:
         return None
-    if any(not isinstance(part, torch.fx.Node) for part in node.args):
+    others = [part for part in node.all_input_nodes if part is not conv]
+    if len(others) != 1 or not all(isinstance(part, torch.fx.Node) for part in node.args):
         return None
-    first, second = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
-    if first is None or second is None:
+    if node.target is operator.iadd and node.args[0] is not conv:
         return None
-    ours, other = (first, second) if _past(first, modules) is conv else (second, first)
-    if _past(ours, modules) is not conv or (node.target is operator.iadd and ours is not node.args[0]):
-        return None
-    shapes = [part.meta["tensor_meta"].shape for part in (ours, other)]
-    return other if shapes[0] == shapes[1] else None
-
-
-def _past(node: torch.fx.Node, modules: dict[str, nn.Module]) -> torch.fx.Node:
-    """The node, or what it is a copy of."""
-    while _is_identity(node, modules):
-        node = node.all_input_nodes[0]
-    return node
+    same = conv.meta["tensor_meta"].shape == others[0].meta["tensor_meta"].shape
+    return others[0] if same else None
 
 
 def _is_relu(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:

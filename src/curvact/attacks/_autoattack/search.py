@@ -74,7 +74,8 @@ def search_twin(
             notes.append("channels last")
     if last and precision == "fp32" and not compiled:
         rewritten, count = fused(twin, example)
-        if count and _agrees(Twin(rewritten, channels_last=True), example, truth):
+        more = torch.cat([example, example[:1]])  # the trace may hold on to the number of images
+        if count and _agrees(Twin(rewritten, channels_last=True), more, _logits(model, more)):
             twin = rewritten
             notes.append(f"{count} convolutions by Winograd")
     if compiled:

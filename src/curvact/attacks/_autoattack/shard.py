@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -124,7 +124,8 @@ class Runner:
         with _global_randomness_kept(self.device), frozen(self.model), torch.no_grad():
             units = list(done)
             if not units:
-                units.append(self._clean(shard, x, y))
+                with _memory_named(CLEAN, self.device, self._plain_batch(len(x))):
+                    units.append(self._clean(shard, x, y))
                 emit(units[-1])
             standing = standing_points(len(x), units)
             for step in job.steps[len(units) - 1 :]:
@@ -165,7 +166,9 @@ class Runner:
         searched, zero = plain, 0
         notes: tuple[str, ...] = ()
         if len(standing) and self.job.mode == "plain":
-            zero = self._reference(shard, step, plain, x, y, standing, claims, self._plain_batch(len(x)))
+            batch_size = self._plain_batch(len(x))
+            with _memory_named(step.key, self.device, batch_size):
+                zero = self._reference(shard, step, plain, x, y, standing, claims, batch_size)
         elif len(standing):
             twin, notes = self._twin(step)
             searched = Counted(twin)
@@ -214,7 +217,7 @@ class Runner:
     ) -> tuple[int, tuple[str, ...]]:
         """Fast mode: our loops where points may leave, else the reference's on the twin; half the batch if memory is out."""
         job, halved = self.job, False
-        batch_size = self._fast_batch(x)
+        batch_size = self._fast_batch(x, step)
         ours = job.threat_model.norm != "l1" and step.averaged == 1 and not job.randomized
         while True:
             left = claims.left()
@@ -231,11 +234,12 @@ class Runner:
                 if step.attack == "square" and any(self._small.values()):
                     notes += ("Square computes only what its squares reach",)
                 return zero, notes
-            except torch.OutOfMemoryError:
-                if batch_size == 1 or not (ours or step.attack == "fab-t"):
-                    raise CurvactError(
-                        f"{step.attack} on {self.device}: out of memory at batch size {batch_size}"
-                    ) from None
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                by_block = not (ours or step.attack == "fab-t")
+                if batch_size == 1 or by_block:
+                    raise _memory_error(step.key, self.device, BLOCK if by_block else batch_size) from None
                 batch_size, halved = batch_size // 2, True
                 self._batch_size = batch_size
 
@@ -307,9 +311,10 @@ class Runner:
             self._small[twin] = windowed(twin.module, example, twin)
         return self._small[twin]
 
-    def _fast_batch(self, x: Tensor) -> int:
+    def _fast_batch(self, x: Tensor, step: Step) -> int:
         if self._batch_size is None:
-            self._batch_size = adaptive_batch(self.model, x[:1].to(self.device), self.job.shard_size)
+            with _memory_named(step.key, self.device, 1):
+                self._batch_size = adaptive_batch(self.model, x[:1].to(self.device), self.job.shard_size)
         return self._batch_size
 
 
@@ -353,6 +358,30 @@ class _Claims:
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         rows = self.broken.nonzero().squeeze(1)
         return self.standing[rows], self.x_adv[rows], self.y_adv[rows]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: a GPU's error, the CPU allocator's plain RuntimeError, or Python's own."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _memory_error(what: str, device: torch.device, batch_size: int) -> CurvactError:
+    return CurvactError(
+        f"{what} on {device}: out of memory at batch size {batch_size}; set a smaller batch_size or free memory"
+    )
+
+
+@contextmanager
+def _memory_named(what: str, device: torch.device, batch_size: int) -> Iterator[None]:
+    """Out of memory as one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _memory_error(what, device, batch_size) from None
 
 
 def on_device(model: Model, device: torch.device) -> Model:
