@@ -42,12 +42,15 @@ class DataSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """The architecture: a name of `curvact.models.MODELS`, and the arguments that this one takes, such as width."""
+    """The architecture: a name of `curvact.models.MODELS`, and the arguments that this one takes, such as width.
+
+    scope: where an activation is shared; None for what suits it, the whole network for learned ones.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "mini_resnet"
-    scope: Literal["network", "stage", "layer"] = "layer"
+    scope: Literal["network", "stage", "layer", "channel"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -66,7 +69,7 @@ class ModelSpec(Strict):
                     f"{name} has no argument '{key}'{nearest(key, defaults)}; allowed are {', '.join(['scope', *defaults])}"
                 )
             _check_kind(key, value, defaults[key])
-        return {"name": name, "scope": "layer", **defaults, **content}
+        return {"name": name, "scope": None, **defaults, **content}
 
     @field_validator("name")
     @classmethod

@@ -12,7 +12,7 @@ from curvact.activations import Activation, activation, activation_names, as_fac
 from curvact.errors import CurvactError
 
 
-@pytest.mark.parametrize("name", activation_names())
+@pytest.mark.parametrize("name", [name for name in activation_names() if name != "sparta"])
 @pytest.mark.parametrize("extra", ["", "centered=True", "learnable=True, centered=True"])
 def test_defaults_round_trip(name: str, extra: str) -> None:
     try:

@@ -98,7 +98,9 @@ class FollowingTwin(nn.Module):
 
     def _agrees(self, example: Tensor, truth: Tensor) -> bool:
         with torch.no_grad():
-            return bool((truth - self.module(example)).abs().max() <= 1e-3 * truth.abs().max().clamp_min(1e-6))
+            return bool(
+                (truth - self.module(example)).abs().max() <= 1e-3 * truth.abs().max().clamp_min(1e-6)
+            )
 
     @torch.no_grad()
     def refresh(self) -> FollowingTwin:

@@ -656,8 +656,9 @@ class _Training:
 
 
 def _learned(model: nn.Module) -> dict[str, float]:
-    """Parameters of learnable activations, and the κ they give."""
-    curvature = {f"{name}.curvature": value for name, value in current_curvature(model).items()}
+    """Parameters of learnable activations, and the κ they give, where it is finite."""
+    known = {name: value for name, value in current_curvature(model).items() if math.isfinite(value)}
+    curvature = {f"{name}.curvature": value for name, value in known.items()}
     return {**current_parameters(model), **curvature}
 
 

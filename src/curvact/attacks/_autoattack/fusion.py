@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from curvact.attacks._autoattack.winograd import WinogradConv2d, fits, kernel
 from curvact.attacks._autoattack.windows import Tracer
+from curvact.attacks._autoattack.winograd import WinogradConv2d, fits, kernel
 
 RELUS = (F.relu, torch.relu)
 SUMS = (operator.add, operator.iadd, torch.add)

@@ -43,7 +43,7 @@ class WinogradConv2d(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
         super().__init__(
-            conv.in_channels, conv.out_channels, 3, padding=conv.padding, bias=conv.bias is not None
+            conv.in_channels, conv.out_channels, 3, padding=int(conv.padding[0]), bias=conv.bias is not None
         )
         self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
         weight = conv.weight.detach()
@@ -81,7 +81,7 @@ class _Winograd(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         turned, *out = ctx.saved_tensors
         gate = out[0] if out else None
         if ctx.sum and gate is not None:  # the other summand wants it, too
@@ -140,15 +140,18 @@ def _convolved(
             raise ValueError(
                 f"{what}: {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}, not {tuple(shape)}"
             )
-    x, gate, added = (
+    inputs = [
         None if t is None else t.contiguous(memory_format=torch.channels_last) for t in (x, gate, added)
-    )
+    ]
     out = torch.empty(size, memory_format=torch.channels_last)
     if out.numel():
         threads = torch.get_num_threads() if library.parallel else 1
         scratch = torch.empty(threads * library.scratch(ins, outs))
         library.run(
-            *(None if t is None else t.data_ptr() for t in (x, gate, filters, bias, added, out, scratch)),
+            *(
+                None if t is None else t.data_ptr()
+                for t in (*inputs[:2], filters, bias, inputs[2], out, scratch)
+            ),
             count,
             height,
             width,

@@ -1,0 +1,463 @@
+"""Trained models as folders with a model card, which others can load: here, and from the Hugging Face Hub if it is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+import curvact
+from curvact import models
+from curvact.activations import Activation, known_curvature, name_of
+from curvact.activations.registry import parse_name
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
+
+WEIGHTS, CONFIG, SIDECAR, CARD = "model.safetensors", "config.json", "model.json", "README.md"
+LIBRARY = "curvact"
+
+_PAF = "[paper] arXiv 2110.05626; κ [derived]"
+MARKS: dict[str, str] = {
+    "rctaf": "[ours], a reconstruction after arXiv 2603.23860; κ [derived]",
+    "rcraf": "[paper] arXiv 2507.22446; a clip by gamma is [ours]",
+    "sparta": "[ours], a reconstruction after arXiv 2105.08269, whose formula could not be had",
+    **dict.fromkeys(("pssilu", "pssilu_fixed", "ssilu", "psilu", "psoftplus", "reblu"), _PAF),
+    **dict.fromkeys(("prelu", "prelu_plus", "pelu"), _PAF),
+}
+"""Provenance of an activation by family, for the card. Families that are not here are the usual ones of the literature."""
+
+
+def save_pretrained(
+    source: nn.Module | str | Path,
+    folder: str | Path,
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    records: Iterable[Any] = (),
+    name: str | None = None,
+    license: str | None = None,
+) -> Path:
+    """Write a model as a folder: model.safetensors, config.json (model.json is its copy) and a model card, README.md.
+
+    source: a checkpoint's file, or a run's folder for its best weights; architecture, data and the run's own measurement come
+        from the JSON files beside it. Or a model: architecture then holds the arguments of `curvact.models.build`.
+    about: more to say of the model, such as data, threat_model and config. records: evaluations of just these weights, as
+        `EvaluationRecord` or the path of its JSON. name: title of the card. license: an SPDX name, for the card's header.
+    What is in the folder from an earlier call is replaced. `curvact evaluate FOLDER/model.safetensors` works.
+    Raises CurvactError, before anything is written, for a folder that holds something else, a record of other weights, and an
+    architecture that the weights do not fit.
+
+    >>> import tempfile
+    >>> arguments = {"name": "mini_resnet", "activation": "psilu(alpha=3)", "width": 2, "channels": 1}
+    >>> folder = save_pretrained(models.build(**arguments), tempfile.mkdtemp(), architecture=arguments)
+    >>> from_pretrained(folder).act
+    psilu(alpha=3.0)
+    """
+    target = Path(folder)
+    if isinstance(source, nn.Module):
+        if architecture is None:
+            raise CurvactError(
+                "save_pretrained of a model needs architecture=, the name and arguments of curvact.models.build"
+            )
+        tensors, known = _state(source), {"architecture": dict(architecture)}
+        measured: list[dict[str, Any]] = []
+    else:
+        tensors, known, measured = _read_run(Path(source))
+    config = _describe(tensors, {**known, **(about or {})}, measured, records, name, license)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not _is_ours(target))):
+        raise CurvactError(f"{target} holds something else than a model of curvact's: give another folder")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CurvactError(f"cannot write {target}: {error.strerror}") from None
+    _write(target, tensors, config)
+    return target
+
+
+def from_pretrained(
+    source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+) -> nn.Module:
+    """The model, in eval mode, of a folder, or of a repository `owner/name` on the Hugging Face Hub.
+
+    A repository needs `huggingface_hub`. revision: its branch, tag or commit. cache_dir: where downloads are kept.
+    Raises CurvactError, in one line, for what is missing, damaged, not curvact's, or has other weights than its config says.
+    """
+    if Path(source).is_dir():
+        return _read(Path(source))[0]
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CurvactError(f"no folder {source}, and it is no repository's name, which is owner/name")
+    try:
+        kind = hub_class()
+        model: nn.Module = kind.from_pretrained(str(source), revision=revision, cache_dir=cache_dir).model
+    except Exception as error:  # of huggingface_hub and of whatever it reaches the network by
+        why = " ".join(str(error).split())
+        raise CurvactError(
+            f"no folder {source}, and not to be had from the Hugging Face Hub: {why}"
+        ) from None
+    return model
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """What a folder's config.json says: architecture, activation with κ, measurements, provenance."""
+    file = Path(folder) / CONFIG
+    try:
+        content = json.loads(file.read_text())
+        if content["library"] != LIBRARY or not isinstance(content["architecture"], dict):
+            raise TypeError
+    except OSError:
+        raise CurvactError(f"{folder} holds no model: there is no {CONFIG}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CurvactError(f"{file} is not the description of a model of curvact's") from None
+    return dict(content)
+
+
+@cache
+def hub_class() -> Any:
+    """`HubModel`, a module with huggingface_hub's mixin: from_pretrained, save_pretrained, push_to_hub; its `.model` is ours.
+
+    `hub_class().from_pretrained(FOLDER).push_to_hub("owner/name")` publishes what `save_pretrained` wrote.
+    Raises CurvactError where huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import (  # type: ignore[import-not-found, unused-ignore]
+            ModelHubMixin,
+            snapshot_download,
+        )
+    except ImportError:
+        raise CurvactError("this needs huggingface_hub: pip install 'curvact[hub]'") from None
+
+    class HubModel(nn.Module, ModelHubMixin, library_name=LIBRARY):  # type: ignore[call-arg, misc, unused-ignore]
+        def __init__(self, model: nn.Module, description: dict[str, Any]) -> None:
+            super().__init__()
+            self.model = model
+            self.description = description
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)  # type: ignore[no-any-return]
+
+        def _save_pretrained(self, save_directory: Path) -> None:
+            tensors = _state(self.model)
+            if _hash(tensors) != self.description["weights_sha256"]:
+                raise CurvactError(
+                    "these weights changed after they were described: use curvact's save_pretrained"
+                )
+            _write(save_directory, tensors, self.description)
+
+        @classmethod
+        def _from_pretrained(
+            cls,
+            *,
+            model_id: str,
+            revision: str | None = None,
+            cache_dir: str | Path | None = None,
+            force_download: bool = False,
+            local_files_only: bool = False,
+            token: str | bool | None = None,
+            **_: Any,
+        ) -> HubModel:
+            folder = Path(model_id)
+            if not folder.is_dir():
+                options = {
+                    "force_download": force_download,
+                    "local_files_only": local_files_only,
+                    "token": token,
+                }
+                files = [WEIGHTS, CONFIG]
+                folder = Path(
+                    snapshot_download(
+                        model_id, revision=revision, cache_dir=cache_dir, allow_patterns=files, **options
+                    )
+                )
+            return cls(*_read(folder))
+
+    return HubModel
+
+
+# ---- the card ----
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """The model card of a description, see `read_description`: Markdown with the Hub's header."""
+    activation = config["activation"]
+    tags = ["adversarial-robustness", "image-classification"]
+    header = ["---", f"library_name: {LIBRARY}", "pipeline_tag: image-classification", "tags:"]
+    header += [f"- {tag}" for tag in tags]
+    if config.get("license"):
+        header.append(f"license: {json.dumps(config['license'])}")
+    architecture = config["architecture"]
+    lines = [*header, "---", "", f"# {_text(config['name'])}", ""]
+    data = (config.get("data") or {}).get("name")
+    trained = f", trained on {_text(data)}" if data else ""
+    lines += [f"{_text(architecture['name'])} with `{_text(activation['name'])}`{trained}.", ""]
+    lines += ["Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.", ""]
+    lines += ["```python", "from curvact.models.hub import from_pretrained", ""]
+    lines += ['model = from_pretrained("FOLDER or owner/name")', "```", "", "## Activation", ""]
+    lines += [f"- as trained from: `{_text(architecture.get('activation', 'relu'))}`"]
+    lines += [f"- now: `{_text(activation['name'])}`", f"- κ = sup|σ″|: {_curvature(activation)}"]
+    lines += [f"- extra parameters: {activation['parameters']}, scope: {_text(architecture.get('scope'))}"]
+    lines += [f"- provenance: {_text(activation['mark'])}", "", "## Measured", ""]
+    lines += _measured_table(config["measured"])
+    for title, key in (("Architecture", "architecture"), ("Training", "config"), ("Origin", "origin")):
+        if config.get(key):
+            text = json.dumps(config[key], indent=2, sort_keys=True, ensure_ascii=False)
+            lines += ["", f"## {title}", "", "```json", text.replace("```", "ʼʼʼ"), "```"]
+    lines += ["", f"sha256 of the weights: `{config['weights_sha256']}`", ""]
+    return "\n".join(lines)
+
+
+def _measured_table(measured: list[dict[str, Any]]) -> list[str]:
+    if not measured:
+        return ["Nothing is on record: no robustness is claimed."]
+    lines = [
+        "| attack | threat model | images | clean | robust |",
+        "|---|---|---|---:|---:|",
+    ]
+    for row in measured:
+        threat = f"{row['norm']}, ε = {row['epsilon']:.6g}"
+        images = f"{row['count']} of {row['data']}" if row.get("count") else str(row["data"])
+        error = f" ± {row['standard_error']:.2%}" if row.get("standard_error") is not None else ""
+        cells = [row["attack"], threat, images, f"{row['clean']:.2%}", f"{row['robust']:.2%}{error}"]
+        lines.append(f"| {' | '.join(_text(cell) for cell in cells)} |")
+    lines += ["", "± is one binomial standard error of the robust accuracy."]
+    if not any(row.get("ensemble") for row in measured):
+        lines += ["", "No whole AutoAttack is among them: robust accuracies are upper bounds."]
+    findings = [_text(finding) for row in measured for finding in row.get("findings", [])]
+    return [*lines, *(["", "Findings of the checks:", ""] if findings else []), *(f"- {f}" for f in findings)]
+
+
+def _curvature(activation: Mapping[str, Any]) -> str:
+    values = [float(value) for value in activation["curvature"]]
+    if not values and str(activation["name"]).startswith("sparta"):
+        return "none, since its gate depends on neighbouring pixels"
+    if not values:
+        return "not known"
+    low, high = min(values), max(values)
+    shown = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+    return shown.replace("inf", "∞")
+
+
+def _text(value: object) -> str:
+    """One line that cannot break a table, a code span or a header."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "ʼ").replace("<", "&lt;")
+
+
+# ---- descriptions ----
+
+
+def _describe(
+    tensors: Mapping[str, Tensor],
+    known: Mapping[str, Any],
+    measured: list[dict[str, Any]],
+    records: Iterable[Any],
+    name: str | None,
+    license: str | None,
+) -> dict[str, Any]:
+    digest = _hash(tensors)
+    rows = [*measured, *(_row(record, digest) for record in records)]
+    model = _build(known["architecture"], tensors, "the model")
+    activation = _activation(model)
+    title = name or f"{known['architecture'].get('name')}, {activation['name']}"
+    config = {
+        "schema": 1,
+        "library": LIBRARY,
+        "version": curvact.__version__,
+        "name": title,
+        "license": license,
+        **{key: value for key, value in known.items() if value is not None},
+        "activation": activation,
+        "measured": rows,
+        "weights_sha256": digest,
+    }
+    try:
+        return dict(json.loads(json.dumps(config)))
+    except (TypeError, ValueError) as error:
+        raise CurvactError(f"the description of the model cannot be written as JSON: {error}") from None
+
+
+def _activation(model: nn.Module) -> dict[str, Any]:
+    found = [module for module in model.modules() if isinstance(module, Activation)]
+    curvature: list[float | str] = []
+    for module in found:
+        try:
+            kappa = known_curvature(module)
+        except CurvactError:
+            kappa = None
+        if kappa is not None:
+            curvature.append("inf" if math.isinf(kappa) else kappa)  # JSON has no infinity
+    names = list(dict.fromkeys(re.sub(r"(, )?channels=\d+", "", name_of(module)) for module in found))
+    shown = names[0] if names else "none"
+    try:
+        family = parse_name(shown)[0]
+    except CurvactError:
+        family = shown
+    return {
+        "name": shown if len(names) < 2 else f"{shown} and {len(names) - 1} with other values",
+        "curvature": curvature,
+        "parameters": sum(p.numel() for p in dict.fromkeys(p for m in found for p in m.parameters())),
+        "mark": MARKS.get(family, "of the literature"),
+    }
+
+
+def _row(record: Any, digest: str) -> dict[str, Any]:
+    """One line of the card's table, from an evaluation record or its file."""
+    where = "the record"
+    if isinstance(record, (str, Path)):
+        where = f"the record {record}"
+        try:
+            record = json.loads(Path(record).read_text())
+        except OSError as error:
+            raise CurvactError(f"cannot read {where}: {error.strerror}") from None
+        except ValueError:
+            raise CurvactError(f"{where} is no evaluation record: it is not JSON") from None
+    elif hasattr(record, "model_dump"):
+        record = record.model_dump(mode="json")
+    try:
+        robust, count = float(record["robust_accuracy"]), int(record["data"]["count"])
+        row = {
+            "attack": str(record["attack"]),
+            "ensemble": bool(record["ensemble"]),
+            "norm": str(record["threat_model"]["norm"]),
+            "epsilon": float(record["threat_model"]["epsilon"]),
+            "data": str(record["data"]["name"]),
+            "data_sha256": str(record["data"]["sha256"]),
+            "count": count,
+            "clean": float(record["clean_accuracy"]),
+            "robust": robust,
+            "standard_error": (robust * (1 - robust) / count) ** 0.5,
+            "findings": [str(finding) for finding in record["findings"]],
+        }
+        flags = str(record["robust_correct"])
+        of = str(record["model"]["sha256"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise CurvactError(f"{where} is no evaluation record: see `curvact evaluate`") from None
+    if of != digest:
+        raise CurvactError(
+            f"{where} is of other weights (sha256 {of[:12]}…) than these ({digest[:12]}…): evaluate these"
+        )
+    if len(flags) != count or abs(flags.count("1") / count - robust) > 1e-9:
+        raise CurvactError(f"{where}: robust_accuracy={robust} of {count} images does not fit its flags")
+    return row
+
+
+def _read_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
+    """Weights, description and measurement of a checkpoint."""
+    if path.is_dir():
+        names = ("best.safetensors", "model.safetensors")
+        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
+    if not path.is_file():
+        raise CurvactError(f"no checkpoint file {path}")
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        architecture = dict(sidecar["architecture"])
+    except OSError:
+        raise CurvactError(f"no checkpoint file {path.with_suffix('.json')}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CurvactError(f"{path.with_suffix('.json')} is not the description of a checkpoint") from None
+    known = {"architecture": architecture}
+    told = ("run", "trial", "epoch", "data", "threat_model", "activation_from")
+    known |= {key: sidecar[key] for key in told if key in sidecar}
+    measured: list[dict[str, Any]] = []
+    try:
+        record = json.loads((path.parent / "record.json").read_text())
+        if record.get("run", record.get("trial")) == sidecar.get("run", sidecar.get("trial")):
+            config, metrics = record["config"], record["metrics"]
+            trial = "trial" in record
+            metrics = metrics if trial else metrics[path.stem]
+            test = config["evaluation"] if trial else config["test"]
+            count = None if trial else test["images"]
+            measured.append(
+                {
+                    "attack": f"pgd-{test['steps']}",
+                    "ensemble": False,
+                    "norm": str(config["threat_model"]["norm"]),
+                    "epsilon": float(config["threat_model"]["epsilon"]),
+                    "data": f"{config['data']['name']}, test",
+                    "count": count,
+                    "clean": float(metrics["clean_accuracy"]),
+                    "robust": float(metrics["robust_accuracy"]),
+                }
+            )
+            origin = {
+                key: record[key]
+                for key in ("environment", "data_sha256", "gradient_evaluations")
+                if key in record
+            }
+            known |= {"config": config, "origin": origin}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return _tensors(path), known, measured
+
+
+# ---- files ----
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    card = model_card(config)
+    atomic_write(folder / WEIGHTS, save_tensors(dict(tensors), metadata={"format": "pt"}))
+    for name, content in ((SIDECAR, text), (CARD, card), (CONFIG, text)):
+        atomic_write(folder / name, content)
+
+
+def _read(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    config = read_description(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise CurvactError(f"{folder} holds no weights: there is no {WEIGHTS}")
+    tensors = _tensors(folder / WEIGHTS)
+    if _hash(tensors) != config.get("weights_sha256"):
+        raise CurvactError(f"{folder / WEIGHTS} are not the weights that {folder / CONFIG} describes")
+    return _build(config["architecture"], tensors, str(folder)), config
+
+
+def _build(architecture: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> nn.Module:
+    arguments = dict(architecture)
+    if not isinstance(arguments.get("name"), str):
+        raise CurvactError(f"{where}: the architecture lacks its name")
+    try:
+        model = models.build(**arguments)
+        model.load_state_dict(dict(tensors))
+    except CurvactError as error:
+        raise CurvactError(f"{where}: {error}") from None
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise CurvactError(f"{where} does not fit its architecture: {' '.join(str(error).split())}") from None
+    return model.eval()
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise CurvactError(f"{path} is truncated or damaged ({error}): write it again") from None
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().contiguous().cpu().clone() for name, t in model.state_dict().items()}
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    """As `curvact.evaluation.model_hash`, so that records of these weights can be told."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().contiguous().cpu().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+    return digest.hexdigest()
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        read_description(folder)
+    except CurvactError:
+        return False
+    return True
