@@ -162,14 +162,18 @@ def main() -> None:
                 if repeat:
                     times[key].append(seconds)
         base = statistics.median(times["plain loop"])
-        print(f"\n{name}, {chosen.model} width {chosen.width}, batch {chosen.batch_size}, PGD-{chosen.steps}:")
+        print(
+            f"\n{name}, {chosen.model} width {chosen.width}, batch {chosen.batch_size}, PGD-{chosen.steps}:"
+        )
         print("| loop | images a second | times the plain loop |\n|---|---|---|")
         for key, seconds in times.items():
             middle = statistics.median(seconds)
             print(f"| {key} | {count / middle:.1f} | {base / middle:.2f} |")
     about = environment()
     where = torch.cuda.get_device_name(device) if gpu else f"{about['processor']}, CPU seconds"
-    print(f"\n{where}; torch {about['torch']}, {chosen.threads} thread(s), {chosen.precision}, commit {about['commit']}")
+    print(
+        f"\n{where}; torch {about['torch']}, {chosen.threads} thread(s), {chosen.precision}, commit {about['commit']}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ from curvact.activations import (
     Mish,
     Peak,
     PowerGate,
+    PSiLU,
+    PSoftplus,
     PSSiLU,
     ReLU,
     SiLU,
     Softplus,
+    Sparta,
     Squareplus,
     Swish,
     activation,
@@ -30,7 +33,8 @@ from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.evaluation import evaluate_model
 from curvact.models import MiniResNet, build
-from curvact.training import Recipe, fit, load_checkpoint, save_checkpoint
+from curvact.models.foreign import logits_of
+from curvact.training import EntropySGD, Recipe, fit, load_checkpoint, save_checkpoint
 
 __all__ = [
     "ELU",
@@ -40,15 +44,19 @@ __all__ = [
     "Activation",
     "CurvactError",
     "Elementwise",
+    "EntropySGD",
     "MiniResNet",
     "Mish",
     "PSSiLU",
+    "PSiLU",
+    "PSoftplus",
     "Peak",
     "PowerGate",
     "ReLU",
     "Recipe",
     "SiLU",
     "Softplus",
+    "Sparta",
     "Squareplus",
     "Swish",
     "ThreatModel",
@@ -65,6 +73,7 @@ __all__ = [
     "hutchinson_diagonal",
     "load",
     "load_checkpoint",
+    "logits_of",
     "masking_report",
     "max_curvature",
     "minimum_radius",

@@ -24,7 +24,7 @@ native = pytest.mark.skipif(kernel() is None, reason="no compiler, or neither AV
 
 
 def _close(got: Tensor, truth: Tensor) -> None:
-    """The transforms multiply rounding (6e-8) by up to some hundreds: 5e-5 of the largest value is far above it all, and far below 1."""
+    """The transforms multiply rounding (6e-8) by up to some hundreds: 5e-5 of the largest value is above it, and far below 1."""
     assert got.shape == truth.shape
     scale = float(truth.abs().max()) + 1e-6
     torch.testing.assert_close(got.double(), truth.double(), rtol=0, atol=5e-5 * scale)
@@ -63,7 +63,8 @@ def test_it_is_the_convolution_and_so_is_its_gradient(
             parameter.normal_(generator=g)
     ours = WinogradConv2d(conv, relu=relu).requires_grad_(False)
     x = torch.randn(count, ins, height, width, generator=g)
-    truth = conv.double()(x.double())
+    conv = conv.double()
+    truth = conv(x.double())
     added = torch.randn(truth.shape, generator=g) if summed else None
     weight = torch.randn(truth.shape, generator=g)
     leaves = [t.clone().requires_grad_() for t in (x, *([] if added is None else [added]))]
@@ -99,7 +100,7 @@ def test_neither_other_images_nor_threads_alter_a_bit() -> None:
             assert torch.equal(conv(x), whole)
         finally:
             torch.set_num_threads(before)
-        with pytest.raises(ValueError, match="torch.float64"):
+        with pytest.raises(ValueError, match=r"torch\.float64"):
             conv(x.double())
         with pytest.raises(ValueError, match="added"):
             conv(x, torch.zeros(1))
@@ -128,7 +129,7 @@ def test_what_fits(conv: nn.Module | None, yes: bool) -> None:
 
 
 class _Sums(nn.Module):
-    """Sums of every kind around convolutions that fit: in place, of two of them, of one with its own input, broadcast, with a number."""
+    """Sums of every kind around convolutions that fit: in place, of two of them, with its own input, broadcast, with a number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +178,8 @@ def test_a_rewritten_network_is_the_network(name: str, count: int, relus: int | 
     g = torch.Generator().manual_seed(1)
     base, _ = search.fold_batch_norm(model, torch.rand(2, 3, 32, 32, generator=g))
     made, found = fused(copy.deepcopy(base), torch.rand(2, 3, 32, 32, generator=g))
-    assert found == count and isinstance(made, torch.fx.GraphModule)
+    assert found == count
+    assert isinstance(made, torch.fx.GraphModule)
     if relus is not None:
         left = [
             node

@@ -274,6 +274,8 @@ def test_a_repository_comes_from_the_cache(
     save_pretrained(model, repo / "snapshots" / commit, architecture=ARGUMENTS)
     x = torch.rand(2, 1, 8, 8, generator=generator(0, "images"))
     assert torch.equal(from_pretrained("owner/name", cache_dir=tmp_path / "cache")(x), model(x))
-    with pytest.raises(CurvactError, match="no folder owner/other, and not to be had from the Hugging Face Hub") as error:
+    with pytest.raises(
+        CurvactError, match="no folder owner/other, and not to be had from the Hugging Face Hub"
+    ) as error:
         from_pretrained("owner/other", cache_dir=tmp_path / "cache")
     assert "\n" not in str(error.value)

@@ -167,7 +167,12 @@ def test_tensorboard_has_every_epoch(tmp_path: Path) -> None:
 
 
 def test_learned_activations_are_logged(tmp_path: Path) -> None:
-    overrides = [*SMALL, "activation=pssilu(learnable=True)", "training.beta_penalty=10", "training.beta_clip=0.01"]
+    overrides = [
+        *SMALL,
+        "activation=pssilu(learnable=True)",
+        "training.beta_penalty=10",
+        "training.beta_clip=0.01",
+    ]
     run_training(read_config("digits", [*overrides, "model.scope=network"]), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     keys = lines[-1]["parameters"]

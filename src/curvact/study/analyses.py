@@ -403,10 +403,10 @@ def _spectrum(
 def density_record(density: SpectralDensity) -> Record:
     """A spectral density as plain numbers: `nodes` and `weights`, and the density `at` points, widened by `width`.
 
-    width: 1/100 of the range of the nodes. [ours]
+    width: 1/100 of the range of the nodes, where they are not all alike. [ours]
     """
     low, high = density.nodes.min().item(), density.nodes.max().item()
-    width = max((high - low) / 100, 1e-12 * max(abs(low), abs(high), 1e-300))
+    width = max((high - low) / 100, 1e-3 * max(abs(low), abs(high))) or 1.0
     at = torch.linspace(low - 4 * width, high + 4 * width, DENSITY_POINTS, dtype=torch.float64)
     return {
         "width": width,

@@ -45,7 +45,9 @@ class WinogradConv2d(nn.Conv2d):
         super().__init__(
             conv.in_channels, conv.out_channels, 3, padding=int(conv.padding[0]), bias=conv.bias is not None
         )
-        self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
+        self.weight, self.relu = conv.weight, relu
+        if conv.bias is not None:
+            self.bias = nn.Parameter(conv.bias.detach().clone())
         weight = conv.weight.detach()
         self.register_buffer("filters", transformed(weight), persistent=False)
         self.register_buffer("turned", transformed(weight.flip(2, 3).transpose(0, 1)), persistent=False)
