@@ -359,6 +359,8 @@ def test_theory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             return {**check, "violations": 1}
 
     monkeypatch.setattr("curvact.analysis.linear_theory.check_theory", lambda *_, **__: Violated())
+    monkeypatch.setattr("curvact.cli_analysis._drawn", lambda *_: {})
+    monkeypatch.setattr("curvact.report.theory_page.write_theory_page", lambda *_: tmp_path / "theory.html")
     assert run(*arguments).code == 1
 
 

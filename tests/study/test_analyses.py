@@ -73,7 +73,8 @@ def test_every_kind_gives_finite_numbers_under_its_name_and_leaves_the_model(dig
         "curvature_effective_mean",
     ):
         assert name in found
-    assert found == run_analyses(model, digits, THREAT, KINDS, seed=1, **SMALL)
+    cheap = run_analyses(model, digits, THREAT, ("flatness", "curvature"), seed=1, **SMALL)
+    assert cheap == {name: found[name] for name in cheap}
 
 
 def test_numbers_are_those_of_the_records(digits: Splits) -> None:
@@ -101,12 +102,11 @@ def test_an_l2_threat_model_is_matched_from_its_side(digits: Splits) -> None:
         linf_radius(ThreatModel("l1", 1.0), x)
 
 
-def test_adversarial_loss_is_the_higher_and_exact_parts_have_no_error(digits: Splits) -> None:
-    x, y = digits.train.inputs(slice(2)), digits.train.labels[:2]
-    record = hessian_analysis(network(), x, y, THREAT, what=["norms"], exact=True, attack_steps=3)
+def test_adversarial_loss_is_the_higher(digits: Splits) -> None:
+    x, y = digits.train.inputs(slice(4)), digits.train.labels[:4]
+    record = hessian_analysis(network(), x, y, THREAT, what=["norms"], probes=4, deflation=0, attack_steps=3)
     losses = record["losses"]
     assert losses["adversarial"]["norms"]["loss"] > losses["clean"]["norms"]["loss"]
-    assert losses["clean"]["norms"]["rms"]["standard_error"] == 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvact import native_code
@@ -35,7 +36,8 @@ FILTER = (
 class WinogradConv2d(nn.Conv2d):
     """A convolution with its weights fixed and transformed, for the outputs and for the gradient with respect to the input.
 
-    relu: whether what it gives out goes through a ReLU.
+    relu: whether what it gives out goes through a ReLU. With fewer than 16 input channels (images) only the gradient is by
+    Winograd, padded to 16 channels.
     """
 
     filters: Tensor
@@ -49,8 +51,10 @@ class WinogradConv2d(nn.Conv2d):
         if conv.bias is not None:
             self.bias = nn.Parameter(conv.bias.detach().clone())
         weight = conv.weight.detach()
-        self.register_buffer("filters", transformed(weight), persistent=False)
-        self.register_buffer("turned", transformed(weight.flip(2, 3).transpose(0, 1)), persistent=False)
+        self.direct = conv.in_channels < CHANNELS
+        turned = F.pad(weight, [0, 0, 0, 0, 0, -conv.in_channels % CHANNELS]).flip(2, 3).transpose(0, 1)
+        self.register_buffer("filters", transformed(weight[:0] if self.direct else weight), persistent=False)
+        self.register_buffer("turned", transformed(turned), persistent=False)
 
     def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
         """added: as the output; added to it, before the ReLU."""
@@ -58,38 +62,40 @@ class WinogradConv2d(nn.Conv2d):
 
     def padded(self, x: Tensor, padding: int, added: Tensor | None = None) -> Tensor:
         """As `forward`, with another padding: 0, 1 or 2."""
-        arguments = (x, added, self.filters, self.turned, self.bias, padding, self.relu)
         if torch.is_grad_enabled() and (x.requires_grad or (added is not None and added.requires_grad)):
-            out: Tensor = _Winograd.apply(*arguments)  # type: ignore[no-untyped-call]
+            out: Tensor = _Winograd.apply(x, added, self, padding)  # type: ignore[no-untyped-call]
             return out
-        return _convolved(x, None, self.filters, self.bias, padding, added, self.relu)
+        return self.without_gradient(x, padding, added)
+
+    def without_gradient(self, x: Tensor, padding: int, added: Tensor | None) -> Tensor:
+        if not self.direct:
+            return _convolved(x, None, self.filters, self.bias, padding, added, self.relu)
+        out = F.conv2d(x, self.weight, self.bias, padding=padding)
+        if added is not None:
+            out += added
+        return out.relu_() if self.relu else out
 
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        added: Tensor | None,
-        filters: Tensor,
-        turned: Tensor,
-        bias: Tensor | None,
-        padding: int,
-        relu: bool,
-    ) -> Tensor:
-        out = _convolved(x, None, filters, bias, padding, added, relu)
-        ctx.save_for_backward(turned, *([out] if relu else []))
-        ctx.padding, ctx.sum = padding, added is not None
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, conv: WinogradConv2d, padding: int) -> Tensor:
+        out = conv.without_gradient(x, padding, added)
+        ctx.save_for_backward(*([out] if conv.relu else []))
+        ctx.conv, ctx.padding, ctx.sum = conv, padding, added is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        turned, *out = ctx.saved_tensors
-        gate = out[0] if out else None
+        gate: Tensor | None = None
+        if ctx.conv.relu:
+            (gate,) = ctx.saved_tensors
         if ctx.sum and gate is not None:  # the other summand wants it, too
             gradient, gate = torch.ops.aten.threshold_backward(gradient, gate, 0), None
-        inner = _convolved(gradient, gate, turned, None, 2 - ctx.padding) if ctx.needs_input_grad[0] else None
-        return inner, gradient if ctx.sum else None, None, None, None, None, None
+        inner = None
+        if ctx.needs_input_grad[0]:
+            inner = _convolved(gradient, gate, ctx.conv.turned, None, 2 - ctx.padding)
+            inner = inner[:, : ctx.conv.in_channels]
+        return inner, gradient if ctx.sum else None, None, None
 
 
 def fits(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
@@ -102,7 +108,9 @@ def fits(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
         and module.groups == 1
         and module.padding in ((0, 0), (1, 1), (2, 2))
         and module.padding_mode == "zeros"
-        and all(c % CHANNELS == 0 and c <= MOST for c in (module.in_channels, module.out_channels))
+        and (module.in_channels < CHANNELS or module.in_channels % CHANNELS == 0)
+        and module.out_channels % CHANNELS == 0
+        and max(module.in_channels, module.out_channels) <= MOST
         and module.weight.dtype == torch.float32
         and module.weight.device.type == "cpu"
     )
