@@ -66,7 +66,7 @@ def test_plot(tmp_path: Path, ending: str) -> None:
         ),
         (("activation", "relu", "--plot", "/nonexistent/curves.png"), "cannot write /nonexistent/curves.png"),
         (("activation", "relu", "--plot", "x.png", "--reach", "-1"), "--reach -1.0"),
-        (("study", "run", "nowhere.yaml"), "cannot read the study nowhere.yaml"),
+        (("study", "run", "nowhere.yaml"), "cannot read nowhere.yaml"),
         (("study", "report", "nowhere"), "nowhere holds no study"),
         (("study", "run", "STUDY", "--workers", "0", "--out", "OUT"), "--workers 0: must be >= 1"),
         (("study", "run", "STUDY", "--set", "training.batchsize=3"), "did you mean 'batch_size'"),

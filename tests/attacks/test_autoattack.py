@@ -60,7 +60,7 @@ def _net(name: str = "relu") -> nn.Module:
     fit(
         model,
         data,
-        Recipe(epochs=3, attack_steps=2, attack_step_size=0.06),
+        Recipe(objective="pgd-at(batch_norm=eval)", epochs=3, attack_steps=2, attack_step_size=0.06),
         ThreatModel("linf", 0.08),
         seed=0,
     )
@@ -461,7 +461,7 @@ def test_batch_norm_is_folded_only_where_the_logits_stay() -> None:
         torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         twin, notes = search.search_twin(model, x, compiled=False, precision="fp32")
-        assert notes == [f"{count} batch norms folded", "channels last"]
+        assert notes[:2] == [f"{count} batch norms folded", "channels last"]
         torch.testing.assert_close(twin(x), model(x), rtol=1e-4, atol=1e-4)
 
     class Twice(nn.Module):
@@ -690,7 +690,7 @@ def _python(code: str, *arguments: object, tmp_path: Path) -> subprocess.Popen[s
 
 def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     process = _python(SCRIPT, tmp_path / "marker", tmp_path=tmp_path)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.split() == ["same", "True"]
 

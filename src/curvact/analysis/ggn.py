@@ -35,7 +35,7 @@ def output_hessian(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
     >>> output_hessian(lambda out, y: ((out - y) ** 2).mean(), torch.zeros(2, 1), torch.ones(2, 1))
     tensor([[[1.]],
     <BLANKLINE>
-            [[1.]]])
+            [[1.]]], dtype=torch.float64)
     """
     n, c = len(outputs), outputs[0].numel()
     if c > OUTPUTS:
