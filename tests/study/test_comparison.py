@@ -10,11 +10,14 @@ import pytest
 import yaml
 from rich.console import Console
 
+from curvact.activations import current_parameters
 from curvact.config import check_settings
 from curvact.errors import CurvactError
 from curvact.study import run_study
 from curvact.study.comparison import ComparisonSpec, load_comparison
 from curvact.study.comparison_summary import summarize_comparison, to_latex, to_markdown
+from curvact.study.spec import trial_id
+from curvact.training import load_checkpoint
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -53,11 +56,26 @@ def test_cells_are_rows_times_columns_at_one_budget() -> None:
         ({"rows": {"a": {"activation": "rlu"}}}, "unknown activation 'rlu'"),
         ({"rows": {"a": {"training.epoch": 3}}}, "unknown key 'training.epoch'; did you mean 'epochs'"),
         ({"rows": {"a": {"activation.x": 3}}}, "'activation' holds a value, not keys"),
-        ({"baseline": "relu"}, "baseline='relu' is no cell; did you mean 'relu / s"),
+        ({"baseline": "relu / sgf"}, "baseline='relu / sgf' is no cell; did you mean 'relu / sgd'"),
         ({"seeds": [1, 1]}, "none twice"),
         ({"budget": 0}, "budget=0"),
         ({"training": {"epochs": 0}}, "epochs=0 of a recipe"),
         ({"column": {}}, "unknown key 'column'; did you mean 'columns'"),
+        (
+            {"rows": {"a": {"activation_from": {"source": "sprta"}}}, "sources": {"sparta": {}}},
+            "cell 'a / sgd': activation_from.source='sprta'; did you mean 'sparta'",
+        ),
+        ({"rows": {"a": {"activation_from": {"source": "s"}}}}, "sources are none"),
+        (
+            {
+                "rows": {"a": {"activation": "silu", "activation_from": {"source": "s"}}},
+                "sources": {"s": {"activation": "psilu"}},
+            },
+            "cell 'a / sgd': activation comes from the source 's': leave it out",
+        ),
+        ({"sources": {"s": {"activation_from": {"source": "s"}}}}, "source 's' has activation_from"),
+        ({"rows": {"a": {"analyses": ["hesian"]}}}, "analyses.kinds.0='hesian'"),
+        ({"rows": {"a": {"analyses": []}}}, "analyses.kinds=[]"),
     ],
 )
 def test_mistakes_are_one_line(changes: dict[str, Any], says: str) -> None:
@@ -131,3 +149,95 @@ def test_shipped_comparisons_are_yaml_that_round_trips() -> None:
     for path in (Path(__file__).parents[2] / "studies").glob("*-methods.yaml"):
         spec = load_comparison(path)
         assert check_settings(ComparisonSpec, yaml.safe_load(spec.to_yaml()), "again") == spec
+
+
+def test_steps_that_a_trial_does_not_have_are_not_in_its_config() -> None:
+    """So that a new optional step leaves the ids of all older trials as they were."""
+    for trial in _spec().trials():
+        assert not {"analyses", "activation_from"} & set(trial)
+
+
+def test_baseline_by_column() -> None:
+    spec = _spec(baseline="smooth")
+    assert spec.baselines() == {
+        "relu / sgd": "smooth / sgd",
+        "relu / sam": "smooth / sam",
+        "smooth / sgd": "smooth / sgd",
+        "smooth / sam": "smooth / sam",
+    }
+    assert set(_spec(baseline="relu / sam").baselines().values()) == {"relu / sam"}
+
+
+LEARNED: dict[str, Any] = {
+    "data": {"name": "digits", "train": 60, "validation": 20, "test": 20},
+    "model": {"name": "mini_resnet", "width": 2, "blocks": 1},
+    "budget": 12,
+    "seeds": [0],
+    "sources": {"psilu": {"activation": "psilu(alpha=3)", "model.scope": "network"}},
+    "rows": {
+        "scratch": {"activation": "psilu(alpha=3)", "model.scope": "network"},
+        "frozen": {"activation_from": {"source": "psilu"}},
+        "warm": {"activation_from": {"source": "psilu", "frozen": False}},
+    },
+    "columns": {"deeper": {"model.blocks": 2}},
+}
+
+
+def test_activations_move_from_sources_to_cells(tmp_path: Path) -> None:
+    """The frozen one ends where its source ended, the warm one does not; a source is no cell and has no difference."""
+    spec = _spec(**LEARNED)
+    folder = tmp_path / "run"
+    assert run_study(spec, folder, workers=1, console=Console(quiet=True)) == []
+    kappa = {}
+    for config in spec.trials():
+        model = load_checkpoint(folder / "trials" / trial_id(config) / "model.safetensors")
+        (value,) = current_parameters(model).values()
+        kappa[config["cell"]] = value
+    assert kappa["frozen / deeper"] == kappa["source psilu"] != 3
+    assert kappa["warm / deeper"] not in (kappa["source psilu"], 3)
+    summary = summarize_comparison(folder)
+    assert "source psilu" in summary.means
+    assert set(summary.differences["robust_accuracy"]) == {"frozen / deeper", "warm / deeper"}
+    source = next(c for c in spec.trials() if c["cell"] == "source psilu")
+    moved = next(c for c in spec.trials() if c["cell"] == "frozen / deeper")
+    assert moved["activation_from"] == {"trial": trial_id(source), "frozen": True}
+
+
+def test_a_cell_without_its_source_is_named(tmp_path: Path) -> None:
+    """A source that diverged fails its cells, with the cause; a source that was never run is reported."""
+    spec = _spec(**LEARNED, training={**TINY["training"], "learning_rate": 1e30})
+    run_study(spec, tmp_path / "run", workers=1, console=Console(quiet=True))
+    failed = summarize_comparison(tmp_path / "run").failed
+    assert set(failed) == {f"{name} seed 0" for name in ("source psilu", *spec.cells())}
+    assert failed["frozen / deeper seed 0"].startswith("its source failed: ")
+
+
+def test_analyses_are_steps_of_a_trial(tmp_path: Path) -> None:
+    spec = _spec(
+        seeds=[0],
+        columns={"": {}},
+        rows={"smooth": {"activation": "silu"}, "relu": {}},
+        analyses={
+            "kinds": ["smoothness", "flatness", "curvature", "hessian"],
+            "images": 8,
+            "attack_steps": 1,
+            "probes": 4,
+            "directions": 1,
+            "draws": 2,
+        },
+    )
+    folder = tmp_path / "run"
+    run_study(spec, folder, workers=1, console=Console(quiet=True))
+    summary = summarize_comparison(folder)
+    assert not summary.failed
+    smooth, relu = summary.means["smooth"], summary.means["relu"]
+    assert (
+        relu["hessian_adversarial_curvature_share"].value
+        == 0
+        != smooth["hessian_adversarial_curvature_share"].value
+    )
+    assert smooth["smoothness_linf_ratio"].value > 0
+    assert smooth["flatness_worst"].value > 0
+    assert "curvature_effective_mean" in smooth
+    assert set(summary.differences["smoothness_linf_ratio"]) == {"relu"}
+    assert "gradient Lipschitz, L∞ − baseline" in (folder / "table.md").read_text()

@@ -40,12 +40,24 @@ MEASURES = (
     Measure("effective_curvature_end", "κ effective, end"),
     Measure("clean_hessian_rms", "Hessian norm, clean"),
     Measure("adversarial_hessian_rms", "Hessian norm, adversarial"),
+    Measure("hessian_adversarial_curvature_share", "share of σ″ in diag H, adversarial"),
+    Measure("flatness_average", "flatness, average"),
+    Measure("flatness_worst", "flatness, worst"),
+    Measure("smoothness_linf_ratio", "gradient Lipschitz, L∞"),
+    Measure("smoothness_l2_ratio", "gradient Lipschitz, L2"),
     Measure("extra_parameters", "extra parameters", "{:.0f}"),
     Measure("gradient_evaluations", "gradients", "{:.0f}"),
     Measure("seconds_per_epoch", "seconds an epoch", "{:.2f}"),
     Measure("relative_seconds", "time, relative", "{:.2f}"),
 )
-COMPARED = ("clean_accuracy", "robust_accuracy")
+COMPARED = (
+    "clean_accuracy",
+    "robust_accuracy",
+    "smoothness_linf_ratio",
+    "smoothness_l2_ratio",
+    "flatness_average",
+    "flatness_worst",
+)
 
 
 @dataclass(frozen=True)
@@ -81,13 +93,13 @@ def summarize_comparison(folder: Path) -> ComparisonSummary:
             records.append(record)
             for key, value in _numbers(record).items():
                 cell.setdefault(key, {})[config["seed"]] = value
-    _add_relative_time(values, spec.against())
+    _add_relative_time(values, spec.baselines())
     means = {
         name: {key: mean_interval(list(seeds.values())) for key, seeds in cell.items()}
         for name, cell in values.items()
     }
     differences = {
-        key: paired_differences({name: cell.get(key, {}) for name, cell in values.items()}, spec.against())
+        key: paired_differences({name: cell.get(key, {}) for name, cell in values.items()}, spec.baselines())
         for key in COMPARED
     }
     summary = ComparisonSummary(spec, means, differences, failed, missing, _provenance(folder, records))
@@ -102,9 +114,10 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}
 
 
-def _add_relative_time(values: dict[str, dict[str, dict[int, float]]], baseline: str) -> None:
-    own = values.get(baseline, {}).get("seconds_per_epoch", {})
-    for cell in values.values():
+def _add_relative_time(values: dict[str, dict[str, dict[int, float]]], baselines: Mapping[str, str]) -> None:
+    for name, baseline in baselines.items():
+        cell = values.get(name, {})
+        own = values.get(baseline, {}).get("seconds_per_epoch", {})
         times = cell.get("seconds_per_epoch", {})
         ratios = {seed: times[seed] / own[seed] for seed in times if own.get(seed)}
         if ratios:
@@ -139,15 +152,16 @@ def _text(mean: Mean | None, measure: Measure) -> str:
     return f"{text} ± {half:.1f}"
 
 
-def _difference(difference: PairedDifference | None) -> str:
-    """In points, with its interval; a star where it is shown after Holm's correction."""
+def _difference(difference: PairedDifference | None, measure: Measure) -> str:
+    """With its interval, accuracies in points; a star where it is shown after Holm's correction."""
     if difference is None:
         return "–"
     mean = difference.mean
-    text = f"{100 * mean.value:+.1f}"
+    scale, form = (100, "{:+.1f}") if measure.percent else (1, "{:+.3g}")
+    text, low, high = (form.format(scale * number) for number in (mean.value, mean.low, mean.high))
     if math.isnan(mean.low):
         return text
-    return f"{text} [{100 * mean.low:+.1f}, {100 * mean.high:+.1f}]{'*' if difference.shown else ''}"
+    return f"{text} [{low}, {high}]{'*' if difference.shown else ''}"
 
 
 def _grid(summary: ComparisonSummary) -> tuple[list[str], list[list[str]]]:
@@ -160,21 +174,23 @@ def _grid(summary: ComparisonSummary) -> tuple[list[str], list[list[str]]]:
         "subset_robust_accuracy": " + ".join(evaluation.autoattack_parts)
         + f", {evaluation.autoattack_images} images",
     }
+    compared = [m for m in measures if m.key in COMPARED]
     heads = ["", *[titles.get(m.key, m.title) for m in measures]]
-    heads += ["clean − baseline", f"PGD-{steps} − baseline"]
+    heads += [f"{titles.get(m.key, m.title)} − baseline" for m in compared]
     lines = []
     for name, cell in summary.means.items():
-        own = "baseline" if name == summary.spec.against() else None
-        differences = [own or _difference(summary.differences[key].get(name)) for key in COMPARED]
+        own = "baseline" if summary.spec.baselines().get(name) == name else None
+        differences = [own or _difference(summary.differences[m.key].get(name), m) for m in compared]
         lines.append([name, *[_text(cell.get(m.key), m) for m in measures], *differences])
     return heads, lines
 
 
 def _notes(summary: ComparisonSummary) -> list[str]:
     spec = summary.spec
+    against = " and ".join(f"'{name}'" for name in dict.fromkeys(spec.baselines().values()))
     notes = [
         f"{spec.name}: {len(spec.seeds)} seeds, mean ± half of a 95 % interval; accuracies in %.",
-        f"Differences to '{spec.against()}' are paired by seed, in points with a 95 % interval.",
+        f"Differences to {against} are paired by seed, in points with a 95 % interval.",
         "* where a difference is shown after Holm's correction over all cells.",
     ]
     if spec.budget is not None:

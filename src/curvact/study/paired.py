@@ -58,22 +58,28 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Mean:
 
 
 def paired_differences(
-    values: Mapping[str, Mapping[int, float]], baseline: str, level: float = 0.95
+    values: Mapping[str, Mapping[int, float]], baseline: str | Mapping[str, str], level: float = 0.95
 ) -> dict[str, PairedDifference]:
-    """What each cell has more than the baseline. values: cell → seed → value; only seeds that both have count.
+    """What each cell has more than the baseline, or than its own baseline; cells that have none are left out.
+
+    values: cell → seed → value; only seeds that both have count.
 
     >>> one = {"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.1}}
     >>> round(paired_differences(one, "a")["b"].mean.value, 3)
     1.05
     """
-    if baseline not in values:
-        raise CurvactError(f"no baseline {baseline!r} among {', '.join(values)}")
-    own = values[baseline]
+    against = dict.fromkeys(values, baseline) if isinstance(baseline, str) else baseline
+    for name in against.values():
+        if name not in values:
+            raise CurvactError(f"no baseline {name!r} among {', '.join(values)}")
     means: dict[str, Mean] = {}
     p_values: dict[str, float] = {}
     for name, cell in values.items():
+        if against.get(name, name) == name:
+            continue
+        own = values[against[name]]
         seeds = sorted(set(cell) & set(own))
-        if name == baseline or not seeds:
+        if not seeds:
             continue
         differences = np.array([cell[s] - own[s] for s in seeds])
         means[name] = mean_interval(differences.tolist(), level)

@@ -46,11 +46,32 @@ def run_study(
     if not left:
         console.print(f"all {len(configs)} trials of {spec.name} have run")
         return []
-    workers = min(workers if workers is not None else os.cpu_count() or 1, len(left))
+    workers = workers if workers is not None else os.cpu_count() or 1
+    problems = []
     with _Display(console, spec, total=len(configs), before=len(configs) - len(left)) as display:
-        given_up = run_trials(left, trials, workers, lambda event: display.show(left[event.trial], event))
+        for depending in (False, True):
+            batch = [config for config in left if ("activation_from" in config) is depending]
+            given_up = [config for config in batch if depending and not _has_source(config, trials)]
+            batch = [config for config in batch if config not in given_up]
+            problems += [f"{spec.label(config)}: its source has not run" for config in given_up]
+            if batch:
+                problems += _run(spec, batch, trials, workers, display)
+    return problems
+
+
+def _has_source(config: dict[str, Any], trials: Path) -> bool:
+    source: str = config["activation_from"]["trial"]
+    return (trials / source).exists()
+
+
+def _run(
+    spec: Spec, configs: list[dict[str, Any]], trials: Path, workers: int, display: _Display
+) -> list[str]:
+    given_up = run_trials(
+        configs, trials, min(workers, len(configs)), lambda event: display.show(configs[event.trial], event)
+    )
     return [
-        f"{spec.label(left[index])}: its worker died again and again; --resume tries it once more"
+        f"{spec.label(configs[index])}: its worker died again and again; --resume tries it once more"
         for index in given_up
     ]
 

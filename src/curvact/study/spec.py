@@ -46,6 +46,25 @@ class HessianSpec(Strict):
     images: int = Field(128, ge=1)
 
 
+class AnalysesSpec(Strict):
+    """Analyses of every trained model, by `curvact.study.analyses.run_analyses`; a list alone names the kinds.
+
+    images: looked at. attack_steps: of their PGD. probes, directions, draws: of the Hessian's split, of smoothness, of flatness.
+    """
+
+    kinds: tuple[Literal["hessian", "flatness", "smoothness", "curvature"], ...] = Field(min_length=1)
+    images: int = Field(128, ge=1)
+    attack_steps: int = Field(10, ge=1)
+    probes: int = Field(32, ge=4)
+    directions: int = Field(3, ge=1)
+    draws: int = Field(10, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, content: Any) -> Any:
+        return {"kinds": content} if isinstance(content, (list, tuple)) else content
+
+
 class Factors(Strict):
     """What is varied: every combination is a trial."""
 
@@ -88,6 +107,7 @@ class StudySpec(Strict):
     training: Recipe = Recipe(objective="pgd-at(batch_norm=eval)")
     evaluation: EvaluationSpec = EvaluationSpec()
     hessian: HessianSpec | None = HessianSpec()
+    analyses: AnalysesSpec | None = None
 
     @field_validator("training", mode="before")
     @classmethod
@@ -110,6 +130,7 @@ class StudySpec(Strict):
         """
         shared = self.model_dump(exclude={"name", "question", "factors"}, mode="json")
         del shared["training"]["epochs"]
+        shared = without_unset(shared)
         f = self.factors
         return [
             {
@@ -136,6 +157,18 @@ class StudySpec(Strict):
         """A trial in words."""
         centered = ", centered" if config["centered"] else ""
         return f"{config['family']} κ={config['curvature']:g}{centered} seed {config['seed']}"
+
+
+OPTIONAL = ("analyses", "activation_from")
+
+
+def without_unset(config: dict[str, Any]) -> dict[str, Any]:
+    """A trial's config without the optional steps that it does not have, so that new steps leave the ids of old trials alone.
+
+    >>> without_unset({"activation": "relu", "analyses": None})
+    {'activation': 'relu'}
+    """
+    return {key: value for key, value in config.items() if key not in OPTIONAL or value is not None}
 
 
 def trial_id(config: dict[str, Any]) -> str:

@@ -122,6 +122,7 @@ def row_of(record: dict[str, Any]) -> dict[str, object]:
         "status": record["status"],
         "cause": record["cause"],
         **{name: record["metrics"].get(name) for name in METRICS},
+        **{k: v for k, v in record["metrics"].items() if k not in METRICS and "seconds" not in k},
         "gradient_evaluations": record["gradient_evaluations"],
         "seconds": record["seconds"],
     }

@@ -23,8 +23,10 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models import build
 from curvact.random import generator
+from curvact.study.analyses import run_analyses
 from curvact.study.spec import trial_id
 from curvact.training import Diverged, Epoch, Recipe, fit, save_checkpoint
+from curvact.training.transfer import extract_activation, insert_activation
 
 Record = dict[str, Any]
 
@@ -63,6 +65,7 @@ def _measure(
     started = time.perf_counter()
     seed = config["seed"]
     data, extra, architecture, model = prepare(config)
+    took = take_activation(model, architecture, config, folder.parent)
     threat_model = ThreatModel(**config["threat_model"])
     recipe = Recipe(epochs=config["epochs"], **config["training"])
 
@@ -84,6 +87,8 @@ def _measure(
         "metrics": {},
     }
     try:
+        if took:
+            raise Diverged(took)
         with warnings.catch_warnings():
             warnings.simplefilter("error", SuspectModelWarning)
             fit(
@@ -98,6 +103,7 @@ def _measure(
             )
             record["metrics"] = {
                 **_metrics(model, data, config, threat_model),
+                **_analyses(model, data, config, threat_model),
                 **start,
                 **_of_activations(model, data, config, "end"),
                 "seconds_per_epoch": round(sum(e.seconds for e in history) / len(history), 4),
@@ -151,6 +157,34 @@ def prepare(
             f"training.crop={config['training']['crop']} is larger than the images, {size} pixels"
         )
     return data, extra, architecture, model
+
+
+def take_activation(
+    model: torch.nn.Module, architecture: dict[str, Any], config: dict[str, Any], trials: Path
+) -> str:
+    """Put the activation that another trial learned into the model, if the config says so; returns why that is impossible, or "".
+
+    `architecture` is made to name the activation that the model then has.
+    Raises CurvactError where that trial has no record, or does not fit the model.
+    """
+    wanted = config.get("activation_from")
+    if wanted is None:
+        return ""
+    source = trials / wanted["trial"]
+    try:
+        record = json.loads((source / "record.json").read_text())
+    except (OSError, ValueError):
+        raise CurvactError(
+            f"{source / 'record.json'}, of the activation's source, is missing or damaged"
+        ) from None
+    if record["status"] != "done":
+        return f"its source failed: {record['cause']}"
+    learned = extract_activation(source / "model.safetensors")
+    size = architecture["size"]
+    images = torch.full((1, architecture["channels"], size, size), 0.5)
+    insert_activation(model, learned, freeze=wanted["frozen"], inputs=images)
+    architecture.update(activation=learned.name, scope=learned.scope)
+    return ""
 
 
 def _load(config: dict[str, Any]) -> tuple[Splits, ExtraImages | None]:
@@ -219,6 +253,19 @@ def _metrics(
             metrics[f"{label}_hessian_{name}"] = estimate.value
             metrics[f"{label}_hessian_{name}_se"] = estimate.standard_error
     return metrics
+
+
+def _analyses(
+    model: torch.nn.Module, data: Splits, config: dict[str, Any], threat_model: ThreatModel
+) -> dict[str, float]:
+    wanted = config.get("analyses")
+    if wanted is None:
+        return {}
+    settings = {key: wanted[key] for key in ("images", "attack_steps", "probes", "directions", "draws")}
+    try:
+        return run_analyses(model, data, threat_model, wanted["kinds"], seed=config["seed"], **settings)
+    except CurvactError as error:
+        raise Diverged(f"an analysis of the trained network: {error}") from None
 
 
 def _of_activations(
