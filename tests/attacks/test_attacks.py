@@ -509,3 +509,23 @@ def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-u
     with pytest.raises(CurvactError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", ["detached", "weights only"])
+def test_a_model_that_cuts_the_graph_is_one_line(cut: str) -> None:
+    weight = torch.ones(4, 2, requires_grad=True)
+
+    def model(x: Tensor) -> Tensor:
+        logits = x.detach().flatten(1) @ weight
+        return logits if cut == "weights only" else logits.detach()
+
+    with pytest.raises(CurvactError, match="pgd needs a gradient") as caught:
+        pgd(
+            model,
+            torch.full((2, 4), 0.5),
+            torch.tensor([0, 1]),
+            ThreatModel("linf", 0.1),
+            steps=1,
+            step_size=0.1,
+        )
+    assert "\n" not in str(caught.value)

@@ -114,6 +114,7 @@ def test_the_checklist_uses_what_the_evaluation_found(
     found: list[Finding] = []
     for attack, masking in (("pgd-10", "quick"), ("pgd-9", "quick"), ("pgd-10", "full"), ("fgsm", "none")):
         record = evaluate_model(model, test, THREAT, attack=attack, masking=masking, on_check=found.append)  # type: ignore[arg-type]
+        assert record.masking == masking
         assert len(found) == (0 if masking == "none" else CHECKS)
         assert record.findings == [f"{f.name}: {f.sentence}" for f in found if f.alarm]
         found.clear()

@@ -12,6 +12,7 @@ from torch import nn
 
 from curvact.activations import RCTAF
 from curvact.errors import CurvactError
+from curvact.models import build
 from curvact.models.layers import (
     Dropout,
     activation_source,
@@ -165,3 +166,10 @@ def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-u
     with pytest.raises(CurvactError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_images_of_other_channels_are_refused_not_broadcast() -> None:
+    with pytest.raises(
+        CurvactError, match=r"images of shape \(2, 1, 8, 8\) for a network of 3 channels: give N×3×H×W"
+    ):
+        build("mini_resnet", width=2, channels=3)(torch.rand(2, 1, 8, 8))

@@ -187,7 +187,7 @@ def _ascend(
         with torch.enable_grad():
             logits = model(x_adv)
             losses = compute_loss(logits, batch.y, batch.targets)
-            (gradient,) = torch.autograd.grad(losses.sum(), x_adv)
+            gradient = _gradient(losses, x_adv)
         with torch.no_grad():
             x_adv, losses = x_adv.detach(), losses.detach()
             if on_step is not None:
@@ -211,6 +211,19 @@ def _ascend(
             losses = compute_loss(logits, batch.y, batch.targets)
             x_adv = best.or_else(x_adv, losses, succeeded(logits, batch.y, batch.targets)).x_adv
     return result.index_copy(0, rows, x_adv) if early_stop else x_adv
+
+
+def _gradient(losses: Tensor, x: Tensor) -> Tensor:
+    """The gradient of the losses in x; CurvactError where the model has cut the way back."""
+    gradient = None
+    if losses.requires_grad:
+        (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+    if gradient is None:
+        raise CurvactError(
+            "pgd needs a gradient, but the model's outputs do not depend on its inputs by a differentiable way (no_grad, detach "
+            "or numpy inside?): attack it without gradients, such as by square"
+        )
+    return gradient
 
 
 class _Best(NamedTuple):

@@ -54,6 +54,7 @@ class EvaluationRecord(_Strict):
     clean_correct, robust_correct: one character an image, 1 or 0. broken_by: for each image the attack that broke it,
     "clean" if it was wrong before any, "" if it stood.
     accuracy_after: robust accuracy after each attack of an ensemble.
+    masking: how deep the checklist for gradient masking went; None in records from before it was noted.
     findings: what the checklist for gradient masking and the entry checks reported. environment: code, libraries, machine.
     """
 
@@ -72,6 +73,7 @@ class EvaluationRecord(_Strict):
     robust_correct: str = Field(pattern="^[01]+$")
     broken_by: list[str] = []
     accuracy_after: dict[str, float] = {}
+    masking: Literal["none", "quick", "full"] | None = None
     findings: list[str] = []
     seconds: float = Field(ge=0)
     environment: dict[str, Any] = {}

@@ -177,6 +177,7 @@ def evaluate_model(
         robust_correct=flags(outcome.robust_correct),
         broken_by=outcome.broken_by,
         accuracy_after=outcome.accuracy_after,
+        masking=masking,
         findings=findings,
         seconds=round(time.perf_counter() - started, 3),
         environment=environment(),

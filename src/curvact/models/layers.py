@@ -55,6 +55,11 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        # Broadcasting would run a grey image through a network for colours. A proxy of torch.fx has no shape to look at.
+        if isinstance(x, Tensor) and (x.dim() < 3 or x.shape[-3] != len(self.mean)):
+            raise CurvactError(
+                f"images of shape {tuple(x.shape)} for a network of {len(self.mean)} channels: give N×{len(self.mean)}×H×W"
+            )
         return (x - self.mean) / self.std
 
 
