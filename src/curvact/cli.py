@@ -133,7 +133,7 @@ def compare(
     """Train one network in several ways with the same seeds and budget; one table, with paired differences to the baseline."""
     from curvact.study import run_study
     from curvact.study.comparison import load_comparison
-    from curvact.study.comparison_summary import notes, summarize_comparison, to_table
+    from curvact.study.comparison_summary import notes, summarize_comparison, to_tables
 
     if spec.is_dir() and (out is not None or set_):
         raise CurvactError(
@@ -146,10 +146,16 @@ def compare(
         problems = run_study(comparison, folder, workers=workers, resume=resume or spec.is_dir())
     summary = summarize_comparison(folder)
     console = Console()
-    console.print(to_table(summary))
+    for table in to_tables(summary, console.width):
+        console.print(table)
+        console.print()
     for line in notes(summary):
         console.print(f"• {line}", highlight=False)
-    console.print(f"\ntables: {folder}/table.md, table.tex, results.csv", highlight=False, soft_wrap=True)
+    console.print(
+        f"\ntables: {folder}/table.md, table.tex, results.csv; figure: comparison.png, .svg",
+        highlight=False,
+        soft_wrap=True,
+    )
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from curvact.config import check_settings
 from curvact.errors import CurvactError
 from curvact.study import run_study
 from curvact.study.comparison import ComparisonSpec, load_comparison
-from curvact.study.comparison_summary import summarize_comparison, to_latex, to_markdown
+from curvact.study.comparison_summary import summarize_comparison, to_latex, to_markdown, to_tables
 from curvact.study.spec import trial_id
 from curvact.training import load_checkpoint
 
@@ -241,3 +242,25 @@ def test_analyses_are_steps_of_a_trial(tmp_path: Path) -> None:
     assert "curvature_effective_mean" in smooth
     assert set(summary.differences["smoothness_linf_ratio"]) == {"relu"}
     assert "gradient Lipschitz, L∞ − baseline" in (folder / "table.md").read_text()
+    assert {"comparison.png", "comparison.svg", "roughness.png", "roughness.svg"} <= {
+        file.name for file in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_the_terminal_shows_every_column_whole(tmp_path: Path, width: int) -> None:
+    """In as many tables as it takes: no number is cut or broken, whatever the terminal's width."""
+    spec = _spec(
+        seeds=[0, 1], columns={"": {}}, evaluation={"steps": 1, "train_images": 20, "activations": True}
+    )
+    folder = tmp_path / "run"
+    run_study(spec, folder, workers=1, console=Console(quiet=True))
+    summary = summarize_comparison(folder)
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in to_tables(summary, width):
+        console.print(table)
+    shown = " ".join(console.export_text().split())
+    for line in to_markdown(summary).splitlines():
+        if line.startswith(("| relu", "| smooth")):
+            for cell in line.strip("| ").split(" | "):
+                assert cell in shown

@@ -22,10 +22,10 @@ from curvact.report.plots import (
     DASHES,
     MARKERS,
     OKABE_ITO,
-    _log_ticks,
-    _plain,
-    _style,
+    house_style,
+    log_ticks,
     plain_number,
+    plain_text,
     to_png,
     to_svg,
 )
@@ -57,7 +57,7 @@ def effective_curvature_figure(record: Record, title: str = "") -> Figure:
         raise CurvactError("a record of effective curvature without call sites: there is nothing to draw")
     kinks = sum(bool(site["kink"]) for site in moments[0][1]["sites"])
     rows = np.arange(len(sites))
-    with _style():
+    with house_style():
         figure = Figure(figsize=(9.0, 1.9 + 0.24 * len(sites)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         for when, moment, filled in moments:
@@ -65,7 +65,7 @@ def effective_curvature_figure(record: Record, title: str = "") -> Figure:
             _dots(left, moment, "effective", at, OKABE_ITO[0], "o", filled)
             _dots(right, moment, "curved_half", at, OKABE_ITO[1], "s", filled)
             _dots(right, moment, "curved_tenth", at, OKABE_ITO[2], "^", filled)
-        left.set_yticks(rows, [_plain(site) for site in sites], fontsize=8)
+        left.set_yticks(rows, [plain_text(site) for site in sites], fontsize=8)
         left.set_ylim(len(sites) - 0.5, -0.5)
         left.set_xlim(0, 1.08 * left.get_xlim()[1])
         right.set_xlim(0, min(100.0, 1.15 * max(1.0, right.get_xlim()[1])))
@@ -83,7 +83,7 @@ def effective_curvature_figure(record: Record, title: str = "") -> Figure:
         for axes in (left, right):
             axes.grid(True, axis="both")
         note = f"{kinks} of {len(sites)} call sites have a kink: κ is infinite" if kinks else ""
-        heading = "\n".join(filter(None, (_title(title), note)))
+        heading = "\n".join(filter(None, (title_text(title), note)))
         if heading:
             figure.suptitle(heading, fontsize=11, fontweight="bold", ha="left", x=0.01)
         handles = [
@@ -110,19 +110,19 @@ def flatness_figure(records: Mapping[str, Record], title: str = "") -> Figure:
     if not records:
         raise CurvactError("flatness_figure got no records: there is nothing to draw")
     kinds = [kind for kind in ("average", "worst") if any(r["kind"] == kind for r in records.values())]
-    with _style():
+    with house_style():
         most = max(sum(r["kind"] == kind for r in records.values()) for kind in kinds)
         figure = Figure(figsize=(4.8 * len(kinds), 1.6 + 0.42 * most), layout="constrained")
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
             chosen = {name: r for name, r in records.items() if r["kind"] == kind}
             for row, record in enumerate(chosen.values()):
-                loss = _number(record["loss"])
-                rises = np.array([_number(v) for v in record["losses"]]) - loss
+                loss = plotted(record["loss"])
+                rises = np.array([plotted(v) for v in record["losses"]]) - loss
                 colour = OKABE_ITO[row % len(OKABE_ITO)]
                 axes.plot(rises, np.full(len(rises), row), ".", color=colour, alpha=0.45, markeredgewidth=0)
-                error = 2 * _number(record.get("standard_error", 0.0))
+                error = 2 * plotted(record.get("standard_error", 0.0))
                 axes.errorbar(
-                    [_number(record["flatness"])],
+                    [plotted(record["flatness"])],
                     [row],
                     xerr=[error] if math.isfinite(error) and error > 0 else None,
                     marker="D",
@@ -130,7 +130,7 @@ def flatness_figure(records: Mapping[str, Record], title: str = "") -> Figure:
                     capsize=3,
                 )
             radii = sorted({r["radius"] for r in chosen.values()})
-            axes.set_yticks(range(len(chosen)), [_plain(name) for name in chosen])
+            axes.set_yticks(range(len(chosen)), [plain_text(name) for name in chosen])
             axes.set_ylim(len(chosen) - 0.4, -0.6)
             axes.axvline(0, color="#888888", linewidth=0.8)
             axes.grid(True, axis="x")
@@ -139,7 +139,7 @@ def flatness_figure(records: Mapping[str, Record], title: str = "") -> Figure:
             case = "average case" if kind == "average" else "worst case"
             axes.set_title(f"{case}, ξ = {', '.join(f'{radius:g}' for radius in radii)}")
         if title:
-            figure.suptitle(_title(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+            figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
         return figure
 
 
@@ -155,7 +155,7 @@ def landscape_figure(record: Record, title: str = "", *, surface: bool = False) 
     """
     at = np.array(record["coordinates"], dtype=float)
     grids = {
-        name: np.array([[_number(v) for v in row] for row in record[key]])
+        name: np.array([[plotted(v) for v in row] for row in record[key]])
         for name, key in (("clean loss", "clean"), ("adversarial loss", "adversarial"))
         if record.get(key) is not None
     }
@@ -164,7 +164,7 @@ def landscape_figure(record: Record, title: str = "", *, surface: bool = False) 
         raise CurvactError("a landscape without a finite loss: there is nothing to draw")
     low, high = float(seen.min()), float(seen.max())
     logarithmic = low > 0 and high > 30 * low
-    with _style():
+    with house_style():
         if record["dimensions"] == 1:
             figure = Figure(figsize=(5.6, 3.6), layout="constrained")
             axes = figure.subplots()
@@ -173,8 +173,8 @@ def landscape_figure(record: Record, title: str = "", *, surface: bool = False) 
             axes.axvline(0, color="#888888", linewidth=0.8)
             if logarithmic:
                 axes.set_yscale("log")
-                _log_ticks(axes, "y")
-            axes.set(xlabel="along d₁", ylabel="mean loss", title=_title(title))
+                log_ticks(axes, "y")
+            axes.set(xlabel="along d₁", ylabel="mean loss", title=title_text(title))
             axes.legend()
             return figure
         figure = Figure(figsize=(4.5 * len(grids) + 0.9, 4.1), layout="constrained")
@@ -188,7 +188,7 @@ def landscape_figure(record: Record, title: str = "", *, surface: bool = False) 
         else:
             _contours(figure, at, grids, colours, levels)
         if title:
-            figure.suptitle(_title(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+            figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
         return figure
 
 
@@ -218,11 +218,11 @@ def shape_figure(record: Record, title: str = "") -> Figure:
         ("Minimum PGD radius", "mean, input units", (("radius", "", OKABE_ITO[2], 1.0),)),
         ("Empirical Lipschitz constant", "mean, L1 over L∞", (("lipschitz", "", OKABE_ITO[3], 1.0),)),
     )
-    with _style():
+    with house_style():
         figure = Figure(figsize=(11.4, 3.7), layout="constrained")
         for axes, (heading, label, columns) in zip(figure.subplots(1, 3), panels, strict=True):
             for number, (column, name, colour, scale) in enumerate(columns):
-                values = [_number(row[column]) * scale for row in rows]
+                values = [plotted(row[column]) * scale for row in rows]
                 axes.plot(
                     places, values, linestyle="none", marker=MARKERS[number], color=colour, label=name or None
                 )
@@ -243,7 +243,7 @@ def shape_figure(record: Record, title: str = "") -> Figure:
             if len(columns) > 1:
                 axes.legend(loc="best")
         if title:
-            figure.suptitle(_title(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+            figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
         return figure
 
 
@@ -261,12 +261,13 @@ def write_figure(figure: Figure, where: str | os.PathLike[str]) -> dict[str, Pat
     return written
 
 
-def _title(text: str) -> str:
+def title_text(text: str) -> str:
     """A user's text as matplotlib is to draw it: no formulas, in lines of at most 70 letters."""
     return "\n".join(textwrap.wrap(text, 70)).replace("$", "\\$")
 
 
-def _number(value: Any) -> float:
+def plotted(value: Any) -> float:
+    """A number of a record; None is NaN."""
     return math.nan if value is None else float(value)
 
 
@@ -279,7 +280,7 @@ def _dots(
     axes: Axes, record: Record, column: str, at: NDArray[Any], colour: str, marker: str, filled: bool
 ) -> None:
     scale = 1.0 if column == "effective" else 100.0
-    values = [_number(site[column]) * scale for site in record["sites"]]
+    values = [plotted(site[column]) * scale for site in record["sites"]]
     face = colour if filled else "white"
     axes.plot(
         values,
@@ -297,7 +298,7 @@ def _names(axes: Axes, places: Sequence[float], values: Sequence[float], names: 
     for x, y, name in zip(places, values, names, strict=True):
         if math.isfinite(y):
             axes.annotate(
-                _plain(name),
+                plain_text(name),
                 (x, y),
                 xytext=(0, 6),
                 textcoords="offset points",

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from curvact.errors import CurvactError
-from curvact.report.analysis_plots import ATTACKED, CLEAN, Record, _number, _title
-from curvact.report.plots import NORM_LABELS, OKABE_ITO, TITLES, _log_ticks, _plain, _style
+from curvact.report.analysis_plots import ATTACKED, CLEAN, Record, plotted, title_text
+from curvact.report.plots import NORM_LABELS, OKABE_ITO, TITLES, house_style, log_ticks, plain_text
 
 COLOURS = {"clean": CLEAN, "adversarial": ATTACKED}
 MARKS = {"clean": "o", "adversarial": "s"}
@@ -37,14 +37,14 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     """
     _some(losses, "norms_figure")
     layers = list(next(iter(losses.values()))["layers"])
-    with _style():
+    with house_style():
         figure = Figure(figsize=(11.4, 1.9 + 0.21 * (len(layers) + 1)), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
         for axes, name in zip(panels, NORM_LABELS, strict=True):
             for number, (label, record) in enumerate(losses.items()):
                 entries = [record[name], *(record["layers"][layer][name] for layer in layers)]
-                values = np.array([_number(entry["value"]) for entry in entries])
-                errors = 2 * np.array([_number(entry["standard_error"]) for entry in entries])
+                values = np.array([plotted(entry["value"]) for entry in entries])
+                errors = 2 * np.array([plotted(entry["standard_error"]) for entry in entries])
                 seen = np.isfinite(values) & (values > 0)
                 rows = np.arange(len(entries)) + 0.22 * (number - (len(losses) - 1) / 2)
                 lower = np.minimum(errors, 0.95 * values)[seen]
@@ -66,12 +66,12 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
             axes.set_xscale("log")
             if any(len(line.get_xdata()) for line in axes.get_lines()):
                 _wide_enough(axes)
-                _log_ticks(axes, "x")
+                log_ticks(axes, "x")
             axes.axhline(0.5, color="#888888", linewidth=0.8)
             axes.set(title=TITLES[name].capitalize(), xlabel=NORM_LABELS[name])
             axes.grid(True, axis="both")
         panels[0].set_yticks(
-            range(len(layers) + 1), ["whole network", *(_plain(layer) for layer in layers)], fontsize=8
+            range(len(layers) + 1), ["whole network", *(plain_text(layer) for layer in layers)], fontsize=8
         )
         panels[0].set_ylim(len(layers) + 0.6, -0.6)
         handles = [
@@ -107,7 +107,7 @@ def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     first = next(iter(losses.values()))
     layers = list(first["layers"])
     sites = _largest(losses)
-    with _style():
+    with house_style():
         figure = Figure(
             figsize=(5.4 * len(losses) + 1.2, 2.0 + 0.26 * (len(layers) + 1)), layout="constrained"
         )
@@ -122,12 +122,12 @@ def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
             axes.grid(True, axis="x")
             axes.grid(False, axis="y")
         panels[0].set_yticks(
-            range(len(layers) + 1), ["whole network", *(_plain(layer) for layer in layers)], fontsize=8
+            range(len(layers) + 1), ["whole network", *(plain_text(layer) for layer in layers)], fontsize=8
         )
         panels[0].set_ylim(len(layers) + 0.6, -0.6)
         base = "diag GGN" if all(record["holds"] for record in losses.values()) else "diag H₀"
         handles = [Patch(color=BASE, label=base)]
-        handles += [Patch(color=colour, label=f"σ″ at {_plain(site)}") for site, colour in sites.items()]
+        handles += [Patch(color=colour, label=f"σ″ at {plain_text(site)}") for site, colour in sites.items()]
         if others:
             handles.append(Patch(color=REST, label="σ″ elsewhere" if sites else "σ″"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
@@ -147,7 +147,7 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     1
     """
     _some(losses, "density_figure")
-    with _style():
+    with house_style():
         figure = Figure(figsize=(6.8, 4.0), layout="constrained")
         axes = figure.subplots()
         highest = max(max(record["density"]["density"]) for record in losses.values())
@@ -166,9 +166,9 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
                 )
         axes.set_yscale("log")
         axes.set_ylim(1e-7 * highest, highest * 10 ** (0.6 + 0.3 * len(losses)))
-        _log_ticks(axes, "y")
+        log_ticks(axes, "y")
         axes.grid(True, axis="both")
-        axes.set(xlabel="eigenvalue λ of the Hessian", ylabel="density", title=_title(title))
+        axes.set(xlabel="eigenvalue λ of the Hessian", ylabel="density", title=title_text(title))
         handles = [Line2D([], [], color=COLOURS.get(x, OKABE_ITO[2]), label=f"{x} loss") for x in losses]
         handles.append(
             Line2D([], [], linestyle="none", marker="v", color="#444444", label="eigenvalues at the ends")
@@ -184,7 +184,7 @@ def _some(losses: Mapping[str, Record], where: str) -> None:
 
 def _heading(figure: Figure, title: str) -> None:
     if title:
-        figure.suptitle(_title(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+        figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
 
 
 def _wide_enough(axes: Axes) -> None:
@@ -199,10 +199,10 @@ def _largest(losses: Mapping[str, Record]) -> dict[str, str]:
     most: dict[str, float] = {}
     for record in losses.values():
         for part in (record["total"], *record["layers"].values()):
-            if _number(part["curvature_share"]["standard_error"]) > NOISE:
+            if plotted(part["curvature_share"]["standard_error"]) > NOISE:
                 continue
             for site, entry in part["sites"].items():
-                size = abs(_number(entry["share"]["value"]))
+                size = abs(plotted(entry["share"]["value"]))
                 if math.isfinite(size):
                     most[site] = max(most.get(site, 0.0), size)
     order: Sequence[str] = next(iter(losses.values()))["sites"]
@@ -212,8 +212,8 @@ def _largest(losses: Mapping[str, Record]) -> dict[str, str]:
 
 def _stack(axes: Axes, row: int, part: Mapping[str, Any], sites: Mapping[str, str]) -> bool:
     """One bar: parts > 0 to the right of 0, parts < 0 to the left. Whether there was a σ″ part without a colour of its own."""
-    bent, error = (_number(part["curvature_share"][key]) for key in ("value", "standard_error"))
-    base = _number(part["base_share"]["value"])
+    bent, error = (plotted(part["curvature_share"][key]) for key in ("value", "standard_error"))
+    base = plotted(part["base_share"]["value"])
     if error > NOISE:
         axes.text(
             1.0,
@@ -225,7 +225,7 @@ def _stack(axes: Axes, row: int, part: Mapping[str, Any], sites: Mapping[str, st
             ha="left",
         )
         return False
-    named = {s: _number(part["sites"][s]["share"]["value"]) for s in sites if s in part["sites"]}
+    named = {s: plotted(part["sites"][s]["share"]["value"]) for s in sites if s in part["sites"]}
     rest = bent - math.fsum(named.values())
     pieces = [(base, BASE)]
     pieces += [(value, sites[site]) for site, value in named.items()]

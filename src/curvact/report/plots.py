@@ -305,7 +305,7 @@ def charts(
 
 def curve_figure(chart: Chart) -> Figure:
     """The whole chart as one figure: panels in a grid, the legend above."""
-    with _style():
+    with house_style():
         columns = min(chart.columns, len(chart.panels)) or 1
         lines = math.ceil(len(chart.panels) / columns) or 1
         figure = Figure(
@@ -318,14 +318,14 @@ def curve_figure(chart: Chart) -> Figure:
             axes.remove()
         handles = _handles(chart)
         figure.legend(
-            handles=handles, loc="outside upper center", ncols=_legend_columns(handles, 4.6 * columns)
+            handles=handles, loc="outside upper center", ncols=legend_columns(handles, 4.6 * columns)
         )
         return figure
 
 
 def panel_figure(panel: Panel, band: Band | None = PUBLISHED_BAND) -> Figure:
     """One panel on its own, with the same margins for every panel, so that a page can lay them side by side."""
-    with _style():
+    with house_style():
         figure = Figure(figsize=(4.6, 3.4))
         _draw(figure.subplots(), panel, band)
         lines = 1 + panel.title.count("\n")
@@ -337,7 +337,7 @@ def panel_figure(panel: Panel, band: Band | None = PUBLISHED_BAND) -> Figure:
 def legend_figures(chart: Chart) -> list[tuple[str, Figure]]:
     """The entries of a chart's legend one by one, text and figure, for a page that wraps them to its width."""
     figures = []
-    with _style():
+    with house_style():
         for handle in _handles(chart):
             label = str(handle.get_label())
             figure = Figure(figsize=(0.6 + 0.1 * len(label), 0.3))
@@ -528,12 +528,12 @@ def _draw(axes: Axes, panel: Panel, band: Band | None) -> None:
         _draw_curve(axes, curve, shade=0.14 if len(panel.curves) < 3 else 0.08)
     for index, bar in enumerate(panel.bars):
         _draw_bar(axes, bar, 0.045 + 0.06 * (len(panel.bars) - 1 - index))
-    axes.set_title(_plain(panel.title))
+    axes.set_title(plain_text(panel.title))
     axes.set_xlabel(KAPPA_LABEL)
     axes.set_ylabel(panel.label)
-    _log_ticks(axes, "x")
+    log_ticks(axes, "x")
     if panel.logarithmic:
-        _log_ticks(axes, "y")
+        log_ticks(axes, "y")
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -614,7 +614,7 @@ def _line(look: Look) -> dict[str, object]:
 
 def _handles(chart: Chart) -> list[Artist]:
     handles: list[Artist] = [
-        Line2D([], [], label=_plain(name), **_line(look))  # type: ignore[arg-type]
+        Line2D([], [], label=plain_text(name), **_line(look))  # type: ignore[arg-type]
         for name, look in chart.legend
     ]
     if any(panel.bars for panel in chart.panels):
@@ -627,7 +627,7 @@ def _handles(chart: Chart) -> list[Artist]:
     return handles
 
 
-def _legend_columns(handles: Sequence[Artist], width: float) -> int:
+def legend_columns(handles: Sequence[Artist], width: float) -> int:
     """As many columns as fit into `width` inches: all in one line, or else as many as the longest label allows."""
     widths = [0.6 + 0.08 * len(str(handle.get_label())) for handle in handles]
     if sum(widths) <= width:
@@ -635,7 +635,7 @@ def _legend_columns(handles: Sequence[Artist], width: float) -> int:
     return max(1, int(width / max(widths)))
 
 
-def _log_ticks(axes: Axes, which: str) -> None:
+def log_ticks(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     decades = math.log10(high / low)
@@ -658,7 +658,7 @@ def plain_number(value: float) -> str:
     return f"${factor}10^{{{int(exponent)}}}$"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """A user's name as matplotlib is to draw it: no formulas, not too long, not hidden by a leading underscore."""
     lines = [line if len(line) <= 38 else line[:37] + "…" for line in text.splitlines()]
     shown = "\n".join(lines).replace("$", "\\$")
@@ -666,7 +666,7 @@ def _plain(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
     """Our style on matplotlib's defaults, whatever the user's own settings are; these come back afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -680,6 +680,6 @@ def _saved(figure: Figure, kind: str, tight: bool) -> bytes:
         {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {"Software": None}
     )
     options = {"bbox_inches": "tight", "pad_inches": 0.02} if tight else {}
-    with _style():
+    with house_style():
         figure.savefig(stream, format=kind, dpi=150, metadata=metadata, **options)  # type: ignore[arg-type]
     return stream.getvalue()

@@ -14,8 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from curvact.errors import CurvactError, nearest
-from curvact.report.analysis_plots import Record, _number, _title
-from curvact.report.plots import Look, _legend_columns, _log_ticks, _plain, _style, looks_of
+from curvact.report.analysis_plots import Record, plotted, title_text
+from curvact.report.plots import Look, house_style, legend_columns, log_ticks, looks_of, plain_text
 
 RATIO_LABEL = "‖Δ∇L‖ / ‖Δθ‖"
 MEASURES = {
@@ -45,7 +45,7 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
         ("Its numerator", "‖Δ∇L‖", ("difference", "moved")),
         ("Drift of the attack", "mean ‖δ*₁ − δ*₂‖₂, input units", ("drift",)),
     )
-    with _style():
+    with house_style():
         figure = Figure(figsize=(11.4, 3.9), layout=_layout())
         for axes, (heading, label, columns) in zip(figure.subplots(1, 3), panels, strict=True):
             for attack in attacks:
@@ -56,9 +56,11 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
                     )
             _log_axes(axes)
             axes.set(title=heading, xlabel="relative norm ‖Δθ‖/‖θ‖", ylabel=label)
-        _legend(figure, [(_plain(name), look) for name, look in looks.items()], dashed="moved by the attack")
+        _legend(
+            figure, [(plain_text(name), look) for name, look in looks.items()], dashed="moved by the attack"
+        )
         if title:
-            figure.suptitle(_title(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+            figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
         return figure
 
 
@@ -99,13 +101,13 @@ def trajectory_figure(
         ("Drift of the attack", "mean ‖δ*₁ − δ*₂‖₂, input units", "drift"),
         ("Length of the step", "‖Δθ‖/‖θ‖", "relative_norm"),
     )
-    with _style():
+    with house_style():
         figure = Figure(figsize=(9.0, 6.6), layout=_layout())
         for axes, (heading, unit, column) in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
             for (run, attack), name in names.items():
                 mine = [row for row in found[run] if row["attack"] == attack]
-                at = np.array([_number(row["position"]) for row in mine])
-                values = np.array([_number(row[column]) for row in mine])
+                at = np.array([plotted(row["position"]) for row in mine])
+                values = np.array([plotted(row[column]) for row in mine])
                 seen = np.isfinite(at) & (values > 0)
                 look = looks[name]
                 mark = look.marker if len(at) <= 30 else ""
@@ -113,9 +115,9 @@ def trajectory_figure(
             axes.set_yscale("log")
             _ticks_if_any(axes, "y")
             axes.set(title=heading, xlabel=label, ylabel=unit)
-        _legend(figure, [(_plain(name), look) for name, look in looks.items()])
+        _legend(figure, [(plain_text(name), look) for name, look in looks.items()])
         if title:
-            figure.suptitle(_title(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+            figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
         return figure
 
 
@@ -159,9 +161,9 @@ def tradeoff_figure(
                 continue
             key = f"{measure} {line['attack']}" if measure == "linearity_error" else measure
             flat = record["flatness"]["measures"].get(key)
-            x, y = _number(None if flat is None else flat["mean"]), _number(line["ratio"])
+            x, y = plotted(None if flat is None else flat["mean"]), plotted(line["ratio"])
             if x > 0 and y > 0:
-                error = 2 * _number(line.get("ratio_error"))
+                error = 2 * plotted(line.get("ratio_error"))
                 points.setdefault(str(line["attack"]), []).append((name, x, y, error))
     if not points:
         raise CurvactError(
@@ -170,7 +172,7 @@ def tradeoff_figure(
     looks = looks_of(
         list(dict.fromkeys(str(line["attack"]) for record in records.values() for line in record["lines"]))
     )
-    with _style():
+    with house_style():
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axes = figure.subplots()
         legend = []
@@ -184,7 +186,7 @@ def tradeoff_figure(
             axes.errorbar(
                 across, up, yerr=[lower, upper], linestyle="none", marker=look.marker, color=look.colour
             )
-            text = _plain(attack)
+            text = plain_text(attack)
             if len(found) > 2:
                 text += f", rank correlation {_spearman(across, up):+.2f}"
             legend.append((text, Look(look.colour, look.marker, "none")))
@@ -196,7 +198,7 @@ def tradeoff_figure(
                     top[name] = (x, end)
         for name, place in top.items():
             axes.annotate(
-                _plain(name),
+                plain_text(name),
                 place,
                 xytext=(0, 7),
                 textcoords="offset points",
@@ -208,7 +210,9 @@ def tradeoff_figure(
         _log_axes(axes)
         axes.grid(True, axis="both")
         axes.set(
-            xlabel=MEASURES[measure], ylabel=f"{RATIO_LABEL} at relative norm {norm:g}", title=_title(title)
+            xlabel=MEASURES[measure],
+            ylabel=f"{RATIO_LABEL} at relative norm {norm:g}",
+            title=title_text(title),
         )
         _legend(figure, legend)
         return figure
@@ -234,8 +238,8 @@ def _means(
     dashed: bool,
 ) -> None:
     """The mean at each place, and a faint dot a row."""
-    at = np.array([_number(row[where]) for row in rows])
-    values = np.array([_number(row[column]) for row in rows])
+    at = np.array([plotted(row[where]) for row in rows])
+    values = np.array([plotted(row[column]) for row in rows])
     seen = values > 0
     at, values = at[seen], values[seen]
     if not len(at):
@@ -278,7 +282,7 @@ def _ticks_if_any(axes: Axes, which: str) -> None:
     if high < 2 * low:
         middle = math.sqrt(low * high)
         (axes.set_xlim if which == "x" else axes.set_ylim)(middle / 1.5, middle * 1.5)
-    _log_ticks(axes, which)
+    log_ticks(axes, which)
 
 
 def _layout() -> ConstrainedLayoutEngine:
@@ -295,7 +299,7 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], dashed: str = "
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=_legend_columns(handles, float(figure.get_size_inches()[0])),
+        ncols=legend_columns(handles, float(figure.get_size_inches()[0])),
     )
 
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.report.page import Picture, _picture
-from curvact.report.plots import OKABE_ITO, _log_ticks, _style
+from curvact.report.plots import OKABE_ITO, house_style, log_ticks
 
 Record = Mapping[str, Any]
 
@@ -86,7 +86,7 @@ def write_theory_page(
 
 def theory_figure(picture: Record, title: str = "") -> Figure:
     """The four panels of the page as one figure. picture: of `illustrate(…).as_dict()`."""
-    with _style():
+    with house_style():
         figure = Figure(figsize=(9.6, 7.0), layout="constrained")
         draws = (_attack_path, _gradient_path, _ratio_by_step, _ratio_by_distance)
         for axes, draw in zip(figure.subplots(2, 2).ravel(), draws, strict=True):
@@ -113,7 +113,7 @@ Draw = Callable[[Axes, Record, Mapping[str, str]], str]
 def _panel(draw: Draw, picture: Record) -> Panel:
     made, text = [], ""
     for colours, dark in ((LIGHT, False), (DARK, True)):
-        with _style(), _dark(dark):
+        with house_style(), _dark(dark):
             figure = Figure(figsize=(4.6, 3.5), layout="constrained")
             text = draw(figure.subplots(), picture, colours)
             made.append(_svg(figure))
@@ -123,7 +123,7 @@ def _panel(draw: Draw, picture: Record) -> Panel:
 
 @contextmanager
 def _dark(wanted: bool) -> Iterator[None]:
-    """To be entered inside `_style`, which puts everything back."""
+    """To be entered inside `house_style`, which puts everything back."""
     if wanted:
         matplotlib.rcParams.update(DARK_STYLE)  # type: ignore[arg-type]
     yield
@@ -203,7 +203,7 @@ def _ratio_lines(axes: Axes, at: Sequence[float], lines: Record, colours: Mappin
     axes.legend(loc="upper right")
     axes.set_xlim(at[0], at[-1])
     for which in ("x", "y"):
-        _log_ticks(axes, which)
+        log_ticks(axes, which)
 
 
 def _walls(axes: Axes, picture: Record, colours: Mapping[str, str]) -> None:

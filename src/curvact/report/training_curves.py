@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from curvact.files import atomic_write
-from curvact.report.plots import OKABE_ITO, _plain, _style, to_png, to_svg
+from curvact.report.plots import OKABE_ITO, house_style, plain_text, to_png, to_svg
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
@@ -23,7 +23,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
     2
     """
     epochs = [e["epoch"] for e in history]
-    with _style():
+    with house_style():
         figure = Figure(figsize=(8.4, 3.2), layout="constrained")
         accuracy, loss = figure.subplots(1, 2, width_ratios=[2, 1])
         lines = (
@@ -49,7 +49,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
             fontsize=8,
             color="#444444",
         )
-        accuracy.set(xlabel="epoch", ylabel="accuracy, %", title=_plain(title))
+        accuracy.set(xlabel="epoch", ylabel="accuracy, %", title=plain_text(title))
         low, high = accuracy.get_ylim()
         accuracy.set_ylim(max(0.0, low), min(100.0, high + 0.12 * (high - low)))
         figure.legend(loc="outside lower center", ncols=3, frameon=False)

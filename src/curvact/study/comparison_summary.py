@@ -14,6 +14,8 @@ from typing import Any
 from rich.table import Table
 
 from curvact.files import atomic_write
+from curvact.report.analysis_plots import write_figure
+from curvact.report.comparison_plots import CellLine, Interval, comparison_figure, roughness_figure
 from curvact.study.comparison import ComparisonSpec, load_comparison
 from curvact.study.paired import Mean, PairedDifference, mean_interval, paired_differences
 from curvact.study.store import finished
@@ -50,6 +52,7 @@ MEASURES = (
     Measure("seconds_per_epoch", "seconds an epoch", "{:.2f}"),
     Measure("relative_seconds", "time, relative", "{:.2f}"),
 )
+ROUGHNESS = ("top_eigenvalue", "top eigenvalue of the input Hessian, mean over images")
 COMPARED = (
     "clean_accuracy",
     "robust_accuracy",
@@ -76,7 +79,10 @@ class ComparisonSummary:
 
 
 def summarize_comparison(folder: Path) -> ComparisonSummary:
-    """Read a comparison's folder and write results.csv, table.md and table.tex into it."""
+    """Read a comparison's folder and write its tables and figures into it.
+
+    results.csv, table.md, table.tex; comparison.png and .svg; with smoothness among the analyses roughness.png and .svg.
+    """
     spec = load_comparison(folder)
     values: dict[str, dict[str, dict[int, float]]] = {}
     failed: dict[str, str] = {}
@@ -106,7 +112,36 @@ def summarize_comparison(folder: Path) -> ComparisonSummary:
     atomic_write(folder / "results.csv", _csv(records))
     atomic_write(folder / "table.md", to_markdown(summary))
     atomic_write(folder / "table.tex", to_latex(summary))
+    _draw(folder, summary, values)
     return summary
+
+
+def _draw(
+    folder: Path, summary: ComparisonSummary, values: Mapping[str, Mapping[str, Mapping[int, float]]]
+) -> None:
+    spec = summary.spec
+    lines, rough = [], {}
+    for name, cell in values.items():
+        clean, robust = (
+            [100 * value for value in cell.get(f"{kind}_accuracy", {}).values()]
+            for kind in ("clean", "robust")
+        )
+        found = summary.differences["robust_accuracy"].get(name)
+        difference = None
+        if found is not None:
+            mean = found.mean
+            difference = Interval(100 * mean.value, 100 * mean.low, 100 * mean.high)
+        lines.append(CellLine(name, clean, robust, difference, found is not None and found.shown))
+        flat = cell.get(f"smoothness_input_{ROUGHNESS[0]}", {})
+        ratios = {attack: cell.get(f"smoothness_{attack}_ratio", {}) for attack in ("linf", "l2")}
+        rough[name] = [
+            (flat[seed], {a: ratios[a][seed] for a in ratios if seed in ratios[a]}) for seed in flat
+        ]
+    title = spec.question or spec.name
+    if any(line.robust for line in lines):
+        write_figure(comparison_figure(lines, f"PGD-{spec.evaluation.steps}", title), folder / "comparison")
+    if any(rough.values()):
+        write_figure(roughness_figure(rough, ROUGHNESS[1]), folder / "roughness")
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
@@ -240,15 +275,40 @@ def _latex(text: str) -> str:
     return "".join(signs.get(c, c) for c in escaped)
 
 
-def to_table(summary: ComparisonSummary) -> Table:
-    """The table for a terminal."""
+def to_tables(summary: ComparisonSummary, width: int) -> list[Table]:
+    """The table for a terminal of so many columns: as many tables as it takes, each with the names of the cells."""
     heads, lines = _grid(summary)
-    table = Table(box=None, pad_edge=False)
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="left" if index == 0 else "right")
-    for line in lines:
-        table.add_row(*line)
-    return table
+    accuracies = sum(m.percent for m in _shown(summary))
+    differences = sum(m.key in COMPARED for m in _shown(summary))
+    count = len(heads)
+    order = [*range(1, 1 + accuracies), *range(count - differences, count)]
+    order += [column for column in range(1, count) if column not in order]
+
+    def size(column: int) -> int:
+        return max(max(len(line[column]) for line in lines), max(map(len, heads[column].split() or [""])))
+
+    groups: list[list[int]] = []
+    left = 0
+    for column in order:
+        if size(column) + 2 > left:
+            groups.append([])
+            left = width - size(0)
+        groups[-1].append(column)
+        left -= size(column) + 2
+    tables = []
+    for group in groups:
+        table = Table(box=None, pad_edge=False)
+        for column in (0, *group):
+            table.add_column(
+                heads[column],
+                justify="right" if column else "left",
+                width=size(column),
+                no_wrap=not column,
+            )
+        for line in lines:
+            table.add_row(*[line[column] for column in (0, *group)])
+        tables.append(table)
+    return tables
 
 
 def notes(summary: ComparisonSummary) -> list[str]:

@@ -14,7 +14,7 @@ from curvact.errors import CurvactError
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `count` seeds with Student's t interval; low and high are NaN for one seed."""
+    """A mean over `count` seeds with Student's t interval; low and high are NaN for one seed, and for κ = ∞."""
 
     value: float
     low: float
@@ -51,7 +51,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Mean:
         raise CurvactError("the mean of 0 values: at least 1")
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
-    if len(array) < 2:
+    if len(array) < 2 or not math.isfinite(mean):
         return Mean(mean, math.nan, math.nan, len(array))
     half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
     return Mean(mean, mean - half, mean + half, len(array))
