@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 import curvact.cli
 import curvact.files
@@ -24,6 +25,8 @@ from curvact.evaluation import model_hash, open_model
 from curvact.models import build
 from curvact.random import generator
 from curvact.training import Recipe, fit, save_checkpoint
+from curvact.training.config import read_config
+from curvact.training.run import run_training
 
 ABOUT = {"data": {"name": "digits", "size": None}, "threat_model": {"norm": "linf", "epsilon": 0.1}}
 HESSIAN = (
@@ -529,3 +532,38 @@ def test_a_full_disk_leaves_whole_files_only(
     assert done.code == 2
     assert done.err == f"curvact: disk full while writing {tmp_path / 'curvature-silu.json'}\n"
     whole(tmp_path)
+
+
+def test_trajectories_of_two_runs(run: Run, tmp_path: Path) -> None:
+    """`logging.keep` leaves the weights of epochs; checkpoints of one folder are one run, placed by gradient evaluations."""
+    for name, rate in (("slow", 0.01), ("fast", 0.1)):
+        config = read_config(
+            "digits",
+            [
+                "training.epochs=2",
+                "training.attack_steps=1",
+                "data={name: digits, train: 60, validation: 20, test: 20}",
+                "model={name: mini_resnet, width: 2, blocks: 1}",
+                f"training.learning_rate={rate}",
+                "logging.keep=1",
+            ],
+        )
+        run_training(config, tmp_path / name, console=Console(quiet=True))
+    paths = [
+        tmp_path / name / f"epoch-{epoch:04d}.safetensors" for name in ("slow", "fast") for epoch in (1, 2)
+    ]
+    small = ("--n", 8, "--attack-steps", 1, "--match", "corners", "--trajectory", "--out", tmp_path / "out")
+    done = run("smoothness", *paths, *small)
+    assert done.code == 0, done.err
+    assert "checkpoints of slow" in done.out
+    (file,) = (tmp_path / "out").glob("*.json")
+    runs = read(file)["result"]["runs"]
+    assert set(runs) == {"slow", "fast"}
+    steps = {name: found["rows"][0]["step"] for name, found in runs.items()}
+    assert steps["fast"] > steps["slow"]
+    spent = read(paths[1].with_suffix(".json"))["gradient_evaluations"]
+    assert runs["slow"]["rows"][0]["position"] in (spent, spent / 2, spent * 0.75)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    refused = run("smoothness", *paths[:3], *small)
+    assert refused.code == 2
+    assert "fast: give at least 2 of each run" in refused.err

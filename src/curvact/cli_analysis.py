@@ -246,14 +246,16 @@ def smoothness_command(
     ] = True,
     trajectory: Annotated[
         bool,
-        typer.Option("--trajectory", help="the checkpoints are points of one training run, in this order"),
+        typer.Option(
+            "--trajectory", help="checkpoints of one folder are points of one training run, in this order"
+        ),
     ] = False,
 ) -> None:
     """How fast the gradient of the adversarial loss turns in the parameters, L∞ against L2, attacked anew at each point."""
-    from curvact.analysis.smoothness import MatchingRule, match_radii, trajectory_smoothness
+    from curvact.analysis.smoothness import MatchingRule
     from curvact.report import analysis_tables as tables
-    from curvact.report.smoothness_plots import smoothness_figure, tradeoff_figure, trajectory_figure
-    from curvact.study.analyses import linf_radius, smoothness_analysis
+    from curvact.report.smoothness_plots import smoothness_figure, tradeoff_figure
+    from curvact.study.analyses import smoothness_analysis
 
     _one_of("--match", match, MatchingRule)
     _at_least("--directions", directions, 1)
@@ -271,34 +273,7 @@ def smoothness_command(
             "--norm l1 in curvact analyze smoothness: it compares linf and l2, give one of them"
         )
     if trajectory:
-        models = list(subjects.models.values())
-        x, y = subjects.x, subjects.y
-        with _bar("trajectory", 1) as progress, subjects.measured(subjects.together):
-            matched = match_radii(
-                models[-1],
-                x,
-                y,
-                linf_radius(subjects.threat, x),
-                rule=rule,
-                steps=attack_steps,
-                seed=seed,
-                batch_size=batch_size,
-            )
-            walked = trajectory_smoothness(
-                copy.deepcopy(models[-1]),  # it is moved: no point may be its own state
-                [model.state_dict() for model in models],
-                x,
-                y,
-                matched.attacks(steps=attack_steps, seed=seed),
-                batch_size=batch_size,
-                progress=progress("along the trajectory"),
-            ).as_dict()
-        walked["matching"] = matched.as_dict()
-        subjects.results[subjects.together] = walked
-        subjects.draw_together(
-            "", lambda: trajectory_figure({"run": walked}, title=subjects.caption, label="checkpoint")
-        )
-        _finish(subjects, [tables.trajectory_table(walked, list(subjects.models))])
+        _trajectories(subjects, rule, seed, batch_size, attack_steps)
         return
     with _bar("smoothness", len(subjects.models)) as progress:
         for name, model in subjects.models.items():
@@ -332,6 +307,70 @@ def smoothness_command(
         subjects,
         [table for name, r in subjects.results.items() for table in tables.smoothness_tables(name, r)],
     )
+
+
+def _trajectories(
+    subjects: _Subjects, rule: MatchingRule, seed: int, batch_size: int, attack_steps: int
+) -> None:
+    """Smoothness along every run, the checkpoints of a folder, under the attacks that are matched at the end of the first."""
+    from curvact.analysis.smoothness import match_radii, trajectory_smoothness
+    from curvact.report import analysis_tables as tables
+    from curvact.report.smoothness_plots import trajectory_figure
+    from curvact.study.analyses import linf_radius
+
+    folders: dict[Path, list[str]] = {}
+    for name in subjects.models:
+        folders.setdefault(subjects.paths[name].resolve().parent, []).append(name)
+    for folder, names in folders.items():
+        if len(names) < 2:
+            raise CurvactError(f"--trajectory with 1 checkpoint of {folder}: give at least 2 of each run")
+    runs = dict(zip(_told_apart(list(folders)), folders.values(), strict=True))
+    spent = {
+        name: float(about["gradient_evaluations"])
+        for name, about in subjects.known.items()
+        if "gradient_evaluations" in about
+    }
+    by_cost = len(spent) == len(subjects.known)
+    x, y = subjects.x, subjects.y
+    walked: dict[str, dict[str, Any]] = {}
+    with _bar("trajectory", len(runs)) as progress, subjects.measured(subjects.together):
+        matched = match_radii(
+            subjects.models[next(iter(runs.values()))[-1]],
+            x,
+            y,
+            linf_radius(subjects.threat, x),
+            rule=rule,
+            steps=attack_steps,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        for run, names in runs.items():
+            found = trajectory_smoothness(
+                copy.deepcopy(subjects.models[names[-1]]),
+                [subjects.models[name].state_dict() for name in names],
+                x,
+                y,
+                matched.attacks(steps=attack_steps, seed=seed),
+                positions=[spent[name] for name in names] if by_cost else None,
+                batch_size=batch_size,
+                progress=progress(run),
+            ).as_dict()
+            walked[run] = {**found, "checkpoints": names, "matching": matched.as_dict()}
+    one = len(walked) == 1
+    subjects.results[subjects.together] = next(iter(walked.values())) if one else {"runs": walked}
+    label = "gradient evaluations" if by_cost else "checkpoint"
+    for attack in [None] if one else list(matched.attacks(steps=1, seed=seed)):
+        subjects.draw_together(
+            attack or "",
+            partial(trajectory_figure, walked, None if attack is None else [attack], subjects.caption, label),
+        )
+    _finish(subjects, [tables.trajectory_table(found, runs[run], run) for run, found in walked.items()])
+
+
+def _told_apart(folders: Sequence[Path]) -> list[str]:
+    """The names of folders, longer where two are alike."""
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 @analysis_app.command("landscape")

@@ -178,12 +178,12 @@ def smoothness_tables(name: str, record: Mapping[str, Any]) -> list[Table]:
     return [table, beside]
 
 
-def trajectory_table(record: Mapping[str, Any], names: Sequence[str]) -> Table:
+def trajectory_table(record: Mapping[str, Any], names: Sequence[str], run: str) -> Table:
     """Of a `TrajectorySmoothness`: a row an attack and pair of points; names: of the points."""
     matching = record["matching"]
     table = _table(
-        f"‖Δ∇L‖/‖Δθ‖ between consecutive checkpoints, linf ε = {_number(matching['linf'])}, l2 ε = {_number(matching['l2'])} "
-        f"({matching['rule']})",
+        f"‖Δ∇L‖/‖Δθ‖ between consecutive checkpoints of {escape(run)}, linf ε = {_number(matching['linf'])}, "
+        f"l2 ε = {_number(matching['l2'])} ({matching['rule']})",
         ["attack", "from", "to", "‖Δθ‖", "ratio", "‖Δ∇L‖", "by the move", "drift"],
         left=3,
     )

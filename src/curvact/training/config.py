@@ -40,8 +40,12 @@ class Hardware(Strict):
 
 
 class Logging(Strict):
-    """What is written beside metrics.jsonl. wandb: a project of Weights & Biases (needs `pip install wandb`)."""
+    """What is written beside metrics.jsonl. wandb: a project of Weights & Biases (needs `pip install wandb`).
 
+    keep: the weights of every so many epochs stay as epoch-0001.safetensors and so on, for `curvact analyze`.
+    """
+
+    keep: int | None = Field(None, ge=1)
     tensorboard: bool = False
     wandb: str | None = None
 

@@ -48,7 +48,8 @@ def run_training(
     """Train what the config says, and return the record that is then in `folder/record.json`.
 
     The folder holds config.yaml, environment.json, metrics.jsonl (one line an epoch), best.safetensors and last.safetensors
-    (by validation robust accuracy; each with its JSON), state.safetensors (while unfinished), and record.json.
+    (by validation robust accuracy; each with its JSON), those of other epochs if `logging.keep` asks for them, state.safetensors
+    (while unfinished), and record.json.
     Raises CurvactError for a folder that holds something else, or data that are not there (before anything is written), and
     Diverged, after the cause is in record.json.
     """
@@ -91,9 +92,13 @@ def run_training(
                 logger.save()
 
     def keep(model: nn.Module, epoch: Epoch, best: bool) -> None:
-        for name in ("best", "last") if best else ("last",):
+        names = ["last", *(["best"] if best else [])]
+        if config.logging.keep is not None and epoch.epoch % config.logging.keep == 0:
+            names.append(f"epoch-{epoch.epoch:04d}")
+        told = {**about, "epoch": epoch.epoch, "gradient_evaluations": epoch.gradient_evaluations}
+        for name in names:
             where = folder / f"{name}.safetensors"
-            save_checkpoint(where, model, architecture, {**about, "epoch": epoch.epoch})
+            save_checkpoint(where, model, architecture, told)
 
     started = time.perf_counter()
     try:
