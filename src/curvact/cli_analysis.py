@@ -362,7 +362,13 @@ def _trajectories(
     for attack in [None] if one else list(matched.attacks(steps=1, seed=seed)):
         subjects.draw_together(
             attack or "",
-            partial(trajectory_figure, walked, None if attack is None else [attack], subjects.caption, label),
+            partial(
+                trajectory_figure,
+                walked,
+                None if attack is None else [attack],
+                subjects.caption if attack is None else f"{subjects.caption}; {attack} loss",
+                label,
+            ),
         )
     _finish(subjects, [tables.trajectory_table(found, runs[run], run) for run, found in walked.items()])
 
