@@ -18,7 +18,6 @@ import importlib
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -183,6 +182,13 @@ def peak(work: str, checkpoint: Path) -> int:
     return int(json.loads(out.splitlines()[-1])["bytes"])
 
 
+def peak_resident() -> int:
+    """Peak resident bytes of this program; `ru_maxrss` would be that of the process it was forked from, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (found,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(found) * 1024
+
+
 def only(work: str, checkpoint: Path) -> None:
     held = torch.load(checkpoint)
     model = network().to(memory_format=torch.channels_last)
@@ -190,7 +196,7 @@ def only(work: str, checkpoint: Path) -> None:
     x, y = held["x"], held["y"]
     with torch.no_grad():
         model.eval()(x[:2])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident()
     if work == "training step":
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -214,8 +220,7 @@ def only(work: str, checkpoint: Path) -> None:
         )
     else:
         ours(model.eval(), x, y)[work](0, 1e-9, 32)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"bytes": (after - before) * 1024}))
+    print(json.dumps({"bytes": peak_resident() - before}))
 
 
 def main() -> None:
@@ -226,6 +231,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each of our estimates")
     parser.add_argument("--truth", type=int, default=384, help="probes of the long run")
     parser.add_argument("--peer-probes", type=int, default=48)
+    parser.add_argument("--part", choices=["all", "memory"], default="all")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
@@ -234,8 +240,6 @@ def main() -> None:
     if options.only:
         only(options.only, options.checkpoint)
         return
-
-    bar = "|" if options.markdown else ""
 
     def row(*cells: object) -> None:
         text = [str(cell) for cell in cells]
@@ -251,6 +255,15 @@ def main() -> None:
 
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, one thread, CPU seconds")
     model, x, y = trained(options.steps)
+    if options.part == "all":
+        compare_time(model, x, y, options, row)
+        print()
+    compare_memory(model, x, y, row, markdown=options.markdown)
+
+
+def compare_time(
+    model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace, row: Callable[..., None]
+) -> None:
     size = sum(p.numel() for p in model.parameters())
     loss = F.cross_entropy(model(x), y).item()
     gradient_time = min(
@@ -267,7 +280,7 @@ def main() -> None:
     )
 
     row("estimate of ‖diag H‖", "probes", "seconds", "true error", "its own error", "s a probe")
-    if bar:
+    if options.markdown:
         print("|---|---|---|---|---|---|")
     best = math.inf
     for name, method in methods.items():
@@ -312,15 +325,23 @@ def main() -> None:
     for source, seconds in needed:
         print(f"{source}'s time for a true error of 2 % over ours: {seconds / best:.0f}")
 
-    print()
+
+def compare_memory(
+    model: nn.Module, x: Tensor, y: Tensor, row: Callable[..., None], *, markdown: bool
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint.pt"
         torch.save({"model": model.state_dict(), "x": x, "y": y}, checkpoint)
         step = peak("training step", checkpoint)
         row("peak memory over the model's", "MiB", "steps")
-        if bar:
+        if markdown:
             print("|---|---|---|")
-        for work in ("training step", *methods, "curvact diagonal_norms, in pieces of 16", "PyHessian"):
+        for work in (
+            "training step",
+            *ours(model, x, y),
+            "curvact diagonal_norms, in pieces of 16",
+            "PyHessian",
+        ):
             used = peak(work, checkpoint)
             row(work, f"{used / 2**20:.0f}", f"{used / step:.1f}")
 

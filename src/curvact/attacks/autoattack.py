@@ -479,7 +479,9 @@ def _late_suspicions(job: Job, units: Sequence[Unit], accuracy_after: Mapping[st
         lines.append(f"{zero} runs of APGD started from a zero gradient: gradients may be masked")
     if "square" in accuracy_after and job.keys.index("square") > 1:
         before = accuracy_after[job.keys[job.keys.index("square") - 1]]
-        if before - accuracy_after["square"] > 0.002:
+        targeted = any(key.endswith("-t") for key in job.keys[: job.keys.index("square")])
+        # The reference's 0.2 %, and at least two images. Untargeted attacks alone leave more to Square on honest networks too.
+        if before - accuracy_after["square"] > max(0.002 if targeted else 0.05, 1.5 / len(job.x)):
             lines.append(
                 f"Square took the robust accuracy from {before:.2%} to {accuracy_after['square']:.2%} after the attacks that use "
                 "gradients: these may be masked, try an adaptive attack"
