@@ -108,7 +108,10 @@ def test_extract_show_train(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("extract", "nowhere.safetensors", "--out", "a.safetensors"), "no checkpoint file nowhere.json"),
+        (
+            ("extract", "nowhere.safetensors", "--out", "a.safetensors"),
+            "no checkpoint file nowhere.safetensors",
+        ),
         (
             ("extract", "CHECKPOINT", "--out", "a.pt"),
             "a.pt: the name of a learned activation's file must end in",
@@ -153,3 +156,70 @@ def test_bad_input_is_one_line_exit_2_and_no_files(
     assert errors.count("\n") == 1
     assert not list(place.iterdir())
     assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("of", "damage", "message"),
+    [
+        ("ACT", lambda b, j: (b[:-5], j), "truncated or damaged"),
+        ("ACT", lambda b, j: (b[:-1] + bytes([b[-1] ^ 1]), j), "another sha256"),
+        ("ACT", lambda b, j: (b, {**j, "activation": "spartaa"}), "did you mean 'sparta'?"),
+        ("ACT", lambda b, j: (b, {**j, "scope": "layer"}), "another sha256"),
+        ("CHECKPOINT", lambda b, j: (b[:-5], j), "truncated or damaged"),
+        ("CHECKPOINT", lambda b, j: (b, {"architecture": {"width": 2}}), "the architecture lacks its name"),
+        (
+            "CHECKPOINT",
+            lambda b, j: (b, {"architecture": {**j["architecture"], "width": 3}}),
+            "size mismatch",
+        ),
+        (
+            "CHECKPOINT",
+            lambda b, j: (b, {"architecture": {**j["architecture"], "activation": "relu"}}),
+            "does not fit its architecture",
+        ),
+    ],
+)
+def test_damaged_files_are_one_line_exit_2_and_no_files(
+    of: str,
+    damage: Any,
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    act = tmp_path / "act.safetensors"
+    assert _main(capsys, monkeypatch, "transfer", "extract", checkpoint, "--out", act)[0] == 0
+    file = {"ACT": act, "CHECKPOINT": checkpoint}[of]
+    whole, told = damage(file.read_bytes(), json.loads(file.with_suffix(".json").read_text()))
+    file.write_bytes(whole)
+    file.with_suffix(".json").write_text(json.dumps(told))
+    place = tmp_path / "cwd"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    calls = [("show", act), ("train", act, "digits", *SMALL, "--out", "o")]
+    for call in calls if of == "ACT" else [("extract", checkpoint, "--out", "a.safetensors")]:
+        code, out, errors = _main(capsys, monkeypatch, "transfer", *call)
+        assert (code, out) == (2, "")
+        assert message in errors
+        assert errors.count("\n") == 1
+        assert not list(place.iterdir())
+
+
+def test_show_measures_the_curvature_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Provenance is what someone wrote, whatever it is; κ is of the values in the file. A checkpoint need not say its scope."""
+    for name, kappa in (("psilu(alpha=3)", "1.5"), ("prelu", "∞"), ("sparta", "–")):
+        arguments = {"name": "mini_resnet", "activation": name, "width": 2, "channels": 1}
+        file, act = tmp_path / f"{name}.safetensors", tmp_path / f"act-{name}.safetensors"
+        save_checkpoint(file, build(**arguments), arguments, {})
+        assert _main(capsys, monkeypatch, "transfer", "extract", file, "--out", act)[0] == 0
+        content = json.loads(act.with_suffix(".json").read_text())
+        assert content["scope"] == "network"
+        content["provenance"] = {"curvature": 5, "architecture": 5, "data": 5, "robust_accuracy": "all"}
+        act.with_suffix(".json").write_text(json.dumps(content))
+        code, out, _ = _main(capsys, monkeypatch, "transfer", "show", act)
+        assert code == 0
+        row = next(line for line in out.splitlines() if line.startswith("act"))
+        assert kappa in row.split()

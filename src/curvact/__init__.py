@@ -34,7 +34,18 @@ from curvact.errors import CurvactError
 from curvact.evaluation import evaluate_model
 from curvact.models import MiniResNet, build
 from curvact.models.foreign import logits_of
-from curvact.training import EntropySGD, Recipe, fit, load_checkpoint, save_checkpoint
+from curvact.models.hub import from_pretrained, save_pretrained
+from curvact.training import (
+    EntropySGD,
+    Recipe,
+    extract_activation,
+    fit,
+    insert_activation,
+    load_checkpoint,
+    read_learned,
+    save_checkpoint,
+    write_learned,
+)
 
 __all__ = [
     "ELU",
@@ -68,9 +79,12 @@ __all__ = [
     "evaluate",
     "evaluate_model",
     "exact_diagonal",
+    "extract_activation",
     "fgsm",
     "fit",
+    "from_pretrained",
     "hutchinson_diagonal",
+    "insert_activation",
     "load",
     "load_checkpoint",
     "logits_of",
@@ -78,7 +92,10 @@ __all__ = [
     "max_curvature",
     "minimum_radius",
     "pgd",
+    "read_learned",
     "register",
     "save_checkpoint",
+    "save_pretrained",
     "swap_activations",
+    "write_learned",
 ]

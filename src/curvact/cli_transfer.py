@@ -14,6 +14,7 @@ from rich.table import Table
 from curvact.errors import CurvactError
 
 if TYPE_CHECKING:
+    from curvact.activations import Activation
     from curvact.training.transfer import LearnedActivation
 
 transfer_app = typer.Typer(no_args_is_help=True, help="Move learned activations between networks.")
@@ -105,8 +106,7 @@ def _show(learned: LearnedActivation) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("places", "widths", "κ", "values"):
         table.add_column(column, overflow="fold")
-    kappas = about.get("curvature") or [None] * len(learned.groups)
-    for group, kappa in zip(learned.groups, kappas, strict=False):
+    for group, module in zip(learned.groups, learned.modules(), strict=True):
         places = group.places[0] + (f" and {len(group.places) - 1} more" if len(group.places) > 1 else "")
         values = ", ".join(
             f"{name} {float(tensor):.6g}"
@@ -114,9 +114,20 @@ def _show(learned: LearnedActivation) -> None:
             else f"{name} {'×'.join(map(str, tensor.shape))}"
             for name, tensor in group.tensors.items()
         )
-        shown = f"{kappa:.6g}" if isinstance(kappa, float) else "–"
-        table.add_row(escape(places), ", ".join(map(str, group.widths)), shown, escape(values))
+        widths = ", ".join(map(str, group.widths))
+        table.add_row(escape(places), widths, _curvature(module), escape(values))
     console.print(table)
+
+
+def _curvature(module: Activation) -> str:
+    """κ at these values, not what the file's provenance says it was."""
+    from curvact.activations import known_curvature
+
+    try:
+        kappa = known_curvature(module)
+    except CurvactError:
+        kappa = None
+    return "–" if kappa is None else f"{kappa:.6g}".replace("inf", "∞")
 
 
 def _origin(about: Any) -> str:

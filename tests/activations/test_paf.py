@@ -157,6 +157,41 @@ def test_peak_against_the_measured_one(name: str) -> None:
     assert act.max_curvature.value == pytest.approx(found.value, rel=1e-6)
 
 
+SMOOTH = {
+    "psilu": lambda x, a, b: x * torch.sigmoid(abs(a) * x),
+    "psoftplus": lambda x, a, b: torch.nn.functional.softplus(abs(a) * x) / abs(a),
+    "ssilu": lambda x, a, b: x * (torch.sigmoid(x) - b) / (1 - b),
+    "pssilu_fixed": lambda x, a, b: x * (torch.sigmoid(abs(a) * x) - b) / (1 - b),
+    "pssilu": lambda x, a, b: x * (torch.sigmoid(abs(a) * x) - abs(b)) / (1 - abs(b)),
+}
+"""The smooth ones of the table as plain tensor code."""
+
+
+@pytest.mark.parametrize("family", SMOOTH)
+@given(
+    alpha=st.floats(0.0625, 20, width=32).flatmap(lambda a: st.sampled_from([a, -a])),
+    beta=st.floats(-0.875, 0.875, width=32),
+)
+@settings(max_examples=10, deadline=None)
+def test_curvature_of_the_current_parameters_against_a_grid(family: str, alpha: float, beta: float) -> None:
+    """κ is the largest |σ″| by float64 autograd of the formula, on a grid of αx that has 0 and reaches far."""
+    keys = PUBLISHED[family]
+    act = build_act(
+        {"ssilu": f"ssilu(beta={beta!r})", "pssilu": "pssilu(learnable=True)"}.get(family, family)
+    )
+    with torch.no_grad():
+        for name, p in act.named_parameters():
+            p.fill_({"alpha": alpha, "beta": beta}[name])
+    b = {"pssilu_fixed": 0.3}.get(family, beta)
+    a = alpha if "alpha" in keys else 1.0
+    far = torch.logspace(-4, 1.5, 400, dtype=torch.float64)
+    x = (torch.cat([-far, torch.zeros(1, dtype=torch.float64), far]) / abs(a)).requires_grad_()
+    (slope,) = torch.autograd.grad(SMOOTH[family](x, a, b).sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x)
+    # Roundings of a sum of terms up to α/(1 − β).
+    assert act.max_curvature.value == pytest.approx(float(curvature.abs().max()), rel=1e-12)
+
+
 def test_kinks_that_vanish() -> None:
     assert [build_act(f"prelu(alpha={a})").max_curvature.value for a in (1, 0)] == [0.0, INFINITE]
     assert [build_act(f"prelu_plus(alpha={a})").max_curvature.value for a in (0, 1)] == [0.0, INFINITE]

@@ -448,6 +448,31 @@ def test_more_probes_are_drawn_until_the_error_is_met_or_they_run_out() -> None:
     assert short.rms.standard_error > 1e-6 * short.rms.value
 
 
+def test_the_true_error_of_a_network_is_of_the_size_that_was_asked_for() -> None:
+    """16 runs to 10 %, in root mean square against the exact diagonal."""
+    x, y = batch()
+    model = resnet()
+    truth = hs.diagonal_norms(model, x, y, exact=True).rms.value
+    runs = [
+        hs.diagonal_norms(
+            model,
+            x,
+            y,
+            relative_error=0.1,
+            method="deflation",
+            deflation=2,
+            scaled=False,
+            generator=seeded(seed),
+        )
+        for seed in range(16)
+    ]
+    assert all(run.rms.standard_error <= 0.1 * run.rms.value for run in runs)
+    assert len({run.probes for run in runs}) > 1
+    # A standard deviation from 16 runs is known to 18 %.
+    errors = [run.rms.value / truth - 1 for run in runs]
+    assert 0.05 <= np.sqrt(np.mean(np.square(errors))) <= 0.14
+
+
 def test_taking_the_ggn_out_leaves_the_estimate_unbiased_and_its_noise_smaller() -> None:
     x, y = batch()
     model = resnet()

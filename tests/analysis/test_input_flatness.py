@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvact.analysis.input_flatness import (
     input_flatness,
@@ -86,6 +87,31 @@ def test_the_ends_of_the_spectrum_are_those_of_the_dense_hessian(activation: nn.
     assert (rough.top <= values[:, -1] + 1e-10).all()
     assert (rough.bottom >= values[:, 0] - 1e-10).all()
     assert ((values - rough.top[:, None]).abs().amin(1) <= rough.residual + 1e-10).all()
+
+
+class Transformer(nn.Module):
+    """Torch's own layer, whose fused attention has no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True, activation="gelu")
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x).mean(1))
+        return out
+
+
+def test_torchs_attention_has_an_input_hessian() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Transformer().double()
+    x, y = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([0, 2])
+    found = input_spectrum(model, x, y, steps=12)  # as many as there are inputs
+    with sdpa_kernel(SDPBackend.MATH):
+        values = torch.linalg.eigvalsh(dense(model, x, y))
+    torch.testing.assert_close(found.top, values[:, -1], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(found.bottom, values[:, 0], rtol=1e-9, atol=1e-10)
 
 
 def test_float32_gives_the_same_to_its_precision() -> None:
@@ -237,6 +263,14 @@ def test_batches_progress_and_the_record() -> None:
 
 
 X, Y = torch.rand(2, 3), torch.tensor([0, 1])
+BALL = ThreatModel("l2", 0.1)
+
+
+def spoiled() -> nn.Module:
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.bias[1] = math.nan
+    return model
 
 
 @pytest.mark.parametrize(
@@ -244,6 +278,32 @@ X, Y = torch.rand(2, 3), torch.tensor([0, 1])
     [
         (lambda: input_flatness(nn.Identity(), X, Y[:1]), "2 inputs and 1 targets in input_flatness"),
         (lambda: input_flatness(nn.Identity(), X, Y, batch_size=0), "batch_size=0"),
+        (lambda: input_flatness(nn.Identity(), X[:0], Y[:0]), "0 inputs and 0 targets in input_flatness"),
+        (lambda: input_flatness(nn.Identity(), 2 + X, Y, {"l2": BALL}), r"images lie in \[2"),
+        (lambda: input_flatness(spoiled(), X, Y), "'bias' of the model holds NaN in input_flatness"),
+        (
+            lambda: input_flatness(nn.Identity(), X / 0, Y),
+            "the inputs in input_flatness hold NaN or infinity",
+        ),
+        (
+            lambda: input_gradient(nn.Identity(), X.byte(), Y),
+            "inputs of torch.uint8 in input_gradient: they must be floating point",
+        ),
+        (lambda: input_spectrum(nn.Identity(), X, Y[:1]), "2 inputs and 1 targets in input_spectrum"),
+        (
+            lambda: linearity_error(nn.Identity(), X[:0], Y[:0], BALL),
+            "0 inputs and 0 targets in linearity_error",
+        ),
+        (lambda: linearity_error(nn.Identity(), X - 1, Y, BALL), "images lie in"),
+        (
+            lambda: input_gradient(spoiled(), X, Y),
+            "the gradient of example 0 is not finite in input_gradient",
+        ),
+        (
+            lambda: input_spectrum(spoiled(), X, Y),
+            "the gradient of example 0 is not finite in input_spectrum",
+        ),
+        (lambda: linearity_error(spoiled(), X, Y, BALL), "linearity error of example 0 is not finite"),
         (lambda: input_spectrum(nn.Identity(), X, Y, steps=0), "steps=0 of Lanczos"),
         (lambda: linearity_error(nn.Identity(), X, Y, ThreatModel("l2", 1), restarts=0), "restarts=0"),
         (

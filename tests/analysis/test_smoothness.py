@@ -504,6 +504,72 @@ def test_vectors_states_iterators_and_positions() -> None:
     assert record["kind"] == "trajectory"
 
 
+@pytest.mark.parametrize("buffers", ["pair", "own", "model"])
+@pytest.mark.parametrize("lazy", [False, True], ids=["list", "iterator"])
+@pytest.mark.parametrize("live", [0, 1, 2])
+def test_a_point_may_be_the_models_live_state(live: int, lazy: bool, buffers: Any) -> None:
+    """The model's own tensors are overwritten on the way: the point is what they held when the model was given."""
+    model, points, x, y = states()
+    model.load_state_dict(points[live])
+    attacks = {"linf": fixed_pgd(ThreatModel("linf", 0.05), steps=2)}
+    truth = trajectory_smoothness(copy.deepcopy(model), points, x, y, attacks, buffers=buffers)
+    mixed = [model.state_dict() if k == live else point for k, point in enumerate(points)]
+    found = trajectory_smoothness(model, iter(mixed) if lazy else mixed, x, y, attacks, buffers=buffers)
+    assert found.rows == truth.rows
+    assert all(row.difference > 0 for row in found.rows)
+    assert all(torch.equal(value, points[live][name]) for name, value in model.state_dict().items())
+
+
+def test_vectors_of_which_the_parameters_are_views() -> None:
+    """As `vector_to_parameters` leaves them."""
+    model, x, y = network()
+    last = vector(model)
+    first = 1.5 * last
+    truth = trajectory_smoothness(copy.deepcopy(model), [first, last.clone()], x, y, {"clean": None})
+    nn.utils.vector_to_parameters(last, model.parameters())
+    found = trajectory_smoothness(model, [first, last], x, y, {"clean": None})
+    assert found.rows == truth.rows
+    assert found.rows[0].step > 0
+
+
+def test_a_trajectory_with_excluded_parameters() -> None:
+    """They keep the model's own values at every point; the others move, and theirs is the gradient."""
+    model, points, x, y = states()
+    excluded = ["0.weight", "5.bias"]
+    found = trajectory_smoothness(model, points, x, y, {"clean": None}, buffers="model", exclude=excluded)
+    by_vector = trajectory_smoothness(
+        model,
+        [torch.cat([point[name].reshape(-1) for name, _ in model.named_parameters()]) for point in points],
+        x,
+        y,
+        {"clean": None},
+        exclude=lambda name: name in excluded,
+    )
+    without_them = [{k: v for k, v in point.items() if k not in excluded} for point in points]
+    assert by_vector.rows == found.rows
+    kept = trajectory_smoothness(
+        model, without_them, x, y, {"clean": None}, buffers="model", exclude=excluded
+    )
+    assert kept.rows == found.rows
+    moved = torch.cat(
+        [torch.full((p.numel(),), name not in excluded) for name, p in model.named_parameters()]
+    )
+    assert found.parameters == int(moved.sum())
+    for k, row in enumerate(found.rows):
+        slopes, places = [], []
+        for which in (k, k + 1):
+            net = copy.deepcopy(model)
+            own = {
+                n: v if n in excluded or "running" in n else points[which][n]
+                for n, v in model.state_dict().items()
+            }
+            net.load_state_dict(own)
+            slopes.append(gradient_by_hand(net, x, y)[moved])
+            places.append(vector(net)[moved])
+        assert row.difference == pytest.approx(float((slopes[1] - slopes[0]).norm()), rel=1e-9)
+        assert row.step == pytest.approx(float((places[1] - places[0]).norm()), rel=1e-9)
+
+
 def test_equal_points_have_no_ratio() -> None:
     model, x, y = network()
     found = trajectory_smoothness(model, [vector(model)] * 2, x, y, {"clean": None})
@@ -571,13 +637,32 @@ def test_matching_leaves_the_model_alone() -> None:
 def report(**changes: Any) -> object:
     model, x, y = network()
     arguments = {"attacks": {"clean": None}, "norms": [0.1], "directions": 1, "flatness": False, **changes}
-    y = arguments.pop("y", y)
+    x, y = arguments.pop("x", x), arguments.pop("y", y)
     return smoothness_report(arguments.pop("model", model), x, y, arguments.pop("attacks"), **arguments)
 
 
 def trajectory(points: Any, **changes: Any) -> object:
     model, x, y = network()
-    return trajectory_smoothness(model, points, x, y, changes.pop("attacks", {"clean": None}), **changes)
+    x, model = changes.pop("x", x), changes.pop("model", model)
+    return trajectory_smoothness(
+        model, points, x, y[: len(x)], changes.pop("attacks", {"clean": None}), **changes
+    )
+
+
+def match(**changes: Any) -> object:
+    model, x, y = network()
+    x, model = changes.pop("x", x), changes.pop("model", model)
+    return match_radii(model, x, y[: len(x)], 0.1, **{"rule": "loss", "steps": 1, **changes})
+
+
+def spoiled(name: str) -> nn.Module:
+    model = network()[0]
+    model.state_dict()[name].view(-1)[0] = math.nan
+    return model
+
+
+IMAGES = network()[1]
+PGD = {"linf": fixed_pgd(ThreatModel("linf", 0.1), steps=1)}
 
 
 def without(name: str) -> dict[str, Tensor]:
@@ -599,6 +684,54 @@ def without(name: str) -> dict[str, Tensor]:
         (lambda: report(exclude="0.weight"), "give a collection"),
         (lambda: report(exclude=lambda name: True), "no parameters to move"),
         (lambda: report(loss=F.cross_entropy), r"the loss has shape \(\) for 6 examples"),
+        (lambda: report(x=IMAGES[:0], y=Y[:0].long()), "0 inputs and 0 targets in smoothness_report"),
+        (lambda: report(x=IMAGES.tolist()), "x in smoothness_report is a list: a tensor"),
+        (lambda: report(x=torch.tensor(0.5)), "x in smoothness_report is one number"),
+        (lambda: report(x=(255 * IMAGES).byte()), "inputs of torch.uint8 in smoothness_report"),
+        (lambda: report(x=IMAGES * math.nan), "the inputs in smoothness_report hold NaN"),
+        (lambda: report(x=IMAGES - 0.5, attacks=PGD), r"images lie in \[-.*attacks take inputs in \[0, 1\]"),
+        (
+            lambda: report(x=2 * IMAGES, flatness=True, threat_models={"l2": ThreatModel("l2", 0.1)}),
+            "images lie in",
+        ),
+        (lambda: report(model=spoiled("5.bias")), "'5.bias' of the model holds NaN in smoothness_report"),
+        (lambda: report(model=spoiled("1.running_var")), "'1.running_var' of the model holds NaN"),
+        (lambda: report(model=torch.relu), "got a builtin_function_or_method as its model"),
+        (
+            lambda: report(loss=lambda o, t: ce(o, t) / 0),
+            "the loss under 'clean' is inf in smoothness_report: it must be finite",
+        ),
+        (
+            lambda: report(attacks={"a": lambda net, images, labels: images[:2]}),
+            r"returned \(2, 1, 4, 4\) for inputs \(6, 1, 4, 4\)",
+        ),
+        (lambda: report(attacks={"a": lambda net, images, labels: None}), "returned NoneType"),
+        (
+            lambda: trajectory([without("")] * 2, x=IMAGES[:0]),
+            "0 inputs and 0 targets in trajectory_smoothness",
+        ),
+        (lambda: trajectory([without("")] * 2, x=1 - 2 * IMAGES, attacks=PGD), "images lie in"),
+        (lambda: trajectory([without("")] * 2, model=spoiled("0.bias")), "'0.bias' of the model holds NaN"),
+        (
+            lambda: trajectory([without(""), spoiled("5.weight").state_dict()]),
+            "'5.weight' of point 1 of the trajectory holds NaN",
+        ),
+        (
+            lambda: trajectory(torch.full((2, 75), math.nan)),
+            "'0.weight' of point 0 of the trajectory holds NaN",
+        ),
+        (lambda: trajectory(torch.zeros(1, 75)), "1 points in trajectory_smoothness: at least 2"),
+        (lambda: trajectory(torch.zeros(75)), r"point 0 of the trajectory has shape \(\)"),
+        (lambda: trajectory(without("")), "point 0 of the trajectory is a str: a state dict"),
+        (
+            lambda: trajectory([without("")] * 2, loss=lambda o, t: ce(o, t) / 0),
+            "is inf in trajectory_smoothness, at point 0",
+        ),
+        (lambda: trajectory([without("")] * 2, exclude=["0.wieght"]), "did you mean '0.weight'"),
+        (lambda: match(x=IMAGES[:0]), "0 inputs and 0 targets in match_radii"),
+        (lambda: match(x=IMAGES + 1, rule="corners"), "images lie in"),
+        (lambda: match(model=spoiled("0.weight")), "'0.weight' of the model holds NaN in match_radii"),
+        (lambda: match(loss=lambda o, t: ce(o, t) / 0), "the loss rises by nan in match_radii"),
         (lambda: trajectory([vector(network()[0])]), "1 points in trajectory_smoothness: at least 2"),
         (lambda: trajectory(iter([])), "0 points"),
         (

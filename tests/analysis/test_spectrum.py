@@ -128,6 +128,30 @@ def test_top_eigenvalues_of_both_ends_and_their_vectors() -> None:
     assert single.smallest[0] == pytest.approx(true[0].item(), rel=1e-3)
 
 
+def test_uneven_batches_give_the_spectrum_of_all_data_at_once() -> None:
+    model, x, y = network()
+    pieces = list(zip(torch.split(x, 5), torch.split(y, 5), strict=True))  # 5 and 3 images
+    exact, batched = trace(model, x, y, exact=True), trace(model, batches=pieces, exact=True)
+    assert batched.value == pytest.approx(exact.value, rel=1e-10)
+    some, again = (
+        trace(model, **data, probes=8, generator=seeded())  # type: ignore[arg-type]
+        for data in ({"x": x, "y": y}, {"batches": lambda: iter(pieces)})
+    )
+    assert (again.value, again.standard_error) == pytest.approx((some.value, some.standard_error), rel=1e-8)
+    ends, same = (
+        top_eigenvalues(model, **data, ends="both", tolerance=1e-8, generator=seeded())  # type: ignore[arg-type]
+        for data in ({"x": x, "y": y}, {"batches": pieces})
+    )
+    assert same.largest + same.smallest == pytest.approx(ends.largest + ends.smallest, rel=1e-7)
+    density, other = (
+        spectral_density(model, **data, probes=2, steps=8, generator=seeded())  # type: ignore[arg-type]
+        for data in ({"x": x, "y": y}, {"batches": pieces})
+    )
+    # Rounding grows along Lanczos steps.
+    torch.testing.assert_close(other.nodes, density.nodes, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(other.weights, density.weights, rtol=1e-6, atol=1e-8)
+
+
 def test_density_has_the_moments_and_the_shape_of_the_eigenvalues() -> None:
     model, x, y = network()
     true = torch.linalg.eigvalsh(dense(model, x, y))
@@ -252,9 +276,10 @@ def test_invariant_subspaces_low_rank_and_zero() -> None:
 def test_bad_input_is_named() -> None:
     model, x, y = network()
     cases = [
-        (trace, {"probes": 1}, "probes in trace must be at least 2"),
+        (trace, {"probes": 1}, "probes=1 in trace: at least 2"),
         (trace, {"generator": None}, "generator=None in trace"),
         (trace, {"relative_error": 0.0}, "relative_error=0.0"),
+        (trace, {"relative_error": 0.1, "max_probes": 1}, "max_probes=1 in trace: it must be at least 2"),
         (trace, {"deflation": -2}, "deflation=-2"),
         (top_eigenvalues, {"count": 0}, "count=0"),
         (top_eigenvalues, {"count": 40, "ends": "both"}, "count=40"),

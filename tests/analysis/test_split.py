@@ -152,7 +152,8 @@ PIECEWISE_LINEAR = {"relu", "prelu", "prelu_plus", "reblu"}
 
 
 @pytest.mark.parametrize(
-    "name", [*FAMILIES, "rctaf(curvature=6, beta=2)", "swish(curvature=3, learnable=True)"]
+    "name",
+    [*FAMILIES, "rctaf(curvature=6, beta=2)", "swish(curvature=3, learnable=True)", "reblu(alpha=0.7)"],
 )
 def test_split_equals_dense_hessians_for_every_family(name: str) -> None:
     x, y = batch()

@@ -92,15 +92,22 @@ def test_without_measurements_nothing_is_claimed(model: nn.Module, tmp_path: Pat
     ("activation", "curvature", "mark"),
     [
         ("sparta", "none, since its gate", "[ours], a reconstruction after arXiv 2105.08269"),
+        ("sparta(variant=full, norm=True)", "none, since its gate", "[ours], a reconstruction"),
         ("rctaf(curvature=6)", "6\n", "[ours], a reconstruction after arXiv 2603.23860"),
         ("prelu", "∞\n", "[paper] arXiv 2110.05626"),
         ("silu", "0.5\n", "of the literature"),
     ],
 )
-def test_marks_and_curvature(activation: str, curvature: str, mark: str, tmp_path: Path) -> None:
-    arguments = {**ARGUMENTS, "activation": activation}
-    folder = save_pretrained(build(**arguments), tmp_path / "m", architecture=arguments)
+def test_marks_curvature_and_scope(activation: str, curvature: str, mark: str, tmp_path: Path) -> None:
+    """Whatever the activation, the network comes back; a scope that was not given is the activation's own."""
+    arguments = {**ARGUMENTS, "activation": activation, "scope": None}
+    model = build(**arguments, generator=generator(0, "test")).eval()
+    folder = save_pretrained(model, tmp_path / "m", architecture=arguments)
     text = (folder / "README.md").read_text()
+    x = torch.rand(2, 1, 8, 8, generator=generator(0, "images"))
+    assert torch.equal(from_pretrained(folder)(x), model(x))
+    shared = activation in ("sparta", "prelu")
+    assert f"scope: {'network' if shared else 'layer'}\n" in text
     assert f"κ = sup|σ″|: {curvature}" in text
     assert f"provenance: {mark}" in text
     json.loads((folder / "config.json").read_text(), parse_constant=lambda name: pytest.fail(name))
@@ -117,6 +124,7 @@ def test_a_run_brings_its_own_description_and_measurement(model: nn.Module, tmp_
             "threat_model": about["threat_model"],
             "data": {"name": "digits"},
             "test": {"steps": 20, "images": 40},
+            "activation_from": {"path": "/home/me/act.safetensors", "frozen": True, "sha256": "12"},
         },
         "metrics": {"best": {"clean_accuracy": 0.875, "robust_accuracy": 0.5}},
         "environment": {"commit": "0123abc"},
@@ -124,7 +132,10 @@ def test_a_run_brings_its_own_description_and_measurement(model: nn.Module, tmp_
     (run / "record.json").write_text(json.dumps(content))
     text = (save_pretrained(run, tmp_path / "m") / "README.md").read_text()
     assert "| pgd-20 | linf, ε = 0.2 | 40 of digits, test | 87.50% | 50.00% |" in text
+    assert "standard error" not in text
     assert "0123abc" in text
+    assert '"sha256": "12"' in text
+    assert "/home/me" not in text
     (run / "record.json").write_text(json.dumps({**content, "run": "other"}))
     text = (save_pretrained(run / "best.safetensors", tmp_path / "n") / "README.md").read_text()
     assert "no robustness is claimed" in text
@@ -181,6 +192,8 @@ def _edit(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "config.json").write_text("{"), "is not the description of a model"),
         (lambda f: (f / "config.json").write_text("[1]"), "is not the description of a model"),
         (lambda f: _edit(f, library="transformers"), "is not the description of a model"),
+        (lambda f: _edit(f, activation=3), "is not the description of a model"),
+        (lambda f: _edit(f, architecture={"name": ["mini_resnet"]}), "lacks its name"),
         (lambda f: _edit(f, architecture={"name": "resnet19"}), "unknown model 'resnet19'"),
         (lambda f: _edit(f, architecture={**ARGUMENTS, "mean": ["a"]}), "does not fit its architecture"),
         (lambda f: _edit(f, architecture={**ARGUMENTS, "width": 4}), "does not fit its architecture"),
@@ -201,7 +214,13 @@ def test_text_of_strangers_stays_text() -> None:
     config = {
         "name": "a\n# b <script>`x`",
         "architecture": {"name": "x | y"},
-        "activation": {"name": "silu", "curvature": [0.5, 1.0], "parameters": 0, "mark": ""},
+        "activation": {
+            "name": "silu",
+            "curvature": [0.5, 1.0],
+            "parameters": 0,
+            "mark": "",
+            "scope": "layer",
+        },
         "measured": [],
         "config": {"about": "```\n# no"},
         "weights_sha256": "0",

@@ -337,10 +337,17 @@ def test_a_checkpoint_is_no_learned_activation_and_the_reverse(tmp_path: Path) -
     write_learned(tmp_path / "act.safetensors", extract_activation(tmp_path / "model.safetensors"))
     with pytest.raises(CurvactError, match="'architecture'"):
         extract_activation(tmp_path / "act.safetensors")
-    with pytest.raises(CurvactError, match=r"best\.json"):
+    with pytest.raises(CurvactError, match=r"no checkpoint file .*best\.safetensors"):
         extract_activation(tmp_path)
     with pytest.raises(CurvactError, match=r"must end in \.safetensors"):
         write_learned(tmp_path / "act.pt", read_learned(tmp_path / "act.safetensors"))
+
+
+def test_a_checkpoint_that_names_images_too_large_for_any_machine(tmp_path: Path) -> None:
+    file, arguments = tmp_path / "a.safetensors", {"name": "mini_resnet", "activation": "psilu", "width": 2}
+    save_checkpoint(file, build(**arguments), {**arguments, "size": 10**7}, {})
+    with pytest.raises(CurvactError, match=r"does not run on images of shape \(1, 3, 10000000, 10000000\)"):
+        extract_activation(file)
 
 
 # ---- training ----

@@ -1,5 +1,6 @@
 """What the loss looks like: Hessian, smoothness, flatness, landscapes, shapes and theory, for any model."""
 
+from curvact.analysis.danskin import AttackSensitivity, attack_sensitivity
 from curvact.analysis.effective_curvature import (
     EffectiveCurvature,
     EffectiveCurvatureChange,
@@ -26,7 +27,7 @@ from curvact.analysis.hessian import (
 )
 from curvact.analysis.input_flatness import InputFlatness, input_flatness, linearity_error
 from curvact.analysis.landscape import Landscape, filter_normalized_direction, loss_landscape
-from curvact.analysis.linear_theory import TheoryCheck, attack_sensitivity, check_theory, illustrate
+from curvact.analysis.linear_theory import TheoryCheck, check_theory, illustrate
 from curvact.analysis.shape import (
     ActivationShape,
     ShapeRow,
@@ -57,6 +58,7 @@ from curvact.analysis.split import DiagonalSplit, LayerSplit, SplitVectors, diag
 
 __all__ = [
     "ActivationShape",
+    "AttackSensitivity",
     "AverageFlatness",
     "DiagonalEstimate",
     "DiagonalNorms",

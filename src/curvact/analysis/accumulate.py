@@ -112,6 +112,13 @@ class Problem:
         check_finite(out, self.free, "Hessian", self.where)
         return out
 
+    def diagonal(self) -> Tensor:
+        """diag H exactly, of shape (P,), in float64, by P backward passes a batch."""
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.params[0].device)
+        for weight, graph in self.graphs():
+            total += graph.diagonal() * weight
+        return total
+
     def theta(self) -> Tensor:
         """The parameters as one vector, in float32 or float64."""
         theta = flatten(self.params)
@@ -193,10 +200,7 @@ def _source(
     if batches is None:
         if x is None or y is None:
             raise CurvactError(f"no data in {where}: give x and y, or batches")
-        if len(x) != len(y) or len(x) == 0:
-            raise CurvactError(
-                f"{len(x)} inputs and {len(y)} targets in {where}: as many of each, at least 1"
-            )
+        check_examples(x, y, where)
         size = len(x) if batch_size is None else batch_size
         pieces = list(zip(torch.split(x.detach(), size), torch.split(y.detach(), size), strict=True))
         return lambda: iter(pieces)
@@ -230,19 +234,7 @@ def divide(
     names: dict[nn.Parameter, list[str]] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
         names.setdefault(param, []).append(name)
-    if isinstance(exclude, str):
-        raise CurvactError(f"exclude={exclude!r} in {where}: give a collection of names, or a test of a name")
-    if callable(exclude):
-        excluded = exclude
-    else:
-        known = [name for same in names.values() for name in same]
-        for name in exclude:
-            if name not in known:
-                raise CurvactError(
-                    f"exclude names {name!r} in {where}, which is no parameter of the model"
-                    + nearest(name, known)
-                )
-        excluded = frozenset(exclude).__contains__
+    excluded = excluder(model, exclude, where)
     fixed = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     free: dict[str, Tensor] = {}
     for param, same in names.items():
@@ -255,6 +247,21 @@ def divide(
             f"no parameters left to measure in {where}: the model has none, or all are excluded"
         )
     return fixed, free
+
+
+def excluder(model: nn.Module, exclude: Exclude, where: str) -> Callable[[str], bool]:
+    """`exclude` as a test of a name. Raises CurvactError for a name that is no parameter of the model."""
+    if isinstance(exclude, str):
+        raise CurvactError(f"exclude={exclude!r} in {where}: give a collection of names, or a test of a name")
+    if callable(exclude):
+        return exclude
+    known = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for name in exclude:
+        if name not in known:
+            raise CurvactError(
+                f"exclude names {name!r} in {where}, which is no parameter of the model{nearest(name, known)}"
+            )
+    return frozenset(exclude).__contains__
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:
@@ -277,6 +284,39 @@ def modes(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in before:
             module.training = mode
+
+
+def check_examples(x: Tensor, y: Tensor, where: str) -> None:
+    """CurvactError unless x (N, …) and y (N, …) are tensors with as many rows, at least 1."""
+    for value, name in ((x, "x"), (y, "y")):
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            got = "one number" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise CurvactError(f"{name} in {where} is {got}: a tensor with one row an example")
+    if len(x) != len(y) or len(x) == 0:
+        raise CurvactError(f"{len(x)} inputs and {len(y)} targets in {where}: as many of each, at least 1")
+
+
+def check_inputs(x: Tensor, y: Tensor, where: str, batch_size: int = 1) -> None:
+    """`check_examples`, and that x can be differentiated by: floating point, finite. Reads the values: call it outside loops."""
+    check_examples(x, y, where)
+    if batch_size < 1:
+        raise CurvactError(f"batch_size={batch_size} in {where}: it must be at least 1")
+    if not x.is_floating_point():
+        raise CurvactError(f"inputs of {x.dtype} in {where}: they must be floating point, images in [0, 1]")
+    if not bool(x.isfinite().all()):
+        raise CurvactError(f"the inputs in {where} hold NaN or infinity")
+
+
+def check_model(model: nn.Module, where: str) -> None:
+    """CurvactError for what is no module, or for NaN in a parameter or buffer, which it names. Reads the values."""
+    if not isinstance(model, nn.Module):
+        raise CurvactError(f"{where} got a {type(model).__name__} as its model: it takes an nn.Module")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if tensors:
+        flags = torch.stack([tensor.detach().isnan().any() for _, tensor in tensors]).tolist()
+        for (name, _), flag in zip(tensors, flags, strict=True):
+            if flag:
+                raise CurvactError(f"{name!r} of the model holds NaN in {where}")
 
 
 def check_finite(values: Tensor, params: Mapping[str, Tensor], what: str, where: str) -> None:

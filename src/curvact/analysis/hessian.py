@@ -292,9 +292,7 @@ def diagonal_norms(
         theta = p.theta()
         mean_loss, gradient = p.gradient()
         if exact or generator is None:
-            diagonal = torch.zeros_like(gradient, dtype=torch.float64)
-            for weight, graph in p.graphs():
-                diagonal += graph.diagonal() * weight
+            diagonal = p.diagonal()
             check_finite(diagonal[None], p.free, "Hessian", where)
             counts = 0, 0
             plain = _norms(diagonal[None], p)

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvact.analysis.accumulate import check_inputs, check_model
 from curvact.analysis.effective_curvature import OnProgress, finite
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import frozen, mode
-from curvact.attacks.threat import ThreatModel
+from curvact.attacks.threat import ThreatModel, check_images
 from curvact.errors import CurvactError
 from curvact.random import generator
 
@@ -94,7 +96,8 @@ def input_flatness(
     """Every measure of this module for each example of a batch; parameters, modes and gradients are left as they are.
 
     x: (N, …), in [0, 1] where there are threat models. y: (N, …). threat_models: balls for the linearity error, by name.
-    loss: one number an example; cross-entropy. Other arguments as the functions below. Errors as these.
+    loss: one number an example; cross-entropy. Other arguments as the functions below.
+    Raises CurvactError as these, and for a model that holds NaN.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2))
     >>> found = input_flatness(model, torch.rand(5, 3), torch.zeros(5, dtype=torch.int64), {"l2": ThreatModel("l2", 0.1)})
@@ -102,7 +105,10 @@ def input_flatness(
     (torch.Size([5]), 'top_eigenvalue')
     """
     threat_models = threat_models or {}
-    _check(x, y, batch_size, "input_flatness")
+    check_inputs(x, y, "input_flatness", batch_size)
+    check_model(model, "input_flatness")
+    if threat_models:
+        check_images(x)
     gradients, spectra = [], []
     errors: dict[str, list[Tensor]] = {name: [] for name in threat_models}
     parts = list(zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True))
@@ -139,15 +145,18 @@ def input_flatness(
 
 
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, *, loss: Loss = ce) -> Tensor:
-    """∇_x ℓ of each example, of the shape of x, in eval mode. Raises CurvactError for a loss that is not one number an example.
+    """∇_x ℓ of each example, of the shape of x, in eval mode.
+
+    Raises CurvactError for a loss that is not one number an example, and for inputs that do not fit or are not finite.
 
     >>> input_gradient(nn.Identity(), torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     tensor([[-0.5000,  0.5000]])
     """
+    check_inputs(x, y, "input_gradient")
     with mode(model, training=False), frozen(model), torch.enable_grad():
         point = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(_losses(model, point, y, loss).sum(), point)
-    return slope.detach()
+    return _finite(slope.detach(), "gradient", "input_gradient")
 
 
 def input_spectrum(
@@ -166,7 +175,7 @@ def input_spectrum(
     second derivative: for a ReLU network this is the Hessian between the kinks.
 
     steps: products with the Hessian; each costs about 2 gradients. random: of the start, on the device of x.
-    Raises CurvactError for steps < 1, or a loss that is not one number an example.
+    Raises CurvactError for steps < 1, and as `input_gradient`.
 
     >>> spectrum = input_spectrum(nn.Identity(), torch.tensor([[0.0, 0.0]]), torch.tensor([0]))  # H = ¼(1, −1)ᵀ(1, −1)
     >>> spectrum.top, spectrum.bottom.abs() < 1e-6
@@ -174,8 +183,10 @@ def input_spectrum(
     """
     if steps < 1:
         raise CurvactError(f"steps={steps} of Lanczos in input_spectrum: at least 1")
+    check_inputs(x, y, "input_spectrum")
     random = generator(0, "input spectrum", device=x.device) if random is None else random
-    with mode(model, training=False), frozen(model), torch.enable_grad():
+    # Fused attention has no second derivative.
+    with mode(model, training=False), frozen(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         point = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(_losses(model, point, y, loss).sum(), point, create_graph=True)
 
@@ -187,6 +198,7 @@ def input_spectrum(
             )
             return row.flatten(1)
 
+        _finite(slope.detach(), "gradient", "input_spectrum")
         return _lanczos(product, x.flatten(1), steps, random)
 
 
@@ -205,7 +217,7 @@ def linearity_error(
 
     The ascent starts at random (at δ = 0 value and slope are 0) and takes steps of 2.5ε/steps in the norm of the threat model, in
     eval mode. A lower bound of the maximum. x: (N, …), in [0, 1]; x + δ stays there.
-    Raises CurvactError for steps or restarts < 1, or a loss that is not one number an example.
+    Raises CurvactError for steps or restarts < 1, for inputs outside [0, 1], and as `input_gradient`.
 
     >>> x, y = torch.full((1, 2), 0.5), torch.zeros(1, 2)
     >>> square = lambda outputs, targets: ((outputs - targets) ** 2).sum(1)
@@ -214,6 +226,8 @@ def linearity_error(
     """
     if steps < 1 or restarts < 1:
         raise CurvactError(f"steps={steps}, restarts={restarts} in linearity_error: at least 1 of each")
+    check_inputs(x, y, "linearity_error")
+    check_images(x)
     random = generator(0, "linearity error", device=x.device) if random is None else random
     x = x.detach()
     length = 2.5 * threat_model.epsilon / steps
@@ -237,7 +251,7 @@ def linearity_error(
                 side = torch.where(error < 0, -1.0, 1.0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
                 ahead = threat_model.ascend(point.detach(), side * (uphill - slope), length)
                 point = threat_model.project(ahead, x)
-    return worst
+    return _finite(worst, "linearity error", "linearity_error")
 
 
 def _lanczos(
@@ -273,6 +287,14 @@ def _lanczos(
     return InputSpectrum(values[:, -1], values[:, 0], last.double() * vectors[:, -1, -1].abs())
 
 
+def _finite(values: Tensor, what: str, where: str) -> Tensor:
+    """values: (N, …). Names the first example with one that is not finite."""
+    flags = values.flatten(1).isfinite().all(1) if values.dim() > 1 else values.isfinite()
+    if not bool(flags.all()):
+        raise CurvactError(f"the {what} of example {int((~flags).nonzero()[0])} is not finite in {where}")
+    return values
+
+
 def _losses(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     losses = loss(model(x), y)
     if losses.shape != (len(x),):
@@ -280,10 +302,3 @@ def _losses(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
             f"the loss has shape {tuple(losses.shape)} for {len(x)} examples: one number an example, shape ({len(x)},)"
         )
     return losses
-
-
-def _check(x: Tensor, y: Tensor, batch_size: int, where: str) -> None:
-    if len(x) != len(y) or len(x) == 0:
-        raise CurvactError(f"{len(x)} inputs and {len(y)} targets in {where}: as many of each, at least 1")
-    if batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size} in {where}: it must be at least 1")

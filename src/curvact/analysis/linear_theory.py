@@ -1,4 +1,4 @@
-"""Analysis room: how smooth a loss is after the worst attack: the binary linear model in closed form, and bounds in general.
+"""Analysis room: how smooth a loss is after the worst attack: the binary linear model in closed form, and its bounds checked.
 
 Binary linear model, y = ±1, no box around the inputs (the linear case of Kanai et al., arXiv 2103.01400; constants [derived]):
 
@@ -16,7 +16,7 @@ All of these hold for any pair, near or far: m is Lipschitz with constant ‖x�
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -57,14 +57,14 @@ def optimal_attack(w: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNo
     >>> optimal_attack(torch.tensor([3.0, -4.0]), torch.tensor(1.0), 0.5, "l2")
     tensor([-0.3000,  0.4000])
     """
-    _known(norm)
+    check_norm(norm)
     direction = w.sign() if norm == "linf" else _unit(w)
     return -_column(y * torch.as_tensor(epsilon, dtype=w.dtype, device=w.device)) * direction
 
 
 def robust_margin(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
     """m = y wᵀx − ε‖w‖_q, of shape (…). w, x: (…, d); y and epsilon as `optimal_attack`."""
-    _known(norm)
+    check_norm(norm)
     length = w.abs().sum(-1) if norm == "linf" else _length(w)
     return y * (w * x).sum(-1) - epsilon * length
 
@@ -107,7 +107,7 @@ def gradient_jump(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm
 
 def curvature_constant(x: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
     """A = (‖x‖ + ρ)²/4, of shape (…): what the logistic loss alone bends by. ρ = ε (L2), ε√d (L∞). x: (…, d)."""
-    _known(norm)
+    check_norm(norm)
     radius = epsilon * math.sqrt(x.shape[-1]) if norm == "linf" else epsilon
     return (_length(x) + radius) ** 2 / 4
 
@@ -136,7 +136,7 @@ def attack_bound(w1: Tensor, w2: Tensor, epsilon: float | Tensor, norm: LinearNo
     >>> attack_bound(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 2.0]), 0.1, "linf")
     tensor(0.2000)
     """
-    _known(norm)
+    check_norm(norm)
     if norm == "linf":
         changes = sign_changes(w1, w2) + half_changes(w1, w2)
         return 2 * epsilon * changes.to(w1.dtype).sqrt()
@@ -514,156 +514,14 @@ def _ratios(w1: Tensor, w2: Tensor, x: Tensor, y: Tensor, epsilon: float, norm: 
     return {"ratio": (difference / step).tolist(), "bound": (bound / step).tolist()}
 
 
-# ---- any inner problem: Danskin with a moving maximiser ----
-
-
-@dataclass(frozen=True, eq=False)
-class AttackSensitivity:
-    """How fast the best attack moves with the parameters, at one point. [derived]
-
-    case: "interior", "l2 boundary", "linf vertex" (no coordinate is free) or "linf face".
-    jacobian: dδ*/dθ, (n, p). exact: its spectral norm. bound: C_xθ over `gap`.
-    cross: C_xθ, the spectral norm of H_xθ (of its free rows on a face).
-    gap: μ with H_xx ⪯ −μI (interior); ‖g‖/ε − λ, λ the top eigenvalue of H_xx on the tangent space (L2 boundary); μ of the free
-    coordinates (face); infinite at a vertex.
-    theta: C_θθ, the spectral norm of H_θθ at fixed δ. lipschitz: of ∇L here, exactly. lipschitz_bound: C_θθ + C_θx·bound.
-    """
-
-    case: str
-    jacobian: Tensor
-    exact: float
-    bound: float
-    cross: float
-    gap: float
-    theta: float
-    lipschitz: float
-    lipschitz_bound: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, without the Jacobian; what is not finite is None."""
-        numbers = ("exact", "bound", "cross", "gap", "theta", "lipschitz", "lipschitz_bound")
-        return {"case": self.case, **{name: finite(getattr(self, name)) for name in numbers}}
-
-
-def attack_sensitivity(
-    inner: Callable[[Tensor, Tensor], Tensor],
-    theta: Tensor,
-    delta: Tensor,
-    *,
-    norm: LinearNorm,
-    epsilon: float,
-    tolerance: float = 1e-6,
-) -> AttackSensitivity:
-    """dδ*/dθ at a strict local maximiser δ* of inner(θ, ·) over ‖δ‖ ≤ ε, with bounds on it and on the slope of the maximum.
-
-    Differentiating the conditions of optimality: interior −H_xx⁻¹H_xθ; L2 boundary, on the tangent space, (ν − H_xx)⁻¹H_xθ with
-    ν = ‖g‖/ε; L∞: 0 in every coordinate at ±ε whose g_i is not 0, as in the interior for the others. Then the Hessian of the
-    maximum is H_θθ + H_θx·dδ*/dθ. [derived] Dense: for small problems, in float64.
-
-    inner: `(theta (p,), delta (n,)) -> scalar`, twice differentiable there. theta, delta: vectors.
-    tolerance: how far from optimal, relative to ‖g‖ (or 1), and how near to the boundary, relative to ε.
-    Raises CurvactError where δ lies outside, is not stationary, or the maximiser is not strict: it may then jump.
-
-    >>> inner = lambda theta, delta: -2 * delta @ delta + delta @ theta  # δ* = θ/4
-    >>> found = attack_sensitivity(inner, torch.tensor([0.4]), torch.tensor([0.1]), norm="l2", epsilon=1.0)
-    >>> found.case, found.exact, found.lipschitz
-    ('interior', 0.25, 0.25)
-    """
-    _known(norm)
-    if theta.dim() != 1 or delta.dim() != 1 or not (math.isfinite(epsilon) and epsilon > 0):
-        raise CurvactError(
-            f"theta {tuple(theta.shape)}, delta {tuple(delta.shape)}, epsilon={epsilon} in attack_sensitivity: "
-            "two vectors and a radius > 0"
-        )
-    h_tt, h_tx, h_xx, g = _derivatives(inner, theta.detach(), delta.detach())
-    length = float(delta.abs().max() if norm == "linf" else _length(delta))
-    if length > epsilon * (1 + tolerance):
-        raise CurvactError(
-            f"‖δ‖ = {length:.6g} in attack_sensitivity: it lies outside the ball of {epsilon:g}"
-        )
-    at_edge = length >= epsilon * (1 - tolerance)
-    allowed = tolerance * max(1.0, float(_length(g)))
-    case, basis, shift = "interior", torch.eye(len(delta), dtype=g.dtype, device=g.device), 0.0
-    if at_edge and norm == "l2":
-        case, unit = "l2 boundary", delta / _length(delta)
-        if float(g @ unit) < -allowed:
-            raise CurvactError(
-                f"the gradient points inwards ({float(g @ unit):.3g}): δ is no maximiser on the ball"
-            )
-        basis, shift = torch.linalg.svd(unit[None], full_matrices=True)[2][1:].T, float(_length(g)) / epsilon
-    elif at_edge:
-        held = (delta.abs() >= epsilon * (1 - tolerance)) & (g * delta.sign() > allowed)
-        case, basis = ("linf vertex" if bool(held.all()) else "linf face"), basis[:, ~held]
-    slope = float(_length(basis.T @ g)) if basis.shape[1] else 0.0
-    if slope > allowed:
-        raise CurvactError(
-            f"the gradient along the {case} is {slope:.3g} in attack_sensitivity: δ is no maximiser there"
-        )
-    jacobian, gap = torch.zeros(len(delta), len(theta), dtype=g.dtype, device=g.device), math.inf
-    rows = basis.T @ h_tx.T
-    if basis.shape[1]:
-        bend = -(basis.T @ h_xx @ basis) + shift * torch.eye(basis.shape[1], dtype=g.dtype, device=g.device)
-        gap = float(torch.linalg.eigvalsh(bend)[0])
-        if gap <= 0:
-            raise CurvactError(
-                f"the maximiser is not strict (gap {gap:.3g} in the {case} case): the attack may jump, no bound holds"
-            )
-        jacobian = basis @ torch.linalg.solve(bend, rows)
-    cross = _spectral(rows if case == "linf face" else h_tx)
-    bound = 0.0 if case == "linf vertex" else cross / gap
-    whole = _spectral(h_tt)
-    return AttackSensitivity(
-        case=case,
-        jacobian=jacobian,
-        exact=_spectral(jacobian),
-        bound=bound,
-        cross=cross,
-        gap=gap,
-        theta=whole,
-        lipschitz=_spectral(h_tt + h_tx @ jacobian),
-        lipschitz_bound=danskin_constant(whole, cross, bound),
-    )
-
-
-def danskin_constant(theta_theta: float, theta_x: float, attack: float) -> float:
-    """C_θθ + C_θx·(Lipschitz constant of δ*): of ∇L where the maximiser is unique. Interior: attack = C_xθ/μ. [derived]
-
-    >>> danskin_constant(1.0, 2.0, 2.0 / 0.5), danskin_constant(1.0, 2.0, 2.0 / 0.05)  # flatter in the input is worse
-    (9.0, 81.0)
-    """
-    return theta_theta + theta_x * attack if attack else theta_theta
-
-
-def danskin_gap(theta_theta: float, theta_x: float, step: Tensor, drift: Tensor) -> Tensor:
-    """C_θθ‖Δθ‖ + C_θx‖Δδ*‖: the bound on ‖Δ∇L‖ for a measured drift of the attack. [derived]"""
-    return theta_theta * step + theta_x * drift
-
-
-def _derivatives(
-    inner: Callable[[Tensor, Tensor], Tensor], theta: Tensor, delta: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """H_θθ, H_θx, H_xx, g = ∂/∂δ."""
-    size = len(theta)
-    both = torch.cat([theta, delta]).requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(inner(both[:size], both[size:]), both, create_graph=True)
-        rows = [
-            torch.autograd.grad(s, both, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
-            if s.requires_grad
-            else torch.zeros_like(both)
-            for s in slope
-        ]
-    h = torch.stack(rows).detach()
-    return h[:size, :size], h[:size, size:], h[size:, size:], slope[size:].detach()
-
-
 # ---- small things ----
 
 
-def _known(norm: str) -> None:
+def check_norm(norm: str, where: str = "the linear theory") -> None:
+    """CurvactError for a norm that is neither "l2" nor "linf"."""
     if norm not in get_args(LinearNorm):
         raise CurvactError(
-            f"norm={norm!r} of the linear theory: allowed are l2, linf{nearest(str(norm), get_args(LinearNorm))}"
+            f"norm={norm!r} of {where}: allowed are l2, linf{nearest(str(norm), get_args(LinearNorm))}"
         )
 
 
@@ -680,7 +538,3 @@ def _unit(v: Tensor) -> Tensor:
 
 def _column(v: Tensor) -> Tensor:
     return v[..., None]
-
-
-def _spectral(matrix: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0

@@ -226,10 +226,10 @@ def check_deflation(deflation: int, where: str) -> None:
         raise CurvactError(f"deflation={deflation} in {where}: it must be 0 or more")
 
 
-def check_stopping(relative_error: float | None, max_probes: int, where: str) -> None:
+def check_stopping(relative_error: float | None, max_probes: int, where: str, least: int = GROUPS) -> None:
     if relative_error is not None and not 0 < relative_error < math.inf:
         raise CurvactError(
             f"relative_error={relative_error} in {where}: it must be a number > 0, such as 0.02"
         )
-    if relative_error is not None and max_probes < GROUPS:
-        raise CurvactError(f"max_probes={max_probes} in {where}: it must be at least {GROUPS}")
+    if relative_error is not None and max_probes < least:
+        raise CurvactError(f"max_probes={max_probes} in {where}: it must be at least {least}")

@@ -4,13 +4,14 @@
 
 in eval mode, the gradient taken at fixed δ* (Danskin), δ*(θ) found anew at each θ from the same random start. Pairs of points:
 along random directions of fixed relative norm, or consecutive points of a training trajectory. A loss whose gradient jumps has a
-ratio that grows as the step shrinks, so the numerator stands beside it, and how far the attack moved. [ours; see linear_theory]
+ratio that grows as the step shrinks, so the numerator stands beside it, and how far the attack moved. [ours; see linear_theory
+and danskin]
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -18,17 +19,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from curvact.analysis.accumulate import Exclude, check_inputs, check_model, excluder
 from curvact.analysis.effective_curvature import OnProgress, finite
 from curvact.analysis.input_flatness import InputFlatness, input_flatness
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import Attack, frozen, mode, pgd
-from curvact.attacks.threat import ThreatModel
+from curvact.attacks.threat import ThreatModel, check_images
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator as make_generator
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) to N losses, one an example."""
-Exclude = Callable[[str], bool] | Collection[str]
 Point = Mapping[str, Tensor] | Tensor
 """Parameters: a state dict (buffers may be among them), or one vector (P,) in the order of `model.parameters()`."""
 Buffers = Literal["pair", "own", "model"]
@@ -186,7 +187,8 @@ def smoothness_report(
     loss: one number an example. exclude: parameters held fixed and not differentiated: names, or a test of a name.
     progress: called with (pairs done, pairs in all).
     Costs, for each attack, norm and direction, one attack and two gradients.
-    Raises CurvactError for arguments out of range, no attacks, unknown names, or a loss of another shape.
+    Raises CurvactError for arguments out of range, no attacks, unknown names, a loss of another shape, or what is not finite at
+    the model itself.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, 2))
     >>> attacks = {"clean": None, "linf": fixed_pgd(ThreatModel("linf", 0.1), steps=3)}
@@ -194,9 +196,12 @@ def smoothness_report(
     >>> [(line.attack, line.directions) for line in report.lines()]
     [('clean', 2), ('linf', 2)]
     """
-    _check(x, y, batch_size, "smoothness_report")
-    if not attacks:
-        raise CurvactError("no attacks in smoothness_report: give at least one, or None for the loss itself")
+    where = "smoothness_report"
+    check_inputs(x, y, where, batch_size)
+    check_model(model, where)
+    _check_attacks(attacks, where)
+    if flatness and threat_models:
+        check_images(x)
     if directions < 1 or not norms:
         raise CurvactError(
             f"directions={directions}, norms={list(norms)} in smoothness_report: at least one of each"
@@ -210,10 +215,11 @@ def smoothness_report(
     found: list[tuple[str, int, float, list[Tensor]]] = []
     heads: list[Tensor] = []
     total, done = len(attacks) * len(norms) * directions, 0
-    with _bench(model, x, y, loss, exclude, batch_size) as bench:
+    with _bench(model, x, y, loss, exclude, batch_size, where) as bench:
         start = [p.detach().clone() for p in bench.parameters]
         size = sum(p.numel() for p in start)
         origins = {name: _look(bench, attack) for name, attack in attacks.items()}
+        _check_losses(origins, where)
         for name, attack in attacks.items():
             again = _attacked(bench, attack)
             heads.append(torch.stack([_drift(origins[name].points, again), *_head(origins[name])]))
@@ -263,18 +269,22 @@ def trajectory_smoothness(
     positions: Sequence[float] | None = None,
     buffers: Buffers = "pair",
     loss: Loss = ce,
+    exclude: Exclude = (),
     batch_size: int = 128,
     progress: OnProgress | None = None,
 ) -> TrajectorySmoothness:
     """Ratios between consecutive points of a trajectory, each attack anew at each; the model comes back bit for bit.
 
-    points: state dicts or vectors; an iterator is read once, two points in memory at a time.
+    points: state dicts or vectors; an iterator is read once, two points in memory at a time. Each is copied while the model holds
+        its own values, so that a point may be the model's live state; what makes them as it goes must work on another model.
     positions: a number for each point, such as gradient evaluations spent; 0, 1, … where None.
     buffers: whose batch-norm statistics: "pair": both points have those of the first, so that the ratio is of one function (two
         looks a pair where they differ); "own": each its own, the change of statistics is then in the ratio; "model": those of
         the model as it was given.
+    exclude: as in `smoothness_report`: these keep the model's own values at every point. Vectors hold them nevertheless.
     Other arguments as `smoothness_report`. Costs one attack (two, see above) and two gradients a pair and attack.
-    Raises CurvactError for fewer than two points, or points that do not fit the model.
+    Raises CurvactError for fewer than two points, for points that do not fit the model or hold NaN, for a loss
+        that is not finite at the first of them, and as `smoothness_report`.
 
     >>> model = nn.Linear(2, 2)
     >>> points = [torch.zeros(6), torch.ones(6), torch.full((6,), 3.0)]
@@ -282,28 +292,31 @@ def trajectory_smoothness(
     >>> [round(row.step, 4) for row in found.rows]
     [2.4495, 4.899]
     """
-    _check(x, y, batch_size, "trajectory_smoothness")
-    if not attacks:
-        raise CurvactError(
-            "no attacks in trajectory_smoothness: give at least one, or None for the loss itself"
-        )
+    where = "trajectory_smoothness"
+    check_inputs(x, y, where, batch_size)
+    check_model(model, where)
+    _check_attacks(attacks, where)
     if buffers not in get_args(Buffers):
         raise CurvactError(
-            f"buffers={buffers!r} in trajectory_smoothness: allowed are {', '.join(get_args(Buffers))}"
+            f"buffers={buffers!r} in {where}: allowed are {', '.join(get_args(Buffers))}"
             + nearest(str(buffers), get_args(Buffers))
         )
     found: list[tuple[str, int, list[Tensor]]] = []
     noise: list[Tensor] = []
     count = 0
-    hint = len(points) - 1 if isinstance(points, Sequence) else None
+    hint = (
+        len(points) - 1
+        if isinstance(points, Sequence) or (isinstance(points, Tensor) and points.dim() == 2)
+        else None
+    )
     if hint is not None:
         _check_count(hint + 1, positions)
-    with _bench(model, x, y, loss, (), batch_size) as bench:
+    with _bench(model, x, y, loss, exclude, batch_size, where) as bench:
         own = dict(model.named_buffers())
         given = {name: buffer.detach().clone() for name, buffer in own.items()}
         before: tuple[list[Tensor], dict[str, Tensor]] | None = None
         cached: dict[str, _Look] = {}
-        for count, point in enumerate(points, 1):
+        for count, point in enumerate(_unmoved(bench, points), 1):
             here, statistics = _read(model, bench, point, count - 1)
             statistics = given if buffers == "model" else {**given, **statistics}
             if before is None:
@@ -316,6 +329,8 @@ def trajectory_smoothness(
                 if not cached:
                     _load(bench, own, first, theirs)
                     cached = {name: _look(bench, attack) for name, attack in attacks.items()}
+                    if count == 2:
+                        _check_losses(cached, f"{where}, at point 0")
                 _load(bench, own, here, shared)
                 step = _distance(first, bench.parameters)
                 relative = step / torch.linalg.vector_norm(torch.stack([_norm(p) for p in first]))
@@ -359,6 +374,8 @@ def fixed_pgd(
 ) -> Attack:
     """PGD with the same random start at every call with inputs of one shape. step_size: in input units; 2.5ε/steps where None.
 
+    Raises CurvactError for steps < 1, and the attack for inputs outside [0, 1].
+
     >>> attack = fixed_pgd(ThreatModel("linf", 0.1), steps=1)
     >>> x, y = torch.rand(2, 3), torch.tensor([0, 1])
     >>> bool((attack(nn.Identity(), x, y) == attack(nn.Identity(), x, y)).all())
@@ -369,6 +386,7 @@ def fixed_pgd(
     length = 2.5 * threat_model.epsilon / steps if step_size is None else step_size
 
     def attack(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+        check_images(x)
         start = make_generator(seed, "smoothness, attack", device=x.device)
         return pgd(
             model, x, y, threat_model, steps=steps, step_size=length, restarts=restarts, generator=start
@@ -446,8 +464,8 @@ def match_radii(
 
     By "corners" L2 is much the stronger attacker; use it to compare balls, "loss" or "accuracy" to compare equal harm. Those
     bisect ε₂ in [ε, ε√d] (geometrically): at the lower end the L∞ ball contains the L2 ball, at the upper it is contained.
-    steps: of PGD for both. batch in eval mode; y are classes for "accuracy".
-    Raises CurvactError for ε ≤ 0 or an unknown rule.
+    x: (N, …), in [0, 1]. steps: of PGD for both. batch in eval mode; y are classes for "accuracy".
+    Raises CurvactError for ε ≤ 0, an unknown rule, inputs outside [0, 1], or what is not finite.
 
     >>> match_radii(nn.Identity(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), 0.1).l2
     0.4
@@ -461,10 +479,13 @@ def match_radii(
         raise CurvactError(
             f"epsilon={epsilon}, bisections={bisections} in match_radii: a finite radius > 0, at least 1 bisection"
         )
-    _check(x, y, batch_size, "match_radii")
+    where = "match_radii"
+    check_inputs(x, y, where, batch_size)
+    check_images(x)
     corner = epsilon * math.sqrt(x[0].numel())
     if rule == "corners":
         return Matched(epsilon, corner, rule, math.nan, math.nan)
+    check_model(model, where)
 
     def cost(threat: ThreatModel) -> float:
         attack = fixed_pgd(threat, steps=steps, seed=seed)
@@ -473,14 +494,16 @@ def match_radii(
             with frozen(model):
                 points = attack(model, images, labels)
             with torch.no_grad():
-                for where, sign in ((points, 1), (images, -1)):
-                    outputs = model(where)
+                for inputs, sign in ((points, 1), (images, -1)):
+                    outputs = model(inputs)
                     each = loss(outputs, labels) if rule == "loss" else (outputs.argmax(1) != labels)
                     worst = worst + sign * each.double().sum()
         return worst.item() / len(x)
 
     with mode(model, training=False):
         target = cost(ThreatModel("linf", epsilon))
+        if not math.isfinite(target):
+            raise CurvactError(f"the loss rises by {target} in {where}: it must be finite")
         low, high = math.log(epsilon), math.log(corner)
         tried = {radius: cost(ThreatModel("l2", radius)) for radius in (epsilon, corner)}
         for _ in range(bisections):
@@ -502,6 +525,9 @@ class _Bench:
     parameters: list[nn.Parameter]
     batches: list[tuple[Tensor, Tensor]]
     loss: Loss
+    values: list[tuple[Tensor, Tensor]]
+    """Every parameter and buffer, and a copy of what it held."""
+    where: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -515,10 +541,10 @@ class _Look:
 
 @contextmanager
 def _bench(
-    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, exclude: Exclude, batch_size: int
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, exclude: Exclude, batch_size: int, where: str
 ) -> Iterator[_Bench]:
     """Everything of the model comes back: values of parameters and buffers, gradients, flags and modes."""
-    chosen = _chosen(model, exclude)
+    chosen = _chosen(model, exclude, where)
     every = list(model.parameters())
     values = [(t, t.detach().clone()) for t in (*every, *model.buffers())]
     kept = [(p, p.requires_grad, p.grad) for p in every]
@@ -529,35 +555,27 @@ def _bench(
             p.requires_grad_(id(p) in wanted)
         batches = list(zip(torch.split(x.detach(), batch_size), torch.split(y, batch_size), strict=True))
         with mode(model, training=False):
-            yield _Bench(model, chosen, batches, loss)
+            yield _Bench(model, chosen, batches, loss, values, where)
     finally:
-        with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
+        _put_back(values)
         for p, flag, gradient in kept:
             p.requires_grad_(flag)
             p.grad = gradient
 
 
-def _chosen(model: nn.Module, exclude: Exclude) -> list[nn.Parameter]:
-    if isinstance(exclude, str):
-        raise CurvactError(
-            f"exclude={exclude!r} in smoothness: give a collection of names, or a test of a name"
-        )
-    named = list(model.named_parameters(remove_duplicate=False))
-    known = [name for name, _ in named]
-    if not callable(exclude):
-        for name in exclude:
-            if name not in known:
-                raise CurvactError(
-                    f"exclude names {name!r} in smoothness, which is no parameter of the model{nearest(name, known)}"
-                )
-    excluded = exclude if callable(exclude) else frozenset(exclude).__contains__
-    out = {id(p) for name, p in named if excluded(name)}
+@torch.no_grad()
+def _put_back(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in values:
+        tensor.copy_(value)
+
+
+def _chosen(model: nn.Module, exclude: Exclude, where: str) -> list[nn.Parameter]:
+    excluded = excluder(model, exclude, where)
+    out = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if excluded(name)}
     chosen = [p for p in model.parameters() if id(p) not in out]
     if not chosen:
         raise CurvactError(
-            "no parameters to move in smoothness: the model has none, or all of them are excluded"
+            f"no parameters to move in {where}: the model has none, or all of them are excluded"
         )
     return chosen
 
@@ -575,7 +593,13 @@ def _attacked(bench: _Bench, attack: Attack | None) -> list[Tensor]:
         points = []
         for number, (images, labels) in enumerate(bench.batches):
             with _same_chance(number, images.device):
-                points.append(attack(bench.model, images, labels).detach())
+                attacked = attack(bench.model, images, labels)
+            if not isinstance(attacked, Tensor) or attacked.shape != images.shape:
+                got = tuple(attacked.shape) if isinstance(attacked, Tensor) else type(attacked).__name__
+                raise CurvactError(
+                    f"an attack in {bench.where} returned {got} for inputs {tuple(images.shape)}: one for each, of its shape"
+                )
+            points.append(attacked.detach())
         return points
 
 
@@ -670,21 +694,39 @@ def _same_chance(number: int, device: torch.device) -> Iterator[None]:
 # ---- points of a trajectory ----
 
 
+def _unmoved(bench: _Bench, points: Iterable[Point]) -> Iterator[Point]:
+    """The points, each got while the model holds its own values: a point may share memory with it."""
+    source = iter(points)
+    while True:
+        _put_back(bench.values)
+        try:
+            point = next(source)
+        except StopIteration:
+            return
+        yield point
+
+
 def _read(
     model: nn.Module, bench: _Bench, point: Point, number: int
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The parameters of a point, in the order of the bench, as copies; and its buffers by name."""
+    own = {id(p): name for name, p in model.named_parameters()}
     if isinstance(point, Tensor):
-        total = sum(p.numel() for p in bench.parameters)
+        every = list(model.parameters())
+        total = sum(p.numel() for p in every)
         if point.shape != (total,):
             raise CurvactError(
                 f"point {number} of the trajectory has shape {tuple(point.shape)}: a vector of {total} parameters"
             )
-        parts = torch.split(point.detach(), [p.numel() for p in bench.parameters])
-        return [part.to(p, copy=True).view_as(p) for part, p in zip(parts, bench.parameters, strict=True)], {}
+        parts = torch.split(point, [p.numel() for p in every])
+        by_id = {id(p): part.view_as(p) for part, p in zip(parts, every, strict=True)}
+        return [_fitting(by_id[id(p)], p, own[id(p)], number) for p in bench.parameters], {}
+    if not isinstance(point, Mapping):
+        raise CurvactError(
+            f"point {number} of the trajectory is a {type(point).__name__}: a state dict, or one vector of all parameters"
+        )
     names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in point}
     parameters = []
-    own = {id(p): name for name, p in model.named_parameters()}
     for p in bench.parameters:
         name = names.get(id(p))
         if name is None:
@@ -705,6 +747,8 @@ def _fitting(value: Tensor, like: Tensor, name: str, number: int) -> Tensor:
         raise CurvactError(
             f"{name!r} of point {number} of the trajectory has shape {tuple(value.shape)}: the model has {tuple(like.shape)}"
         )
+    if bool(value.isnan().any()):
+        raise CurvactError(f"{name!r} of point {number} of the trajectory holds NaN")
     return value.detach().to(like, copy=True)
 
 
@@ -769,8 +813,13 @@ def _check_count(count: int, positions: Sequence[float] | None) -> None:
         )
 
 
-def _check(x: Tensor, y: Tensor, batch_size: int, where: str) -> None:
-    if len(x) != len(y) or len(x) == 0:
-        raise CurvactError(f"{len(x)} inputs and {len(y)} targets in {where}: as many of each, at least 1")
-    if batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size} in {where}: it must be at least 1")
+def _check_attacks(attacks: Mapping[str, Attack | None], where: str) -> None:
+    if not attacks:
+        raise CurvactError(f"no attacks in {where}: give at least one, or None for the loss itself")
+
+
+def _check_losses(looks: Mapping[str, _Look], where: str) -> None:
+    values = torch.stack([look.loss for look in looks.values()]).tolist()
+    for name, value in zip(looks, values, strict=True):
+        if not math.isfinite(value):
+            raise CurvactError(f"the loss under {name!r} is {value} in {where}: it must be finite")

@@ -20,8 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvact.analysis.accumulate import Batches, Exclude, Loss, problem
-from curvact.analysis.probes import NormEstimate as _Estimate
-from curvact.analysis.probes import check_deflation, deflate, rademacher, sketch, within
+from curvact.analysis.probes import (
+    NormEstimate,
+    check_deflation,
+    check_probes,
+    check_stopping,
+    deflate,
+    rademacher,
+    sketch,
+    within,
+)
 from curvact.analysis.products import Operator
 from curvact.errors import CurvactError
 
@@ -122,14 +130,9 @@ def trace(
     """
     where = "trace"
     check_deflation(deflation, where)
-    if relative_error is not None and not 0 < relative_error < math.inf:
-        raise CurvactError(
-            f"relative_error={relative_error} in {where}: it must be a number > 0, such as 0.02"
-        )
-    if (probes if relative_error is None else max_probes) < 2:
-        raise CurvactError(
-            f"{'probes' if relative_error is None else 'max_probes'} in {where} must be at least 2"
-        )
+    check_stopping(relative_error, max_probes, where, least=2)
+    if relative_error is None:
+        check_probes(probes, 2, where)
     if generator is None and not exact:
         raise CurvactError(f"generator=None in {where}: the probes need a torch.Generator, unless exact=True")
     with problem(
@@ -138,9 +141,7 @@ def trace(
         _, gradient = p.gradient()
         sizes = [param.numel() for param in p.params]
         if exact or generator is None:
-            diagonal = torch.zeros_like(gradient, dtype=torch.float64)
-            for weight, graph in p.graphs():
-                diagonal += graph.diagonal() * weight
+            diagonal = p.diagonal()
             blocks = [part.sum().item() for part in torch.split(diagonal, sizes)]
             return Trace(
                 diagonal.sum().item(),
@@ -159,7 +160,7 @@ def trace(
                 blocks_ = [part.double().sum() for part in torch.split(drawn, sizes)]
                 rows.append(torch.stack(blocks_) + known)
             found = _mean([row.sum() for row in rows])
-            if relative_error is not None and within(_Estimate(abs(found[0]), found[1]), relative_error):
+            if relative_error is not None and within(NormEstimate(abs(found[0]), found[1]), relative_error):
                 break
         by = {name: _mean([row[i] for row in rows]) for i, name in enumerate(p.free)}
         return Trace(*found, p.size, len(rows), by)

@@ -38,7 +38,7 @@ from curvact.analysis.accumulate import (
     Loss,
     Problem,
     check_finite,
-    divide,
+    excluder,
     layer_of,
     problem,
 )
@@ -317,9 +317,7 @@ def _problem(
 
     activations = [module for module in model.modules() if found(module)]
     tuned = {n for n, q in model.named_parameters(remove_duplicate=False) if id(q) in own}
-    if not callable(exclude):
-        divide(model, exclude, _WHERE)  # a name that is not there is an error
-    listed = exclude if callable(exclude) else frozenset(exclude).__contains__
+    listed = excluder(model, exclude, _WHERE)
 
     def excluded(name: str) -> bool:
         return name in tuned or bool(listed(name))

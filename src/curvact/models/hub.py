@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -11,18 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 import curvact
-from curvact import models
-from curvact.activations import Activation, known_curvature, name_of
+from curvact.activations import Activation, default_scope, known_curvature, name_of
 from curvact.activations.registry import parse_name
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.model_hash import model_hash
+from curvact.models.weights import TOLD, read_sidecar, read_tensors, rebuild, state_of
 
 WEIGHTS, CONFIG, SIDECAR, CARD = "model.safetensors", "config.json", "model.json", "README.md"
 LIBRARY = "curvact"
@@ -59,8 +56,9 @@ def save_pretrained(
     architecture that the weights do not fit.
 
     >>> import tempfile
+    >>> from curvact.models import build
     >>> arguments = {"name": "mini_resnet", "activation": "psilu(alpha=3)", "width": 2, "channels": 1}
-    >>> folder = save_pretrained(models.build(**arguments), tempfile.mkdtemp(), architecture=arguments)
+    >>> folder = save_pretrained(build(**arguments), tempfile.mkdtemp(), architecture=arguments)
     >>> from_pretrained(folder).act
     psilu(alpha=3.0)
     """
@@ -70,7 +68,7 @@ def save_pretrained(
             raise CurvactError(
                 "save_pretrained of a model needs architecture=, the name and arguments of curvact.models.build"
             )
-        tensors, known = _state(source), {"architecture": dict(architecture)}
+        tensors, known = state_of(source), {"architecture": dict(architecture)}
         measured: list[dict[str, Any]] = []
     else:
         tensors, known, measured = _read_run(Path(source))
@@ -113,7 +111,10 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / CONFIG
     try:
         content = json.loads(file.read_text())
-        if content["library"] != LIBRARY or not isinstance(content["architecture"], dict):
+        kinds = {"architecture": dict, "activation": dict, "measured": list}
+        if content["library"] != LIBRARY or not all(
+            isinstance(content[k], kind) for k, kind in kinds.items()
+        ):
             raise TypeError
     except OSError:
         raise CurvactError(f"{folder} holds no model: there is no {CONFIG}") from None
@@ -147,8 +148,8 @@ def hub_class() -> Any:
             return self.model(x)  # type: ignore[no-any-return]
 
         def _save_pretrained(self, save_directory: Path) -> None:
-            tensors = _state(self.model)
-            if _hash(tensors) != self.description["weights_sha256"]:
+            tensors = state_of(self.model)
+            if model_hash(tensors) != self.description["weights_sha256"]:
                 raise CurvactError(
                     "these weights changed after they were described: use curvact's save_pretrained"
                 )
@@ -201,11 +202,11 @@ def model_card(config: Mapping[str, Any]) -> str:
     trained = f", trained on {_text(data)}" if data else ""
     lines += [f"{_text(architecture['name'])} with `{_text(activation['name'])}`{trained}.", ""]
     lines += ["Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.", ""]
-    lines += ["```python", "from curvact.models.hub import from_pretrained", ""]
+    lines += ["```python", "from curvact import from_pretrained", ""]
     lines += ['model = from_pretrained("FOLDER or owner/name")', "```", "", "## Activation", ""]
-    lines += [f"- as trained from: `{_text(architecture.get('activation', 'relu'))}`"]
+    lines += [f"- before training: `{_text(architecture.get('activation', 'relu'))}`"]
     lines += [f"- now: `{_text(activation['name'])}`", f"- κ = sup|σ″|: {_curvature(activation)}"]
-    lines += [f"- extra parameters: {activation['parameters']}, scope: {_text(architecture.get('scope'))}"]
+    lines += [f"- extra parameters: {activation['parameters']}, scope: {_text(activation['scope'])}"]
     lines += [f"- provenance: {_text(activation['mark'])}", "", "## Measured", ""]
     lines += _measured_table(config["measured"])
     for title, key in (("Architecture", "architecture"), ("Training", "config"), ("Origin", "origin")):
@@ -229,7 +230,8 @@ def _measured_table(measured: list[dict[str, Any]]) -> list[str]:
         error = f" ± {row['standard_error']:.2%}" if row.get("standard_error") is not None else ""
         cells = [row["attack"], threat, images, f"{row['clean']:.2%}", f"{row['robust']:.2%}{error}"]
         lines.append(f"| {' | '.join(_text(cell) for cell in cells)} |")
-    lines += ["", "± is one binomial standard error of the robust accuracy."]
+    if any(row.get("standard_error") is not None for row in measured):
+        lines += ["", "± is one binomial standard error of the robust accuracy."]
     if not any(row.get("ensemble") for row in measured):
         lines += ["", "No whole AutoAttack is among them: robust accuracies are upper bounds."]
     findings = [_text(finding) for row in measured for finding in row.get("findings", [])]
@@ -263,10 +265,10 @@ def _describe(
     name: str | None,
     license: str | None,
 ) -> dict[str, Any]:
-    digest = _hash(tensors)
+    digest = model_hash(tensors)
     rows = [*measured, *(_row(record, digest) for record in records)]
-    model = _build(known["architecture"], tensors, "the model")
-    activation = _activation(model)
+    model = rebuild(known["architecture"], tensors, "the model")
+    activation = _activation(model, known["architecture"])
     title = name or f"{known['architecture'].get('name')}, {activation['name']}"
     config = {
         "schema": 1,
@@ -285,7 +287,7 @@ def _describe(
         raise CurvactError(f"the description of the model cannot be written as JSON: {error}") from None
 
 
-def _activation(model: nn.Module) -> dict[str, Any]:
+def _activation(model: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Any]:
     found = [module for module in model.modules() if isinstance(module, Activation)]
     curvature: list[float | str] = []
     for module in found:
@@ -305,6 +307,7 @@ def _activation(model: nn.Module) -> dict[str, Any]:
         "name": shown if len(names) < 2 else f"{shown} and {len(names) - 1} with other values",
         "curvature": curvature,
         "parameters": sum(p.numel() for p in dict.fromkeys(p for m in found for p in m.parameters())),
+        "scope": architecture.get("scope") or default_scope(architecture.get("activation", "relu")),
         "mark": MARKS.get(family, "of the literature"),
     }
 
@@ -357,16 +360,8 @@ def _read_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[
         path = next((path / name for name in names if (path / name).is_file()), path / names[0])
     if not path.is_file():
         raise CurvactError(f"no checkpoint file {path}")
-    try:
-        sidecar = json.loads(path.with_suffix(".json").read_text())
-        architecture = dict(sidecar["architecture"])
-    except OSError:
-        raise CurvactError(f"no checkpoint file {path.with_suffix('.json')}") from None
-    except (ValueError, KeyError, TypeError):
-        raise CurvactError(f"{path.with_suffix('.json')} is not the description of a checkpoint") from None
-    known = {"architecture": architecture}
-    told = ("run", "trial", "epoch", "data", "threat_model", "activation_from")
-    known |= {key: sidecar[key] for key in told if key in sidecar}
+    sidecar = read_sidecar(path)
+    known = {key: sidecar[key] for key in ("architecture", *TOLD) if key in sidecar}
     measured: list[dict[str, Any]] = []
     try:
         record = json.loads((path.parent / "record.json").read_text())
@@ -393,10 +388,15 @@ def _read_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[
                 for key in ("environment", "data_sha256", "gradient_evaluations")
                 if key in record
             }
+            if isinstance(
+                config.get("activation_from"), dict
+            ):  # where it lay on this machine concerns nobody
+                learned = {k: v for k, v in config["activation_from"].items() if k != "path"}
+                config = {**config, "activation_from": learned}
             known |= {"config": config, "origin": origin}
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return _tensors(path), known, measured
+    return read_tensors(path), known, measured
 
 
 # ---- files ----
@@ -414,45 +414,10 @@ def _read(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     config = read_description(folder)
     if not (folder / WEIGHTS).is_file():
         raise CurvactError(f"{folder} holds no weights: there is no {WEIGHTS}")
-    tensors = _tensors(folder / WEIGHTS)
-    if _hash(tensors) != config.get("weights_sha256"):
+    tensors = read_tensors(folder / WEIGHTS)
+    if model_hash(tensors) != config.get("weights_sha256"):
         raise CurvactError(f"{folder / WEIGHTS} are not the weights that {folder / CONFIG} describes")
-    return _build(config["architecture"], tensors, str(folder)), config
-
-
-def _build(architecture: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> nn.Module:
-    arguments = dict(architecture)
-    if not isinstance(arguments.get("name"), str):
-        raise CurvactError(f"{where}: the architecture lacks its name")
-    try:
-        model = models.build(**arguments)
-        model.load_state_dict(dict(tensors))
-    except CurvactError as error:
-        raise CurvactError(f"{where}: {error}") from None
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise CurvactError(f"{where} does not fit its architecture: {' '.join(str(error).split())}") from None
-    return model.eval()
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_tensors(path.read_bytes())
-    except SafetensorError as error:
-        raise CurvactError(f"{path} is truncated or damaged ({error}): write it again") from None
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach().contiguous().cpu().clone() for name, t in model.state_dict().items()}
-
-
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    """As `curvact.evaluation.model_hash`, so that records of these weights can be told."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().contiguous().cpu().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
-    return digest.hexdigest()
+    return rebuild(config["architecture"], tensors, str(folder)), config
 
 
 def _is_ours(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,14 @@ import curvact
 from curvact.activations import Activation, as_factory, known_curvature, takes_channels
 from curvact.activations.registry import parse_name
 from curvact.activations.swap import USUAL
-from curvact.config import check_settings
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models.layers import Normalize, Scope
-from curvact.training.checkpoint import load_checkpoint, read_sidecar, read_tensors
-from curvact.training.config import TrainConfig
+from curvact.models.weights import TOLD, read_sidecar, read_tensors, state_of
+from curvact.training.checkpoint import load_checkpoint
+
+if TYPE_CHECKING:
+    from curvact.training.config import TrainConfig
 
 KIND = "learned activation"
 KEPT = "activation.safetensors"
@@ -100,20 +102,19 @@ def extract_activation(source: nn.Module | str | Path, *, inputs: Tensor | None 
     path = Path(source)
     if path.is_dir():
         path = path / "best.safetensors"
-    sidecar = read_sidecar(path)
     model = load_checkpoint(path)
+    sidecar = read_sidecar(path)
     architecture = sidecar["architecture"]
-    told = ("run", "trial", "epoch", "data", "threat_model", "activation_from")
     provenance: dict[str, Any] = {
         "checkpoint": path.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "architecture": architecture,
-        **{key: sidecar[key] for key in told if key in sidecar},
+        **{key: sidecar[key] for key in TOLD if key in sidecar},
         **_measured(path, sidecar),
     }
     if inputs is None:
         size = int(architecture.get("size", 32))
-        inputs = torch.full((1, int(architecture.get("channels", 3)), size, size), 0.5)
+        inputs = _grey(int(architecture.get("channels", 3)), size, size)
     try:
         return _extract(model, architecture.get("scope"), provenance, inputs)
     except CurvactError as error:
@@ -170,9 +171,8 @@ def _group(places: list[_Place], sized: bool) -> Group:
         raise CurvactError(
             f"{places[0].path} is used at {len(widths)} widths ({', '.join(map(str, widths))}) and has parameters for one"
         )
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in places[0].module.state_dict().items()}
     paths = tuple(place.path for place in places)
-    return Group(paths, widths, widths[0] if sized else None, places[0].maps, tensors)
+    return Group(paths, widths, widths[0] if sized else None, places[0].maps, state_of(places[0].module))
 
 
 def _name(place: _Place) -> str:
@@ -426,14 +426,20 @@ def _images(model: nn.Module) -> Tensor:
     normalize = getattr(model, "normalize", None)
     channels = normalize.mean.numel() if isinstance(normalize, Normalize) else 3
     size = getattr(model, "size", 32)
-    return torch.full((1, channels, *([size] * 2 if isinstance(size, int) else size)), 0.5)
+    return _grey(channels, *([size] * 2 if isinstance(size, int) else size))
+
+
+def _grey(channels: int, *size: int) -> Tensor:
+    """One image, which takes no memory however large its file says it is."""
+    return torch.full((1, channels, 1, 1), 0.5).expand(1, channels, *size)
 
 
 # ---- files ----
 
 
-def write_learned(path: Path, learned: LearnedActivation) -> None:
-    """Write `path` (safetensors) and `path.with_suffix(".json")`, both whole or none."""
+def write_learned(path: str | Path, learned: LearnedActivation) -> None:
+    """Write `path` (safetensors) and the .json beside it, both whole or none."""
+    path = Path(path)
     if path.suffix != ".safetensors":
         raise CurvactError(f"{path}: the name of a learned activation's file must end in .safetensors")
     tensors = {f"{i}.{k}": t for i, group in enumerate(learned.groups) for k, t in group.tensors.items()}
@@ -564,6 +570,10 @@ def settle_activation(config: TrainConfig, folder: Path) -> tuple[TrainConfig, L
     A config that has the sha256 already (of a run that was begun) is served from the copy in the run's folder, if there is one.
     Raises CurvactError for a file that is missing, damaged, or not the one that the run began with.
     """
+    # Not above: `import curvact` would wait for what reads YAML.
+    from curvact.config import check_settings
+    from curvact.training.config import TrainConfig
+
     wanted = config.activation_from
     if wanted is None:
         return config, None

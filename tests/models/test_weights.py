@@ -1,0 +1,75 @@
+"""Weights and the network again from them: whatever a stranger's description says, the network or one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from curvact.errors import CurvactError
+from curvact.models import build
+from curvact.models.weights import read_sidecar, read_tensors, rebuild, state_of
+
+ARGUMENTS: dict[str, Any] = {"name": "mini_resnet", "activation": "sparta", "width": 2, "channels": 1}
+
+
+def test_a_network_and_back() -> None:
+    model = build(**ARGUMENTS).eval()
+    tensors = state_of(model)
+    again = rebuild(ARGUMENTS, tensors, "here")
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(again(x), model(x))
+    with torch.no_grad():
+        model.conv.weight.zero_()
+    assert tensors["conv.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": None}, "here: the architecture lacks its name"),
+        ({"name": ["mini_resnet"]}, "here: the architecture lacks its name"),
+        ({"name": "mini_resnet2"}, "here: unknown model 'mini_resnet2'; did you mean 'mini_resnet'?"),
+        ({"depth": 3}, "here: mini_resnet has no argument 'depth'"),
+        ({"width": 3}, "here does not fit its architecture: .*size mismatch"),
+        ({"width": "2"}, "here: mini_resnet got .*width='2'"),
+        ({"activation": "sparrta"}, "here: unknown activation 'sparrta'"),
+        ({"activation": None}, "here: None is no activation"),
+        ({"scope": ["network"]}, "here: activation scope"),
+        ({"mean": ["a"]}, "here does not fit its architecture"),
+        ({"generator": 3}, "here does not fit its architecture"),
+        ({"classes": 10**12}, "here does not fit its architecture"),
+        ({"classes": 10**30}, "here does not fit its architecture"),
+    ],
+)
+def test_a_description_that_is_wrong_is_one_line(changes: dict[str, Any], message: str) -> None:
+    tensors = state_of(build(**ARGUMENTS))
+    with pytest.raises(CurvactError, match=f"^{message}") as error:
+        rebuild({**ARGUMENTS, **changes}, tensors, "here")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_a_long_list_of_misfits_is_cut() -> None:
+    with pytest.raises(CurvactError, match=r"…$"):
+        rebuild({**ARGUMENTS, "blocks": 9}, {}, "here")
+
+
+def test_files_that_are_not_there_or_something_else(tmp_path: Path) -> None:
+    for content in ("{", "[]", "{}", '{"architecture": 3}'):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(CurvactError, match="not readable JSON with an 'architecture'"):
+            read_sidecar(tmp_path / "a.safetensors")
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CurvactError, match="not readable JSON"):
+        read_sidecar(tmp_path / "a.safetensors")
+    with pytest.raises(CurvactError, match=r"no checkpoint file .*b\.json"):
+        read_sidecar(tmp_path / "b.safetensors")
+    with pytest.raises(CurvactError, match=r"cannot read .*No such file"):
+        read_tensors(tmp_path / "b.safetensors")
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "c.safetensors")  # a pickle under another name
+    with pytest.raises(CurvactError, match="truncated or damaged"):
+        read_tensors(tmp_path / "c.safetensors")
