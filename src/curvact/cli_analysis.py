@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -346,7 +345,7 @@ def _trajectories(
         )
         for run, names in runs.items():
             found = trajectory_smoothness(
-                copy.deepcopy(subjects.models[names[-1]]),
+                subjects.models[names[-1]],
                 [subjects.models[name].state_dict() for name in names],
                 x,
                 y,

@@ -126,13 +126,13 @@ def test_a_run_brings_its_own_description_and_measurement(model: nn.Module, tmp_
             "test": {"steps": 20, "images": 40},
             "activation_from": {"path": "/home/me/act.safetensors", "frozen": True, "sha256": "12"},
         },
-        "metrics": {"best": {"clean_accuracy": 0.875, "robust_accuracy": 0.5}},
+        "metrics": {"best": {"clean_accuracy": 0.875, "robust_accuracy": 0.5, "images": 40}},
         "environment": {"commit": "0123abc"},
     }
     (run / "record.json").write_text(json.dumps(content))
     text = (save_pretrained(run, tmp_path / "m") / "README.md").read_text()
-    assert "| pgd-20 | linf, ε = 0.2 | 40 of digits, test | 87.50% | 50.00% |" in text
-    assert "standard error" not in text
+    assert "| pgd-20 | linf, ε = 0.2 | 40 of digits, test | 87.50% | 50.00% ± 7.91% |" in text  # √(¼/40)
+    assert "standard error" in text
     assert "0123abc" in text
     assert '"sha256": "12"' in text
     assert "/home/me" not in text

@@ -78,7 +78,7 @@ _CALLS: dict[str, type[nn.Module]] = {
     "hardsigmoid": nn.Hardsigmoid,
     "logsigmoid": nn.LogSigmoid,
 }
-_FUNCTIONS: dict[Any, str] = {
+FUNCTION_NAMES: dict[Any, str] = {
     function: name
     for name in _CALLS
     for home in (F, torch, torch._C._nn, torch.Tensor)
@@ -185,7 +185,7 @@ def swap_activations(
             raise CurvactError(f"{path or 'the model'} is TorchScript: swap the activations before scripting")
     if not inplace:
         model = copy.deepcopy(model)
-    match = _matcher(from_)
+    match = matcher(from_)
     make = _Maker(to, shared)
     types_seen = sorted({type(m).__name__ for m in model.modules()})
 
@@ -218,7 +218,7 @@ def swap_activations(
 # ---- what is matched and what it becomes ----
 
 
-def _matcher(selector: Selector | None) -> Match:
+def matcher(selector: Selector | None) -> Match:
     if selector is None:
         return lambda m: isinstance(m, USUAL) or _is_activation(m)
     if isinstance(selector, nn.Module):
@@ -250,7 +250,7 @@ def _is_activation(module: nn.Module) -> bool:
     return callable(getattr(module, "slope", None)) and callable(getattr(module, "curvature", None))
 
 
-def _wanted(match: Match) -> set[str]:
+def functional_names(match: Match) -> set[str]:
     """Names of the functional activations that are meant: those whose module, with default arguments, matches."""
 
     def meant(kind: type[nn.Module]) -> bool:
@@ -345,7 +345,7 @@ class _Place:
 def _places(model: nn.Module, match: Match) -> Iterator[_Place]:
     """Every attribute to replace, each once, without looking inside what is replaced."""
     seen: set[int] = set()
-    wanted = _wanted(match)
+    wanted = functional_names(match)
 
     def walk(module: nn.Module, prefix: str) -> Iterator[_Place]:
         if id(module) in seen:
@@ -360,7 +360,7 @@ def _places(model: nn.Module, match: Match) -> Iterator[_Place]:
                 yield from walk(child, f"{prefix}{name}.")
         for name, value in list(vars(module).items()):
             function = value.func if isinstance(value, functools.partial) else value
-            call = _FUNCTIONS.get(function) if _is_function(function) else None
+            call = FUNCTION_NAMES.get(function) if _is_function(function) else None
             if call in wanted:
                 yield _Place(module, name, prefix + name, None, f"the function {call}")
 
@@ -433,7 +433,7 @@ def _trace(model: nn.Module, match: Match, new: list[nn.Module]) -> torch.fx.Gra
 
 def _call_name(node: torch.fx.Node) -> str | None:
     if node.op == "call_function":
-        return _FUNCTIONS.get(node.target)
+        return FUNCTION_NAMES.get(node.target)
     if node.op == "call_method" and isinstance(node.target, str):
         name = node.target.removesuffix("_")
         return name if name in _CALLS else None
@@ -452,7 +452,7 @@ def _owner(node: torch.fx.Node) -> tuple[str, str]:
 def _functional_calls(model: nn.Module, match: Match, new: list[nn.Module]) -> tuple[str, ...]:
     """`path: name` of all functional activations in forward methods, but for those of activations."""
     added = {id(m) for m in new}
-    wanted = _wanted(match)
+    wanted = functional_names(match)
 
     def opaque(module: nn.Module) -> bool:
         return id(module) in added or match(module) or _is_activation(module)
@@ -514,8 +514,8 @@ def _in_source(function: Any, owner: type, seen: set[Any] | None = None) -> list
             continue
         target = _resolve(node.func, names)
         if target is not None:
-            if _is_function(target) and target in _FUNCTIONS:
-                found.append(_FUNCTIONS[target])
+            if _is_function(target) and target in FUNCTION_NAMES:
+                found.append(FUNCTION_NAMES[target])
             elif (
                 isinstance(target, types.FunctionType) and (target.__module__ or "").split(".")[0] == package
             ):
@@ -562,7 +562,7 @@ def _rewrite(
     """The model as a GraphModule, with a submodule in place of every functional activation."""
     sites: list[tuple[torch.fx.Node, str, str, int]] = []
     count: dict[str, int] = {}
-    wanted = _wanted(match)
+    wanted = functional_names(match)
     for node in graph.nodes:
         call = _call_name(node)
         if node.op == "call_function" and isinstance(node.kwargs.get("training"), bool):

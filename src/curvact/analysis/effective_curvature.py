@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from curvact.activations import max_curvature, name_of
-from curvact.activations.swap import _FUNCTIONS, Match, Selector, _matcher, _wanted
+from curvact.activations.swap import FUNCTION_NAMES, Match, Selector, functional_names, matcher
 from curvact.attacks.pgd import mode
 from curvact.errors import CurvactError
 
@@ -186,7 +186,7 @@ def effective_curvature(
                 tallies[place].add(a)
                 place += 1
 
-            with _watching(model, _matcher(match), see):
+            with _watching(model, matcher(match), see):
                 model(images)
             if place != len(tallies):
                 raise CurvactError(
@@ -258,7 +258,7 @@ def call_sites(model: nn.Module, x: Tensor, *, match: Selector | None = None) ->
     """
     calls: list[tuple[str, str, Callable[[Tensor], Tensor]]] = []
     with torch.no_grad(), mode(model, training=False):
-        found = _matcher(match)
+        found = matcher(match)
         with _watching(model, found, lambda frame, name, function, _: calls.append((frame, name, function))):
             model(x)
     if not calls:
@@ -357,7 +357,7 @@ class _Functional(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = _FUNCTIONS.get(func)
+        name = FUNCTION_NAMES.get(func)
         if name in self.wanted:
             rest = {key: value for key, value in kwargs.items() if key not in ("input", "inplace")}
             self.see(name, _Call(name, func, args[1:], rest), args[0] if args else kwargs["input"])
@@ -419,7 +419,7 @@ def _watching(
         for module in model.modules():
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave, always_call=True))
-        with _Functional(_wanted(match), note):
+        with _Functional(functional_names(match), note):
             yield
     finally:
         for handle in handles:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from curvact.analysis.accumulate import check_inputs, excluder
 from curvact.analysis.effective_curvature import OnProgress, finite
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import Attack, mode, pgd
 from curvact.attacks.threat import ThreatModel
-from curvact.errors import CurvactError, nearest
+from curvact.errors import CurvactError
 from curvact.random import generator
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -289,18 +290,7 @@ def displaced(model: nn.Module, exclude: Exclude = ()) -> Iterator[Displacement]
 
 
 def _movable(model: nn.Module, exclude: Exclude) -> dict[str, nn.Parameter]:
-    if isinstance(exclude, str):
-        raise CurvactError(
-            f"exclude={exclude!r} in flatness: give a collection of names, or a test of a name"
-        )
-    known = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    if not callable(exclude):
-        for name in exclude:
-            if name not in known:
-                raise CurvactError(
-                    f"exclude names {name!r} in flatness, which is no parameter of the model{nearest(name, known)}"
-                )
-    excluded = exclude if callable(exclude) else frozenset(exclude).__contains__
+    excluded = excluder(model, exclude, "flatness")
     fixed = {
         id(p) for m in model.modules() if isinstance(m, NORMALIZATION) for p in m.parameters(recurse=False)
     }
@@ -445,12 +435,9 @@ def _pgd(threat_model: ThreatModel, steps: int, share: float, random: torch.Gene
 
 
 def _check(x: Tensor, y: Tensor, radius: float, batch_size: int, where: str) -> None:
-    if len(x) != len(y) or len(x) == 0:
-        raise CurvactError(f"{len(x)} inputs and {len(y)} targets in {where}: as many of each, at least 1")
+    check_inputs(x, y, where, batch_size)
     if not (math.isfinite(radius) and radius > 0):
         raise CurvactError(f"radius={radius} in {where}: ξ must be a finite number > 0")
-    if batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size} in {where}: it must be at least 1")
 
 
 def _plain(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from curvact.activations.swap import _FUNCTIONS, Selector, _matcher, _wanted
+from curvact.activations.swap import FUNCTION_NAMES, Selector, functional_names, matcher
 from curvact.analysis.accumulate import (
     Batches,
     Exclude,
@@ -309,7 +309,7 @@ def _problem(
     """The problem without the activations' own parameters, and its call sites."""
     if not isinstance(model, nn.Module):
         raise CurvactError(f"{_WHERE} got a {type(model).__name__} as its model: it takes an nn.Module")
-    chosen = _matcher(match)
+    chosen = matcher(match)
     own = {id(param) for module in model.modules() if chosen(module) for param in module.parameters()}
 
     def found(module: nn.Module) -> bool:
@@ -344,7 +344,7 @@ def _problem(
         finally:
             for buffer, value in buffers:
                 buffer.copy_(value)
-        yield _View(p, sites, activations, _wanted(found))
+        yield _View(p, sites, activations, functional_names(found))
 
 
 def _is_gate(module: nn.Module) -> bool:
@@ -376,7 +376,7 @@ def _replaced(activations: Sequence[nn.Module], wanted: set[str], visit: Visit) 
             self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             kwargs = kwargs or {}
-            name = _FUNCTIONS.get(func)
+            name = FUNCTION_NAMES.get(func)
             if busy or name not in wanted:
                 return func(*args, **kwargs)
             inplace = bool(kwargs.get("inplace")) or getattr(func, "__name__", "").endswith("_")

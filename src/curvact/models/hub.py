@@ -370,7 +370,9 @@ def _read_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[
             trial = "trial" in record
             metrics = metrics if trial else metrics[path.stem]
             test = config["evaluation"] if trial else config["test"]
-            count = None if trial else test["images"]
+            count = record.get("test_images") if trial else metrics.get("images")
+            robust = float(metrics["robust_accuracy"])
+            error = {"standard_error": (robust * (1 - robust) / int(count)) ** 0.5} if count else {}
             measured.append(
                 {
                     "attack": f"pgd-{test['steps']}",
@@ -380,7 +382,8 @@ def _read_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[
                     "data": f"{config['data']['name']}, test",
                     "count": count,
                     "clean": float(metrics["clean_accuracy"]),
-                    "robust": float(metrics["robust_accuracy"]),
+                    "robust": robust,
+                    **error,
                 }
             )
             origin = {

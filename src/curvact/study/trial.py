@@ -125,6 +125,7 @@ def _measure(
     record["data_sha256"] = {"train": data.train.sha256, "test": data.test.sha256}
     if extra is not None:
         record["data_sha256"]["extra"] = extra.sha256
+    record["test_images"] = len(data.test)
     record["max_curvature"] = _max_curvature(config["activation"])
     record["gradient_evaluations"] = history[-1].gradient_evaluations if history else 0
     record["seconds"] = round(time.perf_counter() - started, 3)

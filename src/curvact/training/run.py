@@ -219,7 +219,12 @@ def _open_folder(
     folder: Path, config: TrainConfig, identity: str, resume: bool, learned: LearnedActivation | None
 ) -> None:
     known = folder / "config.yaml"
-    if folder.exists() and any(folder.iterdir()):
+    first = {
+        KEPT,
+        str(Path(KEPT).with_suffix(".json")),
+        "environment.json",
+    }  # a run killed before its config was there has these
+    if folder.exists() and {file.name for file in folder.iterdir()} - first:
         if not known.is_file():
             raise CurvactError(f"{folder} holds something else than a training run: give another --out")
         from curvact.config import read_settings
@@ -332,7 +337,7 @@ def _test(
             generator=random,
         ),
     )
-    return {"clean_accuracy": result.clean, "robust_accuracy": result.robust}
+    return {"clean_accuracy": result.clean, "robust_accuracy": result.robust, "images": len(images)}
 
 
 def _provenance(
