@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from curvact.errors import CurvactError
 from curvact.report.analysis_plots import title_text
@@ -65,6 +66,7 @@ def comparison_figure(cells: Sequence[CellLine], attack: str, title: str = "") -
             if cell.difference is not None:
                 _difference(differences, row, cell.difference, cell.shown)
         differences.axvline(0, color="#555555", linewidth=1.0)
+        differences.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         accuracies.set_yticks(range(len(cells)), labels=[plain_text(cell.name) for cell in cells])
         accuracies.invert_yaxis()
         for axes in (accuracies, differences):

@@ -56,6 +56,7 @@ ROUGHNESS = ("top_eigenvalue", "top eigenvalue of the input Hessian, mean over i
 COMPARED = (
     "clean_accuracy",
     "robust_accuracy",
+    "subset_robust_accuracy",
     "smoothness_linf_ratio",
     "smoothness_l2_ratio",
     "flatness_average",
