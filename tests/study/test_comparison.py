@@ -264,3 +264,22 @@ def test_the_terminal_shows_every_column_whole(tmp_path: Path, width: int) -> No
         if line.startswith(("| relu", "| smooth")):
             for cell in line.strip("| ").split(" | "):
                 assert cell in shown
+
+
+def test_what_no_trial_could_start_from_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    """Data of the last column, and an activation that does not fit: not after an hour of other trials."""
+    missing = _spec(columns={"a": {}, "b": {"data.name": "imagenette"}})
+    with pytest.raises(CurvactError, match="imagenette"):
+        run_study(missing, tmp_path / "run", workers=1, console=Console(quiet=True))
+    wider = _spec(
+        **{
+            **LEARNED,
+            "sources": {"sparta": {"activation": "sparta", "model.scope": "network"}},
+            "rows": {"moved": {"activation_from": {"source": "sparta"}}},
+            "columns": {"wider": {"model.width": 3}},
+        }
+    )
+    with pytest.raises(CurvactError, match=r"^moved / wider seed 0: .*3") as caught:
+        run_study(wider, tmp_path / "run", workers=1, console=Console(quiet=True))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

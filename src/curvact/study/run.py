@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from curvact.errors import CurvactError
 from curvact.study.engine import Event, run_trials
+from curvact.study.spec import trial_id
 from curvact.study.store import Spec, finished, open_folder
-from curvact.study.trial import prepare
+from curvact.study.trial import prepare, put_activation
 
 
 def run_study(
@@ -35,11 +38,11 @@ def run_study(
     workers: processes, one thread each; the number of cores if None. The records do not depend on it.
     Returns one line for each trial that could not be finished because its worker kept dying.
     Raises CurvactError for a folder that holds something else, a damaged record, or a full disk; before anything is written,
-    for data or a network that the first trial could not start from.
+    for data, a network or a learned activation that a trial could not start from.
     """
     console = console or Console(stderr=True)
     if not folder.exists():
-        prepare(spec.trials()[0])
+        _rehearse(spec)
     trials = open_folder(folder, spec, resume=resume)
     configs = spec.trials()
     left = [config for config in configs if finished(trials, config) is None]
@@ -57,6 +60,30 @@ def run_study(
             if batch:
                 problems += _run(spec, batch, trials, workers, display)
     return problems
+
+
+def _rehearse(spec: Spec) -> None:
+    """Start every trial that differs in data, network or activation from those before it, without training."""
+    configs = {trial_id(config): config for config in spec.trials()}
+    seen = set()
+    for config in configs.values():
+        wanted = config.get("activation_from")
+        source = None if wanted is None else configs[wanted["trial"]]
+        parts = [
+            [c["data"], c["model"], c["activation"], c["training"]["crop"]]
+            for c in (config, source)
+            if c is not None
+        ]
+        key = json.dumps(parts, sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        _, _, architecture, model = prepare(config)
+        if wanted is not None and source is not None:
+            try:
+                put_activation(model, architecture, prepare(source)[3], frozen=wanted["frozen"])
+            except CurvactError as error:
+                raise CurvactError(f"{spec.label(config)}: {error}") from None
 
 
 def _has_source(config: dict[str, Any], trials: Path) -> bool:

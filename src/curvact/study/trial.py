@@ -180,12 +180,19 @@ def take_activation(
         ) from None
     if record["status"] != "done":
         return f"its source failed: {record['cause']}"
-    learned = extract_activation(source / "model.safetensors")
+    put_activation(model, architecture, source / "model.safetensors", frozen=wanted["frozen"])
+    return ""
+
+
+def put_activation(
+    model: torch.nn.Module, architecture: dict[str, Any], source: torch.nn.Module | Path, *, frozen: bool
+) -> None:
+    """Put the activation of a checkpoint or a model into the model; `architecture` is made to name what the model then has."""
+    learned = extract_activation(source)
     size = architecture["size"]
     images = torch.full((1, architecture["channels"], size, size), 0.5)
-    insert_activation(model, learned, freeze=wanted["frozen"], inputs=images)
+    insert_activation(model, learned, freeze=frozen, inputs=images)
     architecture.update(activation=learned.name, scope=learned.scope)
-    return ""
 
 
 def _load(config: dict[str, Any]) -> tuple[Splits, ExtraImages | None]:
