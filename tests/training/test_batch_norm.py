@@ -196,7 +196,7 @@ def test_no_batches_or_a_bad_one_change_nothing() -> None:
     before = _buffers(model)
     with pytest.raises(CurvactError, match="at least one batch"):
         recalibrate(model, [])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(CurvactError, match="for a network of 1 channels"):
         recalibrate(model, [_batches(1)[0], torch.rand(2, 3, 8, 8)])
     assert _same(_buffers(model), before)
     assert all(m.training for m in model.modules())

@@ -72,7 +72,7 @@ def logits_of(
     shape = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
     if shape is not None and (len(shape) != 2 or not all(isinstance(s, int) and s >= 1 for s in shape)):
         raise CurvactError(f"logits_of got size={size}: one whole number >= 1, or two, height and width")
-    normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
+    normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std, grey=True)
     weight = next(model.parameters(), None)
     if weight is not None:
         normalize.to(weight.device)

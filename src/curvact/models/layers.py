@@ -40,6 +40,8 @@ def require_square(model: str, x: Tensor, size: int) -> None:
 class Normalize(nn.Module):
     """(x − mean)/std per channel: part of the model, so that attacks work on inputs in [0, 1]. N×C×H×W in and out.
 
+    grey: images of one channel become as many as there are constants; otherwise another number of channels is a CurvactError.
+
     >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
     2.0
     """
@@ -47,8 +49,9 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, grey: bool = False) -> None:
         super().__init__()
+        self.grey = grey
         if len(mean) != len(std) or any(not s > 0 for s in std):
             raise CurvactError(f"mean={list(mean)}, std={list(std)}: one of each per channel, std > 0")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
@@ -56,7 +59,9 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Broadcasting would run a grey image through a network for colours. A proxy of torch.fx has no shape to look at.
-        if isinstance(x, Tensor) and (x.dim() < 3 or x.shape[-3] != len(self.mean)):
+        if isinstance(x, Tensor) and (
+            x.dim() < 3 or x.shape[-3] not in ((1, len(self.mean)) if self.grey else (len(self.mean),))
+        ):
             raise CurvactError(
                 f"images of shape {tuple(x.shape)} for a network of {len(self.mean)} channels: give N×{len(self.mean)}×H×W"
             )

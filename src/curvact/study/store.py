@@ -98,8 +98,8 @@ def finished(trials: Path, config: dict[str, Any]) -> dict[str, Any] | None:
             raise CurvactError(f"{checkpoint} is missing: {again}")
         try:
             read_tensors(checkpoint)
-        except CurvactError as error:
-            raise CurvactError(f"{str(error).split(':')[0]}: {again}") from None
+        except CurvactError:
+            raise CurvactError(f"{checkpoint} is truncated or damaged: {again}") from None
     return record
 
 
