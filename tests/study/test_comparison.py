@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,10 @@ def test_what_no_trial_could_start_from_is_found_before_anything_is_written(tmp_
         run_study(wider, tmp_path / "run", workers=1, console=Console(quiet=True))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_documented_comparison_is_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "comparison.md").read_text()
+    first, second = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert len(check_settings(ComparisonSpec, first, "docs").trials()) == 2 * 2 * 3
+    assert len(check_settings(ComparisonSpec, {**first, **second}, "docs").trials()) == (1 + 3 * 2) * 3
