@@ -59,3 +59,15 @@ def test_no_values() -> None:
         mean_interval([])
     with pytest.raises(CurvactError, match="no baseline 'x' among a"):
         paired_differences({"a": {}}, "x")
+
+
+def test_differences_that_are_all_alike_show_little() -> None:
+    """Counts of few images: three seeds, two images better each time. A t test would be certain; a test of signs has p = 1/4."""
+    one = {"base": {0: 0.67, 1: 0.66, 2: 0.68}, "two better": {0: 0.69, 1: 0.68, 2: 0.70}}
+    found = paired_differences(one, "base")["two better"]
+    assert found.mean.value == pytest.approx(0.02)
+    assert math.isnan(found.mean.low)
+    assert found.p == 0.25
+    assert not found.shown
+    same = paired_differences({"a": {0: 0.5, 1: 0.6}, "b": {0: 0.5, 1: 0.6}}, "a")["b"]
+    assert same.p == 1.0

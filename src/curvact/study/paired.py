@@ -14,7 +14,10 @@ from curvact.errors import CurvactError
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `count` seeds with Student's t interval; low and high are NaN for one seed, and for κ = ∞."""
+    """A mean over `count` seeds with Student's t interval.
+
+    low and high are NaN for one seed, for values that are all alike, and for κ = ∞.
+    """
 
     value: float
     low: float
@@ -26,9 +29,9 @@ class Mean:
 class PairedDifference:
     """A cell minus the baseline at the same seeds.
 
-    mean: with its own interval, not corrected. p: of no difference, by a paired t test. p_holm: after Holm's correction over
-    all cells: below 0.05 the difference is shown, whatever number of cells was looked at. NaN where there are fewer than two
-    seeds in common.
+    mean: with its own interval, not corrected. p: of no difference, by a paired t test (of the signs where all differences are
+    alike). p_holm: after Holm's correction over all cells: below 0.05 the difference is shown, whatever number of cells was looked
+    at. NaN where there are fewer than two seeds in common.
     """
 
     mean: Mean
@@ -51,7 +54,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Mean:
         raise CurvactError("the mean of 0 values: at least 1")
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
-    if len(array) < 2 or not math.isfinite(mean):
+    if len(array) < 2 or not math.isfinite(mean) or _alike(array):
         return Mean(mean, math.nan, math.nan, len(array))
     half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
     return Mean(mean, mean - half, mean + half, len(array))
@@ -88,12 +91,18 @@ def paired_differences(
     return {name: PairedDifference(means[name], p_values[name], adjusted[name]) for name in means}
 
 
+def _alike(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+    """Whether nothing but rounding sets them apart."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
 def _t_test(differences: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
     if len(differences) < 2:
         return math.nan
     error = differences.std(ddof=1) / math.sqrt(len(differences))
-    if error == 0:
-        return 1.0 if differences.mean() == 0 else 0.0
+    if _alike(differences):
+        # All alike, as counts of few images can be: no spread says nothing of the noise. What is left are their signs.
+        return 1.0 if differences.mean() == 0 else float(2 * 0.5 ** len(differences))
     return float(2 * stats.t.sf(abs(differences.mean() / error), len(differences) - 1))
 
 
