@@ -30,7 +30,7 @@ class PairedDifference:
     """A cell minus the baseline at the same seeds.
 
     mean: with its own interval, not corrected. p: of no difference, by a paired t test (of the signs where all differences are
-    alike). p_holm: after Holm's correction over all cells: below 0.05 the difference is shown, whatever number of cells was looked
+    alike). p_holm: after Holm's correction over all cells: below 0.05 the difference is shown, however many cells were looked
     at. NaN where there are fewer than two seeds in common.
     """
 
