@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[1] / "data"
 ACTIVATION = "rctaf(curvature=6, beta=1)"
 BATCH = 64
 GOAL = 0.02
+PIECE = 16
+"""Images that go through the network together in ours: as fast as all at once, and half the memory."""
 
 
 def network() -> nn.Module:
@@ -87,6 +89,7 @@ def ours(
                 max_probes=most,
                 method=method,  # type: ignore[arg-type]
                 scaled=False,
+                batch_size=PIECE,
                 generator=generator(seed, "benchmark"),
             )
             root = math.sqrt(found.parameters)
@@ -102,6 +105,7 @@ def ours(
             relative_error=error,
             max_probes=most,
             by_site=False,
+            batch_size=PIECE,
             generator=generator(seed, "benchmark"),
         )
         return found.total.diagonal.value, found.total.diagonal.standard_error, found.probes
@@ -207,16 +211,9 @@ def only(work: str, checkpoint: Path) -> None:
     elif work == "PyHessian":
         product, _ = pyhessian_products(model.eval(), x, y)
         naive(product, sum(p.numel() for p in model.parameters()), 3, 0)
-    elif work.endswith("in pieces of 16"):
+    elif work.endswith("all at once"):
         diagonal_norms(
-            model,
-            x,
-            y,
-            relative_error=1e-9,
-            max_probes=32,
-            scaled=False,
-            batch_size=16,
-            generator=generator(0, "memory"),
+            model, x, y, relative_error=1e-9, max_probes=32, scaled=False, generator=generator(0, "memory")
         )
     else:
         ours(model.eval(), x, y)[work](0, 1e-9, 32)
@@ -339,7 +336,7 @@ def compare_memory(
         for work in (
             "training step",
             *ours(model, x, y),
-            "curvact diagonal_norms, in pieces of 16",
+            "curvact diagonal_norms, all at once",
             "PyHessian",
         ):
             used = peak(work, checkpoint)
