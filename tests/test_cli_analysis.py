@@ -562,7 +562,7 @@ def test_trajectories_of_two_runs(run: Run, tmp_path: Path) -> None:
     steps = {name: found["rows"][0]["step"] for name, found in runs.items()}
     assert steps["fast"] > steps["slow"]
     spent = read(paths[1].with_suffix(".json"))["gradient_evaluations"]
-    assert runs["slow"]["rows"][0]["position"] in (spent, spent / 2, spent * 0.75)
+    assert runs["slow"]["rows"][0]["position"] == spent  # of the second point
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
     refused = run("smoothness", *paths[:3], *small)
     assert refused.code == 2
