@@ -145,7 +145,7 @@ def first_problem(kind: type[BaseModel], error: ValidationError) -> str:
         return f"the key '{place}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and not isinstance(problem["input"], (str, int, float)):
-        return f"{place}: {message}"
+        return f"{place}: {message}" if place else message
     return f"{place}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
