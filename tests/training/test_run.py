@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lightning_fabric import Fabric
 from curvact.errors import CurvactError
 from curvact.training import load_checkpoint
 from curvact.training.config import TrainConfig, read_config, recipes
-from curvact.training.run import config_id, make_fabric, run_training
+from curvact.training.run import config_id, launched, run_training
 from curvact.training.state import load_state, save_state
 
 CLI = [sys.executable, "-m", "curvact.cli", "train"]
@@ -189,9 +190,38 @@ def test_the_id_names_what_determines_the_numbers() -> None:
 
 
 def test_fabric_is_one_process_without_torchrun() -> None:
-    fabric = make_fabric(read_config("digits").hardware)
-    assert isinstance(fabric, Fabric)
-    assert fabric.world_size == 1
+    with launched(read_config("digits").hardware) as fabric:
+        assert isinstance(fabric, Fabric)
+        assert fabric.world_size == 1
+
+
+TWO = """
+    import sys
+    from pathlib import Path
+    from torch import distributed
+    from curvact.training.config import read_config
+    from curvact.training.run import run_training
+    record = run_training(read_config("digits", sys.argv[2:]), Path(sys.argv[1]))
+    print("group" if distributed.is_initialized() else "no group", record.get("status", "none"))
+"""
+
+
+def test_processes_leave_no_group_behind(tmp_path: Path) -> None:
+    """Under torchrun both processes end with 0, their group taken down: gloo's threads may abort a process that exits with it."""
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent(TWO))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "run"), *SMALL, "training.epochs=1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.strip().splitlines()) == ["no group done", "no group none"]
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert set(record["metrics"]) == {"best", "last"}
 
 
 def test_states_are_whole_trees(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def fit(
     extra, extra_fraction: synthetic images and the part of every batch that they make up; an epoch is one pass over the real
     ones.
     fabric: device, precision and processes, launched; one process on the model's device and in its precision if None.
+        Who launches processes also takes their group down (torch.distributed.destroy_process_group).
     accumulate: parts in which a batch goes through the network, to save memory. compiled: run the network by `torch.compile`.
     state: a file that the whole state is kept in, at the end of every epoch and every `save_every` seconds. If it is there,
     training goes on from it, to bit-identical weights on a CPU.

@@ -18,7 +18,7 @@ from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
+from torch import distributed, nn
 
 from curvact.attacks import SuspectModelWarning, ThreatModel, evaluate, pgd
 from curvact.data import Dataset, ExtraImages, Splits, load, open_extra
@@ -53,9 +53,13 @@ def run_training(
     Raises CurvactError for a folder that holds something else, or data that are not there (before anything is written), and
     Diverged, after the cause is in record.json.
     """
-    fabric = make_fabric(config.hardware)
+    with launched(config.hardware) as fabric:
+        console = console or Console(stderr=True, quiet=not fabric.is_global_zero)
+        return _run(config, folder, resume, console, fabric)
+
+
+def _run(config: TrainConfig, folder: Path, resume: bool, console: Console, fabric: Fabric) -> dict[str, Any]:
     first = fabric.is_global_zero
-    console = console or Console(stderr=True, quiet=not first)
     config, learned = settle_activation(config, folder)
     identity = config_id(config)
     data, extra, architecture, model = prepare(config, learned)
@@ -141,8 +145,12 @@ def run_training(
     return record
 
 
-def make_fabric(hardware: Hardware) -> Fabric:
-    """Device, precision and processes; under `torchrun`, one process of many."""
+@contextmanager
+def launched(hardware: Hardware) -> Iterator[Fabric]:
+    """Device, precision and processes; under `torchrun`, one process of many.
+
+    Their process group is taken down at the end: left to the interpreter's exit, gloo's threads now and then abort the process.
+    """
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     cuda = torch.cuda.is_available() and hardware.accelerator != "cpu"
@@ -164,7 +172,11 @@ def make_fabric(hardware: Hardware) -> Fabric:
         precision=hardware.precision,
     )
     fabric.launch()
-    return fabric
+    try:
+        yield fabric
+    finally:
+        if size > 1:
+            distributed.destroy_process_group()
 
 
 def prepare(
