@@ -1,7 +1,7 @@
 """Time to a verdict: plain pyautoattack against `curvact.autoattack(mode="fast")`, in one process, on one robust network.
 
-    python benchmarks/autoattack.py [--checkpoint model.safetensors] [--points 100] [--norm linf] [--epsilon 0.03137]
-        [--batch-size 250] [--threads 1] [--workers 1] [--precision fp32] [--data data]
+    python benchmarks/autoattack.py [--checkpoint model.safetensors] [--activation "rctaf(curvature=6)"] [--points 100]
+        [--norm linf] [--epsilon 0.03137] [--batch-size 250] [--threads 1] [--workers 1] [--precision fp32] [--data data]
 
 Without a checkpoint a ResNet-18 of width 16 is trained first, by adversarial training (PGD, 3 steps) on CIFAR-10, and
 written to --save. Points are the first test images. The reference runs at --batch-size (its own default)
@@ -28,10 +28,11 @@ from curvact.random import generator
 EPSILON = 8 / 255
 
 
-def train(data: Splits, save: Path, *, width: int, epochs: int) -> nn.Module:
+def train(data: Splits, save: Path, *, activation: str, width: int, epochs: int) -> nn.Module:
     """PGD adversarial training with 3 steps, from the images given."""
     architecture = {
         "name": "resnet18",
+        "activation": activation,
         "width": width,
         "channels": 3,
         "size": 32,
@@ -64,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--save", type=Path, default=Path("runs/autoattack-benchmark.safetensors"))
+    parser.add_argument("--activation", default="relu", help="of the network that is trained here")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=20_000, help="to train on")
@@ -84,6 +86,7 @@ def main() -> None:
         model = train(
             data.first(train=chosen.images, validation=200),
             chosen.save,
+            activation=chosen.activation,
             width=chosen.width,
             epochs=chosen.epochs,
         )

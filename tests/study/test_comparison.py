@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from pyautoattack import AutoAttack
 from rich.console import Console
 
 from curvact.activations import current_parameters
+from curvact.attacks import ThreatModel, pgd
 from curvact.config import check_settings
+from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.random import generator
 from curvact.study import run_study
 from curvact.study.comparison import ComparisonSpec, load_comparison
 from curvact.study.comparison_summary import summarize_comparison, to_latex, to_markdown, to_tables
@@ -246,6 +251,41 @@ def test_analyses_are_steps_of_a_trial(tmp_path: Path) -> None:
     assert {"comparison.png", "comparison.svg", "roughness.png", "roughness.svg"} <= {
         file.name for file in folder.iterdir()
     }
+
+
+def test_pgd_and_the_part_of_autoattack_are_told_of_the_same_images(tmp_path: Path) -> None:
+    """PGD on the whole test split again, from the checkpoint, cut to the first images; and pyautoattack itself on those."""
+    evaluation = {"steps": 2, "train_images": 40, "autoattack_images": 15, "autoattack_parts": ["apgd-ce"]}
+    folder = tmp_path / "run"
+    spec = _spec(
+        evaluation=evaluation,
+        rows={"relu": {}},
+        columns={"sgd": {}},
+        seeds=[3],
+        budget=120,
+        threat_model={"epsilon": 0.1},
+    )
+    run_study(spec, folder, workers=1, console=Console(quiet=True))
+    summary = summarize_comparison(folder)
+    (row,) = csv.DictReader((folder / "results.csv").read_text().splitlines())
+    model = load_checkpoint(folder / "trials" / row["trial"] / "model.safetensors")
+    test = load("digits", train=100, validation=40, test=40).test
+    x, y = test.inputs(), test.labels
+    threat = ThreatModel("linf", spec.threat_model.epsilon)
+    attacked = pgd(model, x, y, threat, steps=2, step_size=0.04, generator=generator(3, "evaluation/test"))
+    with torch.no_grad():
+        stands = (model(x).argmax(1) == y) & (model(attacked).argmax(1) == y)
+    assert float(row["robust_accuracy"]) == stands.double().mean()
+    assert float(row["subset_pgd_accuracy"]) == stands[:15].double().mean()
+    reference = AutoAttack(
+        model, norm="Linf", eps=threat.epsilon, seed=3, version="custom", attacks=["apgd-ce"]
+    )
+    x_adv, _ = reference.run_standard_evaluation(x[:15], y[:15])
+    with torch.no_grad():
+        strong = (model(x_adv).argmax(1) == y[:15]).double().mean()
+    # APGD-CE draws its starts in another order in fast mode: an image on the edge may fall in one and not in the other.
+    assert float(row["subset_robust_accuracy"]) == pytest.approx(float(strong), abs=1.01 / 15)
+    assert "PGD-2, the same 15" in to_markdown(summary)
 
 
 @pytest.mark.parametrize("width", [60, 200])

@@ -36,6 +36,7 @@ MEASURES = (
     Measure("clean_accuracy", "clean", "{:.1f}", percent=True),
     Measure("robust_accuracy", "PGD", "{:.1f}", percent=True),
     Measure("subset_robust_accuracy", "part of AutoAttack", "{:.1f}", percent=True),
+    Measure("subset_pgd_accuracy", "PGD, the same images", "{:.1f}", percent=True),
     Measure("train_robust_accuracy", "PGD, training images", "{:.1f}", percent=True),
     Measure("curvature_start", "κ at start"),
     Measure("curvature_end", "κ at end"),
@@ -58,6 +59,7 @@ COMPARED = (
     "clean_accuracy",
     "robust_accuracy",
     "subset_robust_accuracy",
+    "subset_pgd_accuracy",
     "smoothness_linf_ratio",
     "smoothness_l2_ratio",
     "flatness_average",
@@ -219,6 +221,7 @@ def _grid(summary: ComparisonSummary) -> tuple[list[str], list[list[str]]]:
         "train_robust_accuracy": f"PGD-{steps}, training images",
         "subset_robust_accuracy": " + ".join(evaluation.autoattack_parts)
         + f", {evaluation.autoattack_images} images",
+        "subset_pgd_accuracy": f"PGD-{steps}, the same {evaluation.autoattack_images}",
     }
     compared = [m for m in measures if m.key in COMPARED]
     heads = ["", *[titles.get(m.key, m.title) for m in measures]]

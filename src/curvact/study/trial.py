@@ -236,6 +236,7 @@ def _metrics(
                 seed=seed,
             )
         metrics["subset_robust_accuracy"] = verdict.robust_accuracy
+        metrics["subset_pgd_accuracy"] = test.robust_correct[some].double().mean().item()
     if config["hessian"] is None:
         return metrics
     count = min(config["hessian"]["images"], len(train.x_adv))
