@@ -225,7 +225,7 @@ def test_compiles_as_one_graph(name: str) -> None:
     )
 
 
-# ---- the native kernel of the depthwise variant ----
+# ---- the native kernels ----
 
 no_kernel = pytest.mark.skipif(_gate._load() is None, reason="no C compiler here: there is no kernel to test")
 
@@ -261,6 +261,60 @@ def test_kernel_against_tensor_operations(
 
 
 @no_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 37), st.integers(1, 9), st.integers(1, 19)),
+    layouts=st.tuples(*[st.sampled_from([torch.contiguous_format, torch.channels_last])] * 3),
+    scale=st.sampled_from([1.0, 100.0, 1e4]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=20, deadline=None)
+def test_product_against_tensor_operations(
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    layouts: tuple[torch.memory_format, ...],
+    scale: float,
+    seed: int,
+) -> None:
+    x, z, grad = (
+        (scale * normal(*shape, seed=seed + i)).to(dtype).to(memory_format=layout)
+        for i, layout in enumerate(layouts)
+    )
+    inputs = (x.double().requires_grad_(), z.double().requires_grad_())
+    want = inputs[0] * torch.sigmoid(inputs[1])
+    by_x, by_z = torch.autograd.grad(want, inputs, grad.double())
+    got, gradients = _gate.product(x, z), _gate.product_gradients(x, z, grad)
+    assert got is not None
+    assert gradients is not None
+    # A few roundings of each factor, and 1 − sigmoid rounded at 1: an absolute error of one unit times the other factors.
+    unit = torch.finfo(dtype).eps
+    for mine, right, largest in (
+        (got, want, scale),
+        (gradients[0], by_x, scale),
+        (gradients[1], by_z, scale**2),
+    ):
+        torch.testing.assert_close(mine.double(), right.detach(), rtol=20 * unit, atol=20 * unit * largest)
+
+
+@no_kernel
+def test_the_full_variant_uses_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    act, x = made("sparta(variant=full, channels=3)"), normal(2, 3, 5, 5).requires_grad_()
+    calls: list[str] = []
+    for name in ("product", "product_gradients"):
+        plain = getattr(_gate, name)
+        monkeypatch.setattr(_gate, name, lambda *a, n=name, f=plain: (calls.append(n), f(*a))[1])
+    native = torch.autograd.grad(act(x).square().sum(), [x, *act.parameters()])
+    assert calls == ["product", "product_gradients"]
+    set_fusion("plain")
+    try:
+        other = torch.autograd.grad(act(x).square().sum(), [x, *act.parameters()])
+    finally:
+        set_fusion("auto")
+    assert calls == ["product", "product_gradients"]
+    torch.testing.assert_close(native, other, rtol=1e-12, atol=1e-13)
+
+
+@no_kernel
 def test_the_number_of_threads_changes_nothing() -> None:
     """Every plane or image is summed by itself, and the planes together afterwards."""
     threads = torch.get_num_threads()
@@ -271,9 +325,18 @@ def test_the_number_of_threads_changes_nothing() -> None:
         try:
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
-                results.append((_gate.value(x, weight), *(_gate.gradients(x, weight, x) or ())))
+                many = x.repeat(3, 1, 1, 1)  # some chunks of the product
+                results.append(
+                    (
+                        _gate.value(x, weight),
+                        *(_gate.gradients(x, weight, x) or ()),
+                        _gate.product(many, many),
+                        *(_gate.product_gradients(many, many, many) or ()),
+                    )
+                )
         finally:
             torch.set_num_threads(threads)
+        assert len(results[0]) == 6
         assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
 
 

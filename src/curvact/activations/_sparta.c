@@ -1,5 +1,6 @@
-/* Depthwise Sparta on the CPU: x·sigmoid(z), z a depthwise 3×3 convolution of x with zeros around the image, and its gradients, in
-one pass over each plane (N×C×H×W), or over some channels of an image (N×H×W×C), which stay in the cache.
+/* Sparta on the CPU. Depthwise: x·sigmoid(z), z a depthwise 3×3 convolution of x with zeros around the image, and its gradients, in
+one pass over each plane (N×C×H×W), or over some channels of an image (N×H×W×C), which stay in the cache. Any variant: x·sigmoid(z)
+of given x and z, and its gradients, in one pass.
 
 Built by _gate.py on first use. The file includes itself, once for float and once for double. A thread takes whole planes or images,
 and the gradient of the weights is returned for each, so that no result depends on the number of threads. */
@@ -19,6 +20,14 @@ typedef struct {
     int64_t items, channels, rows, columns, next;
     int last, failed;
 } Job;
+
+#define CHUNK 4096 /* numbers that a thread takes at a time where x and z are given */
+
+typedef struct {
+    const void *x, *z, *grad; /* as above */
+    void *out, *grad_z;
+    int64_t count, next;
+} Product;
 
 #define REAL float
 #define NAME(name) name##_float
@@ -45,6 +54,19 @@ int curvact_sparta(int wide, int last, const void *x, const void *weight, const 
     else
         work(&job);
     return job.failed;
+}
+
+/* x, z, grad, out, grad_z: count numbers in one order. grad null: out is x·sigmoid(z). Otherwise out is the gradient of x, grad_z of z. */
+void curvact_product(int wide, const void *x, const void *z, const void *grad, void *out, void *grad_z, int64_t count, int threads,
+                     void (*parallel)(void (*)(void *), void *, unsigned, unsigned)) {
+    Product job = {x, z, grad, out, grad_z, count, 0};
+    void (*work)(void *) = wide ? multiply_double : multiply_float;
+    const int64_t chunks = (count + CHUNK - 1) / CHUNK;
+    if (threads > chunks) threads = (int)chunks;
+    if (threads > 1 && parallel)
+        parallel(work, &job, (unsigned)threads, 0);
+    else
+        work(&job);
 }
 
 #else /* ---- for one REAL ---- */
@@ -90,6 +112,28 @@ static inline REAL NAME(sigmoid)(REAL z) {
     REAL power;
     memcpy(&power, &bits, sizeof power);
     return K(1) / (K(1) + series * power);
+}
+
+static void NAME(multiply)(void *data) {
+    Product *job = data;
+    for (;;) {
+        const int64_t start = __atomic_fetch_add(&job->next, CHUNK, __ATOMIC_RELAXED);
+        if (start >= job->count) return;
+        const int64_t some = job->count - start < CHUNK ? job->count - start : CHUNK;
+        const REAL *restrict x = (const REAL *)job->x + start, *restrict z = (const REAL *)job->z + start;
+        REAL *restrict out = (REAL *)job->out + start;
+        if (!job->grad) {
+            for (int64_t p = 0; p < some; p++) out[p] = x[p] * NAME(sigmoid)(z[p]);
+            continue;
+        }
+        const REAL *restrict grad = (const REAL *)job->grad + start;
+        REAL *restrict through = (REAL *)job->grad_z + start;
+        for (int64_t p = 0; p < some; p++) {
+            REAL s = NAME(sigmoid)(z[p]), straight = grad[p] * s;
+            out[p] = straight;
+            through[p] = x[p] * straight * (K(1) - s);
+        }
+    }
 }
 
 /* ---- a plane of N×C×H×W, in a frame of zeros: rows of columns + 2, so that one loop runs over all of it ---- */

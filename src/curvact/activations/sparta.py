@@ -99,9 +99,14 @@ class Sparta(Activation):
         maps, z, parameters = self._parts(x)
         if self.bn is not None:
             return (maps * torch.sigmoid(self.bn(z(maps, *parameters)))).to(x.dtype).view(x.shape)
-        # A full convolution is too dear to be computed again for the backward pass: its gate is kept.
-        if self.variant == "full" or torch.compiler.is_compiling() or _core._transformed() or _forward_mode():
+        if torch.compiler.is_compiling() or _core._transformed() or _forward_mode():
             return _gated(maps, z, parameters).view(x.shape)
+        if (
+            self.variant == "full"
+        ):  # too dear to be computed again for the backward pass: its convolution is kept
+            wide = _core.wide(maps)
+            product: Tensor = _Product.apply(wide, z(wide, *parameters))  # type: ignore[no-untyped-call]
+            return product.to(x.dtype).view(x.shape)
         out: Tensor = _Gated.apply(maps, z, *parameters)  # type: ignore[no-untyped-call]
         return out.view(x.shape)
 
@@ -182,6 +187,44 @@ def _gated(x: Tensor, z: Callable[..., Tensor], parameters: tuple[Tensor, ...]) 
     return (wide * torch.sigmoid(z(wide, *parameters))).to(x.dtype)
 
 
+class _Product(torch.autograd.Function):
+    """x·sigmoid(z), which keeps x and z."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(x, z)
+        return _product(x, z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, z = ctx.saved_tensors
+        if torch.is_grad_enabled():  # differentiable itself
+            gate = torch.sigmoid(z)
+            straight = grad * gate
+            return straight, x * straight * (1 - gate)
+        return _product_gradients(x, z, grad)
+
+
+def _product(x: Tensor, z: Tensor) -> Tensor:
+    if _in_memory(x):
+        out = _gate.product(x, z)
+        if out is not None:
+            return out
+    return x * torch.sigmoid(z)
+
+
+def _product_gradients(x: Tensor, z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of z for that of x·sigmoid(z), by the native kernel or in as few tensors as can be."""
+    if _in_memory(x) and _core._is_memory(grad):
+        both = _gate.product_gradients(x, z, grad)
+        if both is not None:
+            return both
+    gate = torch.sigmoid(z)
+    straight = _core.wide(grad) * gate
+    through = x * straight
+    return straight, through.addcmul_(through, gate, value=-1)
+
+
 class _Gated(torch.autograd.Function):
     """x·sigmoid(z(x, θ)), which keeps x and θ only: the backward pass computes the gate again."""
 
@@ -193,7 +236,8 @@ class _Gated(torch.autograd.Function):
             out = _gate.value(_core.wide(x), parameters[0])
             if out is not None:
                 return out.to(x.dtype)
-        return _gated(x, z, parameters)
+        wide = _core.wide(x)
+        return _product(wide, z(wide, *parameters)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -207,7 +251,11 @@ class _Gated(torch.autograd.Function):
 
 def _native(x: Tensor, z: Callable[..., Tensor]) -> bool:
     depthwise = isinstance(z, partial) and z.func is _convolution
-    return depthwise and _core._fusion == "auto" and x.device.type == "cpu" and _core._is_memory(x)
+    return depthwise and _in_memory(x)
+
+
+def _in_memory(x: Tensor) -> bool:
+    return _core._fusion == "auto" and x.device.type == "cpu" and _core._is_memory(x)
 
 
 def _again(
@@ -224,7 +272,7 @@ def _again(
 def _cheaply(
     z: Callable[..., Tensor], inputs: tuple[Tensor, ...], needed: list[bool], grad: Tensor
 ) -> list[Tensor | None]:
-    """The gradients of x·sigmoid(z(x, θ)), by the native kernel or in as few tensors as can be."""
+    """The gradients of x·sigmoid(z(x, θ)), by the native kernels or in as few tensors as can be."""
     if _native(inputs[0], z) and _core._is_memory(grad):
         x, weight = inputs
         both = _gate.gradients(_core.wide(x), weight, grad)
@@ -238,10 +286,7 @@ def _cheaply(
         wide = _core.wide(own[0])
         before = z(wide, *own[1:])
     with torch.no_grad():
-        gate = torch.sigmoid(before)
-        straight = _core.wide(grad) * gate
-        through = wide * straight
-        through.addcmul_(through, gate, value=-1)
+        straight, through = _product_gradients(wide, before, grad)
     wanted = [t for t, n in zip(own, needed, strict=True) if n]
     found = list(torch.autograd.grad(before, wanted, through))
     if needed[0]:
