@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +27,21 @@ def test_defaults_round_trip(name: str, extra: str) -> None:
     assert str(again) == str(act)
     x = torch.linspace(-3, 3, 50, dtype=torch.float64)
     assert torch.equal(again.double()(x), act.double()(x))
+
+
+@pytest.mark.parametrize("name", [name for name in activation_names() if name != "sparta"])
+@pytest.mark.parametrize("extra", ["", "centered=True", "learnable=True"])
+def test_they_pickle(name: str, extra: str) -> None:
+    """As the worker processes of attacks need it."""
+    try:
+        act = activation(f"{name}({extra})")
+    except CurvactError as error:
+        assert "learnable" in str(error)  # noqa: PT017 - ReLU, ELU and RCR-AF have nothing to learn
+        return
+    again = pickle.loads(pickle.dumps(act))
+    x = torch.linspace(-3, 3, 50)
+    assert str(again) == str(act)
+    assert torch.equal(again(x), act(x))
 
 
 @given(kappa=st.floats(1e-3, 1e5), beta=st.integers(0, 3))

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curvact.attacks import (
     LOSSES,
     Model,
+    SuspectModelWarning,
     ThreatModel,
     check_images,
     distance,
@@ -23,9 +24,11 @@ from curvact.attacks import (
     fgsm,
     frozen,
     margin,
+    minimum_radius,
     mode,
     pgd,
 )
+from curvact.attacks.threat import Norm
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
 
@@ -455,6 +458,58 @@ def test_evaluate_counts() -> None:
     assert model.training
 
 
+def test_not_a_number_counts_as_wrong_and_is_said() -> None:
+    """NaN logits in the second batch, and for the attacked image of the third: argmax would name class 0."""
+
+    def model(x: Tensor) -> Tensor:
+        value = x.flatten(1)[:, 0]
+        bad = torch.where((value > 0.4) & (value < 0.6), torch.nan, 1.0)
+        return torch.stack([bad, -bad], 1)
+
+    x = torch.tensor([0.0, 0.5, 0.9]).view(3, 1, 1, 1)
+    with pytest.warns(SuspectModelWarning, match="2 of 3 images have logits with NaN"):
+        result = evaluate(
+            model, x, torch.zeros(3, dtype=torch.int64), lambda m, a, b: (a - 0.4).clamp_min(0), batch_size=1
+        )
+    assert result.clean_correct.tolist() == [True, False, True]
+    assert result.robust_correct.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("bad", [math.nan, -0.01, 1.01])
+def test_what_is_no_image_is_no_success(bad: float) -> None:
+    x, y = torch.full((2, 1, 1, 2), 0.5), torch.tensor([0, 0])
+    attacked = x.clone()
+    attacked[1, 0, 0, 1] = bad
+
+    def model(x: Tensor) -> Tensor:
+        wrong = ~((x >= 0) & (x <= 1)).all(-1).flatten()
+        return torch.stack([5 - 10 * wrong.float(), torch.zeros(len(x))], 1)
+
+    with pytest.warns(SuspectModelWarning, match=r"1 of 2 images left \[0, 1\] or became NaN"):
+        result = evaluate(model, x, y, lambda m, a, b: attacked)
+    assert result.robust == 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_gradient_without_a_number_spoils_no_image(norm: Norm) -> None:
+    """√h has an infinite slope at 0, and behind `where` its gradient is NaN: these pixels stand still, the others move."""
+    threat = ThreatModel(norm, 0.5)
+
+    def model(x: Tensor) -> Tensor:
+        h = x.flatten(1)
+        total = torch.where(h > 0, torch.sqrt(h), 0.0).sum(1)
+        return torch.stack([total - 1, 1 - total], 1)
+
+    x = torch.tensor([[0.0, 0.9, 0.9], [0.0, 0.3, 0.8]])
+    y = torch.zeros(2, dtype=torch.int64)
+    x_adv = pgd(model, x, y, threat, steps=10, step_size=0.1, random_start=False, sparsity=0.3)
+    assert bool(x_adv.isfinite().all())
+    assert bool((x_adv[:, 1:] < x[:, 1:]).any(1).all())
+    radius = minimum_radius(model, x, y, norm=norm, high=2.0, generator=torch.Generator().manual_seed(0))
+    assert bool((radius > 0).all())
+    assert not bool(radius.isnan().any())
+
+
 def test_evaluate_tells_after_each_batch() -> None:
     """A model right on all but the fifth image, and an attack that turns the first of each batch."""
     x = torch.zeros(8, 1, 1, 2)
@@ -472,6 +527,11 @@ def test_evaluate_tells_after_each_batch() -> None:
     assert told[-1][1] == result.robust
 
 
+def _evaluate(**changes: object) -> object:
+    settings = {"x": torch.rand(2, 6), "y": torch.tensor([0, 1]), "attack": lambda m, x, y: x, **changes}
+    return evaluate(_linear(3, 6).float(), **settings)  # type: ignore[arg-type]
+
+
 def _try(**settings: object) -> Tensor:
     settings = {"steps": 1, "step_size": 0.1, **settings}
     return pgd(_linear().float(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), **settings)  # type: ignore[arg-type]
@@ -481,10 +541,16 @@ def _try(**settings: object) -> Tensor:
     ("call", "message"),
     [
         (lambda: ThreatModel("linf", -0.1), "epsilon=-0.1"),
+        (lambda: ThreatModel("linf", "8/255"), "epsilon='8/255'"),
         (lambda: ThreatModel("linf", math.nan), "epsilon=nan"),
         (lambda: ThreatModel("l7", 0.1), "norm='l7'"),  # type: ignore[arg-type]
         (lambda: check_images(torch.tensor([0.0, 1.5])), r"\[0, 1.5\]"),
         (lambda: check_images(torch.tensor([0.5, math.nan])), "nan"),
+        (lambda: _evaluate(x=torch.zeros(2, 6, dtype=torch.uint8)), "images are torch.uint8"),
+        (lambda: _evaluate(y=torch.tensor([0, 1], dtype=torch.int32)), "labels are torch.int32: int64"),
+        (lambda: _evaluate(y=torch.tensor([0, 9])), "labels lie in 0 … 9, the model has 3 classes"),
+        (lambda: _evaluate(y=torch.tensor([0, -1])), "labels lie in -1"),
+        (lambda: _evaluate(batch_size=0), "batch_size=0"),
         (
             lambda: pgd(
                 _linear(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), steps=-1, step_size=1

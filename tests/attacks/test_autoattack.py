@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,7 @@ from curvact.attacks._autoattack.ensemble import chosen_steps, ensemble_name, ve
 from curvact.attacks._autoattack.fab import onto_plane
 from curvact.attacks._autoattack.reference import NORMS
 from curvact.attacks._autoattack.shard import allowed
-from curvact.attacks._autoattack.store import config_hash, read_unit, write_unit
+from curvact.attacks._autoattack.store import config_hash, hash_network, read_unit, write_unit
 from curvact.attacks.autoattack import Progress, Settings, Verdict, autoattack, ensemble
 from curvact.errors import CurvactError
 
@@ -616,7 +617,8 @@ def _expected(**more: Any) -> tuple[nn.Module, Tensor, Tensor, Verdict]:
 
 @pytest.mark.parametrize("mode", ["plain", "fast"])
 def test_workers_alter_nothing(mode: Any) -> None:
-    model, x, y, alone = _expected(mode=mode)
+    model, (x, y) = _net("rctaf(curvature=6)"), _data()
+    alone = ensemble(model, x, y, ThreatModel("linf", 0.1), **SMALL, shard_size=6, seed=2, mode=mode)
     seen: list[Progress] = []
     shared = ensemble(
         model,
@@ -724,14 +726,24 @@ def test_a_worker_that_always_dies_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert context.started <= 6
 
 
-def test_what_workers_cannot_take_is_said() -> None:
+def test_what_workers_cannot_take_is_said(tmp_path: Path) -> None:
     class Local(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :4]
 
     x, y = torch.rand(4, 1, 5, 5), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(CurvactError, match=r"does not pickle.*use workers=1"):
-        ensemble(Local().eval(), x, y, ThreatModel("linf", 0.1), attacks=["apgd-ce"], shard_size=2, workers=2)
+        ensemble(
+            Local().eval(),
+            x,
+            y,
+            ThreatModel("linf", 0.1),
+            attacks=["apgd-ce"],
+            shard_size=2,
+            workers=2,
+            folder=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 KILLED = """
@@ -829,6 +841,20 @@ def test_a_stored_success_is_checked_too(tmp_path: Path) -> None:
         after = ensemble(**arguments)
         _same(before, after)
         assert "damaged" in after.notes[0]
+
+
+def test_an_address_in_the_printed_form_is_no_other_network() -> None:
+    class Printed(nn.Module):
+        def __init__(self, what: object) -> None:
+            super().__init__()
+            self.what = what
+
+        def extra_repr(self) -> str:
+            return f"what={self.what}"
+
+    one, other = Printed(lambda: 0), Printed(lambda: 0)
+    assert str(one) != str(other)
+    assert hash_network(one) == hash_network(other) != hash_network(Printed(3))
 
 
 def test_another_run_in_the_folder_is_said(tmp_path: Path) -> None:
@@ -930,6 +956,18 @@ class _Noisy(nn.Module):
         return out + 0.01 * torch.randn_like(out)  # type: ignore[no-any-return]
 
 
+class _Rounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        share = (x > 0.5).float().flatten(1).mean(1)
+        return torch.stack([0.5 - share, share - 0.5], 1)
+
+
+class _Undefined(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        sign = torch.where(x[:, 0, 0, 0] > 0.5, torch.nan, 1.0)
+        return torch.stack([sign + x.flatten(1).sum(1), -sign], 1)
+
+
 def test_suspect_models_are_warned_of() -> None:
     x, y = _data(6)
     model = _net()
@@ -949,6 +987,91 @@ def test_suspect_models_are_warned_of() -> None:
     finally:
         model.eval()
     _same(trained, ensemble(model, x, y, ThreatModel("linf", 0.01), **small))
+
+
+def test_what_a_randomized_model_draws_depends_on_the_seed_alone() -> None:
+    """Neither on the caller's generator, which is left alone, nor on who does the work."""
+    x, y = _data(12)
+    # torch's own, so that workers can load it; it draws its windows in evaluation mode too.
+    model = nn.Sequential(nn.FractionalMaxPool2d(2, output_size=5), nn.Flatten(), nn.Linear(25, 10)).eval()
+    with torch.no_grad():
+        model[2].weight.normal_(generator=torch.Generator().manual_seed(0))
+        model[2].bias.zero_()
+        y = model(x).argmax(1)
+        assert not torch.equal(model(x), model(x))
+    found = []
+    for outside, processes, mode in ((1, 1, "plain"), (2, 2, "plain"), (3, 1, "fast"), (4, 2, "fast")):
+        torch.manual_seed(outside)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SuspectModelWarning)  # its outputs change
+            found.append(
+                ensemble(
+                    model,
+                    x,
+                    y,
+                    ThreatModel("linf", 0.05),
+                    attacks=["apgd-ce", "square"],
+                    steps=3,
+                    queries=5,
+                    shard_size=6,
+                    workers=processes,
+                    mode=mode,  # type: ignore[arg-type]
+                )
+            )
+    assert 0 < found[0].robust_accuracy < 1
+    for one, other in (found[:2], found[2:]):
+        assert one.broken_by == other.broken_by
+        assert torch.equal(one.x_adv, other.x_adv)
+        assert torch.equal(one.y_adv, other.y_adv)
+
+
+def test_rand_on_a_model_without_chance_is_warned_of() -> None:
+    x, y = _data(2)
+    with pytest.warns(SuspectModelWarning, match="leaves out FAB-T and Square"):
+        autoattack(_net(), x, y, ThreatModel("linf", 0.3), version="rand", mode="fast")
+
+
+@pytest.mark.parametrize("mode", ["plain", "fast"])
+def test_a_model_that_cuts_the_graph_is_attacked_and_said(mode: Any) -> None:
+    """Class 1 if most pixels are above ½: gradients are blind, Square is not."""
+    x = torch.full((4, 1, 12, 12), 0.52)
+    x[2:] = 0.9
+    y = torch.ones(4, dtype=torch.int64)
+    said = ["only Square sees anything", "Square took"]
+    if mode == "fast":  # the reference looks for zero gradients of the DLR loss only
+        said.append("zero gradient")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        verdict = ensemble(
+            _Rounded().eval(),
+            x,
+            y,
+            ThreatModel("linf", 0.1),
+            attacks=["apgd-ce", "fab", "square"],
+            steps=3,
+            queries=200,
+            mode=mode,
+        )
+    assert verdict.broken_by == ("square", "square", None, None)
+    assert all(any(words in str(w.message) for w in caught) for words in said)
+    assert len(verdict.suspicions) == len(said)
+
+
+@pytest.mark.parametrize("mode", ["plain", "fast"])
+def test_not_a_number_is_no_right_answer(mode: Any) -> None:
+    """Of 40 images the last 5 have NaN logits, past those that the first look sees; class 0 is what argmax would say."""
+    x, y = (
+        torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(40, dtype=torch.int64),
+    )
+    x[35:, 0, 0, 0] = 1.0
+    x[:35, 0, 0, 0] = 0.0
+    with pytest.warns(SuspectModelWarning, match="logits of 5 points.*NaN"):
+        verdict = ensemble(
+            _Undefined().eval(), x, y, ThreatModel("linf", 1e-3), attacks=["apgd-ce"], steps=2, mode=mode
+        )
+    assert verdict.broken_by == (None,) * 35 + ("clean",) * 5
+    assert verdict.y_adv.tolist() == [0] * 35 + [-1] * 5
 
 
 @pytest.mark.slow

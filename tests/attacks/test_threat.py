@@ -175,7 +175,10 @@ def test_check_model_names_what_is_suspect() -> None:
 
     with pytest.warns(SuspectModelWarning, match="probabilities"):
         evaluate(lambda x: linear(x).softmax(1), x, y, lambda m, x, y: x)
-    with pytest.warns(SuspectModelWarning, match="hold NaN"):
+    with (
+        pytest.warns(SuspectModelWarning, match="hold NaN"),
+        pytest.warns(SuspectModelWarning, match="6 of 6 images have logits with NaN"),
+    ):
         evaluate(lambda x: linear(x) * math.nan, x, y, lambda m, x, y: x)
     with pytest.warns(SuspectModelWarning, match="training mode"):
         evaluate(_Stubborn(4, 3), x, y, lambda m, x, y: x)

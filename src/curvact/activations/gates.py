@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -145,33 +145,36 @@ class Squareplus(ScaledActivation):
 GATE_POWERS = range(1, 17)
 
 
+def _power_value(x: Tensor, alpha: Scale, *, n: int) -> Tensor:
+    out = softplus(x, alpha)
+    if n == 1:
+        return out
+    s = sigmoids(x * alpha)[0] if fused() else torch.sigmoid(x * alpha)
+    total = s / (n - 1)
+    for k in range(n - 2, 0, -1):
+        total = (total + 1 / k) * s
+    return out - over(total, alpha)
+
+
+def _power_slope(u: Tensor, *, n: int) -> Tensor:
+    s = fade(torch.sigmoid(u), n)
+    out = s
+    for _ in range(n - 1):
+        out = out * s
+    return out
+
+
+def _power_curvature(u: Tensor, *, n: int) -> Tensor:
+    s = torch.sigmoid(u)
+    return n * s**n * (1 - s)
+
+
 @cache
 def _power_shape(n: int) -> Shape:
-    def value(x: Tensor, alpha: Scale) -> Tensor:
-        out = softplus(x, alpha)
-        if n == 1:
-            return out
-        s = sigmoids(x * alpha)[0] if fused() else torch.sigmoid(x * alpha)
-        total = s / (n - 1)
-        for k in range(n - 2, 0, -1):
-            total = (total + 1 / k) * s
-        return out - over(total, alpha)
-
-    def slope(u: Tensor) -> Tensor:
-        s = fade(torch.sigmoid(u), n)
-        out = s
-        for _ in range(n - 1):
-            out = out * s
-        return out
-
-    def curvature(u: Tensor) -> Tensor:
-        s = torch.sigmoid(u)
-        return n * s**n * (1 - s)
-
     return Shape(
-        value=value,
-        slope=slope,
-        curvature=curvature,
+        value=partial(_power_value, n=n),
+        slope=partial(_power_slope, n=n),
+        curvature=partial(_power_curvature, n=n),
         peak=(n / (n + 1)) ** (n + 1),
         peak_at=math.log(n),
         at_zero=math.log(2) - sum(0.5**k / k for k in range(1, n)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -87,36 +87,36 @@ def gate(u: Tensor, beta: int) -> Tensor:
     return g
 
 
+def _value(x: Tensor, alpha: Scale, *, beta: int) -> Tensor:
+    if beta == 0:
+        return softplus(x, alpha)
+    if fused():
+        e = decay(x * alpha)
+        q = fade(e / (1 + e), 2**beta)
+        r = polynomial(f"rct{beta}", q - 0.25)
+        for _ in range(beta):
+            q = q * q
+        return ramp(x) + over(r * q, alpha)
+    s = torch.sigmoid(x * alpha)
+    return softplus(x, alpha) - remainder(4 * (s - s * s), beta) / alpha
+
+
+def _curvature(u: Tensor, *, beta: int) -> Tensor:
+    g = torch.sigmoid(u)
+    out = g * (1 - g)
+    for _ in range(beta):
+        out = out * (6 * g * (1 - g))
+        g = g * g * (3 - 2 * g)
+    return out
+
+
 @cache
 def _rct_shape(beta: int) -> Shape:
-    def value(x: Tensor, alpha: Scale) -> Tensor:
-        if beta == 0:
-            return softplus(x, alpha)
-        if fused():
-            e = decay(x * alpha)
-            q = fade(e / (1 + e), 2**beta)
-            r = polynomial(f"rct{beta}", q - 0.25)
-            for _ in range(beta):
-                q = q * q
-            return ramp(x) + over(r * q, alpha)
-        s = torch.sigmoid(x * alpha)
-        return softplus(x, alpha) - remainder(4 * (s - s * s), beta) / alpha
-
-    def slope(u: Tensor) -> Tensor:
-        return gate(u, beta)
-
-    def curvature(u: Tensor) -> Tensor:
-        g = torch.sigmoid(u)
-        out = g * (1 - g)
-        for _ in range(beta):
-            out = out * (6 * g * (1 - g))
-            g = g * g * (3 - 2 * g)
-        return out
-
+    # Of partials, not of closures: models are pickled for the workers of attacks.
     return Shape(
-        value=value,
-        slope=slope,
-        curvature=curvature,
+        value=partial(_value, beta=beta),
+        slope=partial(gate, beta=beta),
+        curvature=partial(_curvature, beta=beta),
         peak=0.25 * 1.5**beta,
         peak_at=0.0,
         at_zero=math.log(2) - sum(_REMAINDERS[beta]),

@@ -41,13 +41,15 @@ from curvact.attacks._autoattack.store import (
     unit_path,
     write_unit,
 )
-from curvact.attacks._autoattack.workers import run_shards
+from curvact.attacks._autoattack.workers import packed, run_shards
 from curvact.attacks.pgd import Model
 from curvact.attacks.pgd import mode as model_mode
 from curvact.attacks.threat import (
     SuspectModelWarning,
     ThreatModel,
     check_images,
+    check_labels,
+    cuts_graph,
     distance,
     suspect_logits,
     training_parts,
@@ -108,7 +110,8 @@ class Verdict:
     name: "AutoAttack" (or "AutoAttack (plus)", "AutoAttack (rand)") for a whole version, else the attacks that ran.
     clean_accuracy, robust_accuracy: fractions of all points.
     broken_by: for each point the attack that broke it, "clean" if no attack was needed, None if it is robust.
-    x_adv: N×C×H×W; x itself where nothing was found. y_adv: the classes the model takes x_adv for, N.
+    x_adv: N×C×H×W; x itself where nothing was found. y_adv: the classes the model takes x_adv for (−1: its logits hold
+        NaN, which counts as wrong), N.
     loss: cross-entropy of the model at x_adv, N. perturbation: ‖x_adv − x‖ in the norm of the threat model, N.
     accuracy_after: "clean" and each attack → robust accuracy after it.
     forward_evaluations, gradient_evaluations: images sent through the model without and with a gradient, over all sessions.
@@ -314,6 +317,11 @@ def _run(
         steps = choose(probe.shape[1])
         if mode == "plain" and any(step.attack == "square" for step in steps):
             check_square(x.shape[2], x.shape[3], threat_model)
+        cut = cuts_graph(local, x[:1].to(places[0]))
+        if cut:
+            suspicions.append(
+                "the model's outputs do not depend on its inputs by a differentiable way: only Square sees anything"
+            )
         for line in suspicions:
             warnings.warn(line, SuspectModelWarning, stacklevel=3)
         job = Job(
@@ -329,7 +337,9 @@ def _run(
             precision=precision,
             compiled=compiled,
             randomized=randomized,
+            cut=cut,
         )
+        content = packed(job) if workers > 1 and job.shards > 1 else b""
         config = _config(job, version, hashed=folder is not None)
         run = config_hash(config)
         place = Path(folder) if folder is not None else None
@@ -355,7 +365,7 @@ def _run(
             _run_here(job, done, waiting, places[0], threads or count, on_unit)
         else:
             each = threads or max(1, count // min(workers, len(waiting)))
-            run_shards(job, done, waiting, workers, places, each, on_unit)
+            run_shards(content, done, waiting, workers, places, each, on_unit)
         units = [unit for shard in sorted(done) for unit in done[shard]]
         outcome = _outcome(job, units, local, places[0])
     late = _late_suspicions(job, units, outcome["accuracy_after"])
@@ -474,9 +484,12 @@ def _progress(job: Job, done: Mapping[int, list[Unit]], fresh: Sequence[Unit], s
 
 def _late_suspicions(job: Job, units: Sequence[Unit], accuracy_after: Mapping[str, float]) -> list[str]:
     lines = []
+    nan = sum(int((unit.y_adv < 0).sum()) for unit in units)
+    if nan:
+        lines.append(f"the logits of {nan} points, clean or attacked, hold NaN: these count as misclassified")
     zero = sum(unit.zero_gradients for unit in units)
     if zero:
-        lines.append(f"{zero} runs of APGD started from a zero gradient: gradients may be masked")
+        lines.append(f"{zero} runs of APGD started from a zero gradient (or NaN): gradients may be masked")
     if "square" in accuracy_after and job.keys.index("square") > 1:
         before = accuracy_after[job.keys[job.keys.index("square") - 1]]
         targeted = any(key.endswith("-t") for key in job.keys[: job.keys.index("square")])
@@ -530,7 +543,7 @@ def _probe(
     few = x[:32].to(device)
     with torch.no_grad():
         logits = model(few)
-        again = logits if randomized else model(few)
+        again = model(few)
     if wrong := wrong_shape(logits, len(few)):
         raise CurvactError(wrong)
     if logits.dtype != torch.float32:
@@ -539,14 +552,14 @@ def _probe(
         )
     if not bool(logits.isfinite().all()):
         raise CurvactError(f"{suspect_logits(logits)[0]}: no accuracy is defined on them")
-    classes = logits.shape[1]
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise CurvactError(
-            f"labels lie in {low} … {high}, the model has {classes} classes: labels 0 … {classes - 1}"
-        )
+    check_labels(y, logits.shape[1])
     suspicions += suspect_logits(logits)
-    if float((logits - again).abs().max()) > 1e-4 * float(logits.abs().max()):
+    changes = float((logits - again).abs().max()) > 1e-4 * float(logits.abs().max())
+    if randomized and not changes:
+        suspicions.append(
+            "version='rand' leaves out FAB-T and Square, and the model's outputs repeat: use version='standard'"
+        )
+    if changes and not randomized:
         suspicions.append(
             "the model's outputs change from call to call: use version='rand' for a randomized model"
         )

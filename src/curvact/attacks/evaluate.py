@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvact.attacks.losses import classes
 from curvact.attacks.pgd import Attack, Model, mode
 from curvact.attacks.threat import (
     SuspectModelWarning,
     check_images,
+    check_labels,
     check_per_sample,
     suspect_logits,
     training_parts,
@@ -49,8 +51,10 @@ def evaluate(
     An image counts as robust only if it is classified correctly both clean and attacked.
     x: N×C×H×W in [0, 1]. y: N, int64.
     on_batch: called after each batch with the number of images done and the robust accuracy so far (waits for the device).
-    Raises CurvactError for no images, images outside [0, 1], another number of labels, or outputs that are not N×classes. Warns
-    (`SuspectModelWarning`) if the first batch's outputs are probabilities or not finite, or if a part stays in training mode.
+    Logits with NaN are wrong answers; attacked images that are no images (NaN, outside [0, 1]) are no successes.
+    Raises CurvactError for no images, images that are not floating point in [0, 1], labels that are not N int64 below the number
+    of classes, a batch_size below 1, or outputs that are not N×classes. Warns (`SuspectModelWarning`) if the first batch's
+    outputs are probabilities or not finite, if a part stays in training mode, and of the NaN and the images said above.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     >>> result = evaluate(model, torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64), lambda m, x, y: x)
@@ -59,26 +63,45 @@ def evaluate(
     """
     if len(x) == 0:
         raise CurvactError("evaluate got 0 images: at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise CurvactError(f"batch_size={batch_size!r} of evaluate: a whole number >= 1")
     check_per_sample("y", y, x)
     check_images(x)
     clean: list[Tensor] = []
     robust: list[Tensor] = []
     attacked: list[Tensor] = []
+    nan: list[Tensor] = []
+    outside: list[Tensor] = []
     with mode(model, training=False):
         for images, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             with torch.no_grad():
                 logits = model(images)
             if not clean:
                 _inspect(model, logits, len(images))
-            right = logits.argmax(1) == labels
+                check_labels(y, logits.shape[1])
+            right = classes(logits) == labels
             x_adv = attack(model, images, labels)
             with torch.no_grad():
+                flat = x_adv.flatten(1)
+                image = ((flat >= 0) & (flat <= 1)).all(1)
+                answers = model(x_adv)
                 clean.append(right)
-                robust.append(right & (model(x_adv).argmax(1) == labels))
+                robust.append(right & (~image | (classes(answers) == labels)))
+                nan.append((logits.isnan().any(1) | (image & answers.isnan().any(1))).sum())
+                outside.append((~image).sum())
             attacked.append(x_adv)
             if on_batch is not None:
                 so_far = torch.cat(robust)
                 on_batch(len(so_far), so_far.double().mean().item())
+    for count, what in (
+        (int(torch.stack(nan).sum()), "have logits with NaN, clean or attacked: these count as wrong"),
+        (
+            int(torch.stack(outside).sum()),
+            "left [0, 1] or became NaN in the attack: these do not count as successes",
+        ),
+    ):
+        if count:
+            warnings.warn(f"{count} of {len(x)} images {what}", SuspectModelWarning, stacklevel=2)
     clean_correct, robust_correct = torch.cat(clean), torch.cat(robust)
     return Robustness(
         clean_correct.double().mean().item(),

@@ -82,8 +82,17 @@ def attack_loss(loss: str | AttackLoss) -> AttackLoss:
 
 def succeeded(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
     """Whether the attack has what it wants: another class than y, or the target where there is one. Bool, N."""
-    predicted = logits.argmax(1)
+    predicted = classes(logits)
     return predicted != y if targets is None else predicted == targets
+
+
+def classes(logits: Tensor) -> Tensor:
+    """The class that each row of logits names, −1 where it holds NaN: no answer, which is never right. int64, N.
+
+    >>> classes(torch.tensor([[0.0, 2.0], [float("nan"), 1.0]]))
+    tensor([ 1, -1])
+    """
+    return logits.max(1)[1].masked_fill_(logits.isnan().any(1), -1)
 
 
 def _at(logits: Tensor, y: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from curvact.attacks.losses import ce, margin, succeeded
 from curvact.attacks.pgd import Model, frozen, mode, pgd
-from curvact.attacks.threat import ThreatModel, check_images, check_per_sample, distance, wrong_shape
+from curvact.attacks.threat import (
+    ThreatModel,
+    check_images,
+    check_per_sample,
+    connected,
+    distance,
+    wrong_shape,
+)
 from curvact.errors import CurvactError
 from curvact.random import generator
 
@@ -125,7 +132,7 @@ def masking_report(
 
     with mode(model, training=False), frozen(model):
         return _report(
-            _connected(model),
+            connected(model),
             x.detach(),
             y,
             threat_model,
@@ -190,18 +197,6 @@ def _check_attacked(attacked: Tensor, x: Tensor, threat_model: ThreatModel) -> N
             f"masking_report got attacked images up to {farthest:.6g} away: within ε = {threat_model.epsilon:.6g} in "
             f"{threat_model.norm}"
         )
-
-
-def _connected(model: Model) -> Model:
-    """The same outputs, with a gradient of zero where the model cuts the graph, as a comparison does."""
-
-    def connected(x: Tensor) -> Tensor:
-        outputs = model(x)
-        if wrong_shape(outputs, len(x)):
-            return outputs
-        return outputs + 0 * x.flatten(1).sum(1, keepdim=True)
-
-    return connected
 
 
 class _Checks:

@@ -42,7 +42,8 @@ class ThreatModel:
                 f"norm={self.norm!r} of a threat model: allowed are {', '.join(get_args(Norm))}"
                 + nearest(str(self.norm), get_args(Norm))
             )
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+        number = isinstance(self.epsilon, (int, float)) and not isinstance(self.epsilon, bool)
+        if not (number and math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise CurvactError(
                 f"epsilon={self.epsilon!r} of a threat model: a finite number >= 0, in input units"
             )
@@ -108,6 +109,8 @@ class ThreatModel:
             step = step.to(x).view(_column(x))
         if self.norm == "linf":
             return x + step * gradient.sign()
+        # One pixel without a finite gradient would take the whole image with it.
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         if self.norm == "l1":
             chosen = _largest(x, gradient, sparsity)
             return x + chosen * (step / chosen.abs().flatten(1).sum(1).clamp_min(1).view(_column(x)))
@@ -187,7 +190,11 @@ def _onto_l1_ball_and_box(delta: Tensor, x: Tensor, radius: float | Tensor) -> T
 
 
 def check_images(x: Tensor) -> None:
-    """CurvactError unless x lies in [0, 1] and has no NaN. Reads the values: call it once, outside loops."""
+    """CurvactError unless x is floating point in [0, 1] and has no NaN. Reads the values: call it once, outside loops."""
+    if not x.is_floating_point():
+        raise CurvactError(
+            f"images are {x.dtype}: attacks take floating-point inputs in [0, 1] (divide bytes by 255)"
+        )
     if x.numel() == 0:
         return
     low, high = (float(v) for v in torch.aminmax(x))
@@ -195,6 +202,44 @@ def check_images(x: Tensor) -> None:
         raise CurvactError(
             f"images lie in [{low:.4g}, {high:.4g}]: attacks take inputs in [0, 1] (normalize in the model)"
         )
+
+
+def check_labels(y: Tensor, count: int) -> None:
+    """CurvactError unless y is int64 and names classes 0 … count − 1. Reads the values: call it once, outside loops."""
+    if y.dtype != torch.int64:
+        raise CurvactError(f"labels are {y.dtype}: int64, one class an image")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= count:
+        raise CurvactError(
+            f"labels lie in {low} … {high}, the model has {count} classes: labels 0 … {count - 1}"
+        )
+
+
+def cuts_graph(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether the outputs do not depend on the inputs by a differentiable way, as behind a comparison. One pass, on x.
+
+    >>> cuts_graph(lambda x: (x > 0.5).float(), torch.rand(1, 4)), cuts_graph(lambda x: 2 * x, torch.rand(1, 4))
+    (True, False)
+    """
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        outputs = model(leaf)
+        return (
+            not outputs.requires_grad
+            or torch.autograd.grad(outputs.sum(), leaf, allow_unused=True)[0] is None
+        )
+
+
+def connected(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same outputs, with a gradient of zero where the model cuts the graph."""
+
+    def joined(x: Tensor) -> Tensor:
+        outputs = model(x)
+        if wrong_shape(outputs, len(x)):
+            return outputs
+        return outputs + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    return joined
 
 
 def check_model(model: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:

@@ -149,6 +149,7 @@ def _advance(
     if threat_model.norm == "linf":
         ahead = torch.addcmul(origin, direction.sign(), _wide(size, here))
     else:
+        direction = direction.nan_to_num(0.0, 0.0, 0.0)
         ahead = torch.addcmul(origin, direction, _wide(size, here) / _length(direction).clamp_min(1e-12))
     ahead = _project(ahead, slots, threat_model)
     inertia = _wide(torch.where(first, 0.0, MOMENTUM), here)
@@ -167,7 +168,7 @@ def _advance(
         size=size,
         at=at + 1,
     )
-    return (first & (gradient.flatten(1).abs().sum(1) == 0)).sum()
+    return (first & ~(gradient.flatten(1).abs().sum(1) > 0)).sum()  # zero, or not a number
 
 
 def checkpoints(steps: int) -> Tensor:

@@ -19,8 +19,9 @@ from curvact.attacks._autoattack.reference import ZeroGradients, reference_attac
 from curvact.attacks._autoattack.search import Counted, Twin, adaptive_batch, search_twin
 from curvact.attacks._autoattack.square import square
 from curvact.attacks._autoattack.windows import Windowed, windowed
+from curvact.attacks.losses import classes
 from curvact.attacks.pgd import Model, frozen
-from curvact.attacks.threat import ThreatModel
+from curvact.attacks.threat import ThreatModel, connected
 from curvact.errors import CurvactError
 from curvact.random import generator
 
@@ -31,7 +32,7 @@ BLOCK = 50
 
 @dataclass(frozen=True)
 class Job:
-    """All that a shard needs to know; sent to every worker process as it is."""
+    """All that a shard needs to know; sent to every worker process as it is. cut: whether the model cuts the graph."""
 
     model: Model
     x: Tensor
@@ -45,6 +46,7 @@ class Job:
     precision: Precision = "fp32"
     compiled: bool = False
     randomized: bool = False
+    cut: bool = False
 
     @property
     def shards(self) -> int:
@@ -64,7 +66,7 @@ class Unit:
     """What one attack did to one shard.
 
     index: the points it broke, int64, counted from the shard's first. x_adv: their adversarial examples. y_adv: the classes
-    the model takes these for; of the unit "clean" the classes of all points of the shard, and x_adv is empty.
+    the model takes these for (−1: NaN); of the unit "clean" the classes of all points of the shard, and x_adv is empty.
     standing: points it was given. outside: points it moved to another class, but out of the threat model: not counted.
     """
 
@@ -109,6 +111,8 @@ class Runner:
         self.job = job
         self.device = device
         self.model = on_device(job.model, device)
+        if job.cut:
+            self.model = connected(self.model)
         self._twins: dict[Precision, tuple[Model, tuple[str, ...]]] = {}
         self._small: dict[Twin, Windowed | None] = {}
         self._batch_size = job.batch_size
@@ -123,22 +127,28 @@ class Runner:
         x, y = job.x[part], job.y[part]
         with _global_randomness_kept(self.device), frozen(self.model), torch.no_grad():
             units = list(done)
+            self._seed(shard, CLEAN)
             if not units:
                 with _memory_named(CLEAN, self.device, self._plain_batch(len(x))):
                     units.append(self._clean(shard, x, y))
                 emit(units[-1])
             standing = standing_points(len(x), units)
             for step in job.steps[len(units) - 1 :]:
+                self._seed(shard, step.key)
                 unit = self._attack(shard, step, x, y, standing)
                 emit(unit)
                 standing = standing[~torch.isin(standing, unit.index)]
+
+    def _seed(self, shard: int, key: str) -> None:
+        """What a randomized model draws depends on the unit alone; the reference's attacks seed themselves once more."""
+        torch.manual_seed(generator(self.job.seed, f"autoattack {key}", shard).initial_seed())
 
     def _clean(self, shard: int, x: Tensor, y: Tensor) -> Unit:
         started = time.perf_counter()
         model = Counted(self.model)
         predicted = torch.cat(
             [
-                model(part.to(self.device)).max(1)[1].to(y.device)
+                classes(model(part.to(self.device))).to(y.device)
                 for part in torch.split(x, self._plain_batch(len(x)))
             ]
         )
@@ -341,7 +351,7 @@ class _Claims:
     def judge(self, rows: Tensor, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Which x_adv (of the standing points `rows`) the plain model gets wrong inside the threat model. Bool, on x's device."""
         with torch.no_grad():
-            predicted = self.model(x_adv).max(1)[1]
+            predicted = classes(self.model(x_adv))
             wrong = predicted != y
             confirmed = wrong & allowed(x_adv, x, self.threat_model)
         rows, kept = rows.cpu(), confirmed.cpu()

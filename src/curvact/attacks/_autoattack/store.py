@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ COUNTS = ("standing", "forward", "gradient", "outside", "zero_gradients")
 
 def hash_network(model: nn.Module) -> str:
     """Of the class and its printed form: what `curvact.model_hash`, of the weights, does not see."""
+    printed = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # of a function: another in every process
     return hashlib.sha256(
-        f"{type(model).__module__}.{type(model).__qualname__}\n{model}".encode()
+        f"{type(model).__module__}.{type(model).__qualname__}\n{printed}".encode()
     ).hexdigest()
 
 

@@ -36,7 +36,7 @@ class _Worker:
 
 
 def run_shards(
-    job: Job,
+    content: bytes,
     done: dict[int, list[Unit]],
     waiting: Sequence[int],
     workers: int,
@@ -44,13 +44,13 @@ def run_shards(
     threads: int,
     on_unit: Callable[[Unit], None],
 ) -> None:
-    """Run the waiting shards, `workers` at a time, each worker on the next of the devices; every unit goes to `on_unit`.
+    """Run the waiting shards of a packed job, `workers` at a time, each worker on the next of the devices.
 
-    done: each shard's finished units; `on_unit` is expected to add to it, so that a shard whose worker died goes on there.
-    Raises CurvactError if the job cannot be sent to another process, if a shard fails, or if its worker dies 3 times.
+    on_unit gets every unit. done: each shard's finished units; `on_unit` is expected to add to it, so that a shard whose worker
+    died goes on there.
+    Raises CurvactError if a shard fails, or if its worker dies 3 times.
     """
     context = multiprocessing.get_context("spawn")
-    content = _packed(job)
     queue, attempts = deque(waiting), dict.fromkeys(waiting, 0)
     pool = [
         _start(context, devices[number % len(devices)], threads) for number in range(min(workers, len(queue)))
@@ -89,7 +89,8 @@ def run_shards(
             _stop(worker)
 
 
-def _packed(job: Job) -> bytes:
+def packed(job: Job) -> bytes:
+    """The job as it is sent to other processes. CurvactError if it cannot be."""
     model = job.model
     try:
         if isinstance(model, nn.Module) and any(t.is_cuda for t in (*model.parameters(), *model.buffers())):
