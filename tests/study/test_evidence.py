@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from curvact.study.comparison import load_comparison
-from curvact.study.spec import trial_id
+from curvact.study.spec import load_spec, trial_id
 from curvact.study.trial import run_trial
 
 ROOT = Path(__file__).parents[2]
 TABLES = sorted((ROOT / "docs" / "results").glob("*.csv"))
+SWEEPS = sorted((ROOT / "docs" / "results" / "sweeps").glob("*.csv"))
 
 
 @pytest.mark.parametrize("table", TABLES, ids=[t.stem for t in TABLES])
@@ -29,6 +30,32 @@ def test_the_table_belongs_to_the_study(table: Path) -> None:
         else:
             assert f"failed: {cell} seed {seed}" in notes
     assert set(found) <= set(wanted)
+
+
+@pytest.mark.parametrize("table", SWEEPS, ids=[t.stem for t in SWEEPS])
+def test_the_sweep_belongs_to_the_study(table: Path) -> None:
+    trials = load_spec(ROOT / "studies" / f"{table.stem}.yaml").trials()
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert sorted(row["trial"] for row in rows) == sorted(map(trial_id, trials))
+    assert {row["status"] for row in rows} == {"done"}
+
+
+def test_the_page_says_what_the_demo_gave() -> None:
+    """The means of docs/findings.md, to their last digit, from the trials."""
+    rows = list(csv.DictReader((ROOT / "docs" / "results" / "sweeps" / "digits.csv").read_text().splitlines()))
+    page = (ROOT / "docs" / "findings.md").read_text().splitlines()
+    curvatures = next(line for line in page if line.startswith("| κ | 0.1 |")).split("|")[2:-1]
+    for beta in (0, 1):
+        for what, key in (("test", "robust_accuracy"), ("training", "train_robust_accuracy")):
+            said = next(line for line in page if line.startswith(f"| β = {beta}, {what} |")).split("|")[2:-1]
+            for curvature, number in zip(curvatures, said, strict=True):
+                found = [
+                    100 * float(row[key])
+                    for row in rows
+                    if row["family"] == f"rctaf(beta={beta})" and float(row["curvature"]) == float(curvature)
+                ]
+                assert len(found) == 3
+                assert float(number) == pytest.approx(sum(found) / 3, abs=0.051)
 
 
 @pytest.mark.slow
