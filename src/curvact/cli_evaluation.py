@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from curvact.errors import CurvactError, nearest
 
 if TYPE_CHECKING:
     from curvact.attacks import Finding, Progress
+    from curvact.attacks._autoattack.ensemble import Mode
     from curvact.evaluation.run import Masking
 
 evaluation_app = typer.Typer()
@@ -64,14 +67,9 @@ def evaluate_command(
     """Attack a checkpoint and put the outcome on record, image by image."""
     from curvact.attacks import Norm, ThreatModel
     from curvact.data import load
-    from curvact.evaluation import (
-        attack_parts,
-        evaluate_model,
-        model_hash,
-        open_model,
-        read_record,
-        write_record,
-    )
+    from curvact.evaluation import attack_parts, evaluate_model, open_model, write_record
+    from curvact.evaluation.place import checkpoint_name, evaluation_paths, record_there
+    from curvact.evaluation.run import asked_of
 
     if split not in ("train", "validation", "test"):
         raise CurvactError(f"--split {split}: allowed are train, validation, test")
@@ -88,30 +86,34 @@ def evaluate_command(
         if value < 1:
             raise CurvactError(f"{option} {value}: must be >= 1")
     model, known = open_model(checkpoint)
-    threat = known.get("threat_model", {})
-    if data is None and "data" not in known:
-        raise CurvactError(
-            f"{checkpoint} does not say what it was trained on: give --data, such as --data cifar10"
-        )
-    if epsilon is None and "epsilon" not in threat:
+    data_name, pixels = _data_of(checkpoint, known) if data is None else (data, None)
+    told = _threat_of(checkpoint, known) if epsilon is None or norm is None else {}
+    if epsilon is None and "epsilon" not in told:
         raise CurvactError(
             f"{checkpoint} does not say its threat model: give --epsilon, such as --epsilon 8/255"
         )
-    radius = threat["epsilon"] if epsilon is None else parse_epsilon(epsilon)
-    threat_model = ThreatModel(cast(Norm, norm or threat.get("norm", "linf")), radius)
-    where: dict[str, Any] = known["data"] if data is None else {"name": data, "size": None}
-    dataset = getattr(load(str(where["name"]), size=where["size"]), split).first(n)
-    name = f"{checkpoint.parent.name}-{checkpoint.stem}" if checkpoint.stem == "model" else checkpoint.stem
-    path = out / f"{name}-{attack}-{threat_model.norm}-{radius:.6g}-{split}{n}-seed{seed}.evaluation.json"
-    record = read_record(path) if resume and path.is_file() else None
-    if record is not None and (record.model.sha256, record.data.sha256) != (
-        model_hash(model),
-        dataset.sha256,
-    ):
-        raise CurvactError(
-            f"{path} is of other weights or images than {checkpoint} and {dataset.name}: move it away"
-        )
-    shards = path.with_suffix(".shards")
+    radius = float(told["epsilon"]) if epsilon is None else parse_epsilon(epsilon)
+    threat_model = ThreatModel(cast(Norm, norm or told.get("norm", "linf")), radius)
+    dataset = getattr(load(data_name, size=pixels), split).first(n)
+    name = checkpoint_name(checkpoint)
+    depth = "none" if no_masking else cast("Masking", masking)
+    architecture = known.get("architecture")
+    size = min(batch_size, len(dataset))
+    mode: Mode = "fast" if fast else "plain"
+    asked = asked_of(
+        model,
+        dataset,
+        threat_model,
+        attack=attack,
+        seed=seed,
+        batch_size=size,
+        restarts=restarts,
+        mode=mode,
+        architecture=architecture,
+    )
+    path, shards = evaluation_paths(out, name, attack, dataset.name, len(dataset), asked, depth)
+    there = record_there(path, asked, depth)
+    record = there if resume else None
     checklist: list[Finding] = []
     if record is None:
         if shards.exists() and not resume:
@@ -125,67 +127,62 @@ def evaluate_command(
                 threat_model,
                 attack=attack,
                 seed=seed,
-                batch_size=min(batch_size, len(dataset)),
+                batch_size=size,
                 restarts=restarts,
-                mode="fast" if fast else "plain",
+                mode=mode,
                 workers=workers,
                 folder=shards if attack_parts(attack) else None,
                 on_progress=on_progress,
                 on_check=on_check,
                 name=name,
-                architecture=known.get("architecture"),
-                masking="none" if no_masking else cast("Masking", masking),
+                architecture=architecture,
+                masking=depth,
             )
         write_record(record, path)
         shutil.rmtree(shards, ignore_errors=True)
-    console = Console()
+    console = _console()
     error = f"± {100 * record.standard_error:.1f}"
     console.print(
         f"{record.data.name}, first {record.data.count:,} images: clean {100 * record.clean_accuracy:.2f} %, "
-        f"robust {100 * record.robust_accuracy:.2f} % {error} (one standard error, from the choice of images)",
-        highlight=False,
+        f"robust {100 * record.robust_accuracy:.2f} % {error} (one standard error, from the choice of images)"
     )
     console.print(
-        f"{record.attack}, {record.threat_model.norm} ε = {record.threat_model.epsilon:.6g}, {record.seconds:,.1f} s",
-        highlight=False,
+        f"{record.attack}, {record.threat_model.norm} ε = {record.threat_model.epsilon:.6g}, {record.seconds:,.1f} s"
     )
-    told = {f"{finding.name}: {finding.sentence}" for finding in checklist}
+    for text in record.notes:
+        console.print(f"note: {text}")
+    listed = {f"{finding.name}: {finding.sentence}" for finding in checklist}
     for text in record.findings:
-        if text not in told:
-            console.print(f"[bold]finding[/] {text}", highlight=False)
+        if text not in listed:
+            console.print(Text.assemble(("finding", "bold"), f" {text}"))
     if checklist:
         alarms = sum(finding.alarm for finding in checklist)
         console.print(
-            f"gradient masking ({masking}): "
-            + (f"{alarms} of {len(checklist)} checks alarm" if alarms else "no sign"),
-            highlight=False,
+            f"gradient masking ({depth}): "
+            + (f"{alarms} of {len(checklist)} checks alarm" if alarms else "no sign")
         )
         for finding in checklist:
-            console.print(
-                f"  {escape(str(finding))}",
-                highlight=False,
-                soft_wrap=True,
-                style="bold" if finding.alarm else "",
-            )
-    console.print(f"record: {path}", highlight=False, soft_wrap=True)
+            console.print(f"  {finding}", soft_wrap=True, style="bold" if finding.alarm else "")
+    console.print(f"record: {path}", soft_wrap=True)
 
 
 @evaluation_app.command("leaderboard")
 def leaderboard_command(
     folder: Annotated[Path, typer.Argument(help="folder of records")] = FOLDER,
     export: Annotated[
-        Path | None, typer.Option(help="write RobustBench's model_info files of the AutoAttack rows here")
+        Path | None,
+        typer.Option(help="write RobustBench's model_info files of the rows of standard AutoAttack here"),
     ] = None,
 ) -> None:
-    """The records in a folder, AutoAttack apart from less."""
-    from curvact.evaluation import boards, export_model_info, read_records
+    """The records in a folder: a table for each version of AutoAttack, another for less."""
+    from curvact.evaluation import boards, export_boards, read_records
 
-    console = Console()
+    console = _console()
     tables = boards(read_records(folder))
     if not tables:
         raise CurvactError(f"{folder} holds no records: `curvact evaluate CHECKPOINT` writes one")
     for board in tables:
-        table = Table(title=board.title, title_justify="left", box=None, pad_edge=False)
+        table = Table(title=Text(board.title), title_justify="left", box=None, pad_edge=False)
         for column in ("#", "model", "attack", "images", "clean %", "robust %", "± SE", "findings"):
             table.add_column(column, justify="left" if column in ("model", "attack") else "right")
         for place, record in enumerate(board.records, 1):
@@ -199,14 +196,78 @@ def leaderboard_command(
                 f"{100 * record.standard_error:.1f}",
                 len(record.findings) or "",
             ]
-            table.add_row(*map(str, row))
+            table.add_row(*(Text(str(cell)) for cell in row))
         console.print(table)
         console.print()
     if export is not None:
-        paths = [
-            export_model_info(r, export) for b in tables if b.ensemble and b.norm != "l1" for r in b.records
-        ]
-        console.print(f"wrote {len(paths)} files under {export}", highlight=False)
+        paths = export_boards(tables, export)
+        left = sum(len(board.records) for board in tables) - len(paths)
+        console.print(
+            f"wrote {len(paths)} file{'' if len(paths) == 1 else 's'} under {export}"
+            + (f"; left out {left}: only standard AutoAttack under linf or l2 is exported" if left else ""),
+            soft_wrap=True,
+        )
+
+
+def _console() -> Console:
+    """Prints texts as they are: names of files and models may hold brackets and colons."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+def _data_of(checkpoint: Path, known: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Name and size of the data set that the checkpoint's JSON says it was trained on."""
+    if "data" not in known:
+        raise CurvactError(
+            f"{checkpoint} does not say what it was trained on: give --data, such as --data cifar10"
+        )
+    file, data = checkpoint.with_suffix(".json"), known["data"]
+    remedy = "correct it or give --data"
+    if not isinstance(data, dict):
+        raise CurvactError(
+            f'{file}: data={_shown(data)}: an object with a name, such as {{"name": "digits"}}; {remedy}'
+        )
+    name, size = data.get("name"), data.get("size")
+    if not isinstance(name, str):
+        what = f"data.name={_shown(name)}" if "name" in data else f"data={_shown(data)} lacks its name"
+        raise CurvactError(f'{file}: {what}: the name of a data set, such as "digits"; {remedy}')
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise CurvactError(
+            f"{file}: data.size={_shown(size)}: null or a whole number of pixels >= 1; {remedy}"
+        )
+    return name, size
+
+
+def _threat_of(checkpoint: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Norm and radius that the checkpoint's JSON says it was trained with, as far as it says so."""
+    from curvact.attacks import Norm
+
+    file, threat = checkpoint.with_suffix(".json"), known.get("threat_model", {})
+    if not isinstance(threat, dict):
+        raise CurvactError(
+            f'{file}: threat_model={_shown(threat)}: an object such as {{"norm": "linf", "epsilon": 0.1}}; correct it '
+            "or give --norm and --epsilon"
+        )
+    epsilon, norm = threat.get("epsilon", 0), threat.get("norm", "linf")
+    if (
+        isinstance(epsilon, bool)
+        or not isinstance(epsilon, (int, float))
+        or not 0 <= epsilon <= sys.float_info.max
+    ):
+        raise CurvactError(
+            f"{file}: threat_model.epsilon={_shown(epsilon)}: a number >= 0 in input units, such as 0.1; correct it or give "
+            "--norm and --epsilon"
+        )
+    if norm not in get_args(Norm):
+        raise CurvactError(
+            f"{file}: threat_model.norm={_shown(norm)}: allowed are {', '.join(get_args(Norm))}; correct it or give --norm and "
+            "--epsilon"
+        )
+    return threat
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 @contextmanager
@@ -216,10 +277,14 @@ def _bar(
     """A bar on standard error, for the attack (images done, robust accuracy so far, time left) and then for the checklist, which
     is filled.
     """
-    from rich.progress import BarColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = ("{task.description}", BarColumn(), "{task.fields[now]}")
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[now]}", markup=False),
+    )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(title, total=None, now="")
 

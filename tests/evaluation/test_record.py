@@ -15,6 +15,7 @@ from curvact.evaluation.leaderboard import (
     SkippedRecordWarning,
     boards,
     epsilon_text,
+    export_boards,
     export_model_info,
     model_info,
     read_records,
@@ -48,7 +49,16 @@ def test_a_record_round_trips_and_is_named_by_what_was_asked(tmp_path: Path) -> 
     write_record(record, path)
     assert read_record(path) == record
     assert _record(seconds=9.0, environment={"torch": "x"}).id == record.id
-    for change in ({"seed": 1}, {"batch_size": 50}, {"settings": {}}, {"attack": "pgd-20"}):
+    same_weights = {"name": "net", "sha256": "ab", "parameters": 3, "architecture": {"name": "other"}}
+    for change in (
+        {"seed": 1},
+        {"batch_size": 50},
+        {"settings": {}},
+        {"attack": "pgd-20"},
+        {"model": same_weights},
+        {"data": {"name": "cifar10/test", "sha256": "ce", "count": 4}},
+        {"threat_model": {"norm": "linf", "epsilon": 0.03}},
+    ):
         assert _record(**change).id != record.id
     assert record.standard_error == pytest.approx((0.5 * 0.5 / 4) ** 0.5)
 
@@ -61,6 +71,10 @@ def test_a_record_round_trips_and_is_named_by_what_was_asked(tmp_path: Path) -> 
         ({"robust_accuracy": 1.5}, "robust_accuracy: "),
         ({"extra": 1}, "extra: "),
         ({"threat_model": {"norm": "l7", "epsilon": 1}}, r"threat_model.norm: "),
+        ({"attack": "pgd-20"}, r"ensemble=true does not fit attack='pgd-20': it is true for AutoAttack, "),
+        ({"attack": "apgd-ce + square"}, r"ensemble=true does not fit attack='apgd-ce \+ square'"),
+        ({"ensemble": False}, r"ensemble=false does not fit attack='AutoAttack'"),
+        ({"schema_version": 3}, "schema_version: "),
     ],
 )
 def test_records_that_do_not_hold_together(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -70,6 +84,18 @@ def test_records_that_do_not_hold_together(tmp_path: Path, change: dict[str, Any
         read_record(path)
     assert "bad.evaluation.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_records_of_the_first_schema_are_read(tmp_path: Path) -> None:
+    """As `curvact evaluate` wrote them: no notes, no versions."""
+    content = _record(schema_version=1).model_dump(mode="json")
+    for key in ("notes", "versions"):
+        del content[key]
+    (tmp_path / "old.evaluation.json").write_text(json.dumps(content))
+    (record,) = read_records(tmp_path)
+    assert (record.schema_version, record.notes, record.versions) == (1, [], {})
+    assert record.robust_accuracy == 0.5
+    assert _record().schema_version == 2
 
 
 def test_truncated_and_missing_records(tmp_path: Path) -> None:
@@ -146,7 +172,58 @@ def _findings_make_it_unreliable() -> bool:
     return bool(model_info(_record(findings=["zero gradients"]))["unreliable"])
 
 
+def test_every_version_of_autoattack_has_its_table() -> None:
+    names = ("AutoAttack (rand)", "AutoAttack", "AutoAttack (plus)")
+    tables = boards([*(_record(attack=name) for name in names), _record(attack="pgd-20", ensemble=False)])
+    assert [(t.version, t.records[0].attack) for t in tables] == [
+        ("standard", "AutoAttack"),
+        ("plus", "AutoAttack (plus)"),
+        ("rand", "AutoAttack (rand)"),
+        (None, "pgd-20"),
+    ]
+    assert len({t.title for t in tables}) == 4
+    assert "8/255: AutoAttack (rand): APGD alone" in tables[2].title
+
+
+def test_an_export_never_leaves_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b" / "c" / "d" / "info"
+    for k, name in enumerate(("../../../../escaped", str(tmp_path / "escaped"), "..", "a\\..\\b", "org/net")):
+        record = _record(
+            model={"name": name, "sha256": "x", "parameters": 1},
+            data={"name": f"{name}/test", "sha256": "cd", "count": 4},
+            seed=k,
+        )
+        path = export_model_info(record, folder)
+        assert path.parent.parent.parent == folder
+        assert path.resolve().is_relative_to(folder.resolve())
+        assert json.loads(path.read_text())["name"] == name
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 5
+
+
+def test_an_export_has_a_file_for_every_record(tmp_path: Path) -> None:
+    """Three of one model, one of them twice; another model keeps its plain name; what is no standard AutoAttack is left out."""
+    first, second = _record(), _record(threat_model={"norm": "linf", "epsilon": 0.1})
+    other = _record(model={"name": "other", "sha256": "x", "parameters": 1})
+    less = [_record(attack="AutoAttack (rand)"), _record(attack="pgd-20", ensemble=False)]
+    paths = export_boards(boards([first, first, second, other, *less]), tmp_path)
+    assert sorted(path.name for path in paths) == sorted(
+        [f"net-{first.id}.json", f"net-{first.id}-2.json", f"net-{second.id}.json", "other.json"]
+    )
+    assert set(paths) == set(tmp_path.rglob("*.json"))
+    assert {json.loads(path.read_text())["eps"] for path in paths} == {"8/255", "0.1"}
+
+
+def test_an_export_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").write_text("a file")
+    with pytest.raises(CurvactError, match=r"cannot write .*net\.json"):
+        export_model_info(_record(), tmp_path)
+
+
 def test_what_cannot_be_exported() -> None:
+    for version in ("rand", "plus"):
+        with pytest.raises(CurvactError, match=rf"AutoAttack \({version}\) under linf cannot be exported"):
+            model_info(_record(attack=f"AutoAttack ({version})"))
+    assert "AutoAttack (fast mode) on 4 images" in model_info(_record(settings={"mode": "fast"}))["footnote"]
     with pytest.raises(CurvactError, match="pgd-20 under linf cannot be exported"):
         model_info(_record(attack="pgd-20", ensemble=False))
     with pytest.raises(CurvactError, match="AutoAttack under l1 cannot be exported"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from curvact.attacks import Finding, MaskingReport, Progress, ThreatModel, masking_report
+from curvact.attacks import Finding, MaskingReport, Progress, SuspectModelWarning, ThreatModel, masking_report
 from curvact.attacks.masking import LIMITS, RATES
 from curvact.cli import app
 from curvact.cli_evaluation import CHECKS, parse_epsilon
@@ -138,6 +139,29 @@ def test_a_checklist_that_cannot_run_is_a_finding(checkpoint: Path) -> None:
     assert record.findings[0].startswith("gradient masking was not checked: masking_report got epsilon=0")
 
 
+class _Black(nn.Module):
+    """Sees black and white only."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x > 0.5).float())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-5", "apgd-ce", "apgd-ce+square"])
+def test_a_model_that_cuts_the_graph_is_on_record_with_its_alarms(checkpoint: Path, attack: str) -> None:
+    model = _Black(open_model(checkpoint)[0]).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SuspectModelWarning)
+        record = evaluate_model(model, load("digits").test.first(20), THREAT, attack=attack)
+    assert record.clean_accuracy > 0.5
+    assert any("do not depend on" in finding for finding in record.findings)
+    for alarm in ("zero gradients", "finite differences"):
+        assert any(finding.startswith(f"{alarm}:") for finding in record.findings), alarm
+
+
 def test_probabilities_are_a_finding(checkpoint: Path) -> None:
     model, _ = open_model(checkpoint)
     soft = torch.nn.Sequential(model, torch.nn.Softmax(1)).eval()
@@ -184,8 +208,13 @@ def test_resuming_with_other_weights_is_refused(checkpoint: Path, tmp_path: Path
     content = json.loads(path.read_text())
     content["model"]["sha256"] = "other"
     path.write_text(json.dumps(content))
-    with pytest.raises(CurvactError, match="is of other weights or images"):
-        _curvact(*ask, "--resume")
+    for again in (ask, [*ask, "--resume"]):
+        before = path.read_text()
+        with pytest.raises(
+            CurvactError, match=r"holds another evaluation: model is other there and \w{12}… here"
+        ):
+            _curvact(*again)
+        assert path.read_text() == before
 
 
 def test_weights_of_others(tmp_path: Path) -> None:
@@ -211,6 +240,10 @@ def test_weights_of_others(tmp_path: Path) -> None:
         (["--norm", "l7"], "norm='l7'"),
         (["--split", "tests"], "--split tests: allowed are"),
         (["--n", "0"], "--n 0: must be >= 1"),
+        (["--batch-size", "0"], "--batch-size 0: must be >= 1"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--attack", "pgd[/x]"], r"unknown attack 'pgd\[/x\]'"),
+        (["--attack", "apgd-ce+../../[/x]"], r"unknown attack '\.\./\.\./\[/x\]'"),
         (["--masking", "quik"], r"--masking quik; did you mean 'quick'\?; allowed are quick, full, none"),
         (["--data", "digit"], "unknown data set 'digit'"),
     ],
@@ -238,9 +271,12 @@ def test_untrained_models_are_evaluated_too() -> None:
     model = MiniResNet(channels=1, width=1)
     with torch.no_grad():
         model.linear.weight.zero_()
-        model.linear.bias.copy_(torch.arange(10) == (int(test.labels[0]) + 1) % 10)
+        model.linear.bias.copy_(2 * (torch.arange(10) == (int(test.labels[0]) + 1) % 10))
     wrong = test.first(1)
-    assert evaluate_model(model, wrong, THREAT, attack="fgsm").clean_accuracy == 0
+    record = evaluate_model(model, wrong, THREAT, attack="fgsm", masking="quick")
+    assert record.clean_accuracy == 0
+    assert record.findings == ["gradient masking was not checked: no image is classified correctly"]
+    assert evaluate_model(model, wrong, THREAT, attack="fgsm", masking="none").findings == []
 
 
 def test_autoattack_on_record_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
@@ -273,7 +309,7 @@ def test_autoattack_on_record_and_resumed(checkpoint: Path, tmp_path: Path) -> N
     )
     assert (part.attack, part.ensemble) == ("apgd-ce + square", False)
     path.unlink()
-    (path.with_suffix(".shards")).mkdir()
+    (tmp_path / f"{path.name.removesuffix('-masking-none.evaluation.json')}.shards").mkdir()
     with pytest.raises(CurvactError, match="holds an evaluation that was begun: --resume goes on"):
         _curvact(*ask)
     board = _curvact("leaderboard", _written(tmp_path / "all", record), "--export", tmp_path / "info")

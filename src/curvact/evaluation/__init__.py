@@ -1,6 +1,13 @@
 """Robustness on record: run an attack on a model and data, keep what came out, compare."""
 
-from curvact.evaluation.leaderboard import Board, boards, export_model_info, model_info, read_records
+from curvact.evaluation.leaderboard import (
+    Board,
+    boards,
+    export_boards,
+    export_model_info,
+    model_info,
+    read_records,
+)
 from curvact.evaluation.record import EvaluationRecord, model_hash, read_record, write_record
 from curvact.evaluation.run import attack_parts, attack_settings, evaluate_model, open_model
 
@@ -11,6 +18,7 @@ __all__ = [
     "attack_settings",
     "boards",
     "evaluate_model",
+    "export_boards",
     "export_model_info",
     "model_hash",
     "model_info",

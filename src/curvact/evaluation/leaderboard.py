@@ -1,18 +1,22 @@
-"""The local leaderboard: AutoAttack verdicts and rows that ran less, never in one table; export in RobustBench's form."""
+"""The local leaderboard: a table for each version of AutoAttack, another for what ran less; export in RobustBench's form."""
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from curvact.errors import CurvactError
-from curvact.evaluation.record import EvaluationRecord, read_record
+from curvact.evaluation.place import file_name
+from curvact.evaluation.record import WHOLE, EvaluationRecord, read_record
 from curvact.files import atomic_write
 
+STANDARD = "AutoAttack"
 ROBUSTBENCH_NORMS = {"linf": "Linf", "l2": "L2"}
 
 
@@ -22,21 +26,28 @@ class SkippedRecordWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Board:
-    """One table: all records of a data set and threat model, best robust accuracy first."""
+    """One table: the records of a data set and threat model under one version of AutoAttack, or under less (`version` None);
+    best robust accuracy first.
+    """
 
     data: str
     norm: str
     epsilon: float
-    ensemble: bool
+    version: str | None
     records: tuple[EvaluationRecord, ...]
 
     @property
+    def ensemble(self) -> bool:
+        return self.version is not None
+
+    @property
     def title(self) -> str:
-        kind = (
-            "AutoAttack"
-            if self.ensemble
-            else "Less than AutoAttack: an upper bound that stronger attacks lower"
-        )
+        kind = {
+            None: "Less than AutoAttack: an upper bound that stronger attacks lower",
+            "standard": "AutoAttack",
+            "plus": "AutoAttack (plus)",
+            "rand": "AutoAttack (rand): APGD alone, for randomized models; no FAB-T, no Square",
+        }[self.version]
         return f"{self.data}, {self.norm} ε = {epsilon_text(self.epsilon)}: {kind}"
 
 
@@ -54,21 +65,23 @@ def read_records(folder: Path) -> list[EvaluationRecord]:
 
 
 def boards(records: Iterable[EvaluationRecord]) -> list[Board]:
-    """The records by data set, threat model and kind; within a table by robust, then clean accuracy."""
-    groups: dict[tuple[str, str, float, bool], list[EvaluationRecord]] = {}
+    """The records by data set, threat model and version of AutoAttack; within a table by robust, then clean accuracy."""
+    order = ("standard", "plus", "rand", None)
+    groups: dict[tuple[str, str, float, int], list[EvaluationRecord]] = {}
     for record in records:
         threat = record.threat_model
-        key = (record.data.name, threat.norm, threat.epsilon, not record.ensemble)
+        version = WHOLE.get(record.attack) if record.ensemble else None
+        key = (record.data.name, threat.norm, threat.epsilon, order.index(version))
         groups.setdefault(key, []).append(record)
     return [
         Board(
             data,
             norm,
             epsilon,
-            not partial,
+            order[place],
             tuple(sorted(group, key=lambda r: (-r.robust_accuracy, -r.clean_accuracy, r.model.name))),
         )
-        for (data, norm, epsilon, partial), group in sorted(groups.items())
+        for (data, norm, epsilon, place), group in sorted(groups.items())
     ]
 
 
@@ -76,13 +89,13 @@ def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None)
     """A record in the form of RobustBench's model_info files (accuracies in percent, as text).
 
     about: what a record cannot know: link, name, authors, venue, additional_data, reported.
-    Raises CurvactError for anything but a whole AutoAttack under L∞ or L2, and for keys that the form does not have.
+    Raises CurvactError for anything but the standard version of AutoAttack in float32 under L∞ or L2, which is what
+    `autoattack_acc` means, and for keys that the form does not have.
     """
-    norm = record.threat_model.norm
-    if not record.ensemble or norm not in ROBUSTBENCH_NORMS:
+    if not exportable(record):
         raise CurvactError(
-            f"{record.model.name}: {record.attack} under {norm} cannot be exported: "
-            "RobustBench's form is for AutoAttack under linf or l2"
+            f"{record.model.name}: {record.attack} under {record.threat_model.norm} cannot be exported: RobustBench's "
+            f"autoattack_acc is of {STANDARD} (the standard version) under {' or '.join(ROBUSTBENCH_NORMS)}"
         )
     given = dict(about or {})
     info: dict[str, Any] = {
@@ -91,7 +104,7 @@ def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None)
         "authors": "",
         "additional_data": False,
         "number_forward_passes": 1,
-        "dataset": record.data.name.split("/")[0],
+        "dataset": record.data.name.rpartition("/")[0] or record.data.name,
         "venue": "Unpublished",
         "architecture": str(record.model.architecture.get("name", record.model.name)),
         "eps": epsilon_text(record.threat_model.epsilon),
@@ -99,7 +112,7 @@ def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None)
         "reported": f"{100 * record.robust_accuracy:.2f}",
         "autoattack_acc": f"{100 * record.robust_accuracy:.2f}",
         "unreliable": bool(record.findings),
-        "footnote": f"curvact, AutoAttack on {record.data.count} images, seed {record.seed}"
+        "footnote": f"curvact, {record.attack}{_mode(record)} on {record.data.count} images, seed {record.seed}"
         + ("; " + "; ".join(record.findings) if record.findings else ""),
     }
     measured = ("clean_acc", "autoattack_acc", "eps", "dataset", "unreliable")
@@ -110,15 +123,59 @@ def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None)
     return {**info, **given}
 
 
-def export_model_info(record: EvaluationRecord, folder: Path, about: Mapping[str, Any] | None = None) -> Path:
-    """Write `folder/<data set>/<Linf|L2>/<model>.json`, RobustBench's layout, and return its path."""
+def exportable(record: EvaluationRecord) -> bool:
+    """Whether a record holds what RobustBench's form asks for."""
+    return record.ensemble and record.attack == STANDARD and record.threat_model.norm in ROBUSTBENCH_NORMS
+
+
+def export_model_info(
+    record: EvaluationRecord, folder: Path, about: Mapping[str, Any] | None = None, name: str | None = None
+) -> Path:
+    """Write `folder/<data set>/<Linf|L2>/<model>.json`, RobustBench's layout, and return its path.
+
+    name: of the file, by default the model's.
+    """
     info = model_info(record, about)
-    path: Path = (
-        folder / info["dataset"] / ROBUSTBENCH_NORMS[record.threat_model.norm] / f"{record.model.name}.json"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _target(record, folder, record.model.name if name is None else name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CurvactError(f"cannot write {path}: {error.strerror}") from None
     atomic_write(path, json.dumps(info, indent=2) + "\n")
     return path
+
+
+def export_boards(tables: Iterable[Board], folder: Path) -> list[Path]:
+    """Export every record that RobustBench's form has room for, a file each, and return the files.
+
+    Several records of one model, such as of other radii or seeds, are called `<model>-<the record's id>`, and twins of one id
+    are counted.
+    """
+    records = [record for table in tables for record in table.records if exportable(record)]
+    plain = Counter(_target(record, folder, record.model.name) for record in records)
+    paths: list[Path] = []
+    for record in records:
+        name = record.model.name
+        if plain[_target(record, folder, name)] > 1:
+            name = f"{file_name(name)}-{record.id}"
+        places = (_target(record, folder, name if k == 1 else f"{name}-{k}") for k in count(1))
+        path = next(place for place in places if place not in paths)
+        paths.append(export_model_info(record, folder, name=path.stem))
+    return paths
+
+
+def _target(record: EvaluationRecord, folder: Path, name: str) -> Path:
+    data = record.data.name.rpartition("/")[0] or record.data.name
+    return (
+        folder
+        / file_name(data)
+        / ROBUSTBENCH_NORMS[record.threat_model.norm]
+        / f"{file_name(name, 100)}.json"
+    )
+
+
+def _mode(record: EvaluationRecord) -> str:
+    return " (fast mode)" if record.settings.get("mode") == "fast" else ""
 
 
 def epsilon_text(epsilon: float) -> str:

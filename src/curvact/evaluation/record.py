@@ -6,15 +6,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from curvact.attacks._autoattack.ensemble import TITLES, Precision, Version, ensemble_name
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.model_hash import model_hash as model_hash
+
+WHOLE: dict[str, Version] = {
+    ensemble_name(version, (), precision): version
+    for version in get_args(Version)
+    for precision in get_args(Precision)
+}
+"""The names under which a whole AutoAttack may be on record, and which version each is."""
 
 
 class _Strict(BaseModel):
@@ -55,10 +63,15 @@ class EvaluationRecord(_Strict):
     "clean" if it was wrong before any, "" if it stood.
     accuracy_after: robust accuracy after each attack of an ensemble.
     masking: how deep the checklist for gradient masking went; None in records from before it was noted.
-    findings: what the checklist for gradient masking and the entry checks reported. environment: code, libraries, machine.
+    findings: what the checklist for gradient masking and the entry checks reported, and that the checklist could not run.
+    notes: what AutoAttack found on its way. versions: of the packages that the verdict rests on.
+    seconds: of the session that wrote the record, and what the attacks took that earlier sessions had ended (those of several
+    workers added up). environment: code, libraries, machine.
+
+    Schema 1, still read, has no notes and no versions, and its seconds are the last session's alone.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     attack: str
     ensemble: bool
     settings: dict[str, Any]
@@ -75,6 +88,8 @@ class EvaluationRecord(_Strict):
     accuracy_after: dict[str, float] = {}
     masking: Literal["none", "quick", "full"] | None = None
     findings: list[str] = []
+    notes: list[str] = []
+    versions: dict[str, str] = {}
     seconds: float = Field(ge=0)
     environment: dict[str, Any] = {}
 
@@ -85,18 +100,59 @@ class EvaluationRecord(_Strict):
         return float((p * (1 - p) / n) ** 0.5)
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked, as `question` has it."""
+        return question(
+            model=self.model.sha256,
+            architecture=self.model.architecture,
+            data=self.data.sha256,
+            norm=self.threat_model.norm,
+            epsilon=self.threat_model.epsilon,
+            attack=self.attack,
+            settings=self.settings,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+    @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of what was asked: model, data, threat model, attack, settings, seed and batch size."""
-        asked = {
-            "model": self.model.sha256,
-            "data": self.data.sha256,
-            "threat_model": self.threat_model.model_dump(),
-            "attack": self.attack,
-            "settings": self.settings,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-        }
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits of what was asked, but for the checklist for gradient masking."""
+        return question_id(self.asked)
+
+
+def question(
+    *,
+    model: str,
+    architecture: Mapping[str, Any],
+    data: str,
+    norm: str,
+    epsilon: float,
+    attack: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """All that fixes an attack's outcome, as plain JSON. model, data: their hashes.
+
+    architecture: of the checkpoint's JSON; two networks can have the same tensors and other activations.
+    """
+    asked = {
+        "model": model,
+        "architecture": dict(architecture),
+        "data": data,
+        "norm": norm,
+        "epsilon": float(epsilon),
+        "attack": attack,
+        "settings": dict(settings),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(asked, sort_keys=True, default=str))
+    return plain
+
+
+def question_id(asked: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_record(record: EvaluationRecord, path: Path) -> None:
@@ -111,7 +167,8 @@ def write_record(record: EvaluationRecord, path: Path) -> None:
 def read_record(path: Path) -> EvaluationRecord:
     """Read a record; a file that is not one is a CurvactError that names it and the first thing wrong.
 
-    Beyond the fields' own limits, flags and accuracies have to agree: a record edited by hand is refused.
+    Beyond the fields' own limits, flags and accuracies have to agree, and `ensemble` with the attack's name: a record edited by
+    hand is refused.
     """
     try:
         record = EvaluationRecord.model_validate_json(path.read_bytes())
@@ -128,6 +185,11 @@ def read_record(path: Path) -> EvaluationRecord:
                 f"{path}: {name}_accuracy={accuracy} of {record.data.count} images, but its flags hold "
                 f"{flags.count('1')} of {len(flags)}"
             )
+    if record.ensemble != (record.attack in WHOLE):
+        raise CurvactError(
+            f"{path}: ensemble={str(record.ensemble).lower()} does not fit attack='{record.attack}': it is true for "
+            f"{', '.join(TITLES.values())}, and for nothing less"
+        )
     return record
 
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,9 +26,11 @@ from curvact.attacks import (
     masking_report,
     pgd,
 )
-from curvact.attacks._autoattack.ensemble import ATTACKS, Mode, Version
+from curvact.attacks._autoattack.ensemble import ATTACKS, Mode, Version, ensemble_name
 from curvact.attacks._autoattack.shard import CLEAN
-from curvact.attacks.autoattack import Progress, Settings
+from curvact.attacks._autoattack.store import config_hash, read_unit, unit_path
+from curvact.attacks.autoattack import Progress, Settings, Verdict
+from curvact.attacks.threat import connected, cuts_graph
 from curvact.data import Dataset
 from curvact.environment import environment
 from curvact.errors import CurvactError, nearest
@@ -38,6 +41,7 @@ from curvact.evaluation.record import (
     ThreatEntry,
     flags,
     model_hash,
+    question,
 )
 from curvact.models.interchange import model_from_robustbench
 from curvact.random import generator
@@ -76,6 +80,9 @@ class _Outcome:
     clean_correct: list[bool]
     broken_by: list[str]
     findings: list[str]
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
     accuracy_after: dict[str, float] = field(default_factory=dict)
     x_adv: Tensor | None = None
 
@@ -113,7 +120,7 @@ def evaluate_model(
     masking: run the checklist for gradient masking, as deep as `DEPTHS` says; its alarms are findings of the record. A PGD of 10
         steps or more that is evaluated takes the place of the checklist's own.
     on_check: called with each finding of the checklist as it is made, alarm or not.
-    Raises CurvactError for an unknown attack or depth, or images that the model cannot take.
+    Raises CurvactError for an unknown attack or depth, numbers below 1, or images that the model cannot take.
 
     >>> from curvact.data import load
     >>> from curvact.models import MiniResNet
@@ -127,7 +134,11 @@ def evaluate_model(
         raise CurvactError(
             f"masking={masking!r}{nearest(masking, allowed)}; allowed are {', '.join(allowed)}"
         )
+    for label, value in (("batch_size", batch_size), ("restarts", restarts), ("workers", workers)):
+        if not isinstance(value, int) or value < 1:
+            raise CurvactError(f"{label}={value!r} of evaluate_model: a whole number >= 1")
     started = time.perf_counter()
+    folder = None if folder is None else Path(folder)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = dataset.to(device)
     parts = attack_parts(attack)
@@ -146,6 +157,7 @@ def evaluate_model(
                 "on_progress": on_progress,
             }
             x, y = images.inputs(), images.labels
+            before = _stored(folder)
             if attack in AUTOATTACK:
                 verdict = autoattack(model, x, y, threat_model, version=AUTOATTACK[attack], **options)
             else:
@@ -156,10 +168,15 @@ def evaluate_model(
             [by != CLEAN for by in verdict.broken_by],
             [by or "" for by in verdict.broken_by],
             list(verdict.suspicions),
-            dict(verdict.accuracy_after),
+            notes=list(verdict.notes),
+            versions=dict(verdict.versions),
+            earlier_seconds=_earlier_seconds(folder, before, verdict),
+            accuracy_after=dict(verdict.accuracy_after),
         )
     findings = list(outcome.findings)
-    if masking != "none" and any(outcome.clean_correct):
+    if masking != "none" and not any(outcome.clean_correct):
+        findings.append("gradient masking was not checked: no image is classified correctly")
+    elif masking != "none":
         findings += _masking(model, images, threat_model, outcome, DEPTHS[masking], seed, on_check)
     count = len(dataset)
     return EvaluationRecord(
@@ -179,7 +196,9 @@ def evaluate_model(
         accuracy_after=outcome.accuracy_after,
         masking=masking,
         findings=findings,
-        seconds=round(time.perf_counter() - started, 3),
+        notes=outcome.notes,
+        versions=outcome.versions,
+        seconds=round(time.perf_counter() - started + outcome.earlier_seconds, 3),
         environment=environment(),
     )
 
@@ -227,10 +246,16 @@ def _quick(
     random = generator(seed, f"evaluation/{attack}", device=images.images.device)
     clock = _Clock(attack, len(images), batch_size, settings.get("steps", 1) * restarts, on_progress)
 
+    blind: bool | None = None
+
     def run(model: Model, x: Tensor, y: Tensor) -> Tensor:
+        nonlocal blind
+        if blind is None:
+            blind = cuts_graph(model, x[:1])
+        searched = connected(model) if blind else model
         if not settings:
-            return fgsm(model, x, y, threat_model)
-        return pgd(model, x, y, threat_model, generator=random, on_step=clock.step, **settings)
+            return fgsm(searched, x, y, threat_model)
+        return pgd(searched, x, y, threat_model, generator=random, on_step=clock.step, **settings)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SuspectModelWarning)
@@ -238,10 +263,38 @@ def _quick(
             model, images.inputs(), images.labels, run, batch_size=batch_size, on_batch=clock.batch
         )
     findings = [str(w.message) for w in caught if issubclass(w.category, SuspectModelWarning)]
+    if blind:
+        findings.append(
+            f"the outputs do not depend on the inputs by a differentiable way: {attack} sees nothing"
+        )
     clean, robust = result.clean_correct.tolist(), result.robust_correct.tolist()
     broken_by = ["" if r else attack if c else CLEAN for c, r in zip(clean, robust, strict=True)]
     x_adv = result.x_adv if settings.get("steps", 0) >= 10 else None
-    return _Outcome(attack, settings, clean, broken_by, findings, x_adv=x_adv)
+    versions = {name: package_version(name) for name in ("curvact", "torch")}
+    return _Outcome(attack, settings, clean, broken_by, findings, versions=versions, x_adv=x_adv)
+
+
+def _stored(folder: Path | None) -> dict[str, tuple[int, int]]:
+    """The files in a folder as they are now: a file that is written again is another."""
+    if folder is None or not folder.is_dir():
+        return {}
+    status = {file.name: file.stat() for file in folder.glob("*.safetensors")}
+    return {name: (of.st_ino, of.st_mtime_ns) for name, of in status.items()}
+
+
+def _earlier_seconds(folder: Path | None, before: Mapping[str, tuple[int, int]], verdict: Verdict) -> float:
+    """What the attacks took that were in the folder before this session and that it did not run again."""
+    if folder is None:
+        return 0.0
+    run, size = config_hash(verdict.config), verdict.config["shard_size"]
+    now, seconds = _stored(folder), 0.0
+    for shard in range(math.ceil(len(verdict.broken_by) / size)):
+        for key in verdict.accuracy_after:
+            path = unit_path(folder, shard, key)
+            if path.name in before and before[path.name] == now.get(path.name):
+                unit = read_unit(path.read_bytes(), run, shard, key)
+                seconds += 0.0 if unit is None else unit.seconds
+    return seconds
 
 
 class _Clock:
@@ -313,6 +366,47 @@ def attack_settings(attack: str, threat_model: ThreatModel, restarts: int = 1) -
             "pgd-STEPS such as pgd-20"
         )
     return {"steps": int(steps), "step_size": threat_model.epsilon / 4, "restarts": restarts}
+
+
+def asked_of(
+    model: nn.Module,
+    dataset: Dataset,
+    threat_model: ThreatModel,
+    *,
+    attack: str,
+    seed: int,
+    batch_size: int,
+    restarts: int,
+    mode: Mode,
+    architecture: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the record of such an evaluation will say that was asked (`EvaluationRecord.asked`), before it is run.
+
+    >>> from curvact.data import load
+    >>> from curvact.models import MiniResNet
+    >>> test, threat, model = load("digits").test.first(5), ThreatModel("linf", 0.1), MiniResNet(channels=1, width=2)
+    >>> settings = {"attack": "pgd-2", "seed": 0, "batch_size": 5, "restarts": 1, "mode": "plain", "architecture": None}
+    >>> asked = asked_of(model, test, threat, **settings)
+    >>> asked == evaluate_model(model, test, threat, masking="none", **settings).asked
+    True
+    """
+    parts = attack_parts(attack)
+    if parts is None:
+        ran, settings = attack, attack_settings(attack, threat_model, restarts)
+    else:
+        version = AUTOATTACK.get(attack)
+        ran, settings = ensemble_name(version, (), "fp32") if version else " + ".join(parts), {"mode": mode}
+    return question(
+        model=model_hash(model),
+        architecture=architecture or {},
+        data=dataset.sha256,
+        norm=threat_model.norm,
+        epsilon=threat_model.epsilon,
+        attack=ran,
+        settings=settings,
+        seed=seed,
+        batch_size=batch_size,
+    )
 
 
 def model_entry(model: nn.Module, name: str | None, architecture: Mapping[str, Any] | None) -> ModelEntry:
