@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from torch import nn
 
 import curvact.cli
 import curvact.files
@@ -567,3 +568,48 @@ def test_trajectories_of_two_runs(run: Run, tmp_path: Path) -> None:
     refused = run("smoothness", *paths[:3], *small)
     assert refused.code == 2
     assert "fast: give at least 2 of each run" in refused.err
+
+
+def test_numbers_too_large_to_draw_are_written_all_the_same(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of 1e6: eigenvalues of 1e32, whose squares float32 does not have."""
+    arguments = {"name": "mini_resnet", "activation": "silu", "channels": 1, "width": 2}
+    model = build(**arguments, generator=generator(3, "initialization"))
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            with torch.no_grad():
+                module.weight.mul_(1e6)
+    save_checkpoint(tmp_path / "huge.safetensors", model, arguments, ABOUT)
+    small = (*HESSIAN, "--density-steps", 12, "--what", "norms,spectrum", "--out", tmp_path / "out")
+    done = run("hessian", tmp_path / "huge.safetensors", *small)
+    assert done.code == 0, done.err
+    assert "• no picture hessian-huge-density: the density of the spectrum is not finite" in done.out
+    assert written(tmp_path / "out") == [
+        "hessian-huge-norms.png",
+        "hessian-huge-norms.svg",
+        "hessian-huge.json",
+    ]
+    whole(tmp_path / "out")
+    spectrum = read(tmp_path / "out" / "hessian-huge.json")["result"]["losses"]["clean"]["spectrum"]
+    assert abs(spectrum["trace"]["value"]) > 1e20
+
+    def broken(*_: object) -> None:
+        raise ValueError("Axis limits cannot\nbe NaN or Inf")
+
+    monkeypatch.setattr("curvact.report.hessian_plots.norms_figure", broken)
+    done = run("hessian", tmp_path / "huge.safetensors", *small, "--what", "norms", "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    assert "• no picture hessian-huge-norms: Axis limits cannot be NaN or Inf" in done.out
+    assert written(tmp_path / "b") == ["hessian-huge.json"]
+
+
+def test_batches_of_one_before_and_after_are_one_line(run: Run, tmp_path: Path) -> None:
+    arguments = {"name": "resnet18", "activation": "silu", "channels": 1, "width": 2, "size": 8}
+    save_checkpoint(tmp_path / "net.safetensors", build(**arguments), arguments, ABOUT)
+    small = ("--n", 4, "--initial-seed", 0, "--batch-size", 1, "--out", tmp_path / "out")
+    done = run("curvature", tmp_path / "net.safetensors", *small)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert "a larger batch_size" in done.err
+    assert written(tmp_path / "out") == []

@@ -918,8 +918,9 @@ def _finish(subjects: _Subjects, tables: Sequence[Table]) -> None:
     for (folder, stem), draw in subjects.pictures.items():
         try:
             folders.setdefault(folder, {}).update(_drawn(stem, draw))
-        except CurvactError as error:
-            subjects.notes.append(f"no picture {stem}: {error}")
+        except Exception as error:  # of matplotlib, in many ways: the numbers are kept
+            why = " ".join(str(error).split()) or type(error).__name__
+            subjects.notes.append(f"no picture {stem}: {why}")
     for name, result in subjects.results.items():
         own = [name] if name in subjects.entries and len(subjects.results) == len(subjects.models) else []
         threat = subjects.threat_model
@@ -960,7 +961,9 @@ def _drawn(stem: str, draw: Callable[[], Figure]) -> dict[str, bytes | str]:
 
 
 def _json(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    from curvact.study.analyses import plain
+
+    return json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _writable(folder: Path) -> None:

@@ -466,3 +466,28 @@ def test_pssilu_scales_too() -> None:
     a = effective_curvature(nn.Sequential(act), x).sites[0]
     b = effective_curvature(nn.Sequential(other), x / 4).sites[0]
     assert a.effective == pytest.approx(b.effective, rel=1e-5)
+
+
+def test_one_value_a_channel_has_no_batch_statistics() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.SiLU())
+    x = randn(4, 3).float()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    message = "a batch of 1 gives some batch norm only one value a channel: .*a larger batch_size"
+    with pytest.raises(CurvactError, match=message):
+        effective_curvature(model, x, batch_statistics=True, batch_size=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model[0].training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    effective_curvature(model, x, batch_size=1)
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 1:
+            raise ValueError("one at a time")
+        return F.silu(x)
+
+
+def test_a_models_own_error_passes() -> None:
+    with pytest.raises(ValueError, match=r"^one at a time$"):
+        effective_curvature(Picky(), torch.ones(4, 2), batch_statistics=True)

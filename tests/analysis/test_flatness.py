@@ -387,3 +387,11 @@ def test_errors_and_json() -> None:
     found = worst_case_flatness(model, X, Y, None, steps=1, restarts=3, on_progress=lambda *p: seen.append(p))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["kind"] == "worst"
+
+
+def test_the_ascent_works_where_gradients_are_off() -> None:
+    model = nn.Linear(2, 2)
+    threat = ThreatModel("linf", 0.1)
+    wanted = worst_case_flatness(model, X, Y, threat, steps=2, restarts=2, radius=0.1)
+    with torch.no_grad():
+        assert worst_case_flatness(model, X, Y, threat, steps=2, restarts=2, radius=0.1) == wanted

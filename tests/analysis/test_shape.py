@@ -256,3 +256,14 @@ def test_another_attack_and_errors() -> None:
     }.items():
         with pytest.raises(CurvactError, match=text):
             shape_table(*arguments)
+
+
+def test_no_steps_and_no_batches_are_named() -> None:
+    model, x = Linear(nn.SiLU()), torch.full((2, 1, 2, 2), 0.5)
+    y, threat = torch.zeros(2, dtype=torch.int64), ThreatModel("linf", 0.1)
+    with pytest.raises(CurvactError, match="attack_steps=0, batch_size=512 in shape_table: at least 1"):
+        shape_table({"a": model}, x, y, threat, attack_steps=0)
+    with pytest.raises(CurvactError, match="attack_steps=20, batch_size=0 in shape_table: at least 1"):
+        shape_table({"a": model}, x, y, threat, batch_size=0)
+    with pytest.raises(CurvactError, match="batch_size=0 in empirical_lipschitz"):
+        empirical_lipschitz(model, x, radius=0.1, batch_size=0)

@@ -298,3 +298,42 @@ def test_a_repository_comes_from_the_cache(
     ) as error:
         from_pretrained("owner/other", cache_dir=tmp_path / "cache")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_type_that_was_saved_comes_back(kind: torch.dtype, model: nn.Module, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.act.alpha.add_(1e-3)
+    model = model.to(kind)
+    if kind == torch.float64:
+        with torch.no_grad():
+            model.act.alpha.add_(1e-12)  # which float32 does not have
+    folder = save_pretrained(model, tmp_path / "m", architecture=ARGUMENTS)
+    again = from_pretrained(folder)
+    assert model_hash(again) == model_hash(model) == read_description(folder)["weights_sha256"]
+    assert all(p.dtype == kind and p.requires_grad for p in again.parameters())
+    x = torch.rand(2, 1, 8, 8, generator=generator(0, "images")).to(kind)
+    assert torch.equal(again(x), model(x))
+
+
+def test_what_is_said_of_a_model_is_checked_before_anything_is_written(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    for arguments, message in (
+        ({"about": {"data": "digits"}}, r"about\['data'\]='digits' in save_pretrained: it must be a dict"),
+        ({"about": {"x": float("nan")}}, "^x in the description of the model cannot be written as JSON"),
+        ({"about": {"config": {"y": [float("inf")]}}}, "^config in the description .* cannot be written"),
+        ({"about": ["x"]}, r"about=\['x'\] in save_pretrained: it must be a dict"),
+        ({"architecture": ["x"]}, r"architecture=\['x'\] in save_pretrained: it must be a dict"),
+        ({"about": {"architecture": "x"}}, "it must be a dict"),
+    ):
+        with pytest.raises(CurvactError, match=message) as error:
+            save_pretrained(model, tmp_path / "m", **{"architecture": ARGUMENTS, **arguments})  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "m").exists()
+
+
+def test_a_checkpoint_that_only_names_its_data(model: nn.Module, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "net.safetensors", model, ARGUMENTS, {"data": "digits"})
+    folder = save_pretrained(tmp_path / "net.safetensors", tmp_path / "m")
+    assert "trained on digits" in (folder / "README.md").read_text()

@@ -73,3 +73,12 @@ def test_files_that_are_not_there_or_something_else(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "c.safetensors")  # a pickle under another name
     with pytest.raises(CurvactError, match="truncated or damaged"):
         read_tensors(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_types_are_kept_on_demand(dtype: torch.dtype) -> None:
+    tensors = state_of(build(**ARGUMENTS).to(dtype))
+    assert {p.dtype for p in rebuild(ARGUMENTS, tensors, "here").parameters()} == {torch.float32}
+    kept = rebuild(ARGUMENTS, tensors, "here", keep_types=True)
+    assert {p.dtype for p in kept.parameters()} == {dtype}
+    assert all(torch.equal(value, tensors[name]) for name, value in kept.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -147,3 +148,32 @@ def test_a_density_record_integrates_to_one() -> None:
 def test_a_density_of_one_point_can_be_drawn() -> None:
     record = density_record(SpectralDensity(torch.zeros(1, 1).double(), torch.ones(1, 1).double(), 3))
     assert all(map(math.isfinite, record["density"]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "mini_resnet", "activation": "sparta", "width": 2},
+        {"name": "vit", "size": 8, "patch": 4, "width": 8, "depth": 1, "heads": 2},
+    ],
+    ids=["sparta", "vit"],
+)
+def test_a_split_that_does_not_hold_says_nothing_of_the_curvature(
+    digits: Splits, arguments: dict[str, Any]
+) -> None:
+    model = build(**arguments, channels=1, generator=generator(0, "initialization"))
+    found = run_analyses(model, digits, THREAT, ["hessian"], **SMALL)
+    for label in ("clean", "adversarial"):
+        assert found[f"hessian_{label}_split_holds"] == 0
+        for name in ("curvature_share", "curvature_share_se", "cosine", "base_norm", "curvature_norm"):
+            assert f"hessian_{label}_{name}" not in found
+        assert f"hessian_{label}_trace" in found
+    holds = run_analyses(network(), digits, THREAT, ["hessian"], **SMALL)
+    assert holds["hessian_clean_split_holds"] == 1
+
+
+def test_a_density_that_is_not_finite_is_json() -> None:
+    nodes = torch.tensor([[math.nan, 1.0]], dtype=torch.float64)
+    record = density_record(SpectralDensity(nodes, torch.full((1, 2), 0.5).double(), 3))
+    json.dumps(record, allow_nan=False)
+    assert record["nodes"] == [[None, 1.0]]

@@ -22,7 +22,17 @@ from curvact.errors import CurvactError
 from curvact.random import generator
 from curvact.study import run_study
 from curvact.study.comparison import ComparisonSpec, load_comparison
-from curvact.study.comparison_summary import summarize_comparison, to_latex, to_markdown, to_tables
+from curvact.study.comparison_summary import (
+    COMPARED,
+    MEASURES,
+    ComparisonSummary,
+    _latex,
+    summarize_comparison,
+    to_latex,
+    to_markdown,
+    to_tables,
+)
+from curvact.study.paired import Mean
 from curvact.study.spec import trial_id
 from curvact.training import load_checkpoint
 
@@ -331,3 +341,33 @@ def test_the_documented_comparison_is_one() -> None:
     first, second = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
     assert len(check_settings(ComparisonSpec, first, "docs").trials()) == 2 * 2 * 3
     assert len(check_settings(ComparisonSpec, {**first, **second}, "docs").trials()) == (1 + 3 * 2) * 3
+
+
+def test_latex_is_what_pdflatex_sets() -> None:
+    for text, wanted in {
+        "share of σ″ in diag H": r"share of \ensuremath{\sigma}'' in diag H",
+        "RCT-AF β = 1": r"RCT-AF \ensuremath{\beta} = 1",
+        "a^2_b": r"a{\textasciicircum}2\_b",
+        "a\\b": r"a{\textbackslash}b",
+        "1 − 2": r"1 \ensuremath{-} 2",
+        "a\nb": "a b",
+    }.items():
+        assert _latex(text) == wanted
+    assert all(_latex(measure.title).isascii() for measure in MEASURES)
+
+
+def test_names_do_not_break_the_tables() -> None:
+    spec = _spec(rows={"a|b \\": {}, "[σ″] x^2": {"activation": "silu"}}, columns={"": {}}, seeds=[0])
+    names = spec.cells()
+    differences: dict[str, dict[str, Any]] = {key: {} for key in COMPARED}
+    means = {name: {"robust_accuracy": Mean(0.5, 0.4, 0.6, 2)} for name in names}
+    summary = ComparisonSummary(spec, means, differences, {"a": "two\nlines"}, 0, {})
+    markdown = to_markdown(summary).splitlines()
+    assert markdown[2].startswith("| a\\|b \\\\ | 50.0")
+    # A cell ends at a | that no backslash escapes.
+    counts = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in markdown[:4]}
+    assert len(counts) == 1
+    latex = to_latex(summary)
+    assert latex.isascii() or all(line.startswith("%") for line in latex.splitlines() if not line.isascii())
+    assert "{}[\\ensuremath{\\sigma}''] x{\\textasciicircum}2 & " in latex
+    assert "% failed: a: two lines" in latex

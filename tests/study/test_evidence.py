@@ -42,7 +42,9 @@ def test_the_sweep_belongs_to_the_study(table: Path) -> None:
 
 def test_the_page_says_what_the_demo_gave() -> None:
     """The means of docs/findings.md, to their last digit, from the trials."""
-    rows = list(csv.DictReader((ROOT / "docs" / "results" / "sweeps" / "digits.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader((ROOT / "docs" / "results" / "sweeps" / "digits.csv").read_text().splitlines())
+    )
     page = (ROOT / "docs" / "findings.md").read_text().splitlines()
     curvatures = next(line for line in page if line.startswith("| κ | 0.1 |")).split("|")[2:-1]
     for beta in (0, 1):

@@ -144,7 +144,8 @@ def effective_curvature(
     channel: the dimension of the channels in pre-activations. None: 1, but the last one for tokens (N, T, C).
     batch_statistics: batch norm uses each batch's own statistics; right for a model before training, whose running statistics
         are not those of any data. The running statistics stay.
-    Raises CurvactError where there is nothing to look at, where calls differ between batches, and for values that are not finite.
+    Raises CurvactError where there is nothing to look at, where calls differ between batches, for values that are not finite, and
+    with batch_statistics for a batch that has only one value a channel somewhere.
 
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.SiLU())
     >>> _ = nn.init.constant_(model[0].weight, 3.0)
@@ -186,7 +187,7 @@ def effective_curvature(
                 tallies[place].add(a)
                 place += 1
 
-            with _watching(model, matcher(match), see):
+            with _watching(model, matcher(match), see), _enough_for(batch_statistics, len(images)):
                 model(images)
             if place != len(tallies):
                 raise CurvactError(
@@ -439,6 +440,20 @@ def _own_statistics(model: nn.Module, wanted: bool) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
+
+
+@contextmanager
+def _enough_for(batch_statistics: bool, images: int) -> Iterator[None]:
+    """Torch's refusal to take the variance of a single value, in our words."""
+    try:
+        yield
+    except ValueError as error:
+        if not batch_statistics or "more than 1 value per channel" not in str(error):
+            raise
+        raise CurvactError(
+            f"a batch of {images} gives some batch norm only one value a channel: the statistics of each batch in "
+            "effective_curvature need more inputs at a time, a larger batch_size"
+        ) from None
 
 
 class _Tally:

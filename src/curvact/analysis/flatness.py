@@ -390,9 +390,12 @@ def _ascend(
                     value = value + _one_each(loss(model(point), labels), labels).double().sum() / total
                 continue
             point = point.detach().requires_grad_(threat_model is not None)
-            losses = _one_each(loss(model(point), labels), labels)
             wanted = [*weights.parameters, *([point] if threat_model is not None else [])]
-            gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
+            with torch.enable_grad():
+                losses = _one_each(loss(model(point), labels), labels)
+                gradients = torch.autograd.grad(
+                    losses.sum(), wanted, allow_unused=True, materialize_grads=True
+                )
             mine = gradients[: len(weights.parameters)]
             uphill = list(mine) if uphill is None else [a + b for a, b in zip(uphill, mine, strict=True)]
             value = value + losses.detach().double().sum() / total

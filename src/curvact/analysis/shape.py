@@ -161,6 +161,8 @@ def empirical_lipschitz(
     """
     if not (math.isfinite(radius) and radius > 0) or steps < 1:
         raise CurvactError(f"empirical_lipschitz got radius={radius}, steps={steps}: radius > 0, steps >= 1")
+    if batch_size < 1:
+        raise CurvactError(f"batch_size={batch_size} in empirical_lipschitz: it must be at least 1")
     step_size = 2.5 * radius / steps if step_size is None else step_size
     ratios = []
     for number, images in enumerate(torch.split(x.detach(), batch_size)):
@@ -232,6 +234,10 @@ def shape_table(
     if not models or len(x) == 0 or len(x) != len(y):
         raise CurvactError(
             f"{len(models)} models, {len(x)} images, {len(y)} labels in shape_table: at least 1 model, and a label an image"
+        )
+    if attack_steps < 1 or batch_size < 1:
+        raise CurvactError(
+            f"attack_steps={attack_steps}, batch_size={batch_size} in shape_table: at least 1 of each"
         )
     if threat_model.epsilon == 0:
         raise CurvactError("a threat model with epsilon=0 in shape_table: it must be > 0")

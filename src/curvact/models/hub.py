@@ -24,6 +24,12 @@ from curvact.models.weights import TOLD, read_sidecar, read_tensors, rebuild, st
 WEIGHTS, CONFIG, SIDECAR, CARD = "model.safetensors", "config.json", "model.json", "README.md"
 LIBRARY = "curvact"
 
+_SUCH = {
+    "architecture": '{"name": "resnet18"}',
+    "about": '{"data": {"name": "cifar10"}}',
+    "about['architecture']": '{"name": "resnet18"}',
+    "about['data']": '{"name": "cifar10"}',
+}
 _PAF = "[paper] arXiv 2110.05626; κ [derived]"
 MARKS: dict[str, str] = {
     "rctaf": "[ours], a reconstruction after arXiv 2603.23860; κ [derived]",
@@ -68,10 +74,16 @@ def save_pretrained(
             raise CurvactError(
                 "save_pretrained of a model needs architecture=, the name and arguments of curvact.models.build"
             )
+        _mapping("architecture", architecture)
         tensors, known = state_of(source), {"architecture": dict(architecture)}
         measured: list[dict[str, Any]] = []
     else:
         tensors, known, measured = _read_run(Path(source))
+    if about is not None:
+        _mapping("about", about)
+        for key in ("architecture", "data"):
+            if about.get(key) is not None:
+                _mapping(f"about[{key!r}]", about[key])
     config = _describe(tensors, {**known, **(about or {})}, measured, records, name, license)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not _is_ours(target))):
         raise CurvactError(f"{target} holds something else than a model of curvact's: give another folder")
@@ -88,7 +100,8 @@ def from_pretrained(
 ) -> nn.Module:
     """The model, in eval mode, of a folder, or of a repository `owner/name` on the Hugging Face Hub.
 
-    A repository needs `huggingface_hub`. revision: its branch, tag or commit. cache_dir: where downloads are kept.
+    Its weights have the type that they were saved in. A repository needs `huggingface_hub`. revision: its branch, tag or commit.
+    cache_dir: where downloads are kept.
     Raises CurvactError, in one line, for what is missing, damaged, not curvact's, or has other weights than its config says.
     """
     if Path(source).is_dir():
@@ -198,7 +211,8 @@ def model_card(config: Mapping[str, Any]) -> str:
         header.append(f"license: {json.dumps(config['license'])}")
     architecture = config["architecture"]
     lines = [*header, "---", "", f"# {_text(config['name'])}", ""]
-    data = (config.get("data") or {}).get("name")
+    data = config.get("data")
+    data = data.get("name") if isinstance(data, Mapping) else data
     trained = f", trained on {_text(data)}" if data else ""
     lines += [f"{_text(architecture['name'])} with `{_text(activation['name'])}`{trained}.", ""]
     lines += ["Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.", ""]
@@ -267,7 +281,7 @@ def _describe(
 ) -> dict[str, Any]:
     digest = model_hash(tensors)
     rows = [*measured, *(_row(record, digest) for record in records)]
-    model = rebuild(known["architecture"], tensors, "the model")
+    model = rebuild(known["architecture"], tensors, "the model", keep_types=True)
     activation = _activation(model, known["architecture"])
     title = name or f"{known['architecture'].get('name')}, {activation['name']}"
     config = {
@@ -281,10 +295,19 @@ def _describe(
         "measured": rows,
         "weights_sha256": digest,
     }
-    try:
-        return dict(json.loads(json.dumps(config)))
-    except (TypeError, ValueError) as error:
-        raise CurvactError(f"the description of the model cannot be written as JSON: {error}") from None
+    for key, value in config.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CurvactError(
+                f"{key} in the description of the model cannot be written as JSON: {error}"
+            ) from None
+    return dict(json.loads(json.dumps(config)))
+
+
+def _mapping(what: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise CurvactError(f"{what}={value!r} in save_pretrained: it must be a dict, such as {_SUCH[what]}")
 
 
 def _activation(model: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,7 +429,7 @@ def _read_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"
     card = model_card(config)
     atomic_write(folder / WEIGHTS, save_tensors(dict(tensors), metadata={"format": "pt"}))
     for name, content in ((SIDECAR, text), (CARD, card), (CONFIG, text)):
@@ -420,7 +443,7 @@ def _read(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     tensors = read_tensors(folder / WEIGHTS)
     if model_hash(tensors) != config.get("weights_sha256"):
         raise CurvactError(f"{folder / WEIGHTS} are not the weights that {folder / CONFIG} describes")
-    return rebuild(config["architecture"], tensors, str(folder)), config
+    return rebuild(config["architecture"], tensors, str(folder), keep_types=True), config
 
 
 def _is_ours(folder: Path) -> bool:

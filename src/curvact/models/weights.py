@@ -57,9 +57,12 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
     return dict(content)
 
 
-def rebuild(architecture: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> nn.Module:
+def rebuild(
+    architecture: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, *, keep_types: bool = False
+) -> nn.Module:
     """The model of these arguments of `curvact.models.build` with these weights, in eval mode.
 
+    keep_types: in the floating-point types of the weights; without it in float32, as the images of the data sets are.
     The arguments may come from anyone: whatever is wrong with them is a CurvactError in one line, which begins with `where`.
 
     >>> arguments = {"name": "mini_resnet", "width": 2}
@@ -75,6 +78,9 @@ def rebuild(architecture: Mapping[str, Any], tensors: Mapping[str, Tensor], wher
         raise CurvactError(f"{where}: the architecture lacks its name")
     try:
         model = build(**arguments)
+        for name, place in model.state_dict(keep_vars=True).items() if keep_types else ():
+            if name in tensors and place.is_floating_point() and tensors[name].is_floating_point():
+                place.data = place.data.to(tensors[name].dtype)
         model.load_state_dict(dict(tensors))
     except CurvactError as error:
         raise CurvactError(f"{where}: {error}") from None

@@ -44,12 +44,13 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
             for number, (label, record) in enumerate(losses.items()):
                 entries = [record[name], *(record["layers"][layer][name] for layer in layers)]
                 values = np.array([plotted(entry["value"]) for entry in entries])
-                errors = 2 * np.array([plotted(entry["standard_error"]) for entry in entries])
+                errors = np.array([2 * plotted(entry["standard_error"]) for entry in entries])
+                errors[~np.isfinite(errors)] = math.nan
                 seen = np.isfinite(values) & (values > 0)
                 rows = np.arange(len(entries)) + 0.22 * (number - (len(losses) - 1) / 2)
                 lower = np.minimum(errors, 0.95 * values)[seen]
                 colour = COLOURS.get(label, OKABE_ITO[2])
-                below = ~seen & np.isfinite(errors) & (errors > 0)
+                below = ~seen & (errors > 0)
                 axes.plot(
                     errors[below], rows[below], linestyle="none", marker="$<$", markersize=6, color=colour
                 )
@@ -138,8 +139,8 @@ def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
 def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     """The density of H's eigenvalues on the clean and the adversarial loss, logarithmic, with the ends that were found marked.
 
-    losses: by name of the loss: `density` with `at` and `density`, and `largest` and `smallest` eigenvalues.
-    Raises CurvactError for no losses.
+    losses: by name of the loss: `density` with `at` and `density`, and `largest` and `smallest` eigenvalues; what is None is left
+    out. Raises CurvactError for no losses, and where no density above 0 is finite.
 
     >>> density = {"at": [-1.0, 0.0, 1.0], "density": [0.1, 2.0, 0.1]}
     >>> record = {"density": density, "largest": [1.0], "smallest": [-1.0]}
@@ -150,14 +151,21 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     with house_style():
         figure = Figure(figsize=(6.8, 4.0), layout="constrained")
         axes = figure.subplots()
-        highest = max(max(record["density"]["density"]) for record in losses.values())
+        curves = {
+            label: [np.array([plotted(v) for v in record["density"][key]]) for key in ("at", "density")]
+            for label, record in losses.items()
+        }
+        there = [v for _, values in curves.values() for v in values[np.isfinite(values)].tolist()]
+        highest = max(there, default=0.0)
+        if not highest > 0:
+            raise CurvactError("the density of the spectrum is not finite: there is nothing to draw")
         for number, (label, record) in enumerate(losses.items()):
             colour = COLOURS.get(label, OKABE_ITO[2])
-            values = np.array(record["density"]["density"], dtype=float)
-            axes.plot(record["density"]["at"], np.maximum(values, 1e-12 * highest), color=colour)
+            at, values = curves[label]
+            axes.plot(at, np.maximum(values, 1e-12 * highest), color=colour)
             for value in (*record["largest"], *record["smallest"]):
                 axes.plot(
-                    [value],
+                    [plotted(value)],
                     [highest * 10 ** (0.35 + 0.3 * number)],
                     marker="v",
                     markersize=5,
@@ -190,7 +198,7 @@ def _heading(figure: Figure, title: str) -> None:
 def _wide_enough(axes: Axes) -> None:
     low, high = axes.get_xlim()
     if high < 10 * low:
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low) * math.sqrt(high)
         axes.set_xlim(middle / 3.2, middle * 3.2)
 
 

@@ -53,8 +53,9 @@ def run_analyses(
 ) -> dict[str, float]:
     """The headline numbers of some analyses of a trained model, flat, for the record of a trial. [ours: the choice of numbers]
 
-    Every name begins with that of its analysis; numbers that are not finite (κ of a kink) are left out. The first `images` of the
-    training split are looked at, of the test split for flatness. The norms of diag H are not among them: a trial's
+    Every name begins with that of its analysis; numbers that are not finite (κ of a kink) are left out, and so is what the split
+    of diag H says of σ″ where the split does not hold (Sparta, a ViT): `hessian_clean_split_holds` is 0 then. The first `images`
+    of the training split are looked at, of the test split for flatness. The norms of diag H are not among them: a trial's
     `hessian` settings give these.
 
     kinds: of `KINDS`. threat_model: ε > 0. attack_steps: of PGD, from one random start. probes: of the split and the trace.
@@ -385,10 +386,10 @@ def _spectrum(
     ends = top_eigenvalues(model, x, y, count=count, ends="both", generator=random, **common)
     record: Record = {
         "trace": plain(asdict(found)) | {"mean_eigenvalue": finite(found.mean_eigenvalue)},
-        "largest": list(ends.largest),
-        "smallest": list(ends.smallest),
-        "largest_residuals": list(ends.largest_residuals),
-        "smallest_residuals": list(ends.smallest_residuals),
+        "largest": plain(ends.largest),
+        "smallest": plain(ends.smallest),
+        "largest_residuals": plain(ends.largest_residuals),
+        "smallest_residuals": plain(ends.smallest_residuals),
         "converged": ends.converged,
         "products": ends.products,
     }
@@ -408,14 +409,17 @@ def density_record(density: SpectralDensity) -> Record:
     low, high = density.nodes.min().item(), density.nodes.max().item()
     width = max((high - low) / 100, 1e-3 * max(abs(low), abs(high))) or 1.0
     at = torch.linspace(low - 4 * width, high + 4 * width, DENSITY_POINTS, dtype=torch.float64)
-    return {
-        "width": width,
-        "at": at.tolist(),
-        "density": density.density(at, width).tolist(),
-        "nodes": density.nodes.tolist(),
-        "weights": density.weights.tolist(),
-        "parameters": density.parameters,
-    }
+    record: Record = plain(
+        {
+            "width": width,
+            "at": at.tolist(),
+            "density": density.density(at, width).tolist(),
+            "nodes": density.nodes.tolist(),
+            "weights": density.weights.tolist(),
+            "parameters": density.parameters,
+        }
+    )
+    return record
 
 
 def plain(value: Any) -> Any:
@@ -442,6 +446,8 @@ def _hessian_numbers(record: Mapping[str, Any]) -> dict[str, Any]:
                 numbers[f"{label}_{name}"] = entry["norms"][name]["value"]
                 numbers[f"{label}_{name}_se"] = entry["norms"][name]["standard_error"]
         if "split" in entry:
+            numbers[f"{label}_split_holds"] = float(entry["split"]["holds"])
+        if "split" in entry and entry["split"]["holds"]:
             total = entry["split"]["total"]
             numbers[f"{label}_curvature_share"] = total["curvature_share"]["value"]
             numbers[f"{label}_curvature_share_se"] = total["curvature_share"]["standard_error"]

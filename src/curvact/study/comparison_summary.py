@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pylatexenc.latexencode import UnicodeToLatexEncoder
 from rich.table import Table
 
 from curvact.files import atomic_write
@@ -252,18 +253,31 @@ def _notes(summary: ComparisonSummary) -> list[str]:
 
 
 def to_markdown(summary: ComparisonSummary) -> str:
-    """The table with its notes as Markdown."""
+    """The table with its notes as Markdown; what would end a cell early is escaped."""
     heads, lines = _grid(summary)
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
+    rows = [[_cell(text) for text in heads], ["---", *["---:"] * (len(heads) - 1)]]
+    rows += [[_cell(text) for text in line] for line in lines]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return table + "\n\n" + "\n\n".join(_notes(summary)) + "\n"
 
 
+def _cell(text: str) -> str:
+    r"""
+    >>> print(_cell("a|b"))
+    a\|b
+    """
+    return " ".join(text.split()).replace("\\", r"\\").replace("|", r"\|")
+
+
 def to_latex(summary: ComparisonSummary) -> str:
-    """The table as a LaTeX tabular (booktabs), its notes as comments."""
+    """The table as a LaTeX tabular (booktabs) that pdfLaTeX sets, its notes as comments."""
     heads, lines = _grid(summary)
-    body = [" & ".join(map(_latex, row)) + r" \\" for row in [heads, *lines]]
-    comments = "\n".join(f"% {note}" for note in _notes(summary))
+    rows = [[_latex(text) for text in row] for row in [heads, *lines]]
+    for row in rows:
+        if row[0].startswith(("[", "*")):  # \\ before it would take it for its argument
+            row[0] = f"{{}}{row[0]}"
+    body = [" & ".join(row) + r" \\" for row in rows]
+    comments = "\n".join(f"% {' '.join(note.split())}" for note in _notes(summary))
     return "\n".join(
         [
             comments,
@@ -279,14 +293,15 @@ def to_latex(summary: ComparisonSummary) -> str:
     )
 
 
+_LATEX = UnicodeToLatexEncoder(unknown_char_policy="replace", unknown_char_warning=False)
+
+
 def _latex(text: str) -> str:
+    r"""
+    >>> print(_latex("κ ± 1 % of a_b"))
+    \ensuremath{\kappa} \ensuremath{\pm} 1 \% of a\_b
     """
-    >>> _latex("κ ± 1 % of a_b")
-    '$\\\\kappa$ $\\\\pm$ 1 \\\\% of a\\\\_b'
-    """
-    signs = {"κ": r"$\kappa$", "±": r"$\pm$", "∞": r"$\infty$", "−": "--", "–": "--"}
-    escaped = "".join("\\" + c if c in "%_&#{}$" else c for c in text)
-    return "".join(signs.get(c, c) for c in escaped)
+    return str(_LATEX.unicode_to_latex(" ".join(text.split())))
 
 
 def to_tables(summary: ComparisonSummary, width: int) -> list[Table]:
