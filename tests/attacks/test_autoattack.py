@@ -333,6 +333,8 @@ def test_search_in_bf16_is_named_and_looks_twice() -> None:
     _assert_sound(verdict, model, x, y)
     steps = version_steps("standard", "linf", 10)
     assert ensemble_name("standard", steps, "bf16") == "AutoAttack (bf16 search, fp32 second look)"
+    square = chosen_steps(["square"], "linf", 10, steps=5, queries=100)
+    assert ensemble_name(None, square, "bf16") == "square(100 queries) (bf16 search)"
 
 
 @pytest.mark.slow

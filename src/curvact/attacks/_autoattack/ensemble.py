@@ -114,10 +114,12 @@ def with_second_look(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def ensemble_name(version: str | None, steps: Sequence[Step], precision: Precision) -> str:
-    """ "AutoAttack" for a version that ran whole; the attacks' own names for anything else."""
-    if version is None:
-        return " + ".join(step.label for step in steps)
-    return TITLES[version] + (" (bf16 search, fp32 second look)" if precision == "bf16" else "")
+    """ "AutoAttack" for a version that ran whole, the attacks' own names for anything else; and how a search in bf16 was done."""
+    name = TITLES[version] if version is not None else " + ".join(step.label for step in steps)
+    if precision == "fp32":
+        return name
+    again = version is not None or len(with_second_look(steps)) > len(steps)
+    return f"{name} (bf16 search{', fp32 second look' if again else ''})"
 
 
 def _fitting(steps: Sequence[Step], classes: int, what: str) -> tuple[Step, ...]:
