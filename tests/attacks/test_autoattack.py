@@ -257,7 +257,7 @@ def test_fast_mode_is_sound_and_no_weaker_where_it_can_be_known(norm: Any) -> No
     _assert_sound(fast, model, x, y)
     assert fast.clean_accuracy == plain.clean_accuracy
     assert abs(fast.robust_accuracy - plain.robust_accuracy) <= 2 / 60
-    assert "1 batch norms folded, channels last" in fast.notes[0]
+    assert "1 batch norm folded, channels last" in fast.notes[0]
     if norm == "linf":
         assert fast.forward_evaluations + 2 * fast.gradient_evaluations < (
             plain.forward_evaluations + 2 * plain.gradient_evaluations

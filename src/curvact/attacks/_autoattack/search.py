@@ -63,7 +63,7 @@ def search_twin(
     folded, count = fold_batch_norm(base, example)
     if count and _agrees(folded, example, truth):
         twin = folded
-        notes.append(f"{count} batch norms folded")
+        notes.append(f"{count} batch norm{'s' * (count > 1)} folded")
     else:
         notes.append("no batch norm folded")
     last = False
@@ -77,7 +77,7 @@ def search_twin(
         more = torch.cat([example, example[:1]])  # the trace may hold on to the number of images
         if count and _agrees(Twin(rewritten, channels_last=True), more, _logits(model, more)):
             twin = rewritten
-            notes.append(f"{count} convolutions by Winograd")
+            notes.append(f"{count} convolution{'s' * (count > 1)} by Winograd")
     if compiled:
         twin = torch.compile(twin)  # type: ignore[assignment]
         notes.append("compiled")
