@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from curvact.errors import CurvactError
+from curvact.study import summary as summary_module
 from curvact.study.spec import StudySpec, trial_id
 from curvact.study.store import METRICS, open_folder
 from curvact.study.summary import summarize
@@ -69,9 +71,37 @@ def test_a_planted_peak_is_found(tmp_path: Path) -> None:
     assert "An interior peak is supported" in text
     assert "at κ = 6" in text
     assert "A U shape of the Hessian norm is supported for 6 of 6 norms" in text
+    assert (
+        "correction for the 6 such tests of this study this is left: ‖diag H‖₂/√P of the clean loss" in text
+    )
     page = summary.page.read_text()
     assert "interior peak" in page
     assert "planted" in page
+
+
+def test_one_of_many_u_shapes_has_to_pass_the_correction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The p-values of the first norm are made 0.003 and 0.02 in two families: 12 × 0.003 passes, 11 × 0.02 does not."""
+    real = summary_module._verdict
+    values = iter([0.003, 0.02])
+
+    def doctored(*arguments: Any) -> Any:
+        verdict = real(*arguments)
+        first, *others = verdict.norms
+        norms = {first: replace(verdict.norms[first], peak_p=next(values))}
+        norms |= {name: replace(verdict.norms[name], peak_p=0.5, kind="inconclusive") for name in others}
+        return replace(verdict, norms=norms)
+
+    monkeypatch.setattr(summary_module, "_verdict", doctored)
+    families = ["rctaf(beta=0)", "rctaf(beta=1)"]
+    _plant(tmp_path / "s", lambda kappa, config: 0.7, family=families)
+    text = "\n".join(summarize(tmp_path / "s").sentences)
+    assert text.count("is supported for 1 of 6 norms") == 2
+    assert (
+        text.count("for the 12 such tests of this study this is left: ‖diag H‖₂/√P of the clean loss.") == 1
+    )
+    assert text.count("for the 12 such tests of this study none is left.") == 1
 
 
 def test_a_planted_plateau_is_no_peak(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from curvact.errors import CurvactError
 from curvact.report import cells, groups_of, level_names, results_table, write_csv, write_figures, write_page
 from curvact.report.table import HESSIAN_NORMS, Group
 from curvact.study.calibration import calibrate
+from curvact.study.paired import holm
 from curvact.study.spec import StudySpec
 from curvact.study.statistics import ShapeVerdict, mean_intervals
 from curvact.study.store import finished, read_study, row_of
@@ -88,13 +89,21 @@ def summarize(folder: Path) -> Summary:
 def _verdicts(
     rows: list[dict[str, object]],
 ) -> tuple[list[_Shown], tuple[str, ...], tuple[tuple[str, str, str], ...]]:
-    shown: list[_Shown] = []
     whole: dict[tuple[bool, int], list[Verdict]] = {}
+    found: list[tuple[Verdict, Group]] = []
     for group in groups_of(rows):
         verdict = _verdict(rows, group)
         if verdict is not None:
-            shown.append(_show(verdict, group))
+            found.append((verdict, group))
             whole.setdefault((group.centered, group.epochs), []).append(verdict)
+    # The U tests of all families and norms together are corrected for their number.
+    corrected = holm(
+        {f"{i} {name}": norm.peak_p for i, (v, _) in enumerate(found) for name, norm in v.norms.items()}
+    )
+    shown = [
+        _show(v, group, {name: corrected[f"{i} {name}"] for name in v.norms}, len(corrected))
+        for i, (v, group) in enumerate(found)
+    ]
     across = tuple(
         line if len(whole) == 1 else f"{'centred' if centered else 'not centred'}, {epochs} epochs: {line}"
         for (centered, epochs), verdicts in whole.items()
@@ -133,15 +142,20 @@ def _log10(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log10(np.where(values > 0, values, np.nan))
 
 
-def _show(verdict: Verdict, group: Group) -> _Shown:
-    """The sentences on robustness and one on the norms first; a sentence a norm to unfold."""
+def _show(verdict: Verdict, group: Group, corrected: Mapping[str, float], tests: int) -> _Shown:
+    """The sentences on robustness and one on the norms first; a sentence a norm to unfold.
+
+    corrected: the p-values of the U shapes of the norms after Holm's correction for all `tests` of the study.
+    """
     split = len(verdict.sentences) - len(verdict.norms)
     sentences = [_capital(line.removeprefix(f"{verdict.family}: ")) for line in verdict.sentences[:split]]
     if verdict.norms:
         supported = [name for name, shape in verdict.norms.items() if shape.kind == "U shape"]
         count = f"{len(supported)} of {len(verdict.norms)} norms"
+        left = ", ".join(name for name in supported if corrected[name] <= 1 - verdict.norms[name].level)
         sentences.append(
-            f"A U shape of the Hessian norm is supported for {count}: {', '.join(supported)}."
+            f"A U shape of the Hessian norm is supported for {count}: {', '.join(supported)}. After Holm's correction for the "
+            f"{tests} such tests of this study " + (f"this is left: {left}." if left else "none is left.")
             if supported
             else f"No U shape of the Hessian norm is shown, for none of {len(verdict.norms)} norms."
         )
