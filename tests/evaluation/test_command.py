@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -176,14 +177,14 @@ def test_a_fresh_folder_adds_no_seconds(tmp_path: Path, monkeypatch: pytest.Monk
     spent = _seconds_in(shards)
     assert spent > 0
     with monkeypatch.context() as patch:
-        patch.setattr("curvact.evaluation.run._earlier_seconds", lambda *_: 0.0)
+        patch.setattr(
+            "curvact.evaluation.run.ensemble", lambda *a, **k: replace(ensemble(*a, **k), seconds_resumed=0.0)
+        )
         wall = seconds(shards)
     assert seconds(shards) == wall + spent
 
 
 def test_versions_and_notes_are_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     def noting(*arguments: Any, **settings: Any) -> Any:
         return replace(ensemble(*arguments, **settings), notes=("shard-00001[/x] was damaged",))
 

@@ -115,8 +115,9 @@ class Verdict:
     loss: cross-entropy of the model at x_adv, N. perturbation: ‖x_adv − x‖ in the norm of the threat model, N.
     accuracy_after: "clean" and each attack → robust accuracy after it.
     forward_evaluations, gradient_evaluations: images sent through the model without and with a gradient, over all sessions.
-    seconds: of this call. units_resumed: shards × attacks read from the folder. notes: what was found on the way.
-    suspicions: why the verdict may be wrong; each was also warned of. versions: of the packages. config: all that fixes it.
+    seconds: of this call. units_resumed: shards × attacks read from the folder; seconds_resumed: what these took.
+    notes: what was found on the way. suspicions: why the verdict may be wrong; each was also warned of. versions: of the packages.
+    config: all that fixes it.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Verdict:
     forward_evaluations: int
     gradient_evaluations: int
     seconds: float
+    seconds_resumed: float = 0.0
     units_resumed: int = 0
     notes: tuple[str, ...] = ()
     suspicions: tuple[str, ...] = ()
@@ -349,7 +351,7 @@ def _run(
             for shard in done:
                 done[shard], damaged = stored_units(place, job, run, shard, local)
                 notes += damaged
-        resumed = sum(len(units) for units in done.values())
+        resumed = [unit for units in done.values() for unit in units]
 
         def on_unit(unit: Unit) -> None:
             if place is not None:
@@ -380,7 +382,8 @@ def _run(
         forward_evaluations=sum(unit.forward for unit in units),
         gradient_evaluations=sum(unit.gradient for unit in units),
         seconds=time.perf_counter() - started,
-        units_resumed=resumed,
+        seconds_resumed=sum(unit.seconds for unit in resumed),
+        units_resumed=len(resumed),
         notes=(*notes, *dict.fromkeys(note for unit in units for note in unit.notes), *_outside(units)),
         suspicions=(*suspicions, *late),
         versions=_versions(),

@@ -28,8 +28,7 @@ from curvact.attacks import (
 )
 from curvact.attacks._autoattack.ensemble import ATTACKS, Mode, Version, ensemble_name
 from curvact.attacks._autoattack.shard import CLEAN
-from curvact.attacks._autoattack.store import config_hash, read_unit, unit_path
-from curvact.attacks.autoattack import Progress, Settings, Verdict
+from curvact.attacks.autoattack import Progress, Settings
 from curvact.attacks.threat import connected, cuts_graph
 from curvact.data import Dataset
 from curvact.environment import environment
@@ -157,7 +156,6 @@ def evaluate_model(
                 "on_progress": on_progress,
             }
             x, y = images.inputs(), images.labels
-            before = _stored(folder)
             if attack in AUTOATTACK:
                 verdict = autoattack(model, x, y, threat_model, version=AUTOATTACK[attack], **options)
             else:
@@ -170,7 +168,7 @@ def evaluate_model(
             list(verdict.suspicions),
             notes=list(verdict.notes),
             versions=dict(verdict.versions),
-            earlier_seconds=_earlier_seconds(folder, before, verdict),
+            earlier_seconds=verdict.seconds_resumed,
             accuracy_after=dict(verdict.accuracy_after),
         )
     findings = list(outcome.findings)
@@ -272,29 +270,6 @@ def _quick(
     x_adv = result.x_adv if settings.get("steps", 0) >= 10 else None
     versions = {name: package_version(name) for name in ("curvact", "torch")}
     return _Outcome(attack, settings, clean, broken_by, findings, versions=versions, x_adv=x_adv)
-
-
-def _stored(folder: Path | None) -> dict[str, tuple[int, int]]:
-    """The files in a folder as they are now: a file that is written again is another."""
-    if folder is None or not folder.is_dir():
-        return {}
-    status = {file.name: file.stat() for file in folder.glob("*.safetensors")}
-    return {name: (of.st_ino, of.st_mtime_ns) for name, of in status.items()}
-
-
-def _earlier_seconds(folder: Path | None, before: Mapping[str, tuple[int, int]], verdict: Verdict) -> float:
-    """What the attacks took that were in the folder before this session and that it did not run again."""
-    if folder is None:
-        return 0.0
-    run, size = config_hash(verdict.config), verdict.config["shard_size"]
-    now, seconds = _stored(folder), 0.0
-    for shard in range(math.ceil(len(verdict.broken_by) / size)):
-        for key in verdict.accuracy_after:
-            path = unit_path(folder, shard, key)
-            if path.name in before and before[path.name] == now.get(path.name):
-                unit = read_unit(path.read_bytes(), run, shard, key)
-                seconds += 0.0 if unit is None else unit.seconds
-    return seconds
 
 
 class _Clock:
