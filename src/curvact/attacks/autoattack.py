@@ -116,7 +116,7 @@ class Verdict:
     accuracy_after: "clean" and each attack → robust accuracy after it.
     forward_evaluations, gradient_evaluations: images sent through the model without and with a gradient, over all sessions.
     seconds: of this call. units_resumed: shards × attacks read from the folder; seconds_resumed: what these took.
-    notes: what was found on the way. suspicions: why the verdict may be wrong; each was also warned of. versions: of the packages.
+    notes: what was found on the way. suspicions: why the verdict may be wrong; each was also warned of. versions: of packages.
     config: all that fixes it.
     """
 
