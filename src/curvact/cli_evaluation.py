@@ -85,6 +85,12 @@ def evaluate_command(
     ):
         if value < 1:
             raise CurvactError(f"{option} {value}: must be >= 1")
+    parts = attack_parts(attack)
+    for option, given in (("--fast", fast), (f"--workers {workers}", workers > 1)):
+        if given and parts is None:
+            raise CurvactError(f"{option}: for AutoAttack and its parts, not for {attack}")
+    if restarts > 1 and not attack.startswith("pgd"):
+        raise CurvactError(f"--restarts {restarts}: for pgd-STEPS, not for {attack}")
     model, known = open_model(checkpoint)
     data_name, pixels = _data_of(checkpoint, known) if data is None else (data, None)
     told = _threat_of(checkpoint, known) if epsilon is None or norm is None else {}
@@ -131,7 +137,7 @@ def evaluate_command(
                 restarts=restarts,
                 mode=mode,
                 workers=workers,
-                folder=shards if attack_parts(attack) else None,
+                folder=shards if parts else None,
                 on_progress=on_progress,
                 on_check=on_check,
                 name=name,

@@ -246,6 +246,9 @@ def test_weights_of_others(tmp_path: Path) -> None:
         (["--attack", "apgd-ce+../../[/x]"], r"unknown attack '\.\./\.\./\[/x\]'"),
         (["--masking", "quik"], r"--masking quik; did you mean 'quick'\?; allowed are quick, full, none"),
         (["--data", "digit"], "unknown data set 'digit'"),
+        (["--attack", "pgd-3", "--fast"], "--fast: for AutoAttack and its parts, not for pgd-3"),
+        (["--attack", "fgsm", "--workers", "2"], "--workers 2: for AutoAttack and its parts, not for fgsm"),
+        (["--attack", "apgd-ce", "--restarts", "3"], "--restarts 3: for pgd-STEPS, not for apgd-ce"),
     ],
 )
 def test_bad_input_is_one_line(checkpoint: Path, tmp_path: Path, options: list[str], message: str) -> None:
