@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from curvact.activations import registry
 
 torch.set_num_threads(1)
+settings.register_profile("curvact", deadline=None)  # how long an example takes is nobody's fault on a busy machine
+settings.load_profile("curvact")
 
 
 @pytest.fixture(autouse=True)
