@@ -11,7 +11,8 @@ from hypothesis import settings
 from curvact.activations import registry
 
 torch.set_num_threads(1)
-settings.register_profile("curvact", deadline=None)  # how long an example takes is nobody's fault on a busy machine
+# How long an example takes on a busy machine says nothing.
+settings.register_profile("curvact", deadline=None)
 settings.load_profile("curvact")
 
 
