@@ -110,7 +110,7 @@ def test_a_step_below_the_resolution_is_no_kink():
 
 
 @given(log_kappa=st.floats(-3, 4), family=st.sampled_from(["softplus", "swish", "squareplus"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_families_at_any_curvature(log_kappa, family):
     kappa = 10**log_kappa
     if family == "softplus":
@@ -124,7 +124,7 @@ def test_families_at_any_curvature(log_kappa, family):
 
 
 @given(place=PLACES, sign=st.sampled_from([-1, 1]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_narrow_peak_anywhere(place, sign):
     """κ = 1e4 and width 1e-4, beside a smooth activation that bends at 0."""
     alpha = 4e4
@@ -148,7 +148,7 @@ def test_a_narrow_peak_anywhere(place, sign):
     narrow=PLACES,
     log_ratio=st.floats(0.01, 4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_of_two_peaks_the_taller_wins(wide, narrow, log_ratio):
     low, high = 1.0, 10**log_ratio
 
@@ -176,7 +176,7 @@ def test_of_two_peaks_the_taller_wins(wide, narrow, log_ratio):
     log_height=st.floats(-4, 0),
     sign=st.sampled_from([-1, 1]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_bump_of_the_slope_that_comes_back(place, log_width, log_height, sign):
     """Slope 1 + a·exp(−((x−p)/w)²): no net change of the slope, κ = a/w·√(2/e)."""
     width, height = 10**log_width, sign * 10**log_height
@@ -191,7 +191,7 @@ def test_a_bump_of_the_slope_that_comes_back(place, log_width, log_height, sign)
 
 
 @given(place=PLACES, log_jump=st.floats(-5.5, 1), sign=st.sampled_from([-1, 1]), smooth=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_kink_anywhere(place, log_jump, sign, smooth):
     jump = sign * 10**log_jump
 
@@ -205,7 +205,7 @@ def test_a_kink_anywhere(place, log_jump, sign, smooth):
 
 
 @given(first=PLACES, second=PLACES, gap=st.floats(1e-4, 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_of_several_kinks_the_nearest_to_zero(first, second, gap):
     def f(x):
         return F.relu(x - first) - F.relu(x - first - gap) + F.hardtanh(x - second)

@@ -193,7 +193,7 @@ FAMILIES = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(kappa=st.floats(1e-3, 1e4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_curvature_is_met(family, kappa: float) -> None:  # type: ignore[no-untyped-def]
     act = family(kappa)
     assert act.max_curvature.value == pytest.approx(kappa, rel=1e-14)
@@ -309,7 +309,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ALL)
 @given(x=st.lists(st.floats(-1e4, 1e4), min_size=0, max_size=8))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_finite_input(name: str, dtype: torch.dtype, x: list[float]) -> None:
     act = activation(name)
     assert isinstance(act, Activation)

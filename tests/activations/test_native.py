@@ -244,7 +244,7 @@ def test_any_layout(layout: str) -> None:
         torch.testing.assert_close(native(act, x, 1, grad), 2 * plain(act, x, 1), rtol=1e-14, atol=1e-15)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     name=st.sampled_from(FAMILIES),
     values=st.lists(st.floats(-1e4, 1e4, width=16), min_size=1, max_size=70),

@@ -133,7 +133,7 @@ def test_published_initial_values(family: str) -> None:
     alpha=st.floats(0.05, 20).flatmap(lambda a: st.sampled_from([a, -a])),
     beta=st.floats(-0.9, 0.9),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_value_and_curvature_are_the_table(family: str, x: float, alpha: float, beta: float) -> None:
     keys = PUBLISHED[family]
     given_ = {key: {"alpha": alpha, "beta": beta}[key] for key in keys}
@@ -172,7 +172,7 @@ SMOOTH = {
     alpha=st.floats(0.0625, 20, width=32).flatmap(lambda a: st.sampled_from([a, -a])),
     beta=st.floats(-0.875, 0.875, width=32),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_curvature_of_the_current_parameters_against_a_grid(family: str, alpha: float, beta: float) -> None:
     """κ is the largest |σ″| by float64 autograd of the formula, on a grid of αx that has 0 and reaches far."""
     keys = PUBLISHED[family]
@@ -206,7 +206,7 @@ def test_reblu_away_from_the_kink_bends_by_at_most_alpha() -> None:
 
 
 @given(kappa=st.floats(1e-3, 1e4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_curvature_is_met_and_held(kappa: float) -> None:
     for family in ("psilu", "psoftplus", "pssilu_fixed"):
         act = build_act(f"{family}(curvature={kappa!r})")
@@ -316,7 +316,7 @@ def test_compiles_as_one_graph(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FORMS)
 @given(x=st.lists(st.floats(-1e4, 1e4), max_size=8))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_any_finite_input(name: str, dtype: torch.dtype, x: list[float]) -> None:
     act = build_act(name)
     if dtype == torch.float64:

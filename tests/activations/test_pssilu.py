@@ -52,7 +52,7 @@ def learned(act: PSSiLU, x: torch.Tensor, alpha: torch.Tensor, beta: torch.Tenso
     alpha=st.floats(0.01, 100).flatmap(lambda a: st.sampled_from([a, -a])),
     beta=st.one_of(st.floats(1e-10, 0.95), st.just(0.0)),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_value_is_the_definition(x: float, alpha: float, beta: float) -> None:
     got = float(PSSiLU(alpha, beta)(torch.tensor(x, dtype=torch.float64)))
     # Roundings of two terms up to |x|/(1 − β), and of αx inside the gate: |αx|·s(1−s)·|x| ≤ 0.3|x|.
@@ -109,7 +109,7 @@ def test_peak_against_the_search_of_a_plain_function(name: str) -> None:
 
 
 @given(kappa=st.floats(1e-3, 1e4), beta=st.floats(-0.99, 0.99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_curvature_is_met_and_names_round_trip(kappa: float, beta: float) -> None:
     act = PSSiLU.from_curvature(kappa, beta)
     assert act.max_curvature.value == pytest.approx(kappa, rel=1e-14)
@@ -206,7 +206,7 @@ def test_compiles_as_one_graph(name: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FORMS)
 @given(x=st.lists(st.floats(-1e4, 1e4), min_size=0, max_size=8))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_finite_input(name: str, dtype: torch.dtype, x: list[float]) -> None:
     act = build(name)
     if dtype == torch.float64:

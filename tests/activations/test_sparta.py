@@ -84,7 +84,7 @@ def by_loops(act: Sparta, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @given(c=st.integers(1, 3), rows=st.integers(1, 4), columns=st.integers(1, 4), seed=st.integers(0, 99))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_value_is_the_definition(variant: str, c: int, rows: int, columns: int, seed: int) -> None:
     """Also on maps smaller than the kernel."""
     act = made(f"sparta(variant={variant}, channels={c})", seed)
@@ -237,7 +237,7 @@ no_kernel = pytest.mark.skipif(_gate._load() is None, reason="no C compiler here
     shape=st.tuples(st.integers(1, 3), st.integers(1, 37), st.integers(1, 9), st.integers(1, 19)),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_kernel_against_tensor_operations(
     layout: torch.memory_format, dtype: torch.dtype, shape: tuple[int, int, int, int], seed: int
 ) -> None:
@@ -268,7 +268,7 @@ def test_kernel_against_tensor_operations(
     scale=st.sampled_from([1.0, 100.0, 1e4]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_product_against_tensor_operations(
     dtype: torch.dtype,
     shape: tuple[int, int, int, int],

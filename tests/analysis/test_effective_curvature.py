@@ -45,7 +45,7 @@ def spread(a: np.ndarray, channel: int = 1) -> float:
 # ---- the statistics ----
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 60), st.integers(0, 99), st.floats(-1e6, 1e6), st.floats(1e-3, 1e3))
 def test_any_split_into_batches_gives_numpys_spread_also_far_from_zero(
     batch: int, seed: int, centre: float, scale: float

@@ -162,7 +162,7 @@ def test_the_attack_runs_at_the_moved_weights() -> None:
     assert result.flatness == pytest.approx(np.mean(truth[1:]) - truth[0], rel=1e-9)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 9), st.integers(0, 50))
 def test_batches_change_nothing_and_the_seed_decides(batch: int, seed: int) -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.SiLU(), nn.Linear(4, 3)).double()

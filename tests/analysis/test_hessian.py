@@ -175,7 +175,7 @@ vectors = hnp.arrays(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(vectors)
 def test_estimates_equal_their_definitions(d: np.ndarray) -> None:
     gram = torch.from_numpy(d @ d.T)
@@ -189,7 +189,7 @@ def test_estimates_equal_their_definitions(d: np.ndarray) -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(vectors, st.floats(0.01, 100))
 def test_norm_estimate_is_finite_and_scales_with_the_vectors(d: np.ndarray, factor: float) -> None:
     gram = torch.from_numpy(d @ d.T)

@@ -121,7 +121,7 @@ def test_float32_gives_the_same_to_its_precision() -> None:
     torch.testing.assert_close(found.top, values[:, -1], rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     size=st.integers(1, 7),

@@ -35,7 +35,7 @@ X = torch.rand(7, 1, 4, 4, generator=seeded()).double()
 Y = torch.arange(7) % 3
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10_000), st.integers(0, 1))
 def test_every_filter_has_the_norm_of_the_models(seed: int, index: int) -> None:
     model = small()

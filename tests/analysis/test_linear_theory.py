@@ -154,7 +154,7 @@ def test_the_bounds_are_those_of_plain_numpy() -> None:
 VECTORS = st_numpy.arrays(np.float64, (3,), elements=st.floats(-4, 4, allow_subnormal=False, width=32))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(w1=VECTORS, w2=VECTORS, x=VECTORS, epsilon=st.floats(0.01, 2), y=st.sampled_from([-1.0, 1.0]))
 def test_bounds_hold_wherever_hypothesis_looks(
     w1: np.ndarray, w2: np.ndarray, x: np.ndarray, epsilon: float, y: float

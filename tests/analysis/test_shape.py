@@ -29,7 +29,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 # ---- activations ----
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.floats(0.2, 60))
 def test_rcraf_in_closed_form(alpha: float) -> None:
     shape = activation_shape(f"rcraf(alpha={alpha})")
@@ -99,7 +99,7 @@ def test_curvature_near_zero_of_any_name_is_the_mean_of_its_second_derivative() 
 # ---- Lipschitz constant ----
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1000))
 def test_lipschitz_of_a_linear_map_is_found_and_never_passed(seed: int) -> None:
     weight = torch.randn(3, 5, generator=seeded(seed), dtype=torch.float64)

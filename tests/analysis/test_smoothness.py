@@ -98,7 +98,7 @@ X, Y = torch.zeros(3, 1, dtype=torch.float64), torch.zeros(3)
 # ---- closed forms ----
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), size=st.integers(3, 6))
 def test_a_quadratic_has_the_ratio_hd_over_d_at_every_norm(seed: int, size: int) -> None:
     m = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -172,7 +172,7 @@ def test_density_has_the_moments_and_the_shape_of_the_eigenvalues() -> None:
 # ---- of any symmetric matrix ----
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(size=st.integers(1, 12), seed=st.integers(0, 10**6), steps=st.integers(1, 12))
 def test_quadrature_is_exact_for_low_powers(size: int, seed: int, steps: int) -> None:
     h = symmetric(size, seed)
@@ -224,7 +224,7 @@ def test_density_of_a_known_spectrum_is_its_smoothed_histogram() -> None:
     assert abs(value - true.exp().mean().item()) <= 4 * error
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(size=st.integers(2, 40), seed=st.integers(0, 10**6), count=st.integers(1, 2), room=st.integers(0, 4))
 def test_extreme_eigenvalues_of_random_matrices_with_restarts(
     size: int, seed: int, count: int, room: int

@@ -335,7 +335,7 @@ def test_fgsm_is_one_signed_step() -> None:
     count=st.integers(0, 5),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_always_inside_the_threat_model(
     norm: str, epsilon: float, steps: int, restarts: int, count: int, seed: int
 ) -> None:

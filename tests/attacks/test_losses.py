@@ -37,7 +37,7 @@ def _by_hand(name: str, z: np.ndarray, y: int, target: int | None) -> float:
 @pytest.mark.parametrize("name", sorted(LOSSES))
 @pytest.mark.parametrize("targeted", [False, True])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_against_formulas(name: str, targeted: bool, seed: int) -> None:
     z, y, t = _batch(seed)
     expected = [
@@ -62,7 +62,7 @@ def test_gradients(name: str, targeted: bool) -> None:
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-3, 1e4), shift=st.floats(-50, 50))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_dlr_is_free_of_shift_and_scale(seed: int, scale: float, shift: float) -> None:
     z, y, t = _batch(seed)
     for targets in (None, t):
@@ -73,7 +73,7 @@ def test_dlr_is_free_of_shift_and_scale(seed: int, scale: float, shift: float) -
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_margin_and_dlr_are_positive_where_the_attack_succeeds(seed: int) -> None:
     z, y, t = _batch(seed)
     assert torch.equal(margin(z, y) > 0, succeeded(z, y))

@@ -47,7 +47,7 @@ def _support(direction: np.ndarray, x: np.ndarray, epsilon: float) -> float:
     epsilon=st.sampled_from([0.0, 0.01, 0.3, 1.0, 2.5, 50.0]),
     spread=st.sampled_from([0.05, 1.0, 5.0]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_l1_projection_is_the_nearest_point(size: int, seed: int, epsilon: float, spread: float) -> None:
     """p is the projection of z onto a convex set exactly if it lies in it and no q of it has ⟨z − p, q − p⟩ > 0."""
     z, x = _points(3, size, seed, spread)
@@ -150,6 +150,13 @@ def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-u
 class _Stubborn(nn.Linear):
     def train(self, mode: bool = True) -> nn.Linear:
         return self
+
+
+def test_any_real_number_is_a_radius() -> None:
+    assert ThreatModel("linf", np.float32(0.25)) == ThreatModel("linf", 0.25)
+    for bad in ("8/255", True, None):
+        with pytest.raises(CurvactError, match="epsilon="):
+            ThreatModel("linf", bad)  # type: ignore[arg-type]
 
 
 def test_check_model_names_what_is_suspect() -> None:

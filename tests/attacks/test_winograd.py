@@ -43,7 +43,7 @@ def _close(got: Tensor, truth: Tensor) -> None:
     relu=st.booleans(),
     summed=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_it_is_the_convolution_and_so_is_its_gradient(
     seed: int,
     count: int,

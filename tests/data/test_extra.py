@@ -306,7 +306,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), noise=st.binary(min_size=1, max_size=8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_damage_anywhere_is_noticed_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, compressed: bytes, place: float, noise: bytes
 ) -> None:
@@ -464,7 +464,7 @@ def test_the_hash_is_of_a_sample(tmp_path: Path) -> None:
 
 
 @given(count=st.integers(1, 3000), keys=st.lists(st.integers(0, 2**31 - 1), min_size=6, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_permute_is_a_permutation(count: int, keys: list[int]) -> None:
     out = permute(torch.arange(count), count, keys)
     assert torch.equal(out.sort().values, torch.arange(count))
@@ -531,7 +531,7 @@ def test_fractions_that_leave_one_kind_out(stored: ExtraImages, size: int, fract
     fraction=st.sampled_from([0.2, 0.5, 0.7]),
     world_size=st.integers(1, 4),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_batches_have_their_fraction_and_ranks_their_part(
     mixed: ExtraImages, count: int, size: int, fraction: float, world_size: int
 ) -> None:

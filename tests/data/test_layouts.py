@@ -113,7 +113,7 @@ def test_only_arrays_are_admitted(tmp_path: Path, call: bytes) -> None:
     refused(path, lambda: layouts.cifar_batch(path), "it wants")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_a_damaged_batch_never_raises_anything_else(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -392,7 +392,7 @@ def test_resize_is_antialiased() -> None:
     assert layouts.resize(images, 16) is images
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 255))
 def test_resize_keeps_constants_and_range(source: int, size: int, value: int) -> None:
     flat = torch.full((1, 1, source, source), value, dtype=torch.uint8)

@@ -64,7 +64,7 @@ def test_every_pixel_is_where_numpy_puts_it(shape: tuple[int, int, int]) -> None
         assert np.array_equal(out.numpy(), want.astype(np.float32) / np.float32(255)), (i, down, right)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 12),
     st.integers(1, 40),

@@ -66,7 +66,7 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     layout=st.sampled_from(["contiguous", "channels_last", "sliced", "transposed"]),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_strides_equal_one_image_at_a_time(
     name: str, shape: tuple[int, int, int], crop: int, cutout: int, flip: bool, layout: str, seed: int
 ) -> None:
@@ -159,7 +159,7 @@ def test_the_global_random_state_is_neither_read_nor_moved() -> None:
 @given(
     count=st.integers(1, 90), size=st.integers(1, 33), world_size=st.integers(1, 6), seed=st.integers(0, 99)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_uneven_ranks_together_have_the_batches_of_one_process(
     count: int, size: int, world_size: int, seed: int
 ) -> None:

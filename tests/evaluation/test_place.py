@@ -71,7 +71,7 @@ def test_a_name_says_what_was_asked_and_differs_with_each_part(tmp_path: Path) -
 
 
 @given(st.text(max_size=300))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_text_makes_a_plain_file_name(text: str) -> None:
     name = file_name(text)
     assert Path(name).name == name

@@ -104,7 +104,7 @@ def test_normalization_has_one_mean_and_std_a_channel() -> None:
         torch.testing.assert_close(out[:, c], (x[:, c] - mean[c]) / std[c])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rate=st.floats(0.05, 0.95), seed=st.integers(0, 2**62 - 1))
 def test_dropout_keeps_the_mean_and_repeats(rate: float, seed: int) -> None:
     x = torch.full((20000,), 3.0, dtype=torch.float64)

@@ -372,7 +372,7 @@ def test_failed_trials_are_left_out_and_named() -> None:
     constant=st.floats(-5, 5),
     shifts=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_constants_seed_effects_and_the_order_of_seeds_change_nothing(
     seed: int, constant: float, shifts: list[float]
 ) -> None:
@@ -409,7 +409,7 @@ def test_mirror_image_of_the_curve_mirrors_the_verdict() -> None:
 
 
 @given(data=st.data(), count=st.integers(1, 12), seeds=st.integers(1, 10))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_finite_table_gives_a_verdict(data: st.DataObject, count: int, seeds: int) -> None:
     cell = st.one_of(
         st.floats(0, 1), st.floats(-1e6, 1e6), st.sampled_from([0.0, 0.5, 1.0]), st.just(math.nan)
@@ -490,7 +490,7 @@ def test_difference_is_antisymmetric_and_holds_the_truth() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 10)), min_size=1, max_size=7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_isotonic_against_scipy(pairs: list[tuple[float, float]]) -> None:
     values, weights = np.array(pairs).T
     expected = optimize.isotonic_regression(values, weights=weights).x
@@ -498,7 +498,7 @@ def test_isotonic_against_scipy(pairs: list[tuple[float, float]]) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.2, 5)), min_size=3, max_size=6), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_single_peaked_fit_is_optimal(pairs: list[tuple[float, float]], data: st.DataObject) -> None:
     values, weights = np.array(pairs).T
     top = data.draw(st.integers(0, len(values) - 1))

@@ -110,7 +110,7 @@ def test_families_that_agree_differ_or_cannot_tell() -> None:
 
 
 @given(data=st.data(), count=st.integers(1, 6), seeds=st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_table_gives_clean_sentences(data: st.DataObject, count: int, seeds: int) -> None:
     cell = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 1.0]), st.just(math.nan))
     size = st.lists(cell, min_size=count * seeds, max_size=count * seeds)

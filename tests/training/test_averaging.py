@@ -32,7 +32,7 @@ def _values(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     kind=st.sampled_from(["ema", "swa"]),
     decay=st.sampled_from([0.0, 0.3, 0.9, 0.995]),

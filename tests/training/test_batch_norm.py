@@ -101,7 +101,7 @@ def test_saved_statistics_come_back() -> None:
     assert _same(_buffers(model), before)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(count=st.integers(1, 6), size=st.integers(2, 6), training=st.booleans())
 def test_recalibration_is_torchs(count: int, size: int, training: bool) -> None:
     ours, theirs = _net().train(training), _net().train(training)

@@ -109,7 +109,7 @@ CLOSE = 1e-12
 """float64 over at most 40 steps on numbers of order 1: a few hundred roundings of 1e-16."""
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     variant=st.sampled_from(VARIANTS),
     L=st.integers(1, 6),

@@ -23,7 +23,7 @@ from curvact.training.objectives import objective
 ACCURACIES = st.lists(st.integers(0, 100), max_size=12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ACCURACIES, st.integers(1, 99))
 @example([80, 60], 20)  # 0.8 − 0.6 > 0.2 in floating point
 def test_alarm_is_a_fall_below_the_best_so_far(percent: list[int], drop: int) -> None:
@@ -35,7 +35,7 @@ def test_alarm_is_a_fall_below_the_best_so_far(percent: list[int], drop: int) ->
         assert bool(guard.message) == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ACCURACIES, ACCURACIES)
 def test_state_goes_through_json(before: list[int], after: list[int]) -> None:
     guard = OverfittingGuard(0.15)

@@ -400,7 +400,7 @@ def test_the_gradient_scale_saves_float16_gradients() -> None:
     torch.testing.assert_close(moved, torch.tensor([[0.4], [0.6]]).expand(2, 4))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(ATTACKING),
     st.sampled_from(["linf", "l2", "l1"]),
@@ -538,7 +538,7 @@ def test_canonical_texts(text: str) -> None:
     assert objective(CANONICAL[text]) == objective(text)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(
         [(n, k) for n, e in OBJECTIVES.items() for k, v in e.defaults.items() if isinstance(v, float)]

@@ -40,7 +40,7 @@ def _values(model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     size=st.floats(1e-4, 10),

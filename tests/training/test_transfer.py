@@ -265,7 +265,7 @@ def test_extraction_and_a_failed_insertion_leave_the_model_alone() -> None:
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     alpha=st.floats(-(2.0**20), 2.0**20, width=32).filter(lambda a: abs(a) > 1e-6),
     beta=st.floats(2.0**-126, 0.96875, width=32),

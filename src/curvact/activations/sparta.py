@@ -101,9 +101,8 @@ class Sparta(Activation):
             return (maps * torch.sigmoid(self.bn(z(maps, *parameters)))).to(x.dtype).view(x.shape)
         if torch.compiler.is_compiling() or _core._transformed() or _forward_mode():
             return _gated(maps, z, parameters).view(x.shape)
-        if (
-            self.variant == "full"
-        ):  # too dear to be computed again for the backward pass: its convolution is kept
+        # A full convolution is too dear to be computed again for the backward pass: it is kept.
+        if self.variant == "full":
             wide = _core.wide(maps)
             product: Tensor = _Product.apply(wide, z(wide, *parameters))  # type: ignore[no-untyped-call]
             return product.to(x.dtype).view(x.shape)

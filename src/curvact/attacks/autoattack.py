@@ -31,7 +31,15 @@ from curvact.attacks._autoattack.ensemble import (
     with_second_look,
 )
 from curvact.attacks._autoattack.reference import check_square
-from curvact.attacks._autoattack.shard import CLEAN, Job, Runner, Unit, model_device, on_device
+from curvact.attacks._autoattack.shard import (
+    CLEAN,
+    Job,
+    Runner,
+    Unit,
+    global_randomness_kept,
+    model_device,
+    on_device,
+)
 from curvact.attacks._autoattack.store import (
     config_hash,
     hash_data,
@@ -313,7 +321,7 @@ def _run(
     done: dict[int, list[Unit]] = {}
     fresh: list[Unit] = []
     notes: list[str] = []
-    with evaluating:
+    with evaluating, global_randomness_kept(places[0]):
         local = on_device(model, places[0])
         probe = _probe(local, x, y, places[0], randomized, suspicions)
         steps = choose(probe.shape[1])
@@ -369,6 +377,7 @@ def _run(
             each = threads or max(1, count // min(workers, len(waiting)))
             run_shards(content, done, waiting, workers, places, each, on_unit)
         units = [unit for shard in sorted(done) for unit in done[shard]]
+        torch.manual_seed(seed)
         outcome = _outcome(job, units, local, places[0])
     late = _late_suspicions(job, units, outcome["accuracy_after"])
     for line in late:

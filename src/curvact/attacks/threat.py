@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -42,7 +43,8 @@ class ThreatModel:
                 f"norm={self.norm!r} of a threat model: allowed are {', '.join(get_args(Norm))}"
                 + nearest(str(self.norm), get_args(Norm))
             )
-        number = isinstance(self.epsilon, (int, float)) and not isinstance(self.epsilon, bool)
+        given: object = self.epsilon
+        number = isinstance(given, Real) and not isinstance(given, bool)
         if not (number and math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise CurvactError(
                 f"epsilon={self.epsilon!r} of a threat model: a finite number >= 0, in input units"

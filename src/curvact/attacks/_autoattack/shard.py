@@ -125,7 +125,7 @@ class Runner:
         job = self.job
         part = job.slice(shard)
         x, y = job.x[part], job.y[part]
-        with _global_randomness_kept(self.device), frozen(self.model), torch.no_grad():
+        with global_randomness_kept(self.device), frozen(self.model), torch.no_grad():
             units = list(done)
             self._seed(shard, CLEAN)
             if not units:
@@ -417,7 +417,8 @@ def standing_points(count: int, units: Sequence[Unit]) -> Tensor:
     return stands.nonzero().squeeze(1)
 
 
-def _global_randomness_kept(device: torch.device) -> AbstractContextManager[None]:
+def global_randomness_kept(device: torch.device) -> AbstractContextManager[None]:
+    """torch's global generators are afterwards as they were."""
     cuda = device.type == "cuda" or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if cuda else []
     return torch.random.fork_rng(devices=devices)
