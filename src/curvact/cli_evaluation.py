@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -182,9 +183,14 @@ def leaderboard_command(
 ) -> None:
     """The records in a folder: a table for each version of AutoAttack, another for less."""
     from curvact.evaluation import boards, export_boards, read_records
+    from curvact.evaluation.leaderboard import SkippedRecordWarning
 
     console = _console()
-    tables = boards(read_records(folder))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SkippedRecordWarning)
+        tables = boards(read_records(folder))
+    for warning in caught:
+        typer.echo(f"skipped: {warning.message}", err=True)
     if not tables:
         raise CurvactError(f"{folder} holds no records: `curvact evaluate CHECKPOINT` writes one")
     for board in tables:

@@ -235,6 +235,14 @@ def test_the_bar_takes_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
         on_progress(Progress("[/x]", 0, 1, 0, 1, 0.5, 1.0, 1.0))
 
 
+def test_what_is_no_record_is_skipped_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.evaluation.json").write_text('{"attack": "../x"}')
+    done = CliRunner().invoke(app, ["leaderboard", str(tmp_path)])
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"skipped: {tmp_path / 'bad.evaluation.json'} is no evaluation record")
+    assert "holds no records" in str(done.exception)
+
+
 def test_the_leaderboard_exports_each_record_once(tmp_path: Path) -> None:
     model, _ = open_model(_checkpoint(tmp_path / "model.safetensors"))
     record = evaluate_model(
