@@ -21,7 +21,7 @@ from torch import nn
 
 from curvact import Recipe, build, fit, load, load_checkpoint, save_checkpoint
 from curvact.attacks import ThreatModel
-from curvact.attacks.autoattack import autoattack
+from curvact.attacks.autoattack.verdict import autoattack
 from curvact.data import Splits
 from curvact.random import generator
 

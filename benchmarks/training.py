@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import curvact as cv
 from curvact.data import Dataset, Splits
-from curvact.environment import environment
+from curvact.lab.environment import environment
 
 EPSILON, STEP = 8 / 255, 2 / 255
 

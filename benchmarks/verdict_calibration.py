@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from curvact.study.calibration import calibrate
+from curvact.lab.statistics.calibration import calibrate
 
 CURVATURES = (0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0, 20.0, 50.0, 200.0)
 

@@ -1,101 +1,10 @@
-"""curvact: robust activations, chosen by their curvature."""
+"""curvact: robust activations, chosen by their curvature.
 
-__version__ = "0.1.0"
+The names below and the submodules are loaded when they are first used, so `import curvact` is cheap.
+"""
 
-from curvact.activations import (
-    ELU,
-    GELU,
-    RCRAF,
-    RCTAF,
-    Activation,
-    Elementwise,
-    Mish,
-    Peak,
-    PowerGate,
-    PSiLU,
-    PSoftplus,
-    PSSiLU,
-    ReLU,
-    SiLU,
-    Softplus,
-    Sparta,
-    Squareplus,
-    Swish,
-    activation,
-    activation_names,
-    max_curvature,
-    register,
-    swap_activations,
-)
-from curvact.analysis import diagonal_norms, exact_diagonal, hutchinson_diagonal
-from curvact.attacks import ThreatModel, autoattack, evaluate, fgsm, masking_report, minimum_radius, pgd
-from curvact.data import load
-from curvact.errors import CurvactError
-from curvact.evaluation import evaluate_model
-from curvact.models import MiniResNet, build
-from curvact.models.foreign import logits_of
-from curvact.models.hub import from_pretrained, save_pretrained
-from curvact.training import (
-    EntropySGD,
-    Recipe,
-    extract_activation,
-    fit,
-    insert_activation,
-    load_checkpoint,
-    read_learned,
-    save_checkpoint,
-    write_learned,
-)
+import lazy_loader
 
-__all__ = [
-    "ELU",
-    "GELU",
-    "RCRAF",
-    "RCTAF",
-    "Activation",
-    "CurvactError",
-    "Elementwise",
-    "EntropySGD",
-    "MiniResNet",
-    "Mish",
-    "PSSiLU",
-    "PSiLU",
-    "PSoftplus",
-    "Peak",
-    "PowerGate",
-    "ReLU",
-    "Recipe",
-    "SiLU",
-    "Softplus",
-    "Sparta",
-    "Squareplus",
-    "Swish",
-    "ThreatModel",
-    "activation",
-    "activation_names",
-    "autoattack",
-    "build",
-    "diagonal_norms",
-    "evaluate",
-    "evaluate_model",
-    "exact_diagonal",
-    "extract_activation",
-    "fgsm",
-    "fit",
-    "from_pretrained",
-    "hutchinson_diagonal",
-    "insert_activation",
-    "load",
-    "load_checkpoint",
-    "logits_of",
-    "masking_report",
-    "max_curvature",
-    "minimum_radius",
-    "pgd",
-    "read_learned",
-    "register",
-    "save_checkpoint",
-    "save_pretrained",
-    "swap_activations",
-    "write_learned",
-]
+from curvact._version import __version__ as __version__
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from curvact import Recipe, build, fit, load
 from curvact.activations import activation
 from curvact.attacks import SuspectModelWarning, ThreatModel, pgd
-from curvact.attacks._autoattack import search, shard, square, windows, workers
-from curvact.attacks._autoattack.apgd import checkpoints
-from curvact.attacks._autoattack.ensemble import chosen_steps, ensemble_name, version_steps
-from curvact.attacks._autoattack.fab import onto_plane
-from curvact.attacks._autoattack.reference import NORMS
-from curvact.attacks._autoattack.shard import allowed
-from curvact.attacks._autoattack.store import config_hash, hash_network, read_unit, write_unit
-from curvact.attacks.autoattack import Progress, Settings, Verdict, autoattack, ensemble
+from curvact.attacks.autoattack import search, shard, square, windows, workers
+from curvact.attacks.autoattack.apgd import checkpoints
+from curvact.attacks.autoattack.ensemble import chosen_steps, ensemble_name, version_steps
+from curvact.attacks.autoattack.fab import onto_plane
+from curvact.attacks.autoattack.reference import NORMS
+from curvact.attacks.autoattack.shard import allowed
+from curvact.attacks.autoattack.store import config_hash, hash_network, read_unit, write_unit
+from curvact.attacks.autoattack.verdict import Progress, Settings, Verdict, autoattack, ensemble
 from curvact.errors import CurvactError
 
 ALL = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -646,7 +646,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from curvact import build
 from curvact.attacks import ThreatModel
-from curvact.attacks.autoattack import ensemble
+from curvact.attacks.autoattack.verdict import ensemble
 
 class Dies(torch.nn.Module):
     def __init__(self, marker):
@@ -754,7 +754,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from curvact import load
 from curvact.attacks import ThreatModel
-from curvact.attacks.autoattack import ensemble
+from curvact.attacks.autoattack.verdict import ensemble
 model = torch.load(sys.argv[3], weights_only=False)
 test = load("digits").test
 x, y = test.inputs(slice(0, 20)), test.labels[:20]

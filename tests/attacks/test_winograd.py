@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from curvact import build
 from curvact.activations import activation
-from curvact.attacks._autoattack import fusion, search, windows
-from curvact.attacks._autoattack.fusion import acts_as_relu, fused
-from curvact.attacks._autoattack.winograd import WinogradConv2d, fits, kernel
+from curvact.attacks.autoattack import fusion, search, windows
+from curvact.attacks.autoattack.fusion import acts_as_relu, fused
+from curvact.attacks.autoattack.winograd import WinogradConv2d, fits, kernel
 
 native = pytest.mark.skipif(kernel() is None, reason="no compiler, or neither AVX2 nor AVX-512")
 

@@ -28,10 +28,9 @@ from curvact.models import (
     arguments_of,
     build,
 )
+from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.models.vit import TransformerBlock, attention
 from curvact.random import generator
-from curvact.training import load_checkpoint
-from curvact.training.checkpoint import save_checkpoint
 
 TINY: dict[str, dict[str, Any]] = {
     "mini_resnet": {"width": 2},

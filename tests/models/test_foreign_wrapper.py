@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from curvact.attacks import ThreatModel, check_model, evaluate, pgd
 from curvact.data import load
 from curvact.errors import CurvactError
-from curvact.evaluation import evaluate_model
+from curvact.lab.record import evaluate_model
 from curvact.models.foreign import logits_of
 
 

@@ -15,12 +15,11 @@ from torch import nn
 from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
-from curvact.evaluation import evaluate_model, model_hash, write_record
+from curvact.lab.record import evaluate_model, model_hash, write_record
 from curvact.models import build, hub
+from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.models.hub import from_pretrained, model_card, read_description, save_pretrained
 from curvact.random import generator
-from curvact.training import load_checkpoint
-from curvact.training.checkpoint import save_checkpoint
 
 ARGUMENTS: dict[str, Any] = {
     "name": "mini_resnet",

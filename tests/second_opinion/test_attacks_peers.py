@@ -26,9 +26,9 @@ from curvact.attacks import ThreatModel, distance, ensemble, minimum_radius, pgd
 from curvact.attacks.threat import Norm
 from curvact.data import load
 from curvact.models import build
+from curvact.models.checkpoint import load_checkpoint
 from curvact.random import generator
 from curvact.training import Recipe, fit
-from curvact.training.checkpoint import load_checkpoint
 
 # The peers are older than the libraries that they import.
 pytestmark = [

@@ -16,8 +16,9 @@ from curvact.attacks import ThreatModel
 from curvact.data import Dataset, Splits, load
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet, build
+from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.random import generator
-from curvact.training import Diverged, Recipe, fit, load_checkpoint, save_checkpoint
+from curvact.training import Diverged, Recipe, fit
 from curvact.training.recipe import learning_rate
 
 THREAT = ThreatModel("linf", 0.2)

@@ -1,6 +1,6 @@
 """What bends the input: threat models, attacks on any callable model, and checks that the attacks can be believed."""
 
-from curvact.attacks.autoattack import Progress, Verdict, autoattack, ensemble
+from curvact.attacks.autoattack.verdict import Progress, Verdict, autoattack, ensemble
 from curvact.attacks.evaluate import Robustness, evaluate
 from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin
 from curvact.attacks.masking import Finding, MaskingReport, masking_report

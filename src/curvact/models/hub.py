@@ -13,12 +13,12 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-import curvact
+from curvact._version import __version__
 from curvact.activations import Activation, default_scope, known_curvature, name_of
 from curvact.activations.registry import parse_name
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.model_hash import model_hash
+from curvact.models.hashing import model_hash
 from curvact.models.weights import TOLD, read_sidecar, read_tensors, rebuild, state_of
 
 WEIGHTS, CONFIG, SIDECAR, CARD = "model.safetensors", "config.json", "model.json", "README.md"
@@ -287,7 +287,7 @@ def _describe(
     config = {
         "schema": 1,
         "library": LIBRARY,
-        "version": curvact.__version__,
+        "version": __version__,
         "name": title,
         "license": license,
         **{key: value for key, value in known.items() if value is not None},

@@ -1,0 +1,216 @@
+"""A faster twin of a model to search with: batch norm folded, channels last, no weight gradients, counted, compiled on request.
+
+Nothing it says is believed: every success it leads to is checked by the model itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from curvact.attacks.autoattack.ensemble import Precision
+from curvact.attacks.autoattack.fusion import fused
+from curvact.attacks.pgd import Model
+from curvact.errors import CurvactError
+
+FOLDABLE = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.Linear: nn.BatchNorm1d,
+}
+
+
+class Counted:
+    """A model that counts the images it saw: those whose gradient was asked for, and the others."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.forward = 0
+        self.gradient = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.gradient += len(x)
+        else:
+            self.forward += len(x)
+        return self.model(x)
+
+
+def search_twin(
+    model: Model, example: Tensor, *, compiled: bool, precision: Precision
+) -> tuple[Model, list[str]]:
+    """The twin, and what was done. example: a few images of the data, on the model's device.
+
+    Whatever does not leave the logits as they were (to 1e-3 of their largest) is undone and said.
+    """
+    if not isinstance(model, nn.Module):
+        return model, ["search with the model itself (it is no nn.Module)"]
+    try:
+        base = copy.deepcopy(model).requires_grad_(False)
+    except Exception as error:
+        return model, [f"search with the model itself (it cannot be copied: {type(error).__name__})"]
+    notes = []
+    truth = _logits(model, example)
+    twin: nn.Module = base
+    folded, count = fold_batch_norm(base, example)
+    if count and _agrees(folded, example, truth):
+        twin = folded
+        notes.append(f"{count} batch norm{'s' * (count > 1)} folded")
+    else:
+        notes.append("no batch norm folded")
+    last = False
+    if any(isinstance(module, nn.Conv2d) for module in twin.modules()):
+        laid_out = copy.deepcopy(twin).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if _agrees(Twin(laid_out, channels_last=True), example, truth):
+            twin, last = laid_out, True
+            notes.append("channels last")
+    if last and precision == "fp32" and not compiled:
+        rewritten, count = fused(twin, example)
+        more = torch.cat([example, example[:1]])  # the trace may hold on to the number of images
+        if count and _agrees(Twin(rewritten, channels_last=True), more, _logits(model, more)):
+            twin = rewritten
+            notes.append(f"{count} convolution{'s' * (count > 1)} by Winograd")
+    if compiled:
+        twin = torch.compile(twin)  # type: ignore[assignment]
+        notes.append("compiled")
+    if precision == "bf16":
+        notes.append("bf16")
+    return Twin(twin, channels_last=last, padded=compiled, bf16=precision == "bf16"), notes
+
+
+def fold_batch_norm(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
+    """A copy with every batch norm that is fed by a convolution or linear layer folded into it, and their number.
+
+    Which layer feeds which is watched in one forward pass; layers that run more than once in it are left as they are. That
+    the fed tensor goes nowhere else cannot be seen there: the caller compares the logits.
+    """
+    twin = copy.deepcopy(model)
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            calls.append((module, inputs[0], output))
+
+    layers = tuple(FOLDABLE)
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    handles = [
+        module.register_forward_hook(watch)
+        for module in twin.modules()
+        if isinstance(module, (*layers, *norms))
+    ]
+    try:
+        _logits(twin, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    times: dict[nn.Module, int] = {}
+    for module, _, _ in calls:
+        times[module] = times.get(module, 0) + 1
+    made_by = {id(output): module for module, _, output in calls if isinstance(module, layers)}
+    swaps: dict[nn.Module, nn.Module] = {}
+    for norm, fed, _ in calls:
+        layer = made_by.get(id(fed))
+        if (
+            layer is None
+            or not isinstance(norm, FOLDABLE.get(type(layer), ()))
+            or times[layer] != 1
+            or times[norm] != 1
+            or type(norm) not in norms
+            or norm.running_mean is None
+            or "weight" not in layer._parameters
+            or (isinstance(layer, nn.Linear) and fed.dim() != 2)
+        ):
+            continue
+        fuse: Callable[..., nn.Module] = (
+            fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        )
+        swaps[layer] = fuse(layer, norm).requires_grad_(False)
+        swaps[norm] = nn.Identity()
+    for parent in list(twin.modules()):
+        for name, child in parent._modules.items():
+            if child in swaps:
+                parent._modules[name] = swaps[child]
+    return twin.eval(), len(swaps) // 2
+
+
+def adaptive_batch(model: Model, example: Tensor, shard_size: int) -> int:
+    """As many images as the activations of one pass leave room for, a power of two: 2 GB on a CPU (64 at most), half of what is
+    free on a GPU (1024 at most)."""
+    most, room = 64, 2e9
+    if example.device.type == "cuda":
+        most, room = 1024, 0.5 * torch.cuda.mem_get_info(example.device)[0]
+    if not isinstance(model, nn.Module):
+        return max(1, min(most, shard_size))
+    held = [0]
+
+    def weigh(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            held[0] += output.numel() * output.element_size()
+
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(weigh) for module in leaves]
+    try:
+        _logits(model, example[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    fit = int(room / max(2 * held[0], 1))
+    return max(1, min(most, shard_size, 1 << max(fit.bit_length() - 1, 0)))
+
+
+class Twin:
+    """Calls a module with its inputs laid out, padded to a power of two, or cast as it wants them; logits come back in fp32."""
+
+    def __init__(
+        self, module: nn.Module, *, channels_last: bool = False, padded: bool = False, bf16: bool = False
+    ) -> None:
+        self.module = module
+        self.channels_last = channels_last
+        self.padded = padded
+        self.bf16 = bf16
+
+    def __call__(self, x: Tensor) -> Tensor:
+        count = len(x)
+        if self.padded:
+            x = F.pad(x, [0, 0] * (x.dim() - 1) + [0, (1 << (count - 1).bit_length()) - count])
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = _quietly(self.module, x) if self.padded else self.module(x)
+        fp32: Tensor = logits[:count].float()
+        return fp32
+
+
+def _quietly(module: nn.Module, x: Tensor) -> Tensor:
+    """Dynamo looks at the .grad of its inputs, and torch warns where they are no leaves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        logits: Tensor = module(x)
+    return logits
+
+
+def _logits(model: Model, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def _agrees(twin: Model, x: Tensor, truth: Tensor) -> bool:
+    """Whether the twin has the same logits, and a gradient."""
+    try:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            logits = twin(leaf)
+            torch.autograd.grad(logits.sum(), leaf)
+        return bool((logits.detach() - truth).abs().max() <= 1e-3 * truth.abs().max().clamp_min(1e-6))
+    except CurvactError:
+        raise
+    except Exception:
+        return False

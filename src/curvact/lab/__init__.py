@@ -1,0 +1,1 @@
+"""Experiments: what needs YAML, folders, processes and tables. Nothing of the library imports it."""

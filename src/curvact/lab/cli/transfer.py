@@ -1,0 +1,142 @@
+"""`curvact transfer`: take a learned activation out of a checkpoint, look at it, train another network with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from curvact.errors import CurvactError
+
+if TYPE_CHECKING:
+    from curvact.activations import Activation
+    from curvact.models.learned import LearnedActivation
+
+transfer_app = typer.Typer(no_args_is_help=True, help="Move learned activations between networks.")
+
+ActivationFile = Annotated[Path, typer.Argument(help="a learned activation's .safetensors file")]
+
+
+@transfer_app.command("extract")
+def extract(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a checkpoint's .safetensors file, or a run's folder for its best weights")
+    ],
+    out: Annotated[Path, typer.Option(help="file to write, .safetensors; its .json comes beside it")],
+) -> None:
+    """Take the learned activation out of a checkpoint."""
+    from curvact.models.learned import extract_activation, write_learned
+
+    for file in (out, out.with_suffix(".json")):
+        if file.exists():
+            raise CurvactError(f"{file} exists already: give another --out")
+    learned = extract_activation(checkpoint)
+    write_learned(out, learned)
+    _show(learned)
+    Console().print(
+        f"wrote {out} and {out.with_suffix('.json').name}", highlight=False, soft_wrap=True, markup=False
+    )
+
+
+@transfer_app.command("show")
+def show(activation: ActivationFile) -> None:
+    """Values, κ, widths and origin of a learned activation."""
+    from curvact.models.learned import read_learned
+
+    _show(read_learned(activation))
+
+
+@transfer_app.command("train")
+def train(
+    activation: ActivationFile,
+    config: Annotated[str, typer.Argument(help="a YAML file or a recipe's name, as for `curvact train`")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings to change, such as model.name=resnet34 seed=1")
+    ] = None,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start", help="train the activation on, instead of keeping it as it is")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="folder to write; runs/NAME-transfer if not given")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was begun there")] = False,
+) -> None:
+    """Train another architecture, or on other data, with a learned activation in the place of the config's."""
+    from curvact.lab.cli import train as cli_training
+    from curvact.lab.train_config import read_config
+    from curvact.models.learned import read_learned
+
+    if Path(config).is_dir():
+        raise CurvactError(f"{config} is a folder: a run that was begun goes on by `curvact train {config}`")
+    for override in overrides or []:
+        key = override.partition("=")[0]
+        if key.startswith("activation") or key == "model.scope":
+            raise CurvactError(
+                f"{override!r}: with `curvact transfer train` the activation's file decides that"
+            )
+    origin = json.dumps({"path": str(activation), "frozen": not warm_start})
+    settings = [*(overrides or []), f"activation_from={origin}"]
+    read_learned(activation)
+    where = out or Path("runs") / f"{read_config(config, settings).name}-transfer"
+    cli_training.train(config, settings, where, resume, False)
+
+
+def _show(learned: LearnedActivation) -> None:
+    console = Console()
+    console.print(f"[bold]{escape(learned.name)}[/]", highlight=False)
+    about = learned.provenance
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    shared = f"{learned.scope}, {len(learned.groups)} module{'s' * (len(learned.groups) != 1)}"
+    rows: dict[str, str] = {
+        "scope": shared,
+        "parameters": str(learned.parameters),
+        "from": _origin(about),
+        "checkpoint": f"{about.get('checkpoint', '')} {str(about.get('checkpoint_sha256', ''))[:12]}".strip(),
+        "data": str(about.get("data", {}).get("name", "")) if isinstance(about.get("data"), dict) else "",
+        "robust accuracy": _accuracy(about),
+        "sha256": learned.sha256[:12],
+    }
+    for key, value in rows.items():
+        if value:
+            facts.add_row(f"[dim]{key}[/]", escape(value))
+    console.print(facts)
+    table = Table(box=None, pad_edge=False)
+    for column in ("places", "widths", "κ", "values"):
+        table.add_column(column, overflow="fold")
+    for group, module in zip(learned.groups, learned.modules(), strict=True):
+        places = group.places[0] + (f" and {len(group.places) - 1} more" if len(group.places) > 1 else "")
+        values = ", ".join(
+            f"{name} {float(tensor):.6g}"
+            if tensor.numel() == 1
+            else f"{name} {'×'.join(map(str, tensor.shape))}"
+            for name, tensor in group.tensors.items()
+        )
+        widths = ", ".join(map(str, group.widths))
+        table.add_row(escape(places), widths, _curvature(module), escape(values))
+    console.print(table)
+
+
+def _curvature(module: Activation) -> str:
+    """κ at these values, not what the file's provenance says it was."""
+    from curvact.activations import known_curvature
+
+    try:
+        kappa = known_curvature(module)
+    except CurvactError:
+        kappa = None
+    return "–" if kappa is None else f"{kappa:.6g}".replace("inf", "∞")
+
+
+def _origin(about: Any) -> str:
+    architecture = about.get("architecture")
+    return str(architecture.get("name", "")) if isinstance(architecture, dict) else ""
+
+
+def _accuracy(about: Any) -> str:
+    robust = about.get("robust_accuracy")
+    if not isinstance(robust, float):
+        return ""
+    return f"{robust:.2%} under {about['attack']}" if "attack" in about else f"{robust:.2%}"

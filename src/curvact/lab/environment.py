@@ -1,0 +1,52 @@
+"""What a result depends on beside its config: code, libraries and machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curvact._version import __version__
+from curvact.activations import kernel_info
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """What a result depends on beside its config: code, libraries and machine.
+
+    >>> sorted(environment())
+    ['commit', 'curvact', 'kernels', 'machine', 'platform', 'processor', 'python', 'threads', 'torch']
+    """
+    return {
+        "curvact": __version__,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "kernels": kernel_info(),
+    }
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else platform.processor()

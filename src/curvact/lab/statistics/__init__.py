@@ -1,0 +1,1 @@
+"""Questions to a table of runs, and the tests behind their answers."""

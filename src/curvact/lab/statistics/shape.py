@@ -1,0 +1,516 @@
+"""Study room, the statistics of one curve: intervals, where the optimum is, and which shape the data support.
+
+All of it is [ours], from standard parts: a two-way model (curvature + seed) with shrunken noise variances; an
+intersection-union test of studentised contrasts for an interior peak; Hsu's comparison with the best for the place of
+the optimum; pairwise equivalence tests for a plateau. Null distributions are simulated with a fixed seed, also for
+unequal noise. `curvact.lab.statistics.calibration` simulates the procedure itself; docs/statistics.md has the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from curvact.errors import CurvactError
+from curvact.lab.statistics import _contrasts as engine
+from curvact.lab.statistics._contrasts import Array, Design, Indices, Mask
+from curvact.lab.statistics._shapes import MIN_PLATEAU, ShapeWeight, monotone_fit, shape_weights
+
+KINDS = ("interior peak", "U shape", "plateau", "monotone rise", "monotone fall", "flat", "inconclusive")
+SEEDS_SEARCHED = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 25, 30, 40, 50, 60, 80, 100, 130, 160, 200)
+TARGET_POWER = 0.8
+BUMP_DECADES = 0.35  # standard deviation, in log10 curvature, of the peak that power is stated for
+LARGEST = 1e100
+MOST_CURVATURES = 40
+INTERVAL_PRIOR_DF = (
+    1.0  # an interval is judged one curvature at a time: shrink less, so that each of them is covered
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`low` to `high`, both included."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Height:
+    """How far the peak lies above the run of curvatures `over`; `interval` is simultaneous over all such contrasts."""
+
+    value: float
+    interval: Interval
+    over: Interval
+
+
+@dataclass(frozen=True)
+class ShapeVerdict:
+    """What S seeds at K curvatures say about one curve. `kind` is what is shown, `likely` only what fits best.
+
+    kind: "interior peak" (a run of curvatures lies above one on its left and one on its right), "U shape" (its mirror),
+    "plateau" (a rise or a fall is shown, and the best end of the curve, three curvatures or more, lies within `margin`),
+    "monotone rise" and "monotone fall" (shown, and the optimum is one of the two curvatures at the best end of the
+    curve), "flat" (the whole curve lies within `margin`), "inconclusive". Words describe the curve as it is drawn, so for
+    a Hessian norm (maximise=False) the shape with an interior optimum is "U shape".
+    """
+
+    kind: str
+    best: float  # curvature with the best mean
+    optimum: Interval  # confidence set of the optimum, its lowest and highest curvature
+    peak_p: float  # p-value of "the optimum is interior": a peak, or for maximise=False a U shape
+    optimum_set: tuple[float, ...]  # the set itself, which may have gaps
+    rise_p: float  # some higher curvature has a higher value (as drawn)
+    fall_p: float
+    peak_at: Interval | None  # the run of curvatures that stands out most on both sides
+    over_left: Height | None  # as drawn: negative values for a U shape
+    over_right: Height | None
+    plateau: Interval | None  # the widest end of the curve (best end) shown to lie within the margin
+    plateau_spread: float  # upper bound of max - min over the likely plateau
+    likely: tuple[ShapeWeight, ...]  # of the curve turned so that the best is high; indices into `curvatures`
+    likely_plateau: Interval | None  # plateau of the best-fitting plateau shape
+    seeds_needed: int | None  # for 80 % power if the shrunken observed curve were the truth; None: above 200
+    seeds_for_peak: int | None  # for 80 % power for a peak of height `margin`
+    seeds_for_plateau: int | None  # for 80 % power to show that a true plateau lies within `margin`
+    bootstrap: Interval | None  # naive percentile bootstrap over seeds of the best curvature: too narrow
+    noise: Interval  # smallest and largest noise standard deviation of one trial, over the curvatures
+    df: int
+    seeds: int
+    curvatures: tuple[float, ...]  # those used
+    means: tuple[float, ...]
+    level: float
+    margin: float
+    maximise: bool
+    notes: tuple[str, ...]
+
+    @property
+    def interior(self) -> bool:
+        """Whether an interior optimum is supported at this level."""
+        return self.peak_p <= 1 - self.level
+
+    def weight(self, *shapes: str) -> float:
+        """Sum of the weights of shapes, of the curve turned so that the best is high."""
+        return sum(w.weight for w in self.likely if w.shape in shapes)
+
+
+def _table(values: Array) -> tuple[Array, Mask, Mask]:
+    """Values (K, S) as float64, with the curvatures and the seeds that have a finite cell."""
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2:
+        raise CurvactError(f"values has shape {table.shape}: expected (curvatures, seeds)")
+    finite = np.isfinite(table)
+    if finite.any() and np.abs(table[finite]).max() > LARGEST:
+        raise CurvactError(
+            f"values holds {np.abs(table[finite]).max():.3g}: allowed are magnitudes up to {LARGEST:g}"
+        )
+    return table, np.logical_or.reduce(finite, axis=1), np.logical_or.reduce(finite, axis=0)
+
+
+def _check_level(level: float) -> None:
+    if not 0.5 <= level < 1:
+        raise CurvactError(f"level = {level}: allowed is 0.5 <= level < 1")
+
+
+def _silent(values: Array, variances: Array) -> bool:
+    """No noise beyond rounding: the seeds agree exactly, and nothing can be tested."""
+    return float(np.sqrt(variances.max())) <= 1e-9 * float(np.abs(values).max()) or variances.max() <= 1e-290
+
+
+def mean_intervals(values: Array, level: float = 0.95) -> tuple[Array, Array, Array]:
+    """Mean over seeds at each curvature with its interval: mean (K,), low (K,), high (K,).
+
+    values (K, S), NaN for a failed trial. The variance of a mean is that of the shared seed effect plus the shrunken noise
+    variance of the curvature, with Satterthwaite's degrees of freedom (never fewer than S - 1). NaN where there is no
+    cell; low and high are NaN where one seed gives no error bar.
+
+    >>> mean, low, high = mean_intervals(np.array([[0.5, 0.6, 0.7], [0.6, 0.8, 0.7]]))
+    >>> mean.round(2), bool((low < mean).all())
+    (array([0.6, 0.7]), True)
+    """
+    _check_level(level)
+    table, rows, columns = _table(values)
+    mean, half = np.full(len(table), np.nan), np.full(len(table), np.nan)
+    if not rows.any():
+        return mean, mean.copy(), mean.copy()
+    used = table[np.ix_(rows, columns)]
+    if used.shape[1] == 1:
+        mean[rows] = used[:, 0]
+        return mean, half, half.copy()
+    center = float(np.nanmean(np.where(np.isfinite(used), used, np.nan)))
+    means, half_width = interval_half_widths(np.where(np.isfinite(used), used - center, np.nan)[None], level)
+    mean[rows], half[rows] = means[0] + center, half_width[0]
+    return mean, mean - half, mean + half
+
+
+def interval_half_widths(values: Array, level: float) -> tuple[Array, Array]:
+    """Means and half widths, (N, K), of tables (N, K, S >= 2) that share their NaN cells."""
+    present = np.isfinite(values[0])
+    filled = np.where(present, values, 0.0)
+    seeds = present.shape[1]
+    each = present.sum(1)
+    plan = engine.design(present)
+    if present.shape[0] == 1:
+        variance = values.var(2, ddof=1)
+        total, df = variance, np.full_like(variance, seeds - 1.0)
+        means = values.mean(2)
+    elif plan.df < 1:
+        means = np.nanmean(values, axis=2)
+        return means, np.full_like(means, np.nan)
+    else:
+        means, noise, effects = engine.fit(plan, filled, INTERVAL_PRIOR_DF)
+        per_seed = 1.0 / (1.0 / present.sum(0)).mean()  # harmonic mean
+        pooled = (plan.df_each * noise).sum(1) / plan.df_each.sum()
+        between = per_seed * effects.var(1, ddof=1) if plan.paired else pooled
+        shared = np.maximum(between - pooled, 0.0) / per_seed
+        noise_df = np.minimum(plan.df_each + INTERVAL_PRIOR_DF, plan.df)
+        doubt = ((between**2 / (seeds - 1) + pooled**2 / plan.df) / per_seed**2)[:, None]
+        total = shared[:, None] + noise
+        df = total**2 / np.maximum(doubt + noise**2 / noise_df, np.finfo(np.float64).tiny)
+        df = np.clip(df, max(1, seeds - 1), present.sum() - present.shape[0])
+    half: Array = stats.t.ppf(0.5 + level / 2, df) * np.sqrt(total / each)
+    return means, half
+
+
+def bump(curvatures: Array, center: float, height: float) -> Array:
+    """The peak that power is stated for: `height` at `center` on flat sides, Gaussian in log10 curvature, (K,)."""
+    distance = np.log10(curvatures / center) / BUMP_DECADES
+    result: Array = height * np.exp(-0.5 * distance**2)
+    return result
+
+
+def peak_power(truth: Array, noise: Array, seeds: int, level: float, studies: int, seed: int) -> float:
+    """Fraction of simulated studies in which the peak test at `level` supports a peak. truth, noise (K,)."""
+    plan = engine.design(np.ones((len(truth), seeds), dtype=np.bool_))
+    rng = np.random.default_rng([seed, seeds])
+    table = truth[:, None] + noise[:, None] * rng.standard_normal((studies, len(truth), seeds))
+    means, variances, _ = engine.fit(plan, table)
+    statistic, _ = engine.peak_statistic(plan, engine.studentised(plan, means, variances))
+    # beyond 30 seeds the null hardly moves, and a smaller simulation is good enough to plan with
+    reference = engine.design(np.ones((len(truth), min(seeds, 30)), dtype=np.bool_))
+    threshold = engine.critical(engine.null(reference, draws=3000).largest, level)
+    return float((statistic > threshold).mean())
+
+
+def seeds_for_power(truth: Array, noise: Array, level: float = 0.95, seed: int = 0) -> int | None:
+    """Fewest seeds (of SEEDS_SEARCHED) with 80 % power of the peak test for a truth (K,); None above 200."""
+    if len(truth) < 3 or not 0 < int(truth.argmax()) < len(truth) - 1:
+        return None
+    low, high = -1, len(SEEDS_SEARCHED) - 1
+    if peak_power(truth, noise, SEEDS_SEARCHED[high], level, 400, seed) < TARGET_POWER:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = peak_power(truth, noise, SEEDS_SEARCHED[middle], level, 400, seed) >= TARGET_POWER
+        low, high = (low, middle) if enough else (middle, high)
+    return SEEDS_SEARCHED[high]
+
+
+def seeds_for_equivalence(noise: Array, margin: float, level: float = 0.95, seed: int = 0) -> int | None:
+    """Fewest seeds that show with 80 % power that equal means lie within `margin`; noise (K,)."""
+    draws = np.random.default_rng(seed).standard_normal((1000, len(noise))) * noise
+    pair = np.hypot(noise[:, None], noise)
+    for seeds in SEEDS_SEARCHED:
+        quantile = stats.t.ppf(level, _pair_df((len(noise) - 1) * (seeds - 1), (seeds - 1)))
+        upper = (np.abs(draws[:, :, None] - draws[:, None, :]) + quantile * pair) / np.sqrt(seeds)
+        if (upper.max((1, 2)) <= margin).mean() >= TARGET_POWER:
+            return seeds
+    return None
+
+
+def _pair_df(total: float, own: float) -> float:
+    return max(1.0, min(total, own + INTERVAL_PRIOR_DF))
+
+
+def _pair_bounds(plan: Design, means: Array, variances: Array, level: float) -> Array:
+    """Upper bounds, (K, K), of |difference| of two curvatures, each at one-sided `level`."""
+    single = (plan.left[:, 0] == plan.left[:, 1]) & (plan.right[:, 0] == plan.right[:, 1])
+    i, j = plan.left[single, 0], plan.right[single, 0]
+    quantile = stats.t.ppf(level, _pair_df(plan.df, float(plan.df_each.min())))
+    bound = np.zeros((plan.count, plan.count))
+    bound[i, j] = np.abs(plan.weights[single] @ means) + quantile * np.sqrt(plan.spread[single] @ variances)
+    result: Array = np.maximum(bound, bound.T)
+    return result
+
+
+def _equivalent_end(bounds: Array, margin: float) -> int | None:
+    """Lowest i such that the curvatures from i on lie within the margin; at least MIN_PLATEAU of them.
+
+    Each pair is tested at full level (intersection-union), and the set grows only while it passes (fixed sequence).
+    """
+    start = None
+    for i in range(len(bounds) - MIN_PLATEAU, -1, -1):
+        if bounds[i:, i:].max() > margin:
+            break
+        start = i
+    return start
+
+
+def _bootstrap(table: Array, curvatures: Array, level: float, seed: int) -> Interval | None:
+    """Percentile interval of the best curvature over 2000 resamples of the seeds."""
+    seeds = table.shape[1]
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=2000).astype(np.float64)
+    present = np.isfinite(table)
+    weight = counts @ present.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (counts @ np.where(present, table, 0.0).T) / weight
+    best = curvatures[np.where(weight > 0, means, -np.inf).argmax(1)]
+    low, high = np.quantile(best, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return Interval(float(low), float(high))
+
+
+def shape_verdict(
+    curvatures: Sequence[float],
+    values: Array,
+    *,
+    level: float = 0.95,
+    margin: float = 0.02,
+    maximise: bool = True,
+    seed: int = 0,
+) -> ShapeVerdict:
+    """The verdict on one curve: values (K, S) at ascending curvatures (K,), NaN for a failed trial.
+
+    margin: differences up to this count as none, in units of `values`. maximise: False for a norm whose minimum is
+    sought. The same seed gives the same verdict. Raises CurvactError for curvatures that are not positive, finite and
+    ascending, a shape that does not fit, or a level or margin out of range.
+
+    >>> rng = np.random.default_rng(0)
+    >>> kappa = [0.1, 0.5, 1, 2, 4, 6, 10, 20, 50, 200]
+    >>> truth = np.array([0.5, 0.55, 0.6, 0.65, 0.7, 0.7, 0.7, 0.6, 0.55, 0.5])
+    >>> verdict = shape_verdict(kappa, truth[:, None] + 0.01 * rng.standard_normal((10, 3)))
+    >>> verdict.kind, verdict.optimum
+    ('interior peak', Interval(low=4.0, high=10.0))
+    """
+    _check_level(level)
+    if not (np.isfinite(margin) and margin > 0):
+        raise CurvactError(f"margin = {margin}: allowed is a positive finite number")
+    table, rows, columns = _table(values)
+    kappa = np.asarray(curvatures, dtype=np.float64)
+    if kappa.shape != (len(table),):
+        raise CurvactError(f"values has {len(table)} rows for {kappa.size} curvatures: one row a curvature")
+    if not (np.isfinite(kappa).all() and (kappa > 0).all() and (np.diff(kappa) > 0).all()):
+        raise CurvactError(
+            f"curvatures = {list(map(float, kappa))}: allowed are positive finite numbers in ascending order"
+        )
+    if len(kappa) > MOST_CURVATURES:
+        raise CurvactError(f"{len(kappa)} curvatures: a verdict takes at most {MOST_CURVATURES}")
+    if not rows.any():
+        raise CurvactError("values holds no finite number: no trial of this family has a result")
+    notes = []
+    missing = int((~np.isfinite(table[np.ix_(rows, columns)])).sum())
+    if not rows.all():
+        gone = ", ".join(f"{k:g}" for k in kappa[~rows])
+        notes.append(f"no result at κ = {gone}: left out")
+    if missing:
+        notes.append(f"{missing} of {int(rows.sum() * columns.sum())} trials have no result: left out")
+    kappa, table = kappa[rows], table[np.ix_(rows, columns)]
+    sign = 1.0 if maximise else -1.0
+    z = sign * np.where(np.isfinite(table), table, np.nan)
+    z = z[:, _canonical_order(z)]
+    present = np.isfinite(z)
+    plan = engine.design(present)
+    if plan.df >= 1 and not plan.paired:
+        notes.append(
+            "the missing trials leave no common seeds: seeds are compared as if they were independent"
+        )
+    center = float(np.nanmean(z))
+    filled = np.where(present, z - center, 0.0)
+    if plan.count > 1 and plan.df >= 1:
+        means_n, variances_n, _ = engine.fit(plan, filled[None])
+        means, variances = means_n[0], variances_n[0]
+    else:
+        means = filled.sum(1) / present.sum(1)
+        variances = np.zeros(plan.count)
+    whole = Interval(float(kappa[0]), float(kappa[-1]))
+    best = int(means.argmax())
+    bootstrap = _bootstrap(z, kappa, level, seed) if plan.seeds > 1 else None
+    noise_sd = np.sqrt(variances)
+    common = {
+        "best": float(kappa[best]),
+        "bootstrap": bootstrap,
+        "noise": Interval(float(noise_sd.min()), float(noise_sd.max())),
+        "df": max(0, plan.df),
+        "seeds": plan.seeds,
+        "curvatures": tuple(map(float, kappa)),
+        "means": tuple(map(float, sign * (means + center))),
+        "level": level,
+        "margin": margin,
+        "maximise": maximise,
+    }
+    if plan.count == 1 or plan.df < 1 or _silent(filled + center, variances):
+        kind = "inconclusive"
+        if plan.count == 1:
+            notes.append("one curvature has no shape")
+        elif plan.seeds == 1:
+            notes.append("one seed has no error bar")
+        elif plan.df < 1:
+            notes.append("too few trials for an error bar")
+        else:
+            notes.append("the seeds agree exactly at every curvature: no error bar")
+            if np.ptp(filled[present]) <= 1e-9 * max(float(np.abs(z[present]).max()), 1e-290):
+                kind = "flat"
+        return ShapeVerdict(
+            kind=kind,
+            optimum=whole,
+            optimum_set=tuple(map(float, kappa)),
+            peak_p=1.0,
+            rise_p=1.0,
+            fall_p=1.0,
+            peak_at=None,
+            over_left=None,
+            over_right=None,
+            plateau=None,
+            plateau_spread=float(np.ptp(means)) if kind == "flat" else float("inf"),
+            likely=(),
+            likely_plateau=None,
+            seeds_needed=None,
+            seeds_for_peak=None,
+            seeds_for_plateau=None,
+            notes=tuple(notes),
+            **common,  # type: ignore[arg-type]
+        )
+    alpha = 1 - level
+    null = engine.null(plan)
+    t = engine.studentised(plan, means[None], variances[None])
+    rise_p = float(engine.p_values(null.largest, t.max(1))[0])
+    fall_p = float(engine.p_values(null.largest, -t.min(1))[0])
+    statistic, runs = engine.peak_statistic(plan, t)
+    dip, _ = engine.peak_statistic(plan, -t)
+    peak_p = float(engine.p_values(null.largest, statistic)[0]) if plan.count > 2 else 1.0
+    dip_p = float(engine.p_values(null.largest, dip)[0]) if plan.count > 2 else 1.0
+    inside = optimum_members(plan, t, level)[0]
+    inside[best] = True
+    members = np.flatnonzero(inside)
+    _, cautious, _ = engine.fit(plan, filled[None], INTERVAL_PRIOR_DF)
+    bounds = _pair_bounds(plan, means, cautious[0], level)
+    squared = variances / present.sum(1)
+    likely = shape_weights(means, squared, float(plan.df), int(present.sum()))
+    top = next((w for w in likely if w.shape in ("rise then plateau", "plateau then fall", "flat")), None)
+    flat_part = np.arange(top.start, top.stop + 1) if top else np.arange(plan.count)
+    after_rise = _equivalent_end(bounds, margin)
+    before_fall = _equivalent_end(bounds[::-1, ::-1], margin)
+    plateau = None
+    if peak_p <= alpha:
+        kind = "peak"
+    elif dip_p <= alpha:
+        kind = "dip"
+    elif rise_p <= alpha < fall_p:
+        plateau = None if after_rise is None else Interval(float(kappa[after_rise]), whole.high)
+        kind = "plateau" if plateau else "rise" if members[0] >= plan.count - 2 else "inconclusive"
+    elif fall_p <= alpha < rise_p:
+        plateau = None if before_fall is None else Interval(whole.low, float(kappa[::-1][before_fall]))
+        kind = "plateau" if plateau else "fall" if members[-1] <= 1 else "inconclusive"
+    elif min(rise_p, fall_p) > alpha and bounds.max() <= margin:
+        kind = "flat"
+    else:
+        kind = "inconclusive"
+    drawn = {
+        "peak": "interior peak" if maximise else "U shape",
+        "dip": "U shape" if maximise else "interior peak",
+        "rise": "monotone rise" if maximise else "monotone fall",
+        "fall": "monotone fall" if maximise else "monotone rise",
+    }
+    peak_at = over_left = over_right = None
+    if plan.count > 2:
+        run = runs[0]
+        peak_at = Interval(float(kappa[run[0]]), float(kappa[run[1]]))
+        quantile = engine.critical(null.two_sided, level)
+        over_left = _height(plan, means, variances, t[0], run, kappa, quantile, sign, left=True)
+        over_right = _height(plan, means, variances, t[0], run, kappa, quantile, sign, left=False)
+    baseline = monotone_fit(means, 1 / squared)
+    misfit = float(((means - baseline) ** 2 / squared).sum())
+    freedom = plan.count - len(np.unique(baseline))
+    keep = max(0.0, 1.0 - freedom / misfit) if misfit > 0 else 0.0
+    shrunk = baseline + keep * (means - baseline)
+    middle = kappa[min(max(best, 1), plan.count - 2)] if plan.count > 2 else kappa[0]
+    return ShapeVerdict(
+        kind=drawn.get(kind, kind),
+        optimum=Interval(float(kappa[members[0]]), float(kappa[members[-1]])),
+        optimum_set=tuple(map(float, kappa[members])),
+        peak_p=peak_p,
+        rise_p=rise_p if maximise else fall_p,
+        fall_p=fall_p if maximise else rise_p,
+        peak_at=peak_at,
+        over_left=over_left,
+        over_right=over_right,
+        plateau=plateau,
+        plateau_spread=float(bounds[np.ix_(flat_part, flat_part)].max()),
+        likely=likely,
+        likely_plateau=Interval(float(kappa[top.start]), float(kappa[top.stop])) if top else None,
+        seeds_needed=seeds_for_power(shrunk, noise_sd, level, seed) if keep > 0 else None,
+        seeds_for_peak=seeds_for_power(bump(kappa, middle, margin), noise_sd, level, seed),
+        seeds_for_plateau=seeds_for_equivalence(noise_sd[flat_part], margin, level, seed),
+        notes=tuple(notes),
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def optimum_members(plan: Design, t: Array, level: float) -> Mask:
+    """Which curvatures could be the best, (N, K): those that no run beats beyond their null quantile."""
+    beaten = engine.beaten_statistic(plan, t)
+    null = engine.null(plan).beaten
+    threshold = np.array([engine.critical(null[:, k], level) for k in range(plan.count)])
+    result: Mask = beaten <= threshold
+    return result
+
+
+def _height(
+    plan: Design,
+    means: Array,
+    variances: Array,
+    t: Array,
+    run: Indices,
+    kappa: Array,
+    quantile: float,
+    sign: float,
+    *,
+    left: bool,
+) -> Height:
+    """The contrast of `run` with the run on one side that it exceeds most clearly."""
+    mine, other = (plan.right, plan.left) if left else (plan.left, plan.right)
+    candidates = np.flatnonzero((mine == run).all(1))
+    direction = 1.0 if left else -1.0
+    chosen = candidates[(direction * t[candidates]).argmax()]
+    value = sign * direction * float(plan.weights[chosen] @ means)
+    half = quantile * float(np.sqrt(plan.spread[chosen] @ variances))
+    over = Interval(float(kappa[other[chosen, 0]]), float(kappa[other[chosen, 1]]))
+    return Height(value, Interval(value - half, value + half), over)
+
+
+def difference(values: Array, first: int, second: int, level: float = 0.95) -> tuple[float, Interval] | None:
+    """`mean[first] - mean[second]` of rows of values (K, S), seed by seed, with its interval; None without noise to judge.
+
+    The interval is simultaneous over all comparisons of the table: the two rows may have been chosen by looking.
+    """
+    _check_level(level)
+    table, rows, columns = _table(values)
+    if not (rows[first] and rows[second]) or first == second:
+        return None
+    used = table[np.ix_(rows, columns)]
+    present = np.isfinite(used)
+    plan = engine.design(present)
+    if plan.df < 1:
+        return None
+    center = float(np.nanmean(used))
+    means, variances, _ = engine.fit(plan, np.where(present, used - center, 0.0)[None])
+    if _silent(used[present], variances[0]):
+        return None
+    i, j = np.cumsum(rows)[[first, second]] - 1
+    low, high = min(i, j), max(i, j)
+    chosen = int(np.flatnonzero((plan.left == low).all(1) & (plan.right == high).all(1))[0])
+    value = float(means[0, i] - means[0, j])
+    half = engine.critical(engine.null(plan).two_sided, level)
+    half *= float(np.sqrt(plan.spread[chosen] @ variances[0]))
+    return value, Interval(value - half, value + half)
+
+
+def _canonical_order(values: Array) -> Indices:
+    """An order of the seeds that does not depend on the order given, nor on a constant added to a seed."""
+    rest = values - np.nanmean(values, axis=1, keepdims=True)
+    rest = rest - np.nanmean(rest, axis=0, keepdims=True)
+    scale = float(np.nanmax(np.abs(rest))) or 1.0
+    keys = np.nan_to_num(np.round(rest / scale, 6), nan=9.0)
+    return np.lexsort(keys)

@@ -1,0 +1,469 @@
+"""Learned activations taken out of one network and put into another: bit for bit, frozen or not, or a clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from curvact.activations import Activation, activation_parameters
+from curvact.errors import CurvactError
+from curvact.lab.train_config import read_config
+from curvact.lab.train_run import config_id, run_training, settle_activation
+from curvact.models import build
+from curvact.models.checkpoint import load_checkpoint, save_checkpoint
+from curvact.models.learned import (
+    KEPT,
+    extract_activation,
+    insert_activation,
+    read_learned,
+    write_learned,
+)
+from curvact.random import generator
+from curvact.training import Recipe
+
+SMALL = [
+    "data={name: digits, train: 80, validation: 20, test: 20}",
+    "training.batch_size=20",
+    "training.attack_steps=1",
+    "training.epochs=2",
+    "test.steps=2",
+]
+NAMES = [
+    "pssilu(learnable=True)",
+    "rctaf(curvature=6, beta=1, learnable=True)",
+    "psilu",
+    "psoftplus",
+    "pssilu_fixed",
+    "prelu",
+    "reblu",
+    "swish(learnable=True)",
+    "softplus(learnable=True)",
+    "sparta",
+    "sparta(variant=full)",
+    "sparta(variant=agnostic)",
+]
+
+
+def _model(name: str, **arguments: Any) -> nn.Module:
+    return build(name, **{"channels": 1, "size": 8, **arguments}, generator=generator(0, "test"))
+
+
+def _stir(model: nn.Module, seed: int = 0) -> nn.Module:
+    """As if trained: learned parameters (and statistics of batch norm inside) are no longer what they started from."""
+    random = generator(seed, "stir")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Activation):
+                for p in dict.fromkeys(module.parameters()):
+                    p.add_(0.1 * torch.rand(p.shape, generator=random))
+                for buffer in module.buffers():
+                    if buffer.is_floating_point():
+                        buffer.add_(torch.rand(buffer.shape, generator=random))
+    return model
+
+
+def _values(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in activation_parameters(model)]
+
+
+def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_from_resnet18_to_file_to_resnet34(name: str, tmp_path: Path) -> None:
+    source = _stir(_model("resnet18", activation=name, width=2, scope="network"))
+    learned = extract_activation(source)
+    assert learned.scope == "network"
+    file = tmp_path / "act.safetensors"
+    write_learned(file, learned)
+    again = read_learned(file)
+    assert again.sha256 == learned.sha256
+    assert (again.name, again.parameters) == (learned.name, sum(p.numel() for p in _values(source)))
+    target = insert_activation(_model("resnet34", width=2), again)
+    assert _equal(_values(source), _values(target))
+    assert target.layer3[5].act1 is target.layer3[0].act2
+    maps = torch.randn(2, 16, 3, 3, generator=generator(0, "maps"))
+    assert torch.equal(source.layer4[1].act2(maps), target.layer4[2].act1(maps))
+    bare = sum(p.numel() for p in _model("resnet34", width=2).parameters())
+    assert sum(p.numel() for p in target.parameters()) == bare + again.parameters
+    same = _model("resnet34", activation=learned.name, width=2, scope="network")
+    same.load_state_dict(target.state_dict())  # what it is kept as fits what its name builds
+    assert _equal(_values(same), _values(target))
+
+
+def test_extra_parameters_are_what_the_papers_count() -> None:
+    """PSSiLU adds 2 in all [paper]; Sparta 9 a channel of each width, its agnostic variant 19 [ours]."""
+    counts = {}
+    for name in (
+        "pssilu(learnable=True)",
+        "psilu",
+        "sparta",
+        "sparta(variant=full)",
+        "sparta(variant=agnostic)",
+    ):
+        counts[name] = extract_activation(
+            _model("resnet18", activation=name, width=2, scope="network")
+        ).parameters
+    assert list(counts.values()) == [2, 1, 9 * (2 + 4 + 8 + 16), 9 * (4 + 16 + 64 + 256), 19]
+
+
+@pytest.mark.parametrize(
+    "target", ["resnet34", "preact_resnet18", "wide_resnet", "mini_resnet", "small_cnn", "vgg16_bn", "vit"]
+)
+def test_what_has_no_width_goes_anywhere(target: str) -> None:
+    learned = extract_activation(_stir(_model("resnet18", activation="psilu", width=2, scope="network")))
+    own: dict[str, Any] = {"wide_resnet": {"depth": 10, "widen_factor": 1}, "mini_resnet": {"width": 3}}.get(
+        target, {}
+    )
+    size = {"vgg16_bn": 32}.get(target, 8)
+    model = insert_activation(
+        _model(target, activation=learned.name, scope="network", size=size, **own), learned
+    )
+    assert _equal(_values(model), [learned.groups[0].tensors["alpha"]])
+    relu = insert_activation(_model(target, size=size, **own), learned)
+    x = torch.rand(2, 1, size, size, generator=generator(0, "images"))
+    assert torch.equal(relu.eval()(x), model.eval()(x))
+
+
+def test_the_agnostic_sparta_goes_to_other_widths() -> None:
+    learned = extract_activation(_stir(_model("resnet18", activation="sparta(variant=agnostic)", width=2)))
+    for target in (
+        _model("resnet34", width=3),
+        _model("wide_resnet", depth=10, widen_factor=1),
+        _model("mini_resnet", width=5),
+        _model("small_cnn", width=3),
+    ):
+        assert sum(p.numel() for p in _values(insert_activation(target, learned))) == 19
+
+
+@pytest.mark.parametrize("variant", ["depthwise", "full"])
+def test_other_widths_are_an_error_that_names_the_layer_and_both(variant: str) -> None:
+    learned = extract_activation(_model("resnet18", activation=f"sparta(variant={variant})", width=2))
+    target = _model("mini_resnet", width=4, blocks=1)
+    insert_activation(target, learned)  # 4 is among 2, 4, 8, 16
+    for target in (_model("resnet34", width=4), _model("wide_resnet", depth=10, widen_factor=1)):
+        before = [str(module) for module in target.modules()]
+        with pytest.raises(CurvactError) as error:
+            insert_activation(target, learned)
+        assert "\n" not in str(error.value)
+        assert "learned for 2, 4, 8, 16" in str(error.value)
+        assert "variant=agnostic" in str(error.value)
+        assert [str(module) for module in target.modules()] == before
+    with pytest.raises(CurvactError, match=r"^layer4\.0\.act1 has 32 channels"):
+        insert_activation(_model("resnet34", width=4), learned)
+
+
+@pytest.mark.parametrize("name", ["psilu", "sparta", "rctaf(learnable=True)"])
+def test_stages_go_to_the_same_stages(name: str) -> None:
+    source = _stir(_model("resnet18", activation=name, width=2, scope="stage"))
+    learned = extract_activation(source)
+    assert (learned.scope, len(learned.groups)) == ("stage", 5)
+    target = insert_activation(_model("resnet34", width=2, activation=name, scope="stage"), learned)
+    assert _equal(_values(source), _values(target))
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        a, b = getattr(source, stage)[0].act1, getattr(target, stage)[2].act2
+        assert _equal(list(a.parameters()), list(b.parameters()))
+    with pytest.raises(
+        CurvactError, match=r"in 5 groups, and this network has 33 \(layer\d\.\d\.act\d is in group 6\)"
+    ):
+        insert_activation(_model("resnet34", width=2), learned)
+    wider = _model("resnet34", width=3, activation=name, scope="stage")
+    if name == "sparta":
+        with pytest.raises(CurvactError, match=r"^activation has 3 channels, .* learned there for 2"):
+            insert_activation(wider, learned)
+    else:
+        assert _equal(_values(insert_activation(wider, learned)), _values(source))
+
+
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [("psilu", "layer"), ("sparta(variant=full, norm=True)", "layer"), ("psilu", "channel")],
+)
+def test_layers_and_channels_go_to_the_same_architecture_only(name: str, scope: str) -> None:
+    source = _stir(_model("mini_resnet", activation=name, width=2, scope=scope))
+    learned = extract_activation(source)
+    assert learned.scope == scope
+    target = insert_activation(_model("mini_resnet", width=2, channels=3), learned)
+    assert _equal(_values(source), _values(target))
+    maps = torch.randn(2, 4, 3, 3, generator=generator(0, "maps"))
+    assert torch.equal(source.eval().stages[1].act2(maps), target.eval().stages[1].act2(maps))
+    with pytest.raises(CurvactError, match=r"stages\.2\.act1 has none there: only the same architecture"):
+        insert_activation(_model("mini_resnet", width=2, blocks=3), learned)
+    with pytest.raises(CurvactError, match=r"stages\.1\.act1 is not in this network"):
+        insert_activation(_model("mini_resnet", width=2, blocks=1), learned)
+    if not (name == "psilu" and scope == "layer"):
+        with pytest.raises(CurvactError, match=r"^act has 3 channels, .* learned there for 2"):
+            insert_activation(_model("mini_resnet", width=3), learned)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: None, r"act is relu, which has learned nothing"),
+        (
+            lambda m: setattr(m, "act", nn.PReLU()),
+            r"act is PReLU\(num_parameters=1\), which has learned nothing",
+        ),
+    ],
+)
+def test_nothing_learned_is_an_error(change: Any, message: str) -> None:
+    model = _model("mini_resnet", width=2)
+    change(model)
+    with pytest.raises(CurvactError, match=message):
+        extract_activation(model)
+
+
+def test_two_kinds_or_a_value_that_diverged_are_an_error() -> None:
+    model = _model("mini_resnet", activation="psilu", width=2, scope="layer")
+    model.act = _model("mini_resnet", activation="pssilu(learnable=True)", width=2).act
+    with pytest.raises(CurvactError, match=r"^stages\.0\.act1 is psilu.* and act is pssilu"):
+        extract_activation(model)
+    other = _model("mini_resnet", activation="rctaf(beta=1, learnable=True)", width=2, scope="layer")
+    other.act = _model("mini_resnet", activation="rctaf(beta=2, learnable=True)", width=2).act
+    with pytest.raises(CurvactError, match=r"only a network with one kind of activation"):
+        extract_activation(other)
+    broken = _model("mini_resnet", activation="psilu", width=2)
+    broken.act.alpha.data.fill_(torch.nan)
+    with pytest.raises(CurvactError, match=r"act\.alpha is not finite"):
+        extract_activation(broken)
+    with pytest.raises(CurvactError, match=r"Sequential has no activation modules"):
+        extract_activation(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(CurvactError, match=r"give it a batch as inputs="):
+        extract_activation(nn.Sequential(nn.Linear(2, 2), broken.act))
+
+
+def test_any_network_with_images_of_its_own() -> None:
+    act = _model("mini_resnet", activation="sparta", width=2).act
+    source = nn.Sequential(nn.Conv2d(5, 2, 3), act)
+    learned = extract_activation(source, inputs=torch.rand(1, 5, 6, 6))
+    target = insert_activation(
+        nn.Sequential(nn.Conv2d(5, 2, 3), nn.SiLU()), learned, inputs=torch.rand(1, 5, 6, 6)
+    )
+    assert torch.equal(target[1].weight, act.weight)
+    assert target[1] is not act
+
+
+def test_extraction_and_a_failed_insertion_leave_the_model_alone() -> None:
+    model = _stir(_model("mini_resnet", activation="sparta", width=2, scope="layer")).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modules = list(model.modules())
+    extract_activation(model)
+    assert model.training
+    assert [id(m) for m in model.modules()] == [id(m) for m in modules]
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+@settings(max_examples=20)
+@given(
+    alpha=st.floats(-(2.0**20), 2.0**20, width=32).filter(lambda a: abs(a) > 1e-6),
+    beta=st.floats(2.0**-126, 0.96875, width=32),
+)
+def test_every_value_survives_bit_for_bit(
+    alpha: float, beta: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = _model("mini_resnet", activation="pssilu(learnable=True)", width=1, blocks=1, scope="network")
+    model.act.alpha.data.fill_(alpha)
+    model.act.beta.data.fill_(beta)
+    file = tmp_path_factory.mktemp("act") / "act.safetensors"
+    write_learned(file, extract_activation(model))
+    learned = read_learned(file)
+    assert _equal([learned.groups[0].tensors[k] for k in ("alpha", "beta")], _values(model))
+    built = build("mini_resnet", activation=learned.name, width=1, blocks=1, scope="network")
+    assert _equal(_values(built), _values(model))  # of one module, the name alone says it all
+
+
+def _damages() -> list[Any]:
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-1])
+
+    def change(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+
+    def edit(key: str, value: Any) -> Any:
+        def act(path: Path) -> None:
+            sidecar = path.with_suffix(".json")
+            sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), key: value}))
+
+        return act
+
+    return [
+        (lambda p: p.unlink(), "no learned activation"),
+        (lambda p: p.with_suffix(".json").unlink(), "the two files go together"),
+        (lambda p: p.with_suffix(".json").write_text("{"), "is no learned activation"),
+        (lambda p: p.with_suffix(".json").write_text("[]"), "is no learned activation"),
+        (cut, "truncated or damaged"),
+        (change, "another sha256"),
+        (edit("kind", "something"), "is no learned activation"),
+        (edit("activation", "psillu"), "did you mean 'psilu'"),
+        (edit("activation", "sparta(variant=full)"), "cannot be used: the parameters of"),
+        (edit("activation", "nn"), "unknown activation 'nn'"),
+        (edit("scope", "world"), "allowed are network, stage, layer, channel"),
+        (edit("groups", []), "another sha256"),
+        (edit("groups", 3), "is damaged"),
+        (edit("groups", [{"places": ["act"], "widths": [2], "channels": 10**9, "maps": True}]), "is damaged"),
+        (edit("provenance", 3), "is damaged"),
+    ]
+
+
+@pytest.mark.parametrize(("damage", "message"), _damages())
+def test_damaged_and_foreign_files(damage: Any, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "act.safetensors"
+    write_learned(file, extract_activation(_model("mini_resnet", activation="sparta", width=2)))
+    damage(file)
+    with pytest.raises(CurvactError, match=message) as error:
+        read_learned(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_is_no_learned_activation_and_the_reverse(tmp_path: Path) -> None:
+    arguments = {"name": "mini_resnet", "activation": "psilu", "width": 2, "channels": 1}
+    save_checkpoint(tmp_path / "model.safetensors", build(**arguments), arguments, {})
+    with pytest.raises(CurvactError, match=r"model\.safetensors is no learned activation"):
+        read_learned(tmp_path / "model.safetensors")
+    write_learned(tmp_path / "act.safetensors", extract_activation(tmp_path / "model.safetensors"))
+    with pytest.raises(CurvactError, match="'architecture'"):
+        extract_activation(tmp_path / "act.safetensors")
+    with pytest.raises(CurvactError, match=r"no checkpoint file .*best\.safetensors"):
+        extract_activation(tmp_path)
+    with pytest.raises(CurvactError, match=r"must end in \.safetensors"):
+        write_learned(tmp_path / "act.pt", read_learned(tmp_path / "act.safetensors"))
+
+
+def test_a_checkpoint_that_names_images_too_large_for_any_machine(tmp_path: Path) -> None:
+    file, arguments = tmp_path / "a.safetensors", {"name": "mini_resnet", "activation": "psilu", "width": 2}
+    save_checkpoint(file, build(**arguments), {**arguments, "size": 10**7}, {})
+    with pytest.raises(CurvactError, match=r"does not run on images of shape \(1, 3, 10000000, 10000000\)"):
+        extract_activation(file)
+
+
+# ---- training ----
+
+
+def _learned_file(folder: Path, name: str, scope: str = "network", seed: int = 0) -> Path:
+    file = folder / f"act{seed}.safetensors"
+    source = _stir(_model("mini_resnet", activation=name, width=2, scope=scope), seed)
+    write_learned(file, extract_activation(source))
+    return file
+
+
+def _config(file: Path, *overrides: str, frozen: bool = True) -> Any:
+    origin = json.dumps({"path": str(file), "frozen": frozen})
+    model = "model={name: mini_resnet, width: 2}"
+    return read_config("digits", [*SMALL, model, f"activation_from={origin}", *overrides])
+
+
+def _run(config: Any, folder: Path, **more: Any) -> dict[str, Any]:
+    return run_training(config, folder, console=Console(quiet=True), **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "overrides"),
+    [
+        ("pssilu(learnable=True)", "network", ["training.beta_penalty=10", "training.beta_clip=0.01"]),
+        ("rctaf(curvature=6, learnable=True)", "network", ["training.decay_activations=false"]),
+        ("sparta", "network", ["training.averaging=ema(decay=0.5)"]),
+        ("sparta(variant=full, norm=True)", "layer", ["training.averaging=ema(decay=0.5)"]),
+        ("psilu", "network", ["training.perturbation=awp(gamma=0.01)"]),
+        ("sparta(variant=agnostic)", "network", ["training.perturbation=sam(rho=0.05)"]),
+        ("sparta", "stage", ["training.optimizer=entropy-sgd(inner_steps=2)", "training.learning_rate=1.0"]),
+    ],
+)
+def test_frozen_stays_bit_identical_and_the_checkpoint_reloads(
+    name: str, scope: str, overrides: list[str], tmp_path: Path
+) -> None:
+    file = _learned_file(tmp_path, name, scope)
+    _run(_config(file, *overrides), tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "last.safetensors")
+    model = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
+    before, after = read_learned(file), extract_activation(tmp_path / "run" / "last.safetensors")
+    assert (after.scope, len(after.groups)) == (scope, len(before.groups))
+    for a, b in zip(before.groups, after.groups, strict=True):
+        assert a.tensors.keys() == b.tensors.keys()
+        assert all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors)
+    assert after.provenance["activation_from"] == {"frozen": True, "sha256": before.sha256}
+    start = _model("mini_resnet", width=2)
+    assert not torch.equal(start.linear.weight, model.linear.weight)
+
+
+@pytest.mark.parametrize("name", ["pssilu(learnable=True)", "sparta"])
+def test_a_warm_start_moves(name: str, tmp_path: Path) -> None:
+    file = _learned_file(tmp_path, name)
+    _run(_config(file, frozen=False), tmp_path / "run")
+    before, after = read_learned(file), extract_activation(tmp_path / "run" / "last.safetensors")
+    for a, b in zip(before.groups, after.groups, strict=True):
+        for key in set(a.tensors) - {"beta"}:
+            assert not torch.equal(a.tensors[key], b.tensors[key])
+            assert (
+                a.tensors[key] - b.tensors[key]
+            ).abs().max() < 1  # from there, not from the initial values
+    told = json.loads((tmp_path / "run" / "last.json").read_text())
+    assert told["activation_from"]["frozen"] is False
+
+
+def test_frozen_parameters_are_not_the_optimizers() -> None:
+    from curvact.training.loop import _optimizer
+
+    learned = extract_activation(_model("mini_resnet", activation="psilu", width=2))
+    for freeze in (True, False):
+        model = insert_activation(_model("mini_resnet", width=2), learned, freeze=freeze)
+        groups = _optimizer(model, Recipe(), generator(0, "x")).param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        assert (id(model.act.alpha) in held) is not freeze
+
+
+def test_the_id_follows_the_content_of_the_file_not_its_place(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    one, copy = _learned_file(tmp_path, "psilu"), _learned_file(tmp_path / "b", "psilu")
+    other = _learned_file(tmp_path, "psilu", seed=1)
+
+    def identity(file: Path, frozen: bool = True) -> str:
+        return config_id(settle_activation(_config(file, frozen=frozen), tmp_path / "none")[0])
+
+    assert identity(one) == identity(copy)
+    assert len({identity(one), identity(other), identity(one, frozen=False)}) == 3
+    plain = read_config("digits", SMALL)
+    assert settle_activation(plain, tmp_path) == (plain, None)
+    content = plain.model_dump(mode="json", exclude={"name", "about", "logging", "activation_from"})
+    assert config_id(plain) == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def test_a_run_keeps_its_activation_and_refuses_another(tmp_path: Path) -> None:
+    file = _learned_file(tmp_path, "psilu")
+    _run(_config(file), tmp_path / "run")
+    assert read_learned(tmp_path / "run" / KEPT).sha256 == read_learned(file).sha256
+    (tmp_path / "run" / "record.json").unlink()
+    kept = read_config(tmp_path / "run")
+    assert kept.activation_from is not None
+    assert kept.activation_from.sha256 == read_learned(file).sha256
+    assert (kept.activation, kept.model.scope) == (read_learned(file).name, "network")
+    file.unlink()
+    again = _run(kept, tmp_path / "run", resume=True)  # without the file it came from
+    assert again["status"] == "done"
+    other = _learned_file(tmp_path, "psilu", seed=1)
+    with pytest.raises(CurvactError, match="holds a run of another config"):
+        _run(_config(other), tmp_path / "run", resume=True)
+    write_learned(tmp_path / "run" / KEPT, read_learned(other))
+    (tmp_path / "run" / "record.json").unlink()
+    with pytest.raises(CurvactError, match="is not the activation that the config means"):
+        _run(kept, tmp_path / "run", resume=True)
+
+
+def test_what_cannot_be_moved_writes_nothing(tmp_path: Path) -> None:
+    file = _learned_file(tmp_path, "sparta")
+    with pytest.raises(CurvactError, match=r"act has 3 channels"):
+        _run(_config(file, "model.width=3"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
