@@ -10,6 +10,7 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -512,8 +513,8 @@ def test_every_image_once_before_any_again(stored: ExtraImages) -> None:
     [(512, 0.5, (256, 256)), (10, 0.3, (7, 3)), (10, 0.7, (3, 7)), (2, 0.5, (1, 1)), (100, 0.994, (1, 99))],
 )
 def test_composition(stored: ExtraImages, size: int, fraction: float, expected: tuple[int, int]) -> None:
-    assert composition(size, stored, fraction) == expected
-    assert composition(size, None, fraction) == (size, 0)
+    assert composition(size, replace(stored, fraction=fraction)) == expected
+    assert composition(size, None) == (size, 0)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +523,7 @@ def test_composition(stored: ExtraImages, size: int, fraction: float, expected: 
 )
 def test_fractions_that_leave_one_kind_out(stored: ExtraImages, size: int, fraction: float) -> None:
     with pytest.raises(CurvactError, match=r"extra_fraction=|batch"):
-        composition(size, stored, fraction)
+        composition(size, replace(stored, fraction=fraction))
 
 
 @given(
@@ -538,7 +539,7 @@ def test_batches_have_their_fraction_and_ranks_their_part(
     synthetic = round(size * fraction)
     if not 0 < synthetic < size:
         return
-    data = _real(count)
+    data, mixed = _real(count), replace(mixed, fraction=fraction)
 
     def of(rank: int, world_size: int) -> list[tuple[Tensor, Tensor]]:
         return list(
@@ -549,7 +550,6 @@ def test_batches_have_their_fraction_and_ranks_their_part(
                 epoch=2,
                 augmentation=Augmentation(crop=2, flip=True),
                 extra=mixed,
-                extra_fraction=fraction,
                 rank=rank,
                 world_size=world_size,
             )
@@ -557,7 +557,7 @@ def test_batches_have_their_fraction_and_ranks_their_part(
 
     alone, parts = of(0, 1), [of(rank, world_size) for rank in range(world_size)]
     real = size - synthetic
-    assert len(alone) == batches_per_epoch(data, size, mixed, fraction) == -(-count // real)
+    assert len(alone) == batches_per_epoch(data, size, mixed) == -(-count // real)
     seen = torch.cat([y[y >= 100] for _, y in alone])
     assert torch.equal(seen.sort().values, data.labels), "one pass over the real images"
     for step, (x, y) in enumerate(alone):

@@ -151,11 +151,11 @@ def test_without_augmentation_it_is_the_plain_order() -> None:
         assert torch.equal(y, b)
 
 
-def _extra(tmp_path: Path, count: int) -> ExtraImages:
+def _extra(tmp_path: Path, count: int, fraction: float = 0.5) -> ExtraImages:
     path = tmp_path / "extra.npz"
     images = np.random.default_rng(1).integers(0, 256, (count, 8, 8, 1), np.uint8)
     np.savez(path, image=images, label=np.arange(count) % 10)
-    return open_extra(path, classes=10, shape=(1, 8, 8))
+    return open_extra(path, classes=10, shape=(1, 8, 8), fraction=fraction)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -164,7 +164,7 @@ def test_all_ranks_together_are_one_process(tmp_path: Path, world_size: int, mix
     train = load("digits").train.first(101)
     options = {"seed": 0, "epoch": 3, "augmentation": Augmentation(crop=2, flip=True, cutout=3)}
     if mixed:
-        options |= {"extra": _extra(tmp_path, 37), "extra_fraction": 0.4}
+        options |= {"extra": _extra(tmp_path, 37, 0.4)}
     whole = list(epoch_batches(train, 20, **options))  # type: ignore[arg-type]
     parts = [
         list(epoch_batches(train, 20, rank=rank, world_size=world_size, **options))  # type: ignore[arg-type]
@@ -196,16 +196,16 @@ def test_seeds_and_epochs_differ_and_repeat() -> None:
 
 def test_extra_images_fill_their_share_of_each_batch(tmp_path: Path) -> None:
     train = replace(load("digits").train.first(50), labels=torch.zeros(50, dtype=torch.int64))
-    extra = _extra(tmp_path, 30)
+    extra = _extra(tmp_path, 30, 0.25)
     seen: list[int] = []
     for epoch in (1, 2):
         sizes = []
-        for _, y in epoch_batches(train, 20, seed=0, epoch=epoch, extra=extra, extra_fraction=0.25):
+        for _, y in epoch_batches(train, 20, seed=0, epoch=epoch, extra=extra):
             sizes.append(len(y))
         assert sizes == [20, 20, 20, 7], (
             "15 real and 5 extra images; the last 5 real ones bring round(5·5/15) = 2"
         )
-    assert batches_per_epoch(train, 20, extra, 0.25) == 4
+    assert batches_per_epoch(train, 20, extra) == 4
     for position in range(2 * 17):
         seen += extra.order(0, torch.tensor([position])).tolist()
     assert sorted(seen[:30]) == list(range(30)), "each of them once before any comes again"
@@ -241,4 +241,4 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         batches_per_epoch(train, 0)
     for fraction in (0.0, 1.0, 0.01, float("nan")):
         with pytest.raises(CurvactError, match="extra_fraction="):
-            batches_per_epoch(train, 4, _extra(tmp_path, 10), fraction)
+            batches_per_epoch(train, 4, _extra(tmp_path, 10, fraction))

@@ -40,6 +40,7 @@ class ExtraImages:
 
     path: the file. images: uint8, N×H×W×C or N×C×H×W as in the file. labels: int64, N, or None. channels_first: how the
     images lie. sha256: of shape, labels and 1,024 evenly spaced images: reading millions would take minutes.
+    fraction: the part of each training batch that these images make up.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class ExtraImages:
     labels: Tensor | None
     channels_first: bool
     sha256: str
+    fraction: float = 0.5
 
     def __len__(self) -> int:
         return len(self.images)
@@ -130,6 +132,7 @@ def open_extra(
     classes: int,
     shape: tuple[int, int, int],
     labels: str | os.PathLike[str] | None = None,
+    fraction: float = 0.5,
 ) -> ExtraImages:
     """Open synthetic images: an .npz with `image` and, if there are labels, `label` (as DDPM and EDM sets come), or an .npy
     of images.
@@ -138,6 +141,7 @@ def open_extra(
     checksum: another file under the same name is unpacked again.
     classes: labels must lie in 0 … classes − 1. shape: channels, height and width that the images must have.
     labels: an .npy of labels that stands in for those of the file.
+    fraction: the part of each training batch that these images make up, in (0, 1).
     Raises CurvactError naming the file for anything missing, truncated, of another shape or type, or out of range.
     """
     path = Path(path)
@@ -159,7 +163,7 @@ def open_extra(
             raise CurvactError(f"no file of labels {source}")
         given = _map_npy(source)
     checked = None if given is None else _check_labels(source, given, len(images), classes)
-    return ExtraImages(path, images, checked, channels_first, _hash(images, checked))
+    return ExtraImages(path, images, checked, channels_first, _hash(images, checked), fraction)
 
 
 def pseudo_label(

@@ -152,28 +152,26 @@ def _cut_out(images: Tensor, centre: Tensor, side: int, fill: Tensor) -> Tensor:
     return torch.where(square, fill.view(-1, 1, 1), images)
 
 
-def batches_per_epoch(
-    dataset: Dataset, batch_size: int, extra: ExtraImages | None = None, extra_fraction: float = 0.5
-) -> int:
+def batches_per_epoch(dataset: Dataset, batch_size: int, extra: ExtraImages | None = None) -> int:
     """How many batches make one pass over the data set, and so over no more extra images than go with it."""
-    real, _ = composition(batch_size, extra, extra_fraction)
+    real, _ = composition(batch_size, extra)
     return math.ceil(len(dataset) / real)
 
 
-def composition(batch_size: int, extra: ExtraImages | None, extra_fraction: float) -> tuple[int, int]:
+def composition(batch_size: int, extra: ExtraImages | None) -> tuple[int, int]:
     """Real and extra images in a batch.
 
-    >>> composition(512, None, 0.5)
+    >>> composition(512, None)
     (512, 0)
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise CurvactError(f"batch_size={batch_size!r}: a whole number >= 1")
     if extra is None:
         return batch_size, 0
-    count = round(batch_size * extra_fraction) if 0 < extra_fraction < 1 else 0
+    count = round(batch_size * extra.fraction) if 0 < extra.fraction < 1 else 0
     if not 0 < count < batch_size:
         raise CurvactError(
-            f"extra_fraction={extra_fraction} of batches of {batch_size}: in (0, 1), with at least one image of each kind"
+            f"extra_fraction={extra.fraction} of batches of {batch_size}: in (0, 1), with at least one image of each kind"
         )
     return batch_size - count, count
 
@@ -186,7 +184,6 @@ def epoch_batches(
     epoch: int,
     augmentation: Augmentation = Augmentation(),
     extra: ExtraImages | None = None,
-    extra_fraction: float = 0.5,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -197,7 +194,7 @@ def epoch_batches(
     real and one extra image, the earlier ranks having more. The last batch may be smaller, and where it has fewer images than
     there are ranks the last ranks' parts are empty: every rank makes the same number of steps.
     seed, epoch: determine order and augmentation; nothing else does.
-    extra, extra_fraction: each batch ends with round(extra_fraction·batch_size) synthetic images (fewer in a smaller last
+    extra: each batch ends with round(extra.fraction·batch_size) synthetic images (fewer in a smaller last
     batch, in proportion), each of them once before any comes again.
 
     >>> from curvact.data import load
@@ -205,7 +202,7 @@ def epoch_batches(
     >>> x.shape, x.dtype, y.shape
     (torch.Size([48, 1, 8, 8]), torch.float32, torch.Size([48]))
     """
-    real, synthetic = composition(batch_size, extra, extra_fraction)
+    real, synthetic = composition(batch_size, extra)
     if not 0 <= rank < world_size:
         raise CurvactError(f"rank={rank} of world_size={world_size}: 0 <= rank < world_size")
     if extra is not None:
@@ -249,7 +246,6 @@ def whole_batch(
     batch_size: int,
     index: int,
     extra: ExtraImages | None = None,
-    extra_fraction: float = 0.5,
 ) -> int:
     """How many images batch `index` of an epoch (from 0) has over all ranks.
 
@@ -257,7 +253,7 @@ def whole_batch(
     >>> whole_batch(load("digits").train, 48, 0), whole_batch(load("digits").train, 48, 26)
     (48, 10)
     """
-    real, synthetic = composition(batch_size, extra, extra_fraction)
+    real, synthetic = composition(batch_size, extra)
     mine = max(0, min(real, len(dataset) - index * real))
     return mine + (synthetic if mine == real else round(synthetic * mine / real))
 

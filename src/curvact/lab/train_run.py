@@ -115,7 +115,6 @@ def _run(config: TrainConfig, folder: Path, resume: bool, console: Console, fabr
                 threat_model,
                 seed=config.seed,
                 extra=extra,
-                extra_fraction=config.data.extra_fraction,
                 fabric=fabric,
                 accumulate=config.hardware.accumulate,
                 compiled=config.hardware.compile,
@@ -196,7 +195,10 @@ def prepare(
     channels, height, width = data.train.images.shape[1:]
     extra = None
     if wanted.extra is not None:
-        extra = open_extra(wanted.extra, classes=len(data.train.classes), shape=(channels, height, width))
+        shape = (channels, height, width)
+        extra = open_extra(
+            wanted.extra, classes=len(data.train.classes), shape=shape, fraction=wanted.extra_fraction
+        )
     architecture = {
         **config.model.model_dump(mode="json"),
         "activation": config.activation,

@@ -99,7 +99,6 @@ def _measure(
                 threat_model,
                 seed=seed,
                 extra=extra,
-                extra_fraction=config["data"]["extra_fraction"],
                 on_epoch=remember,
             )
             record["metrics"] = {
@@ -202,7 +201,8 @@ def _load(config: dict[str, Any]) -> tuple[Splits, ExtraImages | None]:
     if config["extra"] is None:
         return data, None
     channels, height, width = data.train.images.shape[1:]
-    return data, open_extra(config["extra"], classes=len(data.train.classes), shape=(channels, height, width))
+    shape, fraction = (channels, height, width), config["extra_fraction"]
+    return data, open_extra(config["extra"], classes=len(data.train.classes), shape=shape, fraction=fraction)
 
 
 def _metrics(

@@ -115,7 +115,6 @@ def fit(
     *,
     seed: int,
     extra: ExtraImages | None = None,
-    extra_fraction: float = 0.5,
     fabric: Fabric | None = None,
     accumulate: int = 1,
     compiled: bool = False,
@@ -127,8 +126,7 @@ def fit(
 ) -> list[Epoch]:
     """Train the model in place and return what happened, epoch by epoch.
 
-    extra, extra_fraction: synthetic images and the part of every batch that they make up; an epoch is one pass over the real
-    ones.
+    extra: synthetic images, with their fraction of each batch. An epoch is one pass over the real images.
     fabric: device, precision and processes, launched; one process on the model's device and in its precision if None.
         Who launches processes also takes their group down (torch.distributed.destroy_process_group).
     accumulate: parts in which a batch goes through the network, to save memory. compiled: run the network by `torch.compile`.
@@ -154,9 +152,7 @@ def fit(
         raise CurvactError(f"accumulate={accumulate!r}: a whole number of parts >= 1")
     if fabric is None:
         fabric = _fabric_of(model)
-    training = _Training(
-        model, data, recipe, threat_model, seed, extra, extra_fraction, fabric, accumulate, compiled
-    )
+    training = _Training(model, data, recipe, threat_model, seed, extra, fabric, accumulate, compiled)
     if state is not None and state.exists():
         training.load_state_dict(load_state(state), state)
     return training.run(state, save_every, on_epoch, on_step, on_evaluated)
@@ -178,14 +174,13 @@ class _Training:
         threat_model: ThreatModel,
         seed: int,
         extra: ExtraImages | None,
-        extra_fraction: float,
         fabric: Fabric,
         accumulate: int,
         compiled: bool,
     ) -> None:
         self.fabric, self.accumulate, self.seed = fabric, accumulate, seed
         self.recipe, self.threat_model = recipe, threat_model
-        self.extra, self.extra_fraction = extra, extra_fraction
+        self.extra = extra
         self.model = fabric.to_device(model)
         self.data = data if data.train.images.device == fabric.device else data.to(fabric.device)
         self.forward: Any = torch.compile(self.model) if compiled else self.model
@@ -212,7 +207,7 @@ class _Training:
         self.rate = recipe.learning_rate
         self.history: list[Epoch] = []
         self.before: dict[str, Tensor] | None = None
-        self.steps_per_epoch = batches_per_epoch(self.data.train, recipe.batch_size, extra, extra_fraction)
+        self.steps_per_epoch = batches_per_epoch(self.data.train, recipe.batch_size, extra)
         if not self._is_large_enough(self.steps_per_epoch - 1):
             self.steps_per_epoch -= 1
         if self.steps_per_epoch < 1:
@@ -300,7 +295,7 @@ class _Training:
         self.seen += len(y)
 
     def _whole(self, batch: int) -> int:
-        return whole_batch(self.data.train, self.recipe.batch_size, batch, self.extra, self.extra_fraction)
+        return whole_batch(self.data.train, self.recipe.batch_size, batch, self.extra)
 
     def _is_large_enough(self, batch: int) -> bool:
         """Whether each process has two images of it: batch norm has no variance of one value."""
@@ -388,7 +383,6 @@ class _Training:
             epoch=self.epoch,
             augmentation=self.augmentation,
             extra=self.extra,
-            extra_fraction=self.extra_fraction,
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
         )
@@ -588,8 +582,7 @@ class _Training:
             "threat_model": [self.threat_model.norm, self.threat_model.epsilon],
             "seed": self.seed,
             "data": [self.data.train.sha256, self.data.validation.sha256],
-            "extra": self.extra.sha256 if self.extra is not None else None,
-            "extra_fraction": self.extra_fraction,
+            "extra": None if self.extra is None else [self.extra.sha256, self.extra.fraction],
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
             "processes": self.fabric.world_size,
             "accumulate": self.accumulate,
