@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from curvact.lab.cli import evaluate as cli_evaluation
 from curvact.attacks import ThreatModel, ensemble
 from curvact.attacks.autoattack.verdict import Progress
 from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.lab.cli import evaluate as cli_evaluation
 from curvact.lab.cli.main import app, main
 from curvact.lab.record import EvaluationRecord, evaluate_model, open_model, read_record, write_record
 from curvact.models import build
