@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from curvact.attacks import ThreatModel, evaluate, pgd
+from curvact.attacks import PGD, ThreatModel, accuracy
 from curvact.data import DATASETS, load
 from curvact.models import MODELS, build
 from curvact.random import generator
@@ -57,10 +57,10 @@ def test_one_step_and_an_evaluation(name: str, data: str, fake_data_root: Path) 
     moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
     assert sum(moved) >= len(moved) * 0.8
     random = generator(0, "evaluation")
-    result = evaluate(
+    result = accuracy(
         model,
         splits.test.inputs(),
         splits.test.labels,
-        lambda m, x, y: pgd(m, x, y, threat, steps=2, step_size=0.01, generator=random),
+        PGD(2).on(threat, random),
     )
     assert 0 <= result.robust <= result.clean <= 1

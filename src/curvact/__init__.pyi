@@ -33,9 +33,9 @@ from .activations import swap_activations as swap_activations
 from .analysis import diagonal_norms as diagonal_norms
 from .analysis import exact_diagonal as exact_diagonal
 from .analysis import hutchinson_diagonal as hutchinson_diagonal
+from .attacks import PGD as PGD
 from .attacks import ThreatModel as ThreatModel
 from .attacks import autoattack as autoattack
-from .attacks import evaluate as evaluate
 from .attacks import fgsm as fgsm
 from .attacks import masking_report as masking_report
 from .attacks import minimum_radius as minimum_radius

@@ -256,7 +256,7 @@ def test_a_longer_attack_is_not_taken_for_sharpness() -> None:
     threat = ThreatModel("linf", 0.2)
 
     def weak(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return pgd(net, images, labels, threat, steps=1, step_size=0.02, random_start=False)
+        return pgd(net, images, labels, threat, steps=1, step=0.1, start="none")
 
     tiny = worst_case_flatness(model, x, y, threat, attack=weak, radius=1e-9, restarts=1)
     with torch.no_grad():

@@ -242,7 +242,7 @@ def test_another_attack_and_errors() -> None:
 
     def attack(net: object, x: Tensor, y: Tensor) -> Tensor:
         seen.append(len(x))
-        return pgd(net, x, y, threat, steps=1, step_size=0.1)  # type: ignore[arg-type]
+        return pgd(net, x, y, threat, steps=1)  # type: ignore[arg-type]
 
     table = shape_table({"a": model}, x, y, threat, attack=attack, batch_size=2)
     assert seen == [2, 1]

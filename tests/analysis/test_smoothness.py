@@ -319,7 +319,7 @@ def test_an_attack_with_a_generator_shows_as_noise_until_it_is_replayed() -> Non
 def test_pgd_of_one_seed_starts_at_one_place() -> None:
     x, y = torch.rand(4, 3), torch.tensor([0, 1, 2, 0])
     starts = [
-        fixed_pgd(ThreatModel("l2", 0.2), steps=1, step_size=1e-9, seed=seed)(nn.Identity(), x, y)
+        fixed_pgd(ThreatModel("l2", 0.2), steps=1, step=1e-9, seed=seed)(nn.Identity(), x, y)
         for seed in (0, 0, 1)
     ]
     assert torch.equal(starts[0], starts[1])

@@ -18,9 +18,9 @@ from curvact.attacks import (
     Model,
     SuspectModelWarning,
     ThreatModel,
+    accuracy,
     check_images,
     distance,
-    evaluate,
     fgsm,
     frozen,
     margin,
@@ -61,7 +61,7 @@ def test_pgd_finds_the_worst_point_of_a_linear_model(norm: str) -> None:
     expected = x - epsilon * torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * towards
     threat = ThreatModel(norm, epsilon)  # type: ignore[arg-type]
     g = torch.Generator().manual_seed(0)
-    x_adv = pgd(_binary(w), x, y, threat, steps=40, step_size=0.02, generator=g)
+    x_adv = pgd(_binary(w), x, y, threat, steps=40, step=0.2, generator=g)
     # L∞ lands exactly; L2 turns towards the optimum by a constant factor a step.
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12 if norm == "linf" else 1e-3)
 
@@ -74,9 +74,7 @@ def test_pgd_finds_the_worst_point_in_l1() -> None:
     # Logit 0 falls along −w: coordinate 2 has 0.2 to its wall, then coordinate 1. Logit 1 falls along w: 0.1, then 0.3 of 0.9.
     expected = x + torch.tensor([[0, 0.2, -0.2, 0], [0, -0.3, 0.1, 0]], dtype=torch.float64)
     g = torch.Generator().manual_seed(0)
-    x_adv = pgd(
-        _binary(w), x, y, ThreatModel("l1", 0.4), steps=300, step_size=0.01, sparsity=0.25, generator=g
-    )
+    x_adv = pgd(_binary(w), x, y, ThreatModel("l1", 0.4), steps=300, step=0.025, sparsity=0.25, generator=g)
     # At the end one coordinate steps away and the projection takes it back in turn: half a step each.
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=0.005 + 1e-12)
 
@@ -99,7 +97,7 @@ def test_training_s_pgd_is_the_plain_loop_bit_for_bit() -> None:
     model = MiniResNet("rctaf(curvature=6)", channels=1, width=4, generator=g).eval()
     x, y = torch.rand(32, 1, 8, 8, generator=g), torch.randint(10, (32,), generator=g)
     first, second = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-    ours = pgd(model, x, y, ThreatModel("linf", 0.2), steps=5, step_size=0.08, restarts=1, generator=first)
+    ours = pgd(model, x, y, ThreatModel("linf", 0.2), steps=5, step=0.4, restarts=1, generator=first)
     assert torch.equal(ours, _plain_pgd(model, x, y, 0.2, 0.08, second))
     assert torch.equal(first.get_state(), second.get_state())
 
@@ -139,7 +137,7 @@ def test_a_targeted_attack_reaches_its_targets() -> None:
     for loss in ("ce", "margin", "dlr"):
         options = {
             "steps": 30,
-            "step_size": 0.08,
+            "step": 0.08,
             "loss": loss,
             "restarts": 3,
             "generator": g,
@@ -158,12 +156,12 @@ def test_one_radius_and_step_for_each_image(norm: str) -> None:
     model, x, y = _network()
     epsilon = torch.linspace(0, 0.5, len(x), dtype=torch.float64)
     threat = ThreatModel(norm, 1.0)  # type: ignore[arg-type]
-    settings = {"steps": 4, "random_start": False, "loss": "margin"}
-    together = pgd(model, x, y, threat, step_size=epsilon / 3, epsilon=epsilon, **settings)  # type: ignore[arg-type]
+    settings = {"steps": 4, "step": 1 / 3, "start": "none", "loss": "margin"}
+    together = pgd(model, x, y, threat, epsilon=epsilon, **settings)  # type: ignore[arg-type]
     assert torch.equal(together[0], x[0])
     for i in range(1, len(x), 9):
         alone = ThreatModel(norm, float(epsilon[i]))  # type: ignore[arg-type]
-        row = pgd(model, x[i : i + 1], y[i : i + 1], alone, step_size=float(epsilon[i]) / 3, **settings)  # type: ignore[arg-type]
+        row = pgd(model, x[i : i + 1], y[i : i + 1], alone, **settings)  # type: ignore[arg-type]
         torch.testing.assert_close(together[i : i + 1], row, rtol=0, atol=1e-12)
     by_fgsm = fgsm(model, x, y, threat, epsilon=epsilon)
     assert bool((distance(by_fgsm, x, norm) <= epsilon + 1e-12).all())  # type: ignore[arg-type]
@@ -177,7 +175,7 @@ def test_early_stop_returns_the_first_point_that_fools(keep_best: bool, targeted
     path: list[Tensor] = []
     sizes: list[int] = []
     attack = partial(
-        pgd, model, x, y, ThreatModel("linf", 0.3), steps=8, step_size=0.05, targets=targets, loss="margin"
+        pgd, model, x, y, ThreatModel("linf", 0.3), steps=8, step=1 / 6, targets=targets, loss="margin"
     )
     g = torch.Generator().manual_seed(0)
     last = attack(generator=g, on_step=lambda s, point, v: path.append(point))
@@ -208,7 +206,7 @@ def test_keep_best_is_the_best_point_visited() -> None:
     path: list[Tensor] = []
     g = torch.Generator().manual_seed(0)
     best = pgd(
-        model, x, y, ThreatModel("l2", 0.4), steps=6, step_size=0.4, loss="ce", keep_best=True, generator=g,
+        model, x, y, ThreatModel("l2", 0.4), steps=6, step=1, loss="ce", keep_best=True, generator=g,
         on_step=lambda s, p, v: path.append(p),
     )  # fmt: skip
     last = pgd(
@@ -217,7 +215,7 @@ def test_keep_best_is_the_best_point_visited() -> None:
         y,
         ThreatModel("l2", 0.4),
         steps=6,
-        step_size=0.4,
+        step=1,
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -246,7 +244,7 @@ def test_keep_best_restarts_never_lose() -> None:
             y,
             threat,
             steps=3,
-            step_size=0.04,
+            step=0.4,
             restarts=restarts,
             loss="margin",
             keep_best=True,
@@ -267,8 +265,8 @@ def test_on_step_sees_every_point_and_its_loss() -> None:
         y,
         threat,
         steps=3,
-        step_size=0.1,
-        random_start=False,
+        step=0.5,
+        start="none",
         on_step=lambda *point: seen.append(point),
     )
     assert [step for step, _, _ in seen] == [0, 1, 2]
@@ -306,7 +304,7 @@ def test_steps_never_wait_for_the_device(norm: str, loss: str) -> None:
     def waits(**settings: object) -> int:
         with _Waits() as counter:
             pgd(
-                model, x, y, threat, steps=6, step_size=0.004, loss=loss, generator=torch.Generator().manual_seed(0),
+                model, x, y, threat, steps=6, step=0.4, loss=loss, generator=torch.Generator().manual_seed(0),
                 **settings,  # type: ignore[arg-type]
             )  # fmt: skip
         return counter.count
@@ -345,7 +343,7 @@ def test_always_inside_the_threat_model(
     x[:, :, 1, 1] = 1.0
     y = torch.randint(3, (count,), generator=g)
     threat = ThreatModel(norm, epsilon)  # type: ignore[arg-type]
-    x_adv = pgd(_linear().float(), x, y, threat, steps=steps, step_size=0.3, restarts=restarts, generator=g)
+    x_adv = pgd(_linear().float(), x, y, threat, steps=steps, step=0.6, restarts=restarts, generator=g)
     assert x_adv.shape == x.shape
     assert not x_adv.requires_grad
     delta = (x_adv - x).flatten(1)
@@ -398,7 +396,7 @@ def test_no_weight_gradients_and_flags_restored() -> None:
     model = Net()
     _Counting.weight_gradients = 0
     x, y = torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    pgd(model, x, y, ThreatModel("linf", 0.1), steps=3, step_size=0.05, restarts=2)
+    pgd(model, x, y, ThreatModel("linf", 0.1), steps=3, restarts=2)
     assert _Counting.weight_gradients == 0
     assert (model.w.requires_grad, model.fixed.requires_grad) == (True, False)
     assert model.w.grad is None
@@ -425,7 +423,7 @@ def test_restarts_only_help() -> None:
     def robust(restarts: int) -> float:
         random = torch.Generator().manual_seed(7)
         threat = ThreatModel("linf", 0.3)
-        x_adv = pgd(model, x, y, threat, steps=2, step_size=0.1, restarts=restarts, generator=random)
+        x_adv = pgd(model, x, y, threat, steps=2, step=1 / 3, restarts=restarts, generator=random)
         return float((model(x_adv).argmax(1) == y).float().mean())
 
     assert robust(8) <= robust(1)
@@ -436,7 +434,7 @@ def test_a_seed_repeats_and_another_differs() -> None:
 
     def attack(seed: int) -> Tensor:
         g = torch.Generator().manual_seed(seed)
-        return pgd(model, x, y, ThreatModel("l2", 0.3), steps=1, step_size=0.01, generator=g)
+        return pgd(model, x, y, ThreatModel("l2", 0.3), steps=1, step=0.03, generator=g)
 
     assert torch.equal(attack(0), attack(0))
     assert not torch.equal(attack(0), attack(1))
@@ -448,7 +446,7 @@ def test_evaluate_counts() -> None:
     x = torch.rand(10, 1, 2, 3)
     y = model(x).argmax(1)
     y[:2] = (y[:2] + 1) % 3
-    result = evaluate(model, x, y, lambda m, a, b: 1 - a, batch_size=3)
+    result = accuracy(model, x, y, lambda m, a, b: 1 - a, batch_size=3)
     assert result.clean == pytest.approx(0.8)
     expected = ((model(1 - x).argmax(1) == y) & (model(x).argmax(1) == y)).float().mean()
     assert result.robust == pytest.approx(float(expected))
@@ -468,7 +466,7 @@ def test_not_a_number_counts_as_wrong_and_is_said() -> None:
 
     x = torch.tensor([0.0, 0.5, 0.9]).view(3, 1, 1, 1)
     with pytest.warns(SuspectModelWarning, match="2 of 3 images have logits with NaN"):
-        result = evaluate(
+        result = accuracy(
             model, x, torch.zeros(3, dtype=torch.int64), lambda m, a, b: (a - 0.4).clamp_min(0), batch_size=1
         )
     assert result.clean_correct.tolist() == [True, False, True]
@@ -486,7 +484,7 @@ def test_what_is_no_image_is_no_success(bad: float) -> None:
         return torch.stack([5 - 10 * wrong.float(), torch.zeros(len(x))], 1)
 
     with pytest.warns(SuspectModelWarning, match=r"1 of 2 images left \[0, 1\] or became NaN"):
-        result = evaluate(model, x, y, lambda m, a, b: attacked)
+        result = accuracy(model, x, y, lambda m, a, b: attacked)
     assert result.robust == 1
 
 
@@ -502,7 +500,7 @@ def test_a_gradient_without_a_number_spoils_no_image(norm: Norm) -> None:
 
     x = torch.tensor([[0.0, 0.9, 0.9], [0.0, 0.3, 0.8]])
     y = torch.zeros(2, dtype=torch.int64)
-    x_adv = pgd(model, x, y, threat, steps=10, step_size=0.1, random_start=False, sparsity=0.3)
+    x_adv = pgd(model, x, y, threat, steps=10, step=0.2, start="none", sparsity=0.3)
     assert bool(x_adv.isfinite().all())
     assert bool((x_adv[:, 1:] < x[:, 1:]).any(1).all())
     radius = minimum_radius(model, x, y, norm=norm, high=2.0, generator=torch.Generator().manual_seed(0))
@@ -520,20 +518,20 @@ def test_evaluate_tells_after_each_batch() -> None:
     def turn(model: Model, x: Tensor, y: Tensor) -> Tensor:
         return torch.cat([x[:1].flip(-1), x[1:]])
 
-    result = evaluate(
+    result = accuracy(
         lambda x: 5 * x.flatten(1), x, y, turn, batch_size=3, on_batch=lambda *so_far: told.append(so_far)
     )
     assert told == [(3, 2 / 3), (6, 3 / 6), (8, 4 / 8)]
     assert told[-1][1] == result.robust
 
 
-def _evaluate(**changes: object) -> object:
+def _accuracy_of(**changes: object) -> object:
     settings = {"x": torch.rand(2, 6), "y": torch.tensor([0, 1]), "attack": lambda m, x, y: x, **changes}
-    return evaluate(_linear(3, 6).float(), **settings)  # type: ignore[arg-type]
+    return accuracy(_linear(3, 6).float(), **settings)  # type: ignore[arg-type]
 
 
 def _try(**settings: object) -> Tensor:
-    settings = {"steps": 1, "step_size": 0.1, **settings}
+    settings = {"steps": 1, "step": 0.1, **settings}
     return pgd(_linear().float(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), **settings)  # type: ignore[arg-type]
 
 
@@ -546,29 +544,23 @@ def _try(**settings: object) -> Tensor:
         (lambda: ThreatModel("l7", 0.1), "norm='l7'"),  # type: ignore[arg-type]
         (lambda: check_images(torch.tensor([0.0, 1.5])), r"\[0, 1.5\]"),
         (lambda: check_images(torch.tensor([0.5, math.nan])), "nan"),
-        (lambda: _evaluate(x=torch.zeros(2, 6, dtype=torch.uint8)), "images are torch.uint8"),
-        (lambda: _evaluate(y=torch.tensor([0, 1], dtype=torch.int32)), "labels are torch.int32: int64"),
-        (lambda: _evaluate(y=torch.tensor([0, 9])), "labels lie in 0 … 9, the model has 3 classes"),
-        (lambda: _evaluate(y=torch.tensor([0, -1])), "labels lie in -1"),
-        (lambda: _evaluate(batch_size=0), "batch_size=0"),
-        (
-            lambda: pgd(
-                _linear(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), steps=-1, step_size=1
-            ),
-            "steps=-1",
-        ),
-        (
-            lambda: pgd(
-                _linear(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), steps=1, step_size=0
-            ),
-            "step_size=0",
-        ),
+        (lambda: _accuracy_of(x=torch.zeros(2, 6, dtype=torch.uint8)), "images are torch.uint8"),
+        (lambda: _accuracy_of(y=torch.tensor([0, 1], dtype=torch.int32)), "labels are torch.int32: int64"),
+        (lambda: _accuracy_of(y=torch.tensor([0, 9])), "labels lie in 0 … 9, the model has 3 classes"),
+        (lambda: _accuracy_of(y=torch.tensor([0, -1])), "labels lie in -1"),
+        (lambda: _accuracy_of(batch_size=0), "batch_size=0"),
+        (lambda: _try(steps=-1), "steps=-1 of pgd"),
+        (lambda: _try(restarts=0), "restarts=0 of pgd"),
+        (lambda: _try(step=0), "step=0 of pgd: a number > 0, in units of ε"),
+        (lambda: _try(step=2.5), "step=2.5 of pgd: at most 2, .* in units of ε"),
+        (lambda: _try(start="gausian"), "start='gausian' of pgd; did you mean 'gaussian'"),
+        (lambda: _try(start=torch.zeros(2, 6)), r"start of pgd has shape \(2, 6\)"),
+        (lambda: _try(noise=-1.0), "noise=-1.0 of pgd"),
         (lambda: _try(loss="cee"), "unknown loss 'cee'.*did you mean 'ce'"),
         (lambda: _try(loss="dlr", targets=torch.tensor([1])), "needs 4 classes, the model has 3"),
         (lambda: _try(sparsity=0.0), "sparsity=0.0"),
         (lambda: _try(epsilon=torch.ones(2)), r"epsilon has shape \(2,\)"),
         (lambda: _try(targets=torch.tensor(1)), r"targets has shape \(\)"),
-        (lambda: _try(step_size=torch.ones(1, 1)), r"step_size has shape \(1, 1\)"),
     ],
 )
 def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -592,6 +584,5 @@ def test_a_model_that_cuts_the_graph_is_one_line(cut: str) -> None:
             torch.tensor([0, 1]),
             ThreatModel("linf", 0.1),
             steps=1,
-            step_size=0.1,
         )
     assert "\n" not in str(caught.value)

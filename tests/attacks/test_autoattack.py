@@ -36,7 +36,13 @@ from curvact.attacks.autoattack.fab import onto_plane
 from curvact.attacks.autoattack.reference import NORMS
 from curvact.attacks.autoattack.shard import allowed
 from curvact.attacks.autoattack.store import config_hash, hash_network, read_unit, write_unit
-from curvact.attacks.autoattack.verdict import Progress, Settings, Verdict, autoattack, ensemble
+from curvact.attacks.autoattack.verdict import (
+    AutoAttackResult,
+    AutoAttackSettings,
+    Progress,
+    autoattack,
+    ensemble,
+)
 from curvact.errors import CurvactError
 
 ALL = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -113,7 +119,7 @@ def _reference(
     return made
 
 
-def _assert_sound(verdict: Verdict, model: nn.Module, x: Tensor, y: Tensor) -> None:
+def _assert_sound(verdict: AutoAttackResult, model: nn.Module, x: Tensor, y: Tensor) -> None:
     """What is counted holds, by arithmetic of its own: float64 differences, and the model alone on each point."""
     order = {"linf": math.inf, "l2": 2, "l1": 1}[verdict.threat_model.norm]
     epsilon = verdict.threat_model.epsilon
@@ -137,7 +143,7 @@ def _assert_sound(verdict: Verdict, model: nn.Module, x: Tensor, y: Tensor) -> N
     torch.testing.assert_close(verdict.loss, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def _same(a: Verdict, b: Verdict) -> None:
+def _same(a: AutoAttackResult, b: AutoAttackResult) -> None:
     """Every field that a seed fixes, bit by bit."""
     for key in ("name", "clean_accuracy", "robust_accuracy", "broken_by", "accuracy_after"):
         assert getattr(a, key) == getattr(b, key)
@@ -269,7 +275,7 @@ def test_a_masked_gradient_does_not_mislead() -> None:
     """PGD on the cross-entropy takes the model for robust; the ensembles do not."""
     model, (x, y) = _model("hard"), _data()
     threat = ThreatModel("linf", 0.1)
-    x_adv = pgd(model, x, y, threat, steps=20, step_size=0.02, random_start=False)
+    x_adv = pgd(model, x, y, threat, steps=20, step=0.2, start="none")
     weak = float((model(x_adv).argmax(1) == y).float().mean())
     true = ensemble(_net(), x, y, threat, attacks=["apgd-t"], steps=20).robust_accuracy
     for mode in ("plain", "fast"):
@@ -612,7 +618,7 @@ def test_only_the_ball_and_the_box_are_allowed(size: float, seed: int, norm: Any
 # Sharing, resuming.
 
 
-def _expected(**more: Any) -> tuple[nn.Module, Tensor, Tensor, Verdict]:
+def _expected(**more: Any) -> tuple[nn.Module, Tensor, Tensor, AutoAttackResult]:
     model, (x, y) = _net(), _data()
     return model, x, y, ensemble(model, x, y, ThreatModel("linf", 0.1), **SMALL, shard_size=6, seed=2, **more)
 
@@ -1164,4 +1170,4 @@ def test_bad_ensembles_are_one_clear_line(change: dict[str, Any], words: str) ->
 
 
 def test_the_default_settings_of_both_are_one() -> None:
-    assert set(Settings.__annotations__) == set(autoattack.__kwdefaults__ or {}) - {"version"}
+    assert set(AutoAttackSettings.__annotations__) == set(autoattack.__kwdefaults__ or {}) - {"version"}

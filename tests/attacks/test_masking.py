@@ -39,7 +39,7 @@ def _trained(activation: str, adversarial: bool, epochs: int = 3) -> nn.Module:
             x, y = train.inputs(index), train.labels[index]
             if adversarial:
                 model.eval()
-                x = pgd(model, x, y, THREAT, steps=3, step_size=0.1, generator=g)
+                x = pgd(model, x, y, THREAT, steps=3, step=0.5, generator=g)
             model.train()
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
@@ -111,7 +111,7 @@ def test_false_alarms_are_rare(activation: str, adversarial: bool, norm: Norm, e
         chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(10 + seed))[:64]
         x, y, threat = test.inputs(chosen), test.labels[chosen], ThreatModel(norm, epsilon)
         g = torch.Generator().manual_seed(seed)
-        attacked = pgd(model, x, y, threat, steps=20, step_size=epsilon / 4, generator=g)
+        attacked = pgd(model, x, y, threat, steps=20, generator=g)
         report = masking_report(model, x, y, threat, seed=seed, steps=10, queries=50, attacked=attacked)
         assert report.alarms == (), str(report)
 
@@ -135,7 +135,7 @@ def test_training_in_linf_masks_the_gradient_in_l1(activation: str) -> None:
         for seed, sparsity in enumerate((0.001, 0.03, 0.05, 0.1, 0.05)):
             g = torch.Generator().manual_seed(seed)
             x_adv = pgd(
-                model, x, y, threat, steps=50, step_size=0.05, sparsity=sparsity, keep_best=True, generator=g
+                model, x, y, threat, steps=50, step=0.05, sparsity=sparsity, keep_best=True, generator=g
             )
             by_pgd |= model(x_adv).argmax(1) != y
         missed[adversarial] = float((one_pixel & ~by_pgd).double().mean())
@@ -238,7 +238,7 @@ def test_the_quick_check_after_an_evaluation_sees_the_fooling(kind: str) -> None
     model, expected = _fooling(kind)
     x, y = _digits(64)
     g = torch.Generator().manual_seed(1)
-    attacked = pgd(model, x, y, THREAT, steps=20, step_size=EPSILON / 4, generator=g)
+    attacked = pgd(model, x, y, THREAT, steps=20, generator=g)
     report = masking_report(model, x, y, THREAT, steps=10, queries=50, attacked=attacked)
     assert {alarm.name for alarm in report.alarms} >= expected, str(report)
 
@@ -254,7 +254,7 @@ def test_the_quick_check_after_an_evaluation_trusts_the_honest(activation: str, 
         return model(x)
 
     g = torch.Generator().manual_seed(1)
-    attacked = pgd(model, x, y, THREAT, steps=20, step_size=EPSILON / 4, generator=g)
+    attacked = pgd(model, x, y, THREAT, steps=20, generator=g)
     report = masking_report(counting, x, y, THREAT, steps=10, queries=50, attacked=attacked)
     assert report.alarms == (), str(report)
     # Three gradients an image, and of what PGD left ten steps on the margin, ten unbounded, and ten where another loss helped.

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from curvact.attacks import Norm, minimum_radius
+from curvact.attacks import PGD, Norm, minimum_radius
 from curvact.errors import CurvactError
 
 W = torch.tensor([0.5, -1.0, 2.0, 0.25], dtype=torch.float64)
@@ -31,14 +31,21 @@ def test_a_linear_model_s_distance_is_its_margin_over_the_dual_norm(norm: Norm, 
     x, y = _images()
     exact = (x @ W - 0.6).abs() / torch.linalg.vector_norm(W, ord=dual)
     assert float(exact.max()) < 0.4  # no wall of [0, 1] in the way
-    for random_start in (False, True):
+    for start in ("none", "uniform"):
         g = torch.Generator().manual_seed(0)
         radius = minimum_radius(
-            _binary, x, y, norm=norm, high=0.5, steps=14, random_start=random_start, generator=g
+            _binary,
+            x,
+            y,
+            norm=norm,
+            high=0.5,
+            halvings=14,
+            attack=PGD(20, step=0.125, start=start),
+            generator=g,
         )
         assert bool((radius >= exact - 1e-12).all())
         # The halvings leave 0.5·2⁻¹⁴. An l2 start on the far side leaves an angle after 20 steps, which costs its cosine.
-        slack = 0.05 if random_start and norm == "l2" else 1e-9
+        slack = 0.05 if start == "uniform" and norm == "l2" else 1e-9
         torch.testing.assert_close(radius, exact, rtol=slack, atol=1e-4)
 
 
@@ -53,7 +60,7 @@ def test_walls_lengthen_the_way() -> None:
     )
     assert exact > abs(score) / float(W.abs().sum()) + 1e-3
     g = torch.Generator().manual_seed(0)
-    radius = minimum_radius(_binary, x, _binary(x).argmax(1), high=1.0, steps=16, generator=g)
+    radius = minimum_radius(_binary, x, _binary(x).argmax(1), high=1.0, halvings=16, generator=g)
     assert float(radius) == pytest.approx(exact, abs=1e-4)
 
 
@@ -95,7 +102,7 @@ def test_every_radius_is_reached_and_more_halvings_help(early_stop: bool) -> Non
             y,
             norm="l2",
             high=2.0,
-            steps=steps,
+            halvings=steps,
             early_stop=early_stop,
             generator=torch.Generator().manual_seed(0),
         )
@@ -114,14 +121,13 @@ def test_every_radius_is_reached_and_more_halvings_help(early_stop: bool) -> Non
     [
         ({"high": 0.0}, "high=0.0"),
         ({"high": math.inf}, "high=inf"),
-        ({"high": 1.0, "steps": -1}, "steps=-1"),
-        ({"high": 1.0, "attack_steps": 0}, "attack_steps=0"),
-        ({"high": 1.0, "relative_step": 0.0}, "relative_step=0.0"),
-        ({"high": 1.0, "loss": "dlr"}, "needs 3 classes"),
+        ({"high": 1.0, "halvings": -1}, "halvings=-1"),
+        ({"high": 1.0, "attack": PGD(0)}, "attack=pgd-0"),
+        ({"high": 1.0, "attack": PGD(20, loss="dlr")}, "needs 3 classes"),
         ({"high": 1.0, "norm": "l0"}, "norm='l0'"),
     ],
 )
-def test_bad_input_is_one_line(settings: dict[str, float], message: str) -> None:
+def test_bad_input_is_one_line(settings: dict[str, object], message: str) -> None:
     x, y = _images(2)
     with pytest.raises(CurvactError, match=message):
         minimum_radius(_binary, x, y, **settings)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from curvact.attacks import SuspectModelWarning, ThreatModel, check_model, distance, evaluate
+from curvact.attacks import SuspectModelWarning, ThreatModel, accuracy, check_model, distance
 from curvact.errors import CurvactError
 
 NORMS = ["linf", "l2", "l1"]
@@ -181,15 +181,15 @@ def test_check_model_names_what_is_suspect() -> None:
     assert "probabilities" in half[0]
 
     with pytest.warns(SuspectModelWarning, match="probabilities"):
-        evaluate(lambda x: linear(x).softmax(1), x, y, lambda m, x, y: x)
+        accuracy(lambda x: linear(x).softmax(1), x, y, lambda m, x, y: x)
     with (
         pytest.warns(SuspectModelWarning, match="hold NaN"),
         pytest.warns(SuspectModelWarning, match="6 of 6 images have logits with NaN"),
     ):
-        evaluate(lambda x: linear(x) * math.nan, x, y, lambda m, x, y: x)
+        accuracy(lambda x: linear(x) * math.nan, x, y, lambda m, x, y: x)
     with pytest.warns(SuspectModelWarning, match="training mode"):
-        evaluate(_Stubborn(4, 3), x, y, lambda m, x, y: x)
-    evaluate(nn.Linear(4, 3).train(), x, y, lambda m, x, y: x)  # no warning: evaluate sets eval mode itself
+        accuracy(_Stubborn(4, 3), x, y, lambda m, x, y: x)
+    accuracy(nn.Linear(4, 3).train(), x, y, lambda m, x, y: x)  # no warning: accuracy sets eval mode itself
 
 
 def _training_inside() -> nn.Module:
@@ -210,4 +210,4 @@ def _training_inside() -> nn.Module:
 )
 def test_evaluate_refuses(model, x: Tensor, y: Tensor, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CurvactError, match=message):
-        evaluate(model, x, y.long(), lambda m, x, y: x)
+        accuracy(model, x, y.long(), lambda m, x, y: x)

@@ -282,7 +282,7 @@ def test_pgd_and_the_part_of_autoattack_are_told_of_the_same_images(tmp_path: Pa
     test = load("digits", train=100, validation=40, test=40).test
     x, y = test.inputs(), test.labels
     threat = ThreatModel("linf", spec.threat_model.epsilon)
-    attacked = pgd(model, x, y, threat, steps=2, step_size=0.04, generator=generator(3, "evaluation/test"))
+    attacked = pgd(model, x, y, threat, steps=2, step=0.4, generator=generator(3, "evaluation/test"))
     with torch.no_grad():
         stands = (model(x).argmax(1) == y) & (model(attacked).argmax(1) == y)
     assert float(row["robust_accuracy"]) == stands.double().mean()

@@ -73,7 +73,7 @@ def test_pgd_finds_an_example_for_almost_every_image(model: nn.Module, images: t
     chance = generator(0, "foreign")
     left = 0
     for a, b in zip(x.split(125), y.split(125), strict=True):
-        x_adv = pgd(model, a, b, threat, steps=10, step_size=2 / 255, generator=chance)
+        x_adv = pgd(model, a, b, threat, steps=10, generator=chance)
         assert float((x_adv - a).abs().max()) <= 8 / 255 + 1e-6
         left += correct(model, x_adv, b)
     assert left <= 5

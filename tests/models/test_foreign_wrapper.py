@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.attacks import ThreatModel, check_model, evaluate, pgd
+from curvact.attacks import PGD, ThreatModel, accuracy, check_model, pgd
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab.record import evaluate_model
@@ -94,7 +94,7 @@ def test_images_of_another_size_are_resized_inside_and_attacked_outside() -> Non
     assert torch.equal(model(IMAGES), theirs(IMAGES))
     y = model(large).argmax(1)
     threat = ThreatModel("linf", 0.3)
-    result = evaluate(model, large, y, lambda m, x, y: pgd(m, x, y, threat, steps=5, step_size=0.1))
+    result = accuracy(model, large, y, PGD(5).on(threat))
     assert result.x_adv.shape == large.shape
     assert result.robust < result.clean == 1.0
     assert logits_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 5, 2)), size=(4, 5))(large).shape == (4, 2)
@@ -195,7 +195,7 @@ def test_a_hugging_face_model(kind: str) -> None:
     assert torch.allclose(model(x), expected, atol=1e-6)
     assert check_model(model, x) == []
     y = model(x).argmax(1)
-    x_adv = pgd(model, x, y, ThreatModel("linf", 0.1), steps=3, step_size=0.05)
+    x_adv = pgd(model, x, y, ThreatModel("linf", 0.1), steps=3, step=0.5)
     assert float(F.cross_entropy(model(x_adv), y)) > float(F.cross_entropy(model(x), y))
 
 

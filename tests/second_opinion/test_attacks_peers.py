@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvact.attacks import ThreatModel, distance, ensemble, minimum_radius, pgd
+from curvact.attacks import PGD, ThreatModel, distance, ensemble, minimum_radius, pgd
 from curvact.attacks.threat import Norm
 from curvact.data import load
 from curvact.models import build
@@ -155,7 +155,7 @@ def test_pgd_is_that_of_torchattacks_and_foolbox(
     """From the image itself nothing is random: the same points to rounding, which ten steps through the network magnify."""
     x, y = images
     radius, step = RADIUS[norm], RADIUS[norm] / 4
-    ours = pgd(model, x, y, ThreatModel(norm, radius), steps=10, step_size=step, random_start=False)
+    ours = pgd(model, x, y, ThreatModel(norm, radius), steps=10, step=0.25, start="none")
     attack = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
     first = attack(model, eps=radius, alpha=step, steps=10, random_start=False)(x, y)
     attack = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
@@ -189,7 +189,14 @@ def _radii(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> dict[str, Tens
 def _minimum(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     g = torch.Generator().manual_seed(0)
     return minimum_radius(
-        model, x, y, norm=norm, high=FAR[norm], attack_steps=50, restarts=3, early_stop=True, generator=g
+        model,
+        x,
+        y,
+        norm=norm,
+        high=FAR[norm],
+        attack=PGD(50, step=0.05, restarts=3),
+        early_stop=True,
+        generator=g,
     )
 
 
@@ -269,9 +276,8 @@ def test_a_checkpoint_on_real_images(real_data_root: Path) -> None:
             y,
             norm=norm,
             high=high,
-            steps=10,
-            restarts=2,
-            loss="margin",
+            halvings=10,
+            attack=PGD(20, restarts=2, loss="margin"),
             early_stop=True,
             generator=g,
         )

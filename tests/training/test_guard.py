@@ -127,7 +127,7 @@ def _train(text: str, root: Path, epochs: int) -> tuple[OverfittingGuard, list[f
                 labels[:200],
                 threat,
                 steps=10,
-                step_size=0.05,
+                step=0.05 / threat.epsilon,
                 generator=generator(0, "guard", epoch),
             )
             accuracies.append(float((model(x_adv).argmax(1) == labels[:200]).double().mean()))

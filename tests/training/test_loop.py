@@ -197,7 +197,7 @@ def test_awp_and_sam_by_hand() -> None:
         x, y = data.train.images[order].float() / 255, data.train.labels[order]
         random = generator(3, "attack", 1)
         model.eval()
-        x_adv = pgd(model, x, y, THREAT, steps=2, step_size=0.08, generator=random)
+        x_adv = pgd(model, x, y, THREAT, steps=2, step=0.4, generator=random)
         model.train()
         named = dict(model.named_parameters())
 
@@ -391,7 +391,7 @@ def test_attack_in_half_precision_finds_what_float32_finds() -> None:
             return scale * F.cross_entropy(logits.float(), labels, reduction="none")
 
         with torch.autocast("cpu", dtype or torch.float16, enabled=dtype is not None):
-            x_adv = pgd(model, x, y, THREAT, steps=1, step_size=0.2, random_start=False, loss=loss)
+            x_adv = pgd(model, x, y, THREAT, steps=1, step=1.0, start="none", loss=loss)
         return (x_adv - x).sign()
 
     truth = ascent(1.0, None)

@@ -194,7 +194,7 @@ def test_the_starts_have_their_distribution() -> None:
     wide = attack(model, x, y, noise=2.0, project=False) - x
     assert wide.std().item() == pytest.approx(0.2 / math.sqrt(3), rel=0.02)
     assert not torch.equal(drawn["uniform"], attack(model, x, y) - x)  # the generator goes on
-    tight = InnerAttack(ThreatModel("linf", 0.0005), 0, 0.1, generator(0, "starts"))
+    tight = InnerAttack(ThreatModel("linf", 0.0005), 0, 0.0005, generator(0, "starts"))
     assert (tight(model, x, y, start="gaussian") - x).abs().max() <= 0.0005 + 1e-7
 
 
@@ -415,7 +415,7 @@ def test_attacked_images_are_in_the_threat_model(
     text: str, norm: str, epsilon: float, steps: int, seed: int
 ) -> None:
     net, (x, y, _, _) = _network(), _batch()
-    attack = InnerAttack(ThreatModel(norm, epsilon), steps, 0.4 * epsilon + 1e-3, generator(seed, "attack"))
+    attack = InnerAttack(ThreatModel(norm, epsilon), steps, 0.4 * epsilon + 1e-6, generator(seed, "attack"))
     loss = objective(text)(net, x, y, attack)
     reach = 3.0 if text == "n-fgsm" else 1.0  # noise 2 + step 1
     assert loss.x_adv.min() >= 0

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from curvact.analysis.accumulate import check_inputs, excluder
 from curvact.analysis.effective_curvature import OnProgress, finite
 from curvact.attacks.losses import ce
-from curvact.attacks.pgd import Attack, mode, pgd
+from curvact.attacks.pgd import PGD, Attack, mode
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
 from curvact.random import generator
@@ -429,10 +429,8 @@ def _step(offset: Tensor, gradient: Tensor, limit: Tensor, share: float) -> Tens
 
 def _pgd(threat_model: ThreatModel, steps: int, share: float, random: torch.Generator) -> Attack:
     def attack(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        step_size = share * threat_model.epsilon
-        return pgd(
-            model, x, y, threat_model, steps=steps, step_size=step_size, generator=random, keep_best=True
-        )
+        attack = PGD(steps, step=min(share, 2.0))
+        return attack(model, x, y, threat_model, generator=random, keep_best=True)
 
     return attack
 

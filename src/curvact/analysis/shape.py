@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from curvact.activations.describe import as_activation, describe
 from curvact.analysis.effective_curvature import OnProgress, call_sites, finite, identity_of
-from curvact.attacks import Norm, ThreatModel, ensemble, evaluate, minimum_radius
+from curvact.attacks import PGD, Norm, ThreatModel, accuracy, ensemble, minimum_radius
 from curvact.attacks.pgd import Attack, Model, mode, pgd
 from curvact.errors import CurvactError
 from curvact.random import generator
@@ -143,7 +143,7 @@ def empirical_lipschitz(
     *,
     radius: float,
     steps: int = 10,
-    step_size: float | None = None,
+    step: float | None = None,
     seed: int = 0,
     batch_size: int = 512,
 ) -> Tensor:
@@ -151,8 +151,8 @@ def empirical_lipschitz(
 
     A lower bound on the Lipschitz constant there; the steps are [ours]. The model's mode is left as it is.
 
-    model, x: maps inputs (N, …) in [0, 1] to N×classes logits. radius: in input units, > 0. step_size: 2.5·radius/steps where
-        None. Points nearer than radius/1000 are left out: rounding there.
+    model, x: maps inputs (N, …) in [0, 1] to N×classes logits. radius: in input units, > 0. step: in units
+        of radius, as `PGD`. Points nearer than radius/1000 are left out: rounding there.
     Returns N ratios, detached.
 
     >>> model = lambda x: torch.stack([x.sum(1), -2 * x.sum(1)], 1)  # (1 + 2)·4 at the corners of the cube
@@ -163,7 +163,6 @@ def empirical_lipschitz(
         raise CurvactError(f"empirical_lipschitz got radius={radius}, steps={steps}: radius > 0, steps >= 1")
     if batch_size < 1:
         raise CurvactError(f"batch_size={batch_size} in empirical_lipschitz: it must be at least 1")
-    step_size = 2.5 * radius / steps if step_size is None else step_size
     ratios = []
     for number, images in enumerate(torch.split(x.detach(), batch_size)):
         with torch.no_grad():
@@ -186,7 +185,7 @@ def empirical_lipschitz(
             torch.zeros(len(images), dtype=torch.int64, device=images.device),
             ThreatModel("linf", radius),
             steps=steps,
-            step_size=step_size,
+            step=step,
             generator=generator(seed, "empirical lipschitz", number, device=images.device),
             loss=apart,
             on_step=note,
@@ -219,7 +218,7 @@ def shape_table(
     Every model is measured in eval mode with the same seeds, and left as it was. All settings are [ours].
 
     models: by the names they have in the table. x: inputs (N, C, H, W) in [0, 1]. y: N.
-    attack: for robust accuracy; PGD with `attack_steps` steps of 2.5·ε/attack_steps where None, as for the minimum radius.
+    attack: for robust accuracy; PGD with `attack_steps` steps where None, as for the minimum radius.
     largest_radius: where the search for the minimum radius begins; 4ε where None. radius_steps: its halvings.
     lipschitz_radius: the L∞ radius; ε of an linf threat model, else 8/255, where None.
     square_queries: 0 leaves Square out; linf and l2 only.
@@ -244,7 +243,6 @@ def shape_table(
     high = 4 * threat_model.epsilon if largest_radius is None else largest_radius
     if lipschitz_radius is None:
         lipschitz_radius = threat_model.epsilon if threat_model.norm == "linf" else 8 / 255
-    share = 2.5 / attack_steps
     measures = 4 if square_queries else 3
     rows, done = [], 0
 
@@ -257,8 +255,8 @@ def shape_table(
     for name, model in models.items():
         with mode(model, training=False):
             names, shape = _shape_of(model, x)
-            attacker = attack or _pgd(threat_model, attack_steps, share, seed)
-            robustness = evaluate(model, x, y, attacker, batch_size=batch_size)
+            attacker = attack or _pgd(threat_model, attack_steps, seed)
+            robustness = accuracy(model, x, y, attacker, batch_size=batch_size)
             step()
             radius = _radii(
                 model, x, y, threat_model.norm, high, radius_steps, attack_steps, seed, batch_size
@@ -322,8 +320,8 @@ def _radii(
             labels,
             norm=norm,
             high=high,
-            steps=radius_steps,
-            attack_steps=attack_steps,
+            halvings=radius_steps,
+            attack=PGD(attack_steps),
             generator=generator(seed, "minimum radius", number, device=x.device),
         )
         for number, (images, labels) in enumerate(
@@ -333,16 +331,12 @@ def _radii(
     return torch.cat(parts)
 
 
-def _pgd(threat_model: ThreatModel, steps: int, share: float, seed: int) -> Attack:
+def _pgd(threat_model: ThreatModel, steps: int, seed: int) -> Attack:
     generators: dict[torch.device, torch.Generator] = {}
-
-    def attack(model: Model, x: Tensor, y: Tensor) -> Tensor:
-        random = generators.setdefault(x.device, generator(seed, "shape, pgd", device=x.device))
-        return pgd(
-            model, x, y, threat_model, steps=steps, step_size=share * threat_model.epsilon, generator=random
-        )
-
-    return attack
+    return PGD(steps).on(
+        threat_model,
+        lambda device: generators.setdefault(device, generator(seed, "shape, pgd", device=device)),
+    )
 
 
 def _shape_of(model: nn.Module, x: Tensor) -> tuple[tuple[str, ...], ActivationShape | None]:

@@ -23,7 +23,7 @@ from curvact.analysis.accumulate import Exclude, check_inputs, check_model, excl
 from curvact.analysis.effective_curvature import OnProgress, finite
 from curvact.analysis.input_flatness import InputFlatness, input_flatness
 from curvact.attacks.losses import ce
-from curvact.attacks.pgd import Attack, frozen, mode, pgd
+from curvact.attacks.pgd import PGD, Attack, frozen, mode
 from curvact.attacks.threat import ThreatModel, check_images
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator as make_generator
@@ -368,11 +368,11 @@ def fixed_pgd(
     threat_model: ThreatModel,
     *,
     steps: int = 20,
-    step_size: float | None = None,
+    step: float | None = None,
     restarts: int = 1,
     seed: int = 0,
 ) -> Attack:
-    """PGD with the same random start at every call with inputs of one shape. step_size: in input units; 2.5ε/steps where None.
+    """PGD with the same random start at every call with inputs of one shape. step: in units of ε, as `PGD`.
 
     Raises CurvactError for steps < 1, and the attack for inputs outside [0, 1].
 
@@ -383,16 +383,9 @@ def fixed_pgd(
     """
     if steps < 1:
         raise CurvactError(f"steps={steps} of fixed_pgd: at least 1")
-    length = 2.5 * threat_model.epsilon / steps if step_size is None else step_size
-
-    def attack(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-        check_images(x)
-        start = make_generator(seed, "smoothness, attack", device=x.device)
-        return pgd(
-            model, x, y, threat_model, steps=steps, step_size=length, restarts=restarts, generator=start
-        )
-
-    return attack
+    return PGD(steps, step, restarts).on(
+        threat_model, lambda device: make_generator(seed, "smoothness, attack", device=device)
+    )
 
 
 def replayed(attack: Attack, *generators: torch.Generator) -> Attack:

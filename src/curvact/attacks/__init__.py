@@ -1,11 +1,24 @@
 """What bends the input: threat models, attacks on any callable model, and checks that the attacks can be believed."""
 
-from curvact.attacks.autoattack.verdict import Progress, Verdict, autoattack, ensemble
-from curvact.attacks.evaluate import Robustness, evaluate
+from curvact.attacks.accuracy import Accuracy, accuracy
+from curvact.attacks.autoattack import (
+    ATTACKS,
+    CLEAN,
+    AutoAttack,
+    AutoAttackResult,
+    AutoAttackSettings,
+    Mode,
+    Precision,
+    Progress,
+    Version,
+    autoattack,
+    ensemble,
+)
 from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
-from curvact.attacks.pgd import Attack, Model, fgsm, frozen, mode, pgd
+from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, frozen, mode, pgd
 from curvact.attacks.radius import minimum_radius
+from curvact.attacks.registry import NamedAttack, attack_names, named_attack, register_attack
 from curvact.attacks.threat import (
     Norm,
     SuspectModelWarning,
@@ -16,32 +29,47 @@ from curvact.attacks.threat import (
 )
 
 __all__ = [
+    "ATTACKS",
+    "CLEAN",
+    "FGSM",
     "LOSSES",
+    "PGD",
+    "Accuracy",
     "Attack",
     "AttackLoss",
+    "AutoAttack",
+    "AutoAttackResult",
+    "AutoAttackSettings",
     "Finding",
     "MaskingReport",
+    "Mode",
     "Model",
+    "NamedAttack",
     "Norm",
+    "Precision",
     "Progress",
-    "Robustness",
+    "Start",
     "SuspectModelWarning",
     "ThreatModel",
-    "Verdict",
+    "Version",
+    "accuracy",
     "attack_loss",
+    "attack_names",
     "autoattack",
     "ce",
     "check_images",
     "check_model",
+    "default_step",
     "distance",
     "dlr",
     "ensemble",
-    "evaluate",
     "fgsm",
     "frozen",
     "margin",
     "masking_report",
     "minimum_radius",
     "mode",
+    "named_attack",
     "pgd",
+    "register_attack",
 ]

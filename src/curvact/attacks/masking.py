@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import binom
 from torch import Tensor
 
 from curvact.attacks.losses import ce, margin, succeeded
-from curvact.attacks.pgd import Model, frozen, mode, pgd
+from curvact.attacks.pgd import PGD, Model, frozen, mode
 from curvact.attacks.threat import (
     ThreatModel,
     check_images,
@@ -96,7 +94,7 @@ def masking_report(
     model: maps N×… inputs in [0, 1] to logits; in eval mode inside, restored after.
     x: N×… in [0, 1]. y: N. A hundred images are enough; they are one batch.
     surrogate: a plain model of the same task to transfer from; where None a small network is fitted to (x, y).
-    steps: of each PGD, with steps of 2.5·ε/steps. queries: of the black box, per image that PGD leaves.
+    steps: of each PGD. queries: of the black box, per image that PGD leaves.
     attacked: what a PGD of many steps made of x already, such as an evaluation's: it takes the place of the first PGD.
     on_check: called with each finding as it is made.
     Cost an image: 5 gradients and 10 forward passes; up to `steps` gradients until PGD fools it (none with `attacked`); and for
@@ -169,6 +167,8 @@ def allowed(rate: float, images: int) -> float:
     >>> allowed(0.05, 100), allowed(0.05, 1000)
     (0.13, 0.073)
     """
+    from scipy.stats import binom
+
     return float(binom.ppf(0.999, images, rate)) / images
 
 
@@ -178,6 +178,8 @@ def detected(rate: float, images: int, power: float = 0.9) -> float:
     >>> [round(detected(0.05, n), 2) for n in (32, 64, 128, 1000)]
     [0.31, 0.23, 0.16, 0.08]
     """
+    from scipy.stats import binom
+
     most = round(allowed(rate, images) * images)
     low, high = rate, 1.0
     while high - low > 1e-6:
@@ -335,13 +337,11 @@ def _first_pgd(
 ) -> tuple[Tensor, Tensor]:
     """Where PGD on the cross-entropy starts, and the best point that it visits; images leave once they are fooled."""
     starts: list[Tensor] = []
-    x_adv = pgd(
+    x_adv = PGD(steps)(
         model,
         x,
         y,
         threat_model,
-        steps=steps,
-        step_size=2.5 * threat_model.epsilon / steps,
         keep_best=True,
         early_stop=True,
         generator=random,
@@ -363,9 +363,6 @@ def _check_white_box(
     steps: int,
 ) -> Tensor:
     """The indices of the images that no PGD fooled. before: the margins where PGD began; x_adv: where it ended."""
-    attack = partial(
-        pgd, model, steps=steps, step_size=2.5 * threat_model.epsilon / steps, keep_best=True, early_stop=True
-    )
     with torch.no_grad():
         logits = model(x_adv)
     after, white = margin(logits, y), succeeded(logits, y)
@@ -384,7 +381,15 @@ def _check_white_box(
         """Of these images, those that one more PGD fools."""
         if len(rows) == 0:
             return rows
-        x_adv = attack(x[rows], y[rows], threat_model, generator=random(purpose), loss=loss)
+        x_adv = PGD(steps, loss=loss)(
+            model,
+            x[rows],
+            y[rows],
+            threat_model,
+            generator=random(purpose),
+            keep_best=True,
+            early_stop=True,
+        )
         return rows[_fooled(model, x_adv, y[rows])]
 
     checks.images(
@@ -426,18 +431,9 @@ def _check_unbounded(
     radius = {"linf": 1.0, "l2": math.sqrt(coordinates), "l1": coordinates}[threat_model.norm]
     x_adv = x
     if len(x):
-        x_adv = pgd(
-            model,
-            x,
-            y,
-            ThreatModel(threat_model.norm, radius),
-            steps=steps,
-            step_size=2.5 * radius / steps,
-            random_start=False,
-            loss="margin",
-            keep_best=True,
-            early_stop=True,
-        )
+        attack = PGD(steps, start="none", loss="margin")
+        whole = ThreatModel(threat_model.norm, radius)
+        x_adv = attack(model, x, y, whole, keep_best=True, early_stop=True)
     checks.images(
         "unbounded radius",
         ~_fooled(model, x_adv, y),
@@ -467,12 +463,9 @@ def _check_without_gradients(
         f"withstand PGD and not {queries} random queries",
         "PGD misses adversarial examples that are there",
     )
-    step = 2.5 * threat_model.epsilon / steps
     transferred = x
     if surrogate is not None and len(x):
-        transferred = pgd(
-            surrogate, x, y, threat_model, steps=steps, step_size=step, generator=random("transfer")
-        )
+        transferred = PGD(steps)(surrogate, x, y, threat_model, generator=random("transfer"))
     checks.images(
         "transfer",
         _fooled(model, transferred, y),

@@ -1,22 +1,205 @@
-"""FGSM and PGD as plain functions over any callable model. They never compute a weight gradient."""
+"""PGD (and FGSM, its one step) on any callable model: as a function, and as a value to print and parse."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from curvact.attacks.losses import AttackLoss, attack_loss, succeeded
-from curvact.attacks.threat import ThreatModel, check_per_sample
-from curvact.errors import CurvactError
+from curvact.attacks.threat import ThreatModel, check_images, check_per_sample
+from curvact.errors import CurvactError, nearest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Model = Callable[[Tensor], Tensor]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
+Made = TypeVar("Made")
 OnStep = Callable[[int, Tensor, Tensor], None]
+Start = Literal["uniform", "gaussian", "none"]
+
+GAUSSIAN = 0.001
+"""Standard deviation of the gaussian start, in input units. [paper: TRADES, MART]"""
+LONGEST = 2.0
+"""The longest step, in units of ε: the diameter of the ball."""
+
+
+def default_step(steps: int) -> float:
+    """The length of a PGD step in units of ε: min(1, max(0.25, 2.5/steps)).
+
+    At ε = 8/255 this is 2/255 for 10 and 20 steps, as in most papers.
+
+    >>> [default_step(steps) for steps in (1, 5, 10, 20)]
+    [1.0, 0.5, 0.25, 0.25]
+    """
+    return min(1.0, max(0.25, 2.5 / max(steps, 1)))
+
+
+class Options(TypedDict, total=False):
+    """Arguments of `pgd` that are not settings of the attack itself."""
+
+    generator: torch.Generator | None
+    targets: Tensor | None
+    epsilon: Tensor | None
+    project: bool
+    noise: float
+    keep_best: bool
+    early_stop: bool
+    sparsity: float
+    on_step: OnStep | None
+
+
+@dataclass(frozen=True)
+class PGD:
+    """PGD as a value: call it, print it, parse it.
+
+    steps: gradient steps, ≥ 0. step: their length in units of ε, at most 2; `default_step(steps)` where None.
+    restarts: ≥ 1. start: "uniform", "gaussian" or "none"; None is "uniform", and in training the objective's own.
+    loss: "ce", "margin" or "dlr".
+    Raises CurvactError for other values.
+
+    >>> str(PGD(20)), str(PGD(20, step=0.1, restarts=5))
+    ('pgd-20', 'pgd(steps=20, step=0.1, restarts=5)')
+    >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
+    >>> PGD(10)(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.1))
+    tensor([[0.4000, 0.4000, 0.4000]])
+    """
+
+    steps: int
+    step: float | None = None
+    restarts: int = 1
+    start: Start | None = None
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.step, self.restarts)
+        if self.start is not None:
+            _check_start(self.start)
+        if not isinstance(self.loss, str):
+            raise CurvactError(f"loss={self.loss!r} of PGD: the name of a loss (`pgd` takes a callable too)")
+        attack_loss(self.loss)
+
+    @classmethod
+    def parse(cls, text: str) -> PGD:
+        """The value that `str` writes: "fgsm", "pgd-20" or "pgd(steps=20, step=0.25, start=gaussian)".
+
+        Raises CurvactError for any other text.
+
+        >>> PGD.parse("pgd(steps=10, start=none)")
+        PGD(steps=10, step=None, restarts=1, start='none', loss='ce')
+        """
+        if text.strip() == "fgsm":
+            return FGSM
+        name, settings = parse_call(text)
+        kind, _, steps = name.partition("-")
+        if kind == "pgd" and steps.isdecimal() and not settings:
+            return cls(int(steps))
+        if name != "pgd" or not settings:
+            raise CurvactError(f"cannot read PGD from '{text}': write pgd-20 or pgd(steps=20, step=0.25)")
+        return called("pgd", cls, settings)
+
+    def __str__(self) -> str:
+        if self == FGSM:
+            return "fgsm"
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if list(changed) == ["steps"]:
+            return f"pgd-{self.steps}"
+        return f"pgd({', '.join(f'{name}={value}' for name, value in changed.items())})"
+
+    @property
+    def length(self) -> float:
+        """The length of a step in units of ε."""
+        return default_step(self.steps) if self.step is None else self.step
+
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel, **options: Unpack[Options]
+    ) -> Tensor:
+        """`pgd` with these settings. options: generator, epsilon, on_step and what else `pgd` takes."""
+        return pgd(
+            model,
+            x,
+            y,
+            threat_model,
+            steps=self.steps,
+            step=self.step,
+            restarts=self.restarts,
+            start=self.start or "uniform",
+            loss=self.loss,
+            **options,
+        )
+
+    def on(
+        self,
+        threat_model: ThreatModel,
+        generator: torch.Generator | Callable[[torch.device], torch.Generator] | None = None,
+        **options: Unpack[Options],
+    ) -> Attack:
+        """The attack `(model, x, y) -> x_adv` in this threat model. It checks that x lies in [0, 1].
+
+        generator: of the random starts. A callable makes a new one at each call, from the device of x: with one seed, every call
+        then starts at the same points.
+
+        >>> attack = PGD(1).on(ThreatModel("linf", 0.1), lambda device: torch.Generator(device).manual_seed(0))
+        >>> model, x, y = torch.nn.Identity(), torch.rand(2, 3), torch.tensor([0, 1])
+        >>> bool((attack(model, x, y) == attack(model, x, y)).all())
+        True
+        """
+
+        def attack(model: Model, x: Tensor, y: Tensor) -> Tensor:
+            check_images(x)
+            random = generator(x.device) if callable(generator) else generator
+            return self(model, x, y, threat_model, generator=random, **options)
+
+        return attack
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a text such as "pgd(steps=20, start=gaussian)". Raises CurvactError for another form.
+
+    >>> parse_call("pgd(steps=20, start=gaussian)"), parse_call("pgd-20")
+    (('pgd', {'steps': 20, 'start': 'gaussian'}), ('pgd-20', {}))
+    """
+    name, bracket, inside = text.strip().partition("(")
+    settings: dict[str, Any] = {}
+    if bracket:
+        try:
+            call = ast.parse(f"f({inside}", mode="eval").body
+            if not isinstance(call, ast.Call) or call.args:
+                raise ValueError
+            for keyword in call.keywords:
+                value = keyword.value
+                settings[str(keyword.arg)] = (
+                    value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+                )
+        except (SyntaxError, ValueError):
+            raise CurvactError(
+                f"cannot read the attack '{text}': write it as name(setting=value, ...), such as pgd(steps=20)"
+            ) from None
+    return name.strip(), settings
+
+
+def called(name: str, factory: Callable[..., Made], settings: dict[str, Any]) -> Made:
+    """factory(**settings). Raises CurvactError for settings that the factory does not have, or that it lacks."""
+    parameters = inspect.signature(factory).parameters
+    for key in settings:
+        if key not in parameters:
+            raise CurvactError(
+                f"{name} has no setting '{key}'{nearest(key, parameters)}; allowed are "
+                f"{', '.join(parameters) or 'none'}"
+            )
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in settings:
+            raise CurvactError(f"the attack '{name}' needs the setting '{key}': write {name}({key}=...)")
+    return factory(**settings)
 
 
 def fgsm(
@@ -36,15 +219,14 @@ def fgsm(
     >>> fgsm(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.25))
     tensor([[0.2500, 0.2500, 0.2500]])
     """
-    step: float | Tensor = threat_model.epsilon if epsilon is None else epsilon
     return pgd(
         model,
         x,
         y,
         threat_model,
         steps=1,
-        step_size=step,
-        random_start=False,
+        step=1.0,
+        start="none",
         loss=loss,
         targets=targets,
         epsilon=epsilon,
@@ -59,9 +241,11 @@ def pgd(
     threat_model: ThreatModel,
     *,
     steps: int,
-    step_size: float | Tensor,
+    step: float | None = None,
     restarts: int = 1,
-    random_start: bool = True,
+    start: Start | Tensor = "uniform",
+    project: bool = True,
+    noise: float = 1.0,
     generator: torch.Generator | None = None,
     loss: str | AttackLoss = "ce",
     targets: Tensor | None = None,
@@ -71,16 +255,18 @@ def pgd(
     sparsity: float = 0.05,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al. 2018) on a loss of the logits.
+    """Projected gradient ascent (Madry et al. 2018) on a loss of the logits. It computes no weight gradient.
 
     model: maps N×… inputs in [0, 1] to N×classes logits; its mode is left as it is.
     x: N×…, in [0, 1]. y: N, int64.
-    step_size: in input units and the norm of the threat model; one for all images, or N.
+    step: length of a step in units of ε and the norm of the threat model, at most 2; `default_step(steps)` where None.
     restarts: with more than one, an image keeps the last point that fooled the model, and only images not yet fooled are
         attacked again (one wait for the device a restart).
-    loss: "ce", "margin", "dlr" or a callable `(logits, y, targets) -> N`, to be maximized.
+    start: "uniform" in the ball of radius noise·ε; "gaussian", x + 0.001·N(0, 1) projected (TRADES, MART); "none", x; or the
+        points themselves, N×….
+    project: onto ball and box after each step. If False, points are cut to [0, 1] only (N-FGSM).
     targets: N, int64: the attack then wants these classes predicted, and is done only where they are.
-    epsilon: N radii in the place of the threat model's one. Values are not looked at: they must be ≥ 0.
+    epsilon: N radii in the place of the threat model's one. Their values are not checked: they must be ≥ 0.
     keep_best: return the best point visited, one that fooled the model before one that did not, then the higher loss, rather
         than the last: one forward pass more a restart.
     early_stop: an image leaves the batch at the first point visited that fools the model, and that point is returned. Waits
@@ -89,17 +275,22 @@ def pgd(
     on_step: called as `on_step(step, x_adv, loss)` with each point whose gradient is taken (step from 0, the start) and its
         losses, detached, on the device; only the images still in the batch.
     Returns x_adv of the shape of x, detached, inside the threat model.
-    Raises CurvactError for steps < 0, restarts < 1, step_size ≤ 0, an unknown loss, or shapes that do not fit.
+    Raises CurvactError for steps < 0, restarts < 1, a step outside (0, 2], an unknown loss or start, or shapes that do not fit.
 
     >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
-    >>> pgd(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.1), steps=5, step_size=0.05)
+    >>> pgd(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.1), steps=5)
     tensor([[0.4000, 0.4000, 0.4000]])
     """
     compute_loss = attack_loss(loss)
-    _check(steps, restarts, step_size, sparsity, threat_model)
-    for name, value in (("y", y), ("targets", targets), ("epsilon", epsilon), ("step_size", step_size)):
+    _check(steps, step, restarts)
+    if not 0 < sparsity <= 1:
+        raise CurvactError(f"sparsity={sparsity} of pgd: a fraction of the coordinates, 0 < sparsity <= 1")
+    if not (math.isfinite(noise) and noise >= 0):
+        raise CurvactError(f"noise={noise} of pgd: a number >= 0, in units of ε")
+    for name, value in (("y", y), ("targets", targets), ("epsilon", epsilon)):
         if isinstance(value, Tensor):
             check_per_sample(name, value, x)
+    _check_start(start, x)
     x = x.detach()
 
     ascend = partial(
@@ -108,14 +299,17 @@ def pgd(
         threat_model,
         compute_loss,
         steps=steps,
-        random_start=random_start,
+        step=default_step(steps) if step is None else step,
+        start=start if isinstance(start, str) else "given",
+        project=project,
+        noise=noise,
         generator=generator,
         keep_best=keep_best,
         early_stop=early_stop,
         sparsity=sparsity,
         on_step=on_step,
     )
-    batch = _Batch(x, y, targets, epsilon, step_size)
+    batch = _Batch(x, y, targets, epsilon, start if isinstance(start, Tensor) else None)
     with frozen(model):
         best = ascend(batch)
         for _ in range(restarts - 1):
@@ -131,27 +325,41 @@ def pgd(
     return best
 
 
-def _check(
-    steps: int, restarts: int, step_size: float | Tensor, sparsity: float, threat_model: ThreatModel
-) -> None:
-    still = threat_model.epsilon == 0 and not isinstance(step_size, Tensor) and step_size == 0
-    length = isinstance(step_size, Tensor) or step_size > 0 or still
-    if steps < 0 or restarts < 1 or not length:
+def _check(steps: int, step: float | None, restarts: int) -> None:
+    for name, value, least in (("steps", steps, 0), ("restarts", restarts, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise CurvactError(f"{name}={value!r} of pgd: a whole number >= {least}")
+    if step is None:
+        return
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or not (math.isfinite(step) and step > 0):
+        raise CurvactError(f"step={step!r} of pgd: a number > 0, in units of ε")
+    if step > LONGEST:
         raise CurvactError(
-            f"pgd got steps={steps}, restarts={restarts}, step_size={step_size}: steps >= 0, restarts >= 1, step_size > 0"
+            f"step={step!r} of pgd: at most {LONGEST:g}, because steps are in units of ε and the ball is 2ε wide"
         )
-    if not 0 < sparsity <= 1:
-        raise CurvactError(f"pgd got sparsity={sparsity}: a fraction of the coordinates, 0 < sparsity <= 1")
+
+
+def _check_start(start: str | Tensor, x: Tensor | None = None) -> None:
+    if isinstance(start, Tensor):
+        if x is not None and start.shape != x.shape:
+            raise CurvactError(
+                f"start of pgd has shape {tuple(start.shape)}: that of the images, {tuple(x.shape)}"
+            )
+    elif start not in get_args(Start):
+        known = get_args(Start)
+        raise CurvactError(
+            f"start={start!r} of pgd{nearest(str(start), known)}: allowed are {', '.join(known)}"
+        )
 
 
 class _Batch(NamedTuple):
-    """What an attack knows of each image."""
+    """What an attack knows of each image. start: the points to start from, where they are given."""
 
     x: Tensor
     y: Tensor
     targets: Tensor | None
     epsilon: Tensor | None
-    step_size: float | Tensor
+    start: Tensor | None
 
     def rows(self, index: Tensor) -> _Batch:
         return _Batch(
@@ -159,7 +367,7 @@ class _Batch(NamedTuple):
             self.y[index],
             None if self.targets is None else self.targets[index],
             None if self.epsilon is None else self.epsilon[index],
-            self.step_size[index] if isinstance(self.step_size, Tensor) else self.step_size,
+            None if self.start is None else self.start[index],
         )
 
 
@@ -170,19 +378,23 @@ def _ascend(
     batch: _Batch,
     *,
     steps: int,
-    random_start: bool,
+    step: float,
+    start: str,
+    project: bool,
+    noise: float,
     generator: torch.Generator | None,
     keep_best: bool,
     early_stop: bool,
     sparsity: float,
     on_step: OnStep | None,
 ) -> Tensor:
-    x_adv = threat_model.random_start(batch.x, generator, batch.epsilon) if random_start else batch.x
+    x_adv = _started(threat_model, batch, start, noise, project, generator)
+    length = step * (threat_model.epsilon if batch.epsilon is None else batch.epsilon)
     result, rows = x_adv, torch.arange(len(x_adv), device=x_adv.device)
     best = _Best(
         x_adv, x_adv.new_full((len(x_adv),), -torch.inf), torch.zeros_like(batch.y, dtype=torch.bool)
     )
-    for step in range(steps):
+    for number in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         with torch.enable_grad():
             logits = model(x_adv)
@@ -191,11 +403,11 @@ def _ascend(
         with torch.no_grad():
             x_adv, losses = x_adv.detach(), losses.detach()
             if on_step is not None:
-                on_step(step, x_adv, losses)
+                on_step(number, x_adv, losses)
             if keep_best:
                 best = best.or_else(x_adv, losses, succeeded(logits, batch.y, batch.targets))
-            moved = threat_model.ascend(x_adv, gradient, batch.step_size, sparsity)
-            moved = threat_model.project(moved, batch.x, batch.epsilon)
+            moved = threat_model.ascend(x_adv, gradient, length, sparsity)
+            moved = threat_model.project(moved, batch.x, batch.epsilon) if project else moved.clamp_(0, 1)
             if early_stop:
                 fooled = succeeded(logits, batch.y, batch.targets)
                 result = result.index_copy(0, rows, torch.where(_like(fooled, x_adv), x_adv, moved))
@@ -203,6 +415,7 @@ def _ascend(
                 if left.numel() == 0:
                     return result
                 batch, best, rows, moved = batch.rows(left), best.rows(left), rows[left], moved[left]
+                length = length[left] if isinstance(length, Tensor) else length
             x_adv = moved
     x_adv = x_adv.detach()
     if keep_best:
@@ -211,6 +424,27 @@ def _ascend(
             losses = compute_loss(logits, batch.y, batch.targets)
             x_adv = best.or_else(x_adv, losses, succeeded(logits, batch.y, batch.targets)).x_adv
     return result.index_copy(0, rows, x_adv) if early_stop else x_adv
+
+
+def _started(
+    threat_model: ThreatModel,
+    batch: _Batch,
+    start: str,
+    noise: float,
+    project: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    x, epsilon = batch.x, batch.epsilon
+    if batch.start is not None:
+        given = batch.start.detach().to(x)
+        return threat_model.project(given, x, epsilon) if project else given.clamp(0, 1)
+    if start == "gaussian":
+        draw = torch.empty_like(x).normal_(0, GAUSSIAN, generator=generator)
+        return threat_model.project(x + draw, x, epsilon)
+    if start == "uniform":
+        wide = threat_model if noise == 1 else replace(threat_model, epsilon=noise * threat_model.epsilon)
+        return wide.random_start(x, generator, None if epsilon is None else noise * epsilon)
+    return x
 
 
 def _gradient(losses: Tensor, x: Tensor) -> Tensor:
@@ -287,3 +521,7 @@ def mode(model: Model, training: bool) -> Iterator[None]:
     finally:
         for module, was in before.items():
             module.training = was
+
+
+FGSM = PGD(steps=1, step=1.0, start="none")
+"""FGSM (Goodfellow et al. 2015) as a value."""

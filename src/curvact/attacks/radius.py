@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from curvact.attacks.losses import AttackLoss, succeeded
-from curvact.attacks.pgd import Model, pgd
+from curvact.attacks.losses import succeeded
+from curvact.attacks.pgd import PGD, Model
 from curvact.attacks.threat import Norm, ThreatModel, distance
 from curvact.errors import CurvactError
 
@@ -20,12 +20,8 @@ def minimum_radius(
     *,
     norm: Norm = "linf",
     high: float,
-    steps: int = 8,
-    attack_steps: int = 20,
-    relative_step: float | None = None,
-    restarts: int = 1,
-    random_start: bool = True,
-    loss: str | AttackLoss = "ce",
+    halvings: int = 8,
+    attack: PGD | None = None,
     sparsity: float = 0.05,
     early_stop: bool = False,
     generator: torch.Generator | None = None,
@@ -36,43 +32,37 @@ def minimum_radius(
     (arXiv 2110.05626). [paper: average minimum PGD radius; ours: the settings]
 
     model, x, y: as `pgd`. The model's mode is left as it is.
-    high: the largest radius tried, in input units and the norm. steps: halvings after it, so that the search itself adds at most
-    high·2^−steps.
-    attack_steps, restarts, random_start, loss, sparsity, early_stop: of each PGD, which keeps the best point it visits.
-        Restarts matter most: on adversarially trained digits three gave radii 4 to 11 % smaller than one.
-    relative_step: the length of a PGD step as a fraction of each image's radius; 2.5/attack_steps where None.
+    high: the largest radius tried, in input units and the norm. halvings: after it, so that the search adds at most
+        high·2^−halvings to the radius.
+    attack: the PGD at each radius, `PGD(20)` where None. It keeps the best point that it visits, and its steps are in units of
+        the radius tried. Restarts matter most: on adversarially trained digits three gave radii 4 to 11 % smaller than one.
+    sparsity, early_stop: as `pgd`.
     Returns N radii in the dtype of x: 0 for images misclassified already, infinity where PGD fails at `high` too.
-    Raises CurvactError for high ≤ 0, steps < 0 or attack_steps < 1, and what `pgd` raises.
+    Raises CurvactError for high ≤ 0, halvings < 0 or an attack without steps, and what `pgd` raises.
 
     >>> model = lambda x: torch.stack([x.sum(1) - 1.2, 1.2 - x.sum(1)], 1)
     >>> x, y = torch.full((3, 4), 0.5), torch.tensor([0, 0, 1])
-    >>> radius = minimum_radius(model, x, y, high=0.5, steps=10, generator=torch.Generator().manual_seed(0))
+    >>> radius = minimum_radius(model, x, y, high=0.5, halvings=10, generator=torch.Generator().manual_seed(0))
     >>> [round(float(r), 2) for r in radius]
     [0.2, 0.2, 0.0]
     """
-    if not (math.isfinite(high) and high > 0) or steps < 0 or attack_steps < 1:
+    attack = PGD(20) if attack is None else attack
+    if not (math.isfinite(high) and high > 0) or halvings < 0 or attack.steps < 1:
         raise CurvactError(
-            f"minimum_radius got high={high}, steps={steps}, attack_steps={attack_steps}: high > 0, steps >= 0, attack_steps >= 1"
+            f"minimum_radius got high={high}, halvings={halvings}, attack={attack}: high > 0, halvings >= 0, "
+            "an attack of at least 1 step"
         )
-    fraction = 2.5 / attack_steps if relative_step is None else relative_step
-    if not (math.isfinite(fraction) and fraction > 0):
-        raise CurvactError(f"minimum_radius got relative_step={relative_step}: a number > 0")
     x = x.detach()
     threat_model = ThreatModel(norm, high)
 
     def reached(rows: Tensor, epsilon: Tensor) -> Tensor:
-        """How far the points are that fool the model within these radii, infinity for those that do not."""
-        x_adv = pgd(
+        """Distances of points within these radii that fool the model, infinity where the attack fails."""
+        x_adv = attack(
             model,
             x[rows],
             y[rows],
             threat_model,
-            steps=attack_steps,
-            step_size=epsilon * fraction,
-            restarts=restarts,
-            random_start=random_start,
             generator=generator,
-            loss=loss,
             epsilon=epsilon,
             keep_best=True,
             early_stop=early_stop,
@@ -94,7 +84,7 @@ def minimum_radius(
     lower = torch.zeros_like(upper)
     if rows.numel() == 0:
         return radius
-    for _ in range(steps):
+    for _ in range(halvings):
         middle = (lower + upper) / 2
         nearest = reached(rows, middle)
         upper = torch.minimum(upper, nearest)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import distributed, nn
 
-from curvact.attacks import SuspectModelWarning, ThreatModel, evaluate, pgd
+from curvact.attacks import PGD, SuspectModelWarning, ThreatModel, accuracy
 from curvact.data import Dataset, ExtraImages, Splits, load, open_extra
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
@@ -334,24 +334,12 @@ def _bar(console: Console, config: TrainConfig) -> Iterator[Any]:
 def _test(
     model: nn.Module, images: Dataset, config: TrainConfig, threat_model: ThreatModel, fabric: Fabric
 ) -> dict[str, float]:
-    step = config.test.step_size if config.test.step_size is not None else threat_model.epsilon / 4
+    step = config.test.step_size
+    step = step / threat_model.epsilon if step is not None and threat_model.epsilon else 0.25
+    attack = PGD(config.test.steps, step, config.test.restarts)
     random = generator(config.seed, "evaluation/test", device=fabric.device)
     images = images.to(fabric.device)
-    result = evaluate(
-        model,
-        images.inputs(),
-        images.labels,
-        lambda m, x, y: pgd(
-            m,
-            x,
-            y,
-            threat_model,
-            steps=config.test.steps,
-            step_size=step,
-            restarts=config.test.restarts,
-            generator=random,
-        ),
-    )
+    result = accuracy(model, images.inputs(), images.labels, attack.on(threat_model, random))
     return {"clean_accuracy": result.clean, "robust_accuracy": result.robust, "images": len(images)}
 
 

@@ -16,7 +16,7 @@ import torch
 from curvact.activations import Activation, activation, activation_parameters, known_curvature
 from curvact.analysis import diagonal_norms
 from curvact.analysis.effective_curvature import effective_curvature
-from curvact.attacks import Attack, SuspectModelWarning, ThreatModel, ensemble, evaluate, mode, pgd
+from curvact.attacks import PGD, Attack, SuspectModelWarning, ThreatModel, accuracy, ensemble, mode
 from curvact.data import ExtraImages, Splits, load, open_extra
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
@@ -209,15 +209,16 @@ def _metrics(
     model: torch.nn.Module, data: Splits, config: dict[str, Any], threat_model: ThreatModel
 ) -> dict[str, float]:
     seed = config["seed"]
-    settings = {key: config["evaluation"][key] for key in ("steps", "step_size", "restarts")}
+    settings = config["evaluation"]
+    step = settings["step_size"] / threat_model.epsilon if threat_model.epsilon else None
+    attack = PGD(settings["steps"], step, settings["restarts"])
 
     def attack_for(split: str) -> Attack:
-        random = generator(seed, f"evaluation/{split}")
-        return lambda model, x, y: pgd(model, x, y, threat_model, generator=random, **settings)
+        return attack.on(threat_model, generator(seed, f"evaluation/{split}"))
 
     some = slice(0, config["evaluation"]["train_images"])
-    test = evaluate(model, data.test.inputs(), data.test.labels, attack_for("test"))
-    train = evaluate(model, data.train.inputs(some), data.train.labels[some], attack_for("train"))
+    test = accuracy(model, data.test.inputs(), data.test.labels, attack_for("test"))
+    train = accuracy(model, data.train.inputs(some), data.train.labels[some], attack_for("train"))
     metrics = {
         "clean_accuracy": test.clean,
         "robust_accuracy": test.robust,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.attacks import LOSSES, AttackLoss, Model, ThreatModel, attack_loss, frozen, mode, pgd
+from curvact.attacks import LOSSES, AttackLoss, Model, Start, ThreatModel, attack_loss, frozen, mode, pgd
 from curvact.errors import CurvactError, nearest
 
 BatchNorm = Literal["eval", "train"]
 STARTS = ("uniform", "gaussian", "none")
-GAUSSIAN = 0.001
-"""Standard deviation of the gaussian start, in input units (TRADES, MART)."""
 
 
 class TrainingAttack(Protocol):
@@ -151,25 +149,15 @@ class InnerAttack:
                 seen,
                 x,
                 y,
-                self._region(x, start, noise, None if project else steps * length),
+                self.threat_model,
                 steps=steps,
-                step_size=length,
-                random_start=start != "none",
+                step=length / self.threat_model.epsilon if self.threat_model.epsilon else None,
+                start=cast(Start, start),
+                project=project,
+                noise=noise,
                 generator=self.generator,
                 loss=self._loss(loss, seen, x),
             )
-
-    def _region(self, x: Tensor, start: str, noise: float, reach: float | None) -> ThreatModel:
-        """The threat model with the start that is asked for; wide enough for every step if `reach`, their length, is given."""
-        norm, epsilon = self.threat_model.norm, self.threat_model.epsilon
-        wide = ThreatModel(norm, noise * epsilon)
-        region = self.threat_model if reach is None else ThreatModel(norm, noise * epsilon + reach)
-        if start == "gaussian":
-            draw = torch.empty_like(x).normal_(0, GAUSSIAN, generator=self.generator)
-            return _StartingAt(region.norm, region.epsilon, self.threat_model.project(x + draw, x))
-        if start == "uniform" and region != wide:
-            return _StartingAt(region.norm, region.epsilon, wide.random_start(x, self.generator))
-        return region
 
     def _loss(self, loss: str | AttackLoss, seen: Model, x: Tensor) -> AttackLoss:
         if loss == "kl":
@@ -186,18 +174,6 @@ class InnerAttack:
         return lambda logits, y, targets: (
             self.gradient_scale * of_logits(at_least_float32(logits), y, targets)
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _StartingAt(ThreatModel):
-    """A threat model whose random start has been drawn already: `pgd` takes its start from the threat model."""
-
-    drawn: Tensor
-
-    def random_start(
-        self, x: Tensor, generator: torch.Generator | None, epsilon: Tensor | None = None
-    ) -> Tensor:
-        return self.drawn
 
 
 @dataclass(frozen=True, eq=False)

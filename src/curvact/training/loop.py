@@ -27,7 +27,7 @@ from curvact.activations import (
     current_parameters,
     penalty,
 )
-from curvact.attacks import Attack, ThreatModel, evaluate, pgd
+from curvact.attacks import PGD, Attack, ThreatModel, accuracy
 from curvact.attacks.folding import FollowingTwin
 from curvact.data import (
     Augmentation,
@@ -496,7 +496,7 @@ class _Training:
         images, labels = self.data.validation.inputs(part), self.data.validation.labels[part]
         random = generator(self.seed, "validation", self.epoch, *self._rank(), device=self.fabric.device)
         with self.fabric.autocast():
-            result = evaluate(self.model, images, labels, self._validation_attack(random))
+            result = accuracy(self.model, images, labels, self._validation_attack(random))
         right = torch.tensor(
             [int(result.clean_correct.sum()), int(result.robust_correct.sum()), len(labels)],
             dtype=torch.float64,
@@ -522,7 +522,7 @@ class _Training:
             self.recipe, self.threat_model, random, steps=max(10, self.recipe.attack_steps)
         )
         with self.fabric.autocast():
-            robust = evaluate(self.model, x, y, attack).robust
+            robust = accuracy(self.model, x, y, attack).robust
         if self.fabric.world_size > 1:
             robust = float(self._mean(torch.tensor(robust, device=self.fabric.device)))
         return self.guard.message if self.guard.update(robust) else ""
@@ -691,10 +691,5 @@ def training_attack(
 ) -> Attack:
     """The PGD of the recipe as an attack `(model, x, y) -> x_adv`, in as many steps as training has if None."""
     count = recipe.attack_steps if steps is None else steps
-
-    def attack(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return pgd(
-            model, x, y, threat_model, steps=count, step_size=recipe.attack_step_size, generator=random
-        )
-
-    return attack
+    step = recipe.attack_step_size / threat_model.epsilon if threat_model.epsilon else None
+    return PGD(count, step).on(threat_model, random)

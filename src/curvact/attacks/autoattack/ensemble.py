@@ -57,13 +57,31 @@ class Step:
         return asdict(self)
 
 
-def version_steps(version: str, norm: Norm, classes: int) -> tuple[Step, ...]:
-    """The attacks of a version, as the reference sets them; with fewer than 10 classes every class is a target once."""
+def check_version(version: str) -> None:
+    """CurvactError for an unknown version."""
     if version not in get_args(Version):
         raise CurvactError(
             f"version={version!r} of autoattack{nearest(str(version), get_args(Version))}; known are "
             f"{', '.join(get_args(Version))}; subsets run by `ensemble`"
         )
+
+
+def check_attacks(attacks: Sequence[str]) -> None:
+    """CurvactError unless these are attacks of AutoAttack, at least one, each once."""
+    if isinstance(attacks, str) or not attacks:
+        raise CurvactError(f"attacks={attacks!r}: a list of at least one of {', '.join(ATTACKS)}")
+    if len(set(attacks)) < len(attacks):
+        raise CurvactError(f"attacks={list(attacks)!r}: each attack once")
+    for name in attacks:
+        if name not in ATTACKS:
+            raise CurvactError(
+                f"unknown attack {name!r}{nearest(str(name), ATTACKS)}; known are {', '.join(ATTACKS)}"
+            )
+
+
+def version_steps(version: str, norm: Norm, classes: int) -> tuple[Step, ...]:
+    """The attacks of a version, as the reference sets them; with fewer than 10 classes every class is a target once."""
+    check_version(version)
     ce, dlr = Step("apgd-ce", STEPS), Step("apgd-dlr", STEPS)
     targeted = Step("apgd-t", STEPS, targets=TARGETS)
     fab_t, square = Step("fab-t", STEPS, targets=TARGETS), Step("square", QUERIES)
@@ -88,15 +106,7 @@ def chosen_steps(
     attacks: Sequence[str], norm: Norm, classes: int, *, steps: int, queries: int
 ) -> tuple[Step, ...]:
     """The attacks of an ensemble of one's own, set as in the standard version but for the budgets."""
-    if isinstance(attacks, str) or not attacks:
-        raise CurvactError(f"attacks={attacks!r}: a list of at least one of {', '.join(ATTACKS)}")
-    if len(set(attacks)) < len(attacks):
-        raise CurvactError(f"attacks={list(attacks)!r}: each attack once")
-    for name in attacks:
-        if name not in ATTACKS:
-            raise CurvactError(
-                f"unknown attack {name!r}{nearest(str(name), ATTACKS)}; known are {', '.join(ATTACKS)}"
-            )
+    check_attacks(attacks)
     if steps < 1 or queries < 1:
         raise CurvactError(f"steps={steps}, queries={queries} of an ensemble: each must be >= 1")
     standard = {step.attack: step for step in version_steps("standard", norm, max(classes, 4))}

@@ -25,6 +25,8 @@ from curvact.attacks.autoattack.ensemble import (
     Precision,
     Step,
     Version,
+    check_attacks,
+    check_version,
     chosen_steps,
     ensemble_name,
     version_steps,
@@ -50,7 +52,7 @@ from curvact.attacks.autoattack.store import (
     write_unit,
 )
 from curvact.attacks.autoattack.workers import packed, run_shards
-from curvact.attacks.pgd import Model
+from curvact.attacks.pgd import Model, OnStep
 from curvact.attacks.pgd import mode as model_mode
 from curvact.attacks.threat import (
     SuspectModelWarning,
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
 SHARD_SIZE = 250
 
 
-class Settings(TypedDict, total=False):
+class AutoAttackSettings(TypedDict, total=False):
     """What `ensemble` shares with `autoattack`, and that explains."""
 
     seed: int
@@ -112,7 +114,7 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class AutoAttackResult:
     """What an ensemble found.
 
     name: "AutoAttack" (or "AutoAttack (plus)", "AutoAttack (rand)") for a whole version, else the attacks that ran.
@@ -191,7 +193,7 @@ def autoattack(
     precision: Precision = "fp32",
     compiled: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Verdict:
+) -> AutoAttackResult:
     """Robust accuracy under the full AutoAttack ensemble; a point is robust only if every attack, at its full budget, fails.
 
     model: maps N×C×H×W images in [0, 1] to N×classes logits in float32. It is evaluated in eval mode (restored after; "rand"
@@ -251,8 +253,8 @@ def ensemble(
     attacks: Sequence[str],
     steps: int = STEPS,
     queries: int = QUERIES,
-    **settings: Unpack[Settings],
-) -> Verdict:
+    **settings: Unpack[AutoAttackSettings],
+) -> AutoAttackResult:
     """Some of AutoAttack's attacks, in the order given; the verdict is named for what ran and never "AutoAttack".
 
     attacks: of "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", set as in the standard version.
@@ -288,6 +290,72 @@ def ensemble(
     )
 
 
+@dataclass(frozen=True)
+class AutoAttack:
+    """A version of AutoAttack, or some of its attacks, as a value.
+
+    version: "standard", "plus" or "rand"; None for the attacks listed. Raises CurvactError for unknown ones.
+
+    >>> str(AutoAttack("plus")), str(AutoAttack(None, ("apgd-ce", "square")))
+    ('autoattack-plus', 'apgd-ce+square')
+    """
+
+    version: Version | None = "standard"
+    attacks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.version is not None and self.attacks:
+            raise CurvactError(
+                f"AutoAttack takes version={self.version!r} or attacks={self.attacks!r}: not both"
+            )
+        if self.version is None:
+            check_attacks(self.attacks)
+        else:
+            check_version(self.version)
+
+    def __str__(self) -> str:
+        if self.version is None:
+            return "+".join(self.attacks)
+        return "autoattack" if self.version == "standard" else f"autoattack-{self.version}"
+
+    def title(self, precision: Precision = "fp32") -> str:
+        """The name of the result: "AutoAttack" for a whole version, else the attacks.
+
+        >>> AutoAttack().title(), AutoAttack(None, ("apgd-ce", "square")).title()
+        ('AutoAttack', 'apgd-ce + square')
+        """
+        steps = [Step(name, QUERIES if name == "square" else STEPS) for name in self.attacks]
+        return ensemble_name(self.version, steps, precision)
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat_model: ThreatModel,
+        **settings: Unpack[AutoAttackSettings],
+    ) -> AutoAttackResult:
+        """`autoattack` of this version, or `ensemble` of these attacks. Arguments as `autoattack`."""
+        if self.version is None:
+            return ensemble(model, x, y, threat_model, attacks=self.attacks, **settings)
+        return autoattack(model, x, y, threat_model, version=self.version, **settings)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat_model: ThreatModel,
+        *,
+        generator: torch.Generator | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The attacked images only. The seed is drawn from the generator; `run` takes the seed itself. on_step is not called."""
+        device = torch.device("cpu") if generator is None else generator.device
+        seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        return self.run(model, x, y, threat_model, seed=seed).x_adv
+
+
 def _run(
     model: Model,
     x: Tensor,
@@ -307,7 +375,7 @@ def _run(
     precision: Precision,
     compiled: bool,
     on_progress: Callable[[Progress], None] | None,
-) -> Verdict:
+) -> AutoAttackResult:
     started = time.perf_counter()
     _check_settings(mode, seed, shard_size, batch_size, workers, threads, precision, compiled, version)
     _check_data(model, x, y, threat_model)
@@ -382,7 +450,7 @@ def _run(
     late = _late_suspicions(job, units, outcome["accuracy_after"])
     for line in late:
         warnings.warn(line, SuspectModelWarning, stacklevel=3)
-    verdict = Verdict(
+    verdict = AutoAttackResult(
         name=ensemble_name(version, steps, precision),
         **outcome,
         threat_model=threat_model,

@@ -15,20 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from curvact.attacks import (
+    ATTACKS,
+    CLEAN,
+    AutoAttackSettings,
     Finding,
+    Mode,
     Model,
+    Progress,
     SuspectModelWarning,
     ThreatModel,
+    Version,
+    accuracy,
     autoattack,
     ensemble,
-    evaluate,
     fgsm,
     masking_report,
     pgd,
 )
-from curvact.attacks.autoattack.ensemble import ATTACKS, Mode, Version, ensemble_name
-from curvact.attacks.autoattack.shard import CLEAN
-from curvact.attacks.autoattack.verdict import Progress, Settings
+from curvact.attacks.autoattack.ensemble import ensemble_name
 from curvact.attacks.threat import connected, cuts_graph
 from curvact.data import Dataset
 from curvact.errors import CurvactError, nearest
@@ -146,7 +150,7 @@ def evaluate_model(
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SuspectModelWarning)  # the verdict holds them
-            options: Settings = {
+            options: AutoAttackSettings = {
                 "seed": seed,
                 "mode": mode,
                 "batch_size": batch_size,
@@ -253,11 +257,21 @@ def _quick(
         searched = connected(model) if blind else model
         if not settings:
             return fgsm(searched, x, y, threat_model)
-        return pgd(searched, x, y, threat_model, generator=random, on_step=clock.step, **settings)
+        return pgd(
+            searched,
+            x,
+            y,
+            threat_model,
+            steps=settings["steps"],
+            step=0.25,
+            restarts=settings["restarts"],
+            generator=random,
+            on_step=clock.step,
+        )
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SuspectModelWarning)
-        result = evaluate(
+        result = accuracy(
             model, images.inputs(), images.labels, run, batch_size=batch_size, on_batch=clock.batch
         )
     findings = [str(w.message) for w in caught if issubclass(w.category, SuspectModelWarning)]

@@ -24,10 +24,12 @@ from curvact.errors import CurvactError
 
 
 @dataclass(frozen=True)
-class Robustness:
-    """clean, robust: fractions of images classified correctly. x_adv: the attacked images, N×C×H×W.
+class Accuracy:
+    """Accuracy of a model on clean and on attacked images.
 
-    clean_correct, robust_correct: for each image, bool, N; robust means correct both clean and attacked.
+    clean, robust: fractions of the images classified correctly. An image is robust if it is classified correctly both clean
+        and attacked.
+    x_adv: the attacked images, N×C×H×W. clean_correct, robust_correct: one flag an image, bool, N.
     """
 
     clean: float
@@ -37,7 +39,7 @@ class Robustness:
     robust_correct: Tensor
 
 
-def evaluate(
+def accuracy(
     model: Model,
     x: Tensor,
     y: Tensor,
@@ -45,26 +47,27 @@ def evaluate(
     *,
     batch_size: int = 512,
     on_batch: Callable[[int, float], None] | None = None,
-) -> Robustness:
+) -> Accuracy:
     """Accuracy on x and on attacked x, the model in eval mode (restored after).
 
-    An image counts as robust only if it is classified correctly both clean and attacked.
-    x: N×C×H×W in [0, 1]. y: N, int64.
+    x: N×C×H×W in [0, 1]. y: N, int64. attack: `(model, x, y) -> x_adv`, such as `PGD(20).on(threat_model)`.
     on_batch: called after each batch with the number of images done and the robust accuracy so far (waits for the device).
-    Logits with NaN are wrong answers; attacked images that are no images (NaN, outside [0, 1]) are no successes.
+    Logits with NaN are wrong answers. An attacked image with NaN or outside [0, 1] is no success of the attack.
     Raises CurvactError for no images, images that are not floating point in [0, 1], labels that are not N int64 below the number
     of classes, a batch_size below 1, or outputs that are not N×classes. Warns (`SuspectModelWarning`) if the first batch's
-    outputs are probabilities or not finite, if a part stays in training mode, and of the NaN and the images said above.
+    outputs are probabilities or not finite, if a part stays in training mode, and of NaN and images outside [0, 1].
 
+    >>> from curvact.attacks import PGD, ThreatModel
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
-    >>> result = evaluate(model, torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64), lambda m, x, y: x)
-    >>> result.clean == result.robust, result.robust_correct.shape
+    >>> x, y = torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64)
+    >>> result = accuracy(model, x, y, PGD(5).on(ThreatModel("linf", 0.1)))
+    >>> result.robust <= result.clean, result.robust_correct.shape
     (True, torch.Size([8]))
     """
     if len(x) == 0:
-        raise CurvactError("evaluate got 0 images: at least 1")
+        raise CurvactError("accuracy got 0 images: at least 1")
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size!r} of evaluate: a whole number >= 1")
+        raise CurvactError(f"batch_size={batch_size!r} of accuracy: a whole number >= 1")
     check_per_sample("y", y, x)
     check_images(x)
     clean: list[Tensor] = []
@@ -93,17 +96,15 @@ def evaluate(
             if on_batch is not None:
                 so_far = torch.cat(robust)
                 on_batch(len(so_far), so_far.double().mean().item())
-    for count, what in (
-        (int(torch.stack(nan).sum()), "have logits with NaN, clean or attacked: these count as wrong"),
-        (
-            int(torch.stack(outside).sum()),
-            "left [0, 1] or became NaN in the attack: these do not count as successes",
-        ),
+    for flagged, meaning in (
+        (nan, "have logits with NaN, clean or attacked: these count as wrong"),
+        (outside, "left [0, 1] or became NaN in the attack: these do not count as successes"),
     ):
+        count = int(torch.stack(flagged).sum())
         if count:
-            warnings.warn(f"{count} of {len(x)} images {what}", SuspectModelWarning, stacklevel=2)
+            warnings.warn(f"{count} of {len(x)} images {meaning}", SuspectModelWarning, stacklevel=2)
     clean_correct, robust_correct = torch.cat(clean), torch.cat(robust)
-    return Robustness(
+    return Accuracy(
         clean_correct.double().mean().item(),
         robust_correct.double().mean().item(),
         torch.cat(attacked),
@@ -113,7 +114,7 @@ def evaluate(
 
 
 def _inspect(model: Model, logits: Tensor, count: int) -> None:
-    """What `check_model` does, on outputs that are there already."""
+    """The checks of `check_model`, on the logits of the first batch."""
     wrong = wrong_shape(logits, count)
     if wrong:
         raise CurvactError(wrong)
