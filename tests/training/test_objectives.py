@@ -415,7 +415,9 @@ def test_attacked_images_are_in_the_threat_model(
     text: str, norm: str, epsilon: float, steps: int, seed: int
 ) -> None:
     net, (x, y, _, _) = _network(), _batch()
-    attack = InnerAttack(ThreatModel(norm, epsilon), steps, 0.4 * epsilon + 1e-6, generator(seed, "attack"))
+    attack = InnerAttack(
+        ThreatModel(norm, epsilon), steps, min(0.4 * epsilon + 1e-6, 2 * epsilon), generator(seed, "attack")
+    )
     loss = objective(text)(net, x, y, attack)
     reach = 3.0 if text == "n-fgsm" else 1.0  # noise 2 + step 1
     assert loss.x_adv.min() >= 0
