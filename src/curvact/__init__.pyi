@@ -25,8 +25,10 @@ from .activations import Softplus as Softplus
 from .activations import Sparta as Sparta
 from .activations import Squareplus as Squareplus
 from .activations import Swish as Swish
+from .activations import act_layer as act_layer
 from .activations import activation as activation
 from .activations import activation_names as activation_names
+from .activations import functional as functional
 from .activations import max_curvature as max_curvature
 from .activations import register as register
 from .activations import swap_activations as swap_activations

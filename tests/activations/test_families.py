@@ -30,7 +30,7 @@ from curvact.activations import (
     Swish,
     activation,
 )
-from curvact.activations.rct import remainder
+from curvact.activations.families.rct import remainder
 from curvact.errors import CurvactError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))

@@ -17,7 +17,9 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvact import native_code
-from curvact.activations import ScaledActivation, _core, _native, activation, kernel_info, set_fusion
+from curvact.activations import ScaledActivation, activation, kernel_info, set_fusion
+from curvact.activations.kernels import native as kernel
+from curvact.activations.kernels.shape import evaluate
 from curvact.errors import CurvactError
 
 FAMILIES = [
@@ -45,14 +47,14 @@ def family(name: str, alpha: float = 1.0) -> ScaledActivation:
 
 
 def plain(act: ScaledActivation, x: Tensor, order: int) -> Tensor:
-    return _core.evaluate(x, act.alpha, act.shape, order)
+    return evaluate(x, act.alpha, act.shape, order)
 
 
 def native(
     act: ScaledActivation, x: Tensor, order: int, grad: Tensor | None = None, centered: bool = False
 ) -> Tensor:
     assert act.shape.native is not None
-    out = _native.run(x, grad, act.shape.native, order, act.scale, centered)
+    out = kernel.run(x, grad, act.shape.native, order, act.scale, centered)
     assert out is not None
     return out
 
@@ -267,8 +269,8 @@ def test_any_input(name: str, values: list[float], alpha: float, dtype: torch.dt
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradcheck_with_the_kernel_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    run = _native.run
-    monkeypatch.setattr(_native, "run", lambda *a: (calls.append(a[3]), run(*a))[1])
+    run = kernel.run
+    monkeypatch.setattr(kernel, "run", lambda *a: (calls.append(a[3]), run(*a))[1])
     act = family(name, 1.3)
     x = torch.linspace(-3, 3, 7, dtype=torch.float64, requires_grad=True)
     assert gradcheck(act, (x,))
@@ -298,7 +300,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise Refused
 
-    monkeypatch.setattr(_native, "run", refuse)
+    monkeypatch.setattr(kernel, "run", refuse)
 
 
 @pytest.mark.usefixtures("refusing")
@@ -344,9 +346,9 @@ def test_scales_that_leave_float32_are_left_to_plain_code() -> None:
     shape = family("gelu(alpha=1)").shape.native
     assert shape is not None
     for alpha in (0.0, -1.0, 1e-39, 1e39, float("nan")):
-        assert _native.run(x, None, shape, 0, alpha, False) is None
-    assert _native.run(x, None, shape, 2, 1.0, False) is None
-    assert _native.run(x.to(torch.float8_e4m3fn), None, shape, 0, 1.0, False) is None
+        assert kernel.run(x, None, shape, 0, alpha, False) is None
+    assert kernel.run(x, None, shape, 2, 1.0, False) is None
+    assert kernel.run(x.to(torch.float8_e4m3fn), None, shape, 0, 1.0, False) is None
 
 
 # ---- building ----
@@ -355,8 +357,8 @@ def test_scales_that_leave_float32_are_left_to_plain_code() -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that has not decided yet, with an empty cache."""
-    monkeypatch.setattr(_native, "_library", None)
-    monkeypatch.setattr(_native, "_reason", None)
+    monkeypatch.setattr(kernel, "_library", None)
+    monkeypatch.setattr(kernel, "_reason", None)
     monkeypatch.setenv("CURVACT_CACHE", str(tmp_path))
     monkeypatch.delenv("CURVACT_NATIVE", raising=False)
     monkeypatch.delenv("CC", raising=False)
@@ -366,7 +368,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_built_once_and_found_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_info().startswith("native (")
     (built,) = fresh.iterdir()
-    monkeypatch.setattr(_native, "_library", None)
+    monkeypatch.setattr(kernel, "_library", None)
     monkeypatch.setattr(native_code, "build", lambda *_: pytest.fail("built twice"))
     assert kernel_info().startswith("native (")
     assert list(fresh.iterdir()) == [built]
@@ -391,7 +393,7 @@ def test_switched_off_by_the_environment(fresh: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_damaged_file_in_the_cache_is_built_anew(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = _native._compiled()
+    path = kernel._compiled()
     path.write_bytes(b"not a library")
     assert kernel_info().startswith("native (")
     assert path.stat().st_size > 1000
@@ -400,11 +402,11 @@ def test_a_damaged_file_in_the_cache_is_built_anew(fresh: Path, monkeypatch: pyt
 def test_a_kernel_that_computes_wrongly_is_refused(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = _native._SOURCE.read_text()
+    source = kernel._SOURCE.read_text()
     wrong = source.replace("K(1) + (y + y * y", "K(1) + (y + K(1e-9) + y * y")
     assert wrong != source
-    (tmp_path / "_native.c").write_text(wrong)
-    monkeypatch.setattr(_native, "_SOURCE", tmp_path / "_native.c")
+    (tmp_path / "native.c").write_text(wrong)
+    monkeypatch.setattr(kernel, "_SOURCE", tmp_path / "native.c")
     assert kernel_info() == "plain (the built kernel computes wrongly)"
 
 

@@ -13,7 +13,6 @@ from torch.autograd import gradcheck, gradgradcheck
 from curvact.activations import (
     Activation,
     Sparta,
-    _gate,
     activation,
     activation_parameters,
     as_factory,
@@ -23,7 +22,6 @@ from curvact.activations import (
     max_curvature,
     name_of,
     register,
-    set_fusion,
     swap_activations,
     takes_channels,
 )
@@ -225,163 +223,6 @@ def test_compiles_as_one_graph(name: str) -> None:
     )
 
 
-# ---- the native kernels ----
-
-no_kernel = pytest.mark.skipif(_gate._load() is None, reason="no C compiler here: there is no kernel to test")
-
-
-@no_kernel
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 37), st.integers(1, 9), st.integers(1, 19)),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=20)
-def test_kernel_against_tensor_operations(
-    layout: torch.memory_format, dtype: torch.dtype, shape: tuple[int, int, int, int], seed: int
-) -> None:
-    x = (3 * normal(*shape, seed=seed)).to(memory_format=layout)
-    weight, grad = normal(shape[1], 1, 3, 3, seed=seed + 1), normal(*shape, seed=seed + 2)
-    inputs = (x.clone().requires_grad_(), weight.clone().requires_grad_())
-    z = torch.nn.functional.conv2d(*inputs, padding=1, groups=shape[1])
-    want = inputs[0] * torch.sigmoid(z)
-    by_x, by_weight = torch.autograd.grad(want, inputs, grad)
-    got = _gate.value(x.to(dtype), weight.to(dtype))
-    gradients = _gate.gradients(x.to(dtype), weight.to(dtype), grad.to(dtype))
-    assert got is not None
-    assert gradients is not None
-    # float32: rounding of arguments up to 30 of the sigmoid, and of sums of 9 and of up to 513 terms.
-    tolerance = {"rtol": 2e-5, "atol": 2e-4} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(got.double(), want.detach(), **tolerance)
-    torch.testing.assert_close(gradients[0].double(), by_x, **tolerance)
-    torch.testing.assert_close(gradients[1].double(), by_weight, **tolerance)
-    assert gradients[1].shape == weight.shape
-    assert got.stride() == x.to(dtype).stride()
-
-
-@no_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 37), st.integers(1, 9), st.integers(1, 19)),
-    layouts=st.tuples(*[st.sampled_from([torch.contiguous_format, torch.channels_last])] * 3),
-    scale=st.sampled_from([1.0, 100.0, 1e4]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=20)
-def test_product_against_tensor_operations(
-    dtype: torch.dtype,
-    shape: tuple[int, int, int, int],
-    layouts: tuple[torch.memory_format, ...],
-    scale: float,
-    seed: int,
-) -> None:
-    x, z, grad = (
-        (scale * normal(*shape, seed=seed + i)).to(dtype).to(memory_format=layout)
-        for i, layout in enumerate(layouts)
-    )
-    inputs = (x.double().requires_grad_(), z.double().requires_grad_())
-    want = inputs[0] * torch.sigmoid(inputs[1])
-    by_x, by_z = torch.autograd.grad(want, inputs, grad.double())
-    got, gradients = _gate.product(x, z), _gate.product_gradients(x, z, grad)
-    assert got is not None
-    assert gradients is not None
-    # A few roundings of each factor, and 1 − sigmoid rounded at 1: an absolute error of one unit times the other factors.
-    unit = torch.finfo(dtype).eps
-    for mine, right, largest in (
-        (got, want, scale),
-        (gradients[0], by_x, scale),
-        (gradients[1], by_z, scale**2),
-    ):
-        torch.testing.assert_close(mine.double(), right.detach(), rtol=20 * unit, atol=20 * unit * largest)
-
-
-@no_kernel
-def test_the_full_variant_uses_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    act, x = made("sparta(variant=full, channels=3)"), normal(2, 3, 5, 5).requires_grad_()
-    calls: list[str] = []
-    for name in ("product", "product_gradients"):
-        plain = getattr(_gate, name)
-        monkeypatch.setattr(_gate, name, lambda *a, n=name, f=plain: (calls.append(n), f(*a))[1])
-    native = torch.autograd.grad(act(x).square().sum(), [x, *act.parameters()])
-    assert calls == ["product", "product_gradients"]
-    set_fusion("plain")
-    try:
-        other = torch.autograd.grad(act(x).square().sum(), [x, *act.parameters()])
-    finally:
-        set_fusion("auto")
-    assert calls == ["product", "product_gradients"]
-    torch.testing.assert_close(native, other, rtol=1e-12, atol=1e-13)
-
-
-@no_kernel
-def test_the_number_of_threads_changes_nothing() -> None:
-    """Every plane or image is summed by itself, and the planes together afterwards."""
-    threads = torch.get_num_threads()
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = normal(5, 20, 7, 6, dtype=torch.float32).to(memory_format=layout)
-        weight = normal(20, 1, 3, 3, dtype=torch.float32)
-        results = []
-        try:
-            for count in (1, 2, 3):
-                torch.set_num_threads(count)
-                many = x.repeat(3, 1, 1, 1)  # some chunks of the product
-                results.append(
-                    (
-                        _gate.value(x, weight),
-                        *(_gate.gradients(x, weight, x) or ()),
-                        _gate.product(many, many),
-                        *(_gate.product_gradients(many, many, many) or ()),
-                    )
-                )
-        finally:
-            torch.set_num_threads(threads)
-        assert len(results[0]) == 6
-        assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
-
-
-@no_kernel
-def test_the_kernel_is_used_and_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    act, x = made(FORMS[0]), normal(2, 3, 5, 5)
-
-    def step() -> list[Tensor]:
-        t = x.clone().requires_grad_()
-        y = act(t)
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), [t, *act.parameters()])]
-
-    calls: list[str] = []
-    for name in ("value", "gradients"):
-        plain = getattr(_gate, name)
-        monkeypatch.setattr(_gate, name, lambda *a, n=name, f=plain: (calls.append(n), f(*a))[1])
-    native = step()
-    assert calls == ["value", "gradients"]
-    set_fusion("plain")
-    try:
-        other = step()
-    finally:
-        set_fusion("auto")
-    assert calls == ["value", "gradients"]
-    torch.testing.assert_close(native, other, rtol=1e-12, atol=1e-13)
-
-
-@no_kernel
-def test_what_is_not_a_number_stays_near_where_it_was() -> None:
-    x = normal(1, 1, 9, 9)
-    x[0, 0, 4, 8] = float("nan")
-    for layout in (torch.contiguous_format, torch.channels_last):
-        weight = normal(1, 1, 3, 3)
-        out, gradient = (
-            _gate.value(x.to(memory_format=layout), weight),
-            _gate.gradients(x, weight, torch.ones_like(x)),
-        )
-        assert out is not None
-        assert gradient is not None
-        assert int(out.isnan().sum()) == 6
-        assert int(gradient[0].isnan().sum()) == 15
-        # The next call, on the same thread, starts clean.
-        assert bool(_gate.value(x.nan_to_num(), weight).isfinite().all())  # type: ignore[union-attr]
-
-
 # ---- numbers and layouts ----
 
 
@@ -427,15 +268,6 @@ def test_any_layout_and_large_inputs(name: str) -> None:
         empty = torch.empty(0, 3, 4, 4, dtype=torch.float64, requires_grad=True)
         act(empty).sum().backward()
         assert empty.grad is not None
-
-
-@pytest.mark.parametrize("name", [FORMS[0], FORMS[2]])
-def test_only_the_input_is_saved(name: str) -> None:
-    saved: list[Tensor] = []
-    x = normal(2, 3, 8, 8, dtype=torch.float32).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        made(name, dtype=torch.float32)(x)
-    assert {t.data_ptr() for t in saved if t.numel() == x.numel()} == {x.data_ptr()}
 
 
 # ---- names, and no κ ----

@@ -1,4 +1,4 @@
-"""Prints the polynomials of `curvact.activations._polynomials`, fitted with mpmath. Run it as a script.
+"""Prints the polynomials of `curvact.activations.kernels.polynomials`, fitted with mpmath. Run it as a script.
 
 Each is a Chebyshev fit of a smooth factor, written in powers of the distance from a midpoint, where it is well conditioned.
 """

@@ -1,9 +1,18 @@
-"""What the network bends with: families, names, κ of anything, and swapping activations inside any module."""
+"""Activations: families, names, κ of anything, and swapping activations inside any module."""
 
-from curvact.activations._core import kernel_info, set_fusion
+from curvact.activations import functional
 from curvact.activations.base import Activation, Elementwise, ScaledActivation
 from curvact.activations.curvature import Peak, max_curvature
-from curvact.activations.gates import GELU, Mish, PowerGate, Squareplus, Swish
+from curvact.activations.families.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
+from curvact.activations.families.power_gate import PowerGate
+from curvact.activations.families.pssilu import FixedPSSiLU, PSSiLU, SSiLU
+from curvact.activations.families.rcr import RCRAF
+from curvact.activations.families.rct import RCTAF
+from curvact.activations.families.sparta import Sparta
+from curvact.activations.families.squareplus import Squareplus
+from curvact.activations.families.standard import ELU, GELU, Mish, ReLU, Softplus
+from curvact.activations.families.swish import SiLU, Swish
+from curvact.activations.kernels.execution import kernel_info, set_fusion
 from curvact.activations.learned import (
     activation_parameters,
     clip_beta_gradient,
@@ -13,11 +22,9 @@ from curvact.activations.learned import (
     known_curvature,
     penalty,
 )
-from curvact.activations.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
-from curvact.activations.pssilu import FixedPSSiLU, PSSiLU, SSiLU
-from curvact.activations.rct import RCRAF, RCTAF, Softplus
 from curvact.activations.registry import (
     ActivationLike,
+    act_layer,
     activation,
     activation_names,
     as_factory,
@@ -26,8 +33,6 @@ from curvact.activations.registry import (
     register,
     takes_channels,
 )
-from curvact.activations.sparta import Sparta
-from curvact.activations.standard import ELU, ReLU, SiLU
 from curvact.activations.swap import Replacement, SwapReport, swap_activations
 
 __all__ = [
@@ -59,6 +64,7 @@ __all__ = [
     "Squareplus",
     "SwapReport",
     "Swish",
+    "act_layer",
     "activation",
     "activation_names",
     "activation_parameters",
@@ -68,6 +74,7 @@ __all__ = [
     "current_curvature",
     "current_parameters",
     "default_scope",
+    "functional",
     "kernel_info",
     "known_curvature",
     "max_curvature",

@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from curvact.activations import _core
+from curvact.activations.arguments import nonzero, positive, present, written
 from curvact.activations.curvature import Peak, max_curvature
+from curvact.activations.kernels.autograd import apply, derivative
+from curvact.activations.kernels.shape import Scale, Shape
 from curvact.errors import CurvactError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LEAST_SCALE = 1e-6
 """`constrain_` keeps learned scales this far from 0."""
 
 
 class Activation(nn.Module):
-    """An elementwise activation: abstract, subclass it and write `forward`.
+    """An elementwise activation. Abstract: subclass it and write `forward`.
 
     `slope`, `curvature` and `max_curvature` follow from `forward` by automatic differentiation and a numerical search; a family
     that has closed forms overrides them. `str(act)` is a name that `curvact.activation` parses back to an equal activation.
+    Every subclass also takes `inplace` and ignores it, so that it can stand for `nn.ReLU` in other people's networks.
 
     >>> class Cubic(Activation):
     ...     def forward(self, x):
     ...         return x + x.clamp(-1, 1) ** 3
-    >>> act = Cubic()
+    >>> act = Cubic(inplace=True)
     >>> act.slope(torch.tensor([0.5])).item(), act.curvature(torch.tensor([0.5])).item()
     (1.75, 3.0)
 
-    default_scope: how widely an architecture shares it unless told otherwise: "network" for what its authors share, else "layer".
-    shareable: whether several places of a network may share one. maps_only: whether it needs N×C×H×W or N×C inputs.
+    Class attributes that a family may set:
+
+    default_scope: how widely an architecture shares it by default: "network" if its authors share it so, else "layer".
+    shareable: whether several places of a network may share one.
+    maps_only: whether it needs N×C×H×W or N×C inputs.
+    learned_by_default: whether its parameters are trained unless `learnable=False`.
     """
 
     default_scope: str = "layer"
     shareable: bool = True
     maps_only: bool = False
+    learned_by_default: ClassVar[bool] = False
+    learnable: bool = False
+    centered: bool = False
     _family: str = ""
     _channels: int | None = None
+
+    def __init__(self, *, inplace: bool = False) -> None:
+        super().__init__()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = dict(vars(cls))
+        if "__init__" in own:
+            setattr(cls, "__init__", _without_inplace(own["__init__"]))  # noqa: B010
+        if isinstance(own.get("from_curvature"), classmethod):
+            setattr(cls, "from_curvature", classmethod(_without_inplace(own["from_curvature"].__func__)))  # noqa: B010
 
     def forward(self, x: Tensor) -> Tensor:
         """σ(x), of the shape and dtype of x."""
@@ -56,22 +83,26 @@ class Activation(nn.Module):
 
     @property
     def max_curvature(self) -> Peak:
-        """κ = sup|σ''| and where it is attained; infinite where the slope jumps."""
+        """κ = sup|σ''| and where it is attained; infinite if the slope jumps."""
         return max_curvature(self)
+
+    @classmethod
+    def family(cls) -> str:
+        """The name of the family, in lower case."""
+        return cls._family or cls.__name__.lower()
 
     @property
     def name(self) -> str:
-        """The name that parses back: the family in lower case and its parameters."""
+        """The name that parses back: the family and its parameters."""
         parts = [self.extra_repr(), f"channels={self._channels}" if self._channels else ""]
-        family = self._family or type(self).__name__.lower()
-        return f"{family}({', '.join(filter(None, parts))})".removesuffix("()")
+        return f"{self.family()}({', '.join(filter(None, parts))})".removesuffix("()")
 
     def per_channel_(self, channels: int, *, maps: bool = True) -> None:
-        """Give each of so many channels a value of its own of every scalar parameter, in place: the scope "channel".
+        """Give each channel a value of its own of every scalar parameter, in place: the scope "channel".
 
         maps: inputs are …×C×H×W and parameters become C×1×1; otherwise inputs are …×C and parameters C.
         The name then ends in `channels=C`, shows the values that are largest in size, and does not parse.
-        Raises CurvactError where there are no parameters, or others than scalars.
+        Raises CurvactError if there are no parameters, or others than scalars.
         """
         own = {name: p for name, p in self._parameters.items() if p is not None}
         if not own:
@@ -90,49 +121,80 @@ class Activation(nn.Module):
         self._channels = channels
 
     def constrain_(self) -> None:
-        """Bring learned parameters back to where the family is defined, in place: to be called after every optimizer step."""
+        """Bring learned parameters back to the domain of the family, in place: call it after every optimizer step."""
 
     def __repr__(self) -> str:
         return self.name
 
     __str__ = __repr__
 
+    def _described(self, *names: str) -> str:
+        """`name=value` of these parameters and of the options that differ from their defaults, as `extra_repr` returns it."""
+        parts = [f"{name}={written(getattr(self, name))}" for name in names]
+        if self.learnable != self.learned_by_default:
+            parts.append(f"learnable={self.learnable}")
+        return ", ".join(parts + ["centered=True"] * self.centered)
+
+
+def _without_inplace(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A constructor that also takes `inplace`, and ignores it. Its signature stays as it was."""
+    if "inplace" in inspect.signature(method).parameters:
+        return method
+
+    @functools.wraps(method)
+    def made(self: Any, *arguments: Any, inplace: bool = False, **options: Any) -> Any:
+        return method(self, *arguments, **options)
+
+    return made
+
 
 class ScaledActivation(Activation):
     """σ(x) = φ(αx)/α for a fixed φ: α sets the curvature, κ = α·max|φ''|, and any κ > 0 is met exactly. Abstract. [derived]
 
+    A family sets the class attributes `formula` (φ, unless it depends on other parameters and is given to `__init__`),
+    `scale_name` (what its constructor calls α) and `others` (its other parameters).
+
     learnable: α becomes a trainable scalar parameter.
     centered: σ(x) − σ(0) instead of σ(x).
-    signed: |α| takes the place of α. `constrain_` keeps α > 0 otherwise, by reflection.
     """
+
+    formula: ClassVar[Shape]
+    scale_name: ClassVar[str] = "alpha"
+    others: ClassVar[tuple[str, ...]] = ()
+    signed: ClassVar[bool] = False
+    """Whether |α| takes the place of α. Otherwise `constrain_` keeps α > 0, by reflection."""
 
     alpha: float | nn.Parameter
 
     def __init__(
-        self, shape: _core.Shape, alpha: float, *, learnable: bool, centered: bool, signed: bool = False
+        self, alpha: float, *, learnable: bool, centered: bool, formula: Shape | None = None
     ) -> None:
         super().__init__()
+        alpha = (nonzero if self.signed else positive)(alpha, self.scale_name, self.family())
+        shape = self.formula if formula is None else formula
         self.shape = replace(shape, centered=True) if centered else shape
-        self.signed = signed
         self.centered = centered
         self.learnable = learnable
-        if learnable:
-            self.alpha = nn.Parameter(torch.tensor(alpha))
-        else:
-            self.alpha = alpha
+        self.alpha = nn.Parameter(torch.tensor(alpha)) if learnable else alpha
+
+    @classmethod
+    def from_curvature(cls, curvature: float, *, learnable: bool = False, centered: bool = False) -> Self:
+        """The member with κ = `curvature` exactly. It keeps that κ in training unless `learnable`."""
+        kappa = positive(curvature, "curvature", cls.family())
+        return cls(kappa / cls.formula.peak, learnable=learnable, centered=centered)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _core.apply(x, self._scale(), self.shape)
+        return apply(x, self._scale(), self.shape)
 
     def slope(self, x: Tensor) -> Tensor:
-        return _core.derivative(x, self._scale(), self.shape, 1)
+        return derivative(x, self._scale(), self.shape, 1)
 
     def curvature(self, x: Tensor) -> Tensor:
-        return _core.derivative(x, self._scale(), self.shape, 2)
+        return derivative(x, self._scale(), self.shape, 2)
 
     @property
     def scale(self) -> float:
-        """The present value of α as a number; with one a channel, that of largest size."""
+        """The present value of α as a number; if every channel has one, that of largest size."""
         return present(self.alpha)
 
     @property
@@ -149,16 +211,16 @@ class ScaledActivation(Activation):
             if not self.signed:
                 self.alpha.abs_()
 
-    def _scale(self) -> _core.Scale:
+    def extra_repr(self) -> str:
+        first = f"{self.scale_name}={written(self._constructor_scale())}"
+        return ", ".join(filter(None, [first, self._described(*self.others)]))
+
+    def _scale(self) -> Scale:
         return size(self.alpha) if self.signed else self.alpha
 
-    def _parameters_text(self) -> str:
-        """The family's own parameters, as they are written in a name."""
-        raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        flags = [f"{flag}=True" for flag in ("learnable", "centered") if getattr(self, flag)]
-        return ", ".join([self._parameters_text(), *flags])
+    def _constructor_scale(self) -> float:
+        """The value that the constructor takes for the present α."""
+        return self.scale
 
 
 class Elementwise(Activation):
@@ -183,57 +245,14 @@ class Elementwise(Activation):
         return given if isinstance(given, str) else repr(self.function)
 
 
-def present(parameter: float | Tensor) -> float:
-    """A parameter's present value; of several, that of largest size (NaN where there is one)."""
-    if not isinstance(parameter, Tensor):
-        return parameter
-    flat = parameter.detach().flatten()
-    return float(flat[flat.abs().argmax()])
-
-
 def size(parameter: float | Tensor) -> float | Tensor:
-    """|parameter|, with derivative 0 at 0 even where what follows has none there."""
+    """|parameter|, with derivative 0 at 0 even if the operation that follows has none there."""
     if not isinstance(parameter, Tensor):
         return abs(parameter)
     return torch.where(parameter == 0, parameter.detach(), parameter).abs()
 
 
 def away_from_zero_(parameter: Tensor) -> None:
-    """At least LEAST_SCALE in size, in place and by sign: the gradient of |α| is 0 at 0, where α would stay for ever."""
+    """At least LEAST_SCALE in size, in place, with its sign: the gradient of |α| is 0 at 0, and α would stay at 0."""
     least = torch.full_like(parameter, LEAST_SCALE).copysign_(parameter)
     parameter.copy_(torch.where(parameter.abs() < LEAST_SCALE, least, parameter))
-
-
-def finite(value: float, name: str, where: str) -> float:
-    """`value` as a float, or a clear error unless it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a finite number")
-    return float(value)
-
-
-def positive(value: float, name: str, where: str) -> float:
-    """`value` as a float, or a clear error unless it is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a number > 0")
-    if not (math.isfinite(value) and value > 0):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a finite number > 0")
-    return float(value)
-
-
-def one_of(value: int, allowed: range, name: str, where: str) -> int:
-    """`value` as an int of the range, or a clear error."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or value != int(value)
-        or int(value) not in allowed
-    ):
-        raise CurvactError(
-            f"{name}={value!r} in {where}: {name} must be a whole number from {allowed.start} to {allowed.stop - 1}"
-        )
-    return int(value)
-
-
-def number(value: float) -> str:
-    """The shortest text that parses back to the same float."""
-    return repr(float(value))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations.base import Activation
-from curvact.activations.pssilu import PSSiLU
+from curvact.activations.curvature import max_curvature
+from curvact.activations.families.pssilu import PSSiLU
 from curvact.errors import CurvactError
 
 
@@ -75,8 +76,6 @@ def known_curvature(module: nn.Module) -> float | None:
     >>> known_curvature(activation("silu")), known_curvature(activation("sparta"))
     (0.5, None)
     """
-    from curvact.activations.curvature import max_curvature
-
     if not isinstance(module, Activation):
         return max_curvature(module).value
     return None if module.maps_only else module.max_curvature.value

@@ -1,21 +1,26 @@
-"""Activations by name: `rctaf(curvature=6, beta=1)` from a string, and the register that users add their own to."""
+"""Activations by name: `rctaf(curvature=6, beta=1)` from a string, and the registry to which users add their own."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
 from curvact.activations.base import Activation
-from curvact.activations.gates import GELU, Mish, PowerGate, Squareplus, Swish
-from curvact.activations.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
-from curvact.activations.pssilu import FixedPSSiLU, PSSiLU, SSiLU
-from curvact.activations.rct import RCRAF, RCTAF, Softplus
-from curvact.activations.sparta import Sparta
-from curvact.activations.standard import ELU, ReLU, SiLU
+from curvact.activations.families.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
+from curvact.activations.families.power_gate import PowerGate
+from curvact.activations.families.pssilu import FixedPSSiLU, PSSiLU, SSiLU
+from curvact.activations.families.rcr import RCRAF
+from curvact.activations.families.rct import RCTAF
+from curvact.activations.families.sparta import Sparta
+from curvact.activations.families.squareplus import Squareplus
+from curvact.activations.families.standard import ELU, GELU, Mish, ReLU, Softplus
+from curvact.activations.families.swish import SiLU, Swish
 from curvact.errors import CurvactError, nearest
 
 Factory = Callable[..., nn.Module]
@@ -59,8 +64,10 @@ def activation_names() -> list[str]:
 def register(name: str, factory: Factory) -> None:
     """Add an activation under a name, so that strings such as `name(parameter=1)` build it.
 
-    A `from_curvature` classmethod, where there is one, answers `name(curvature=…)`. Where the factory has a parameter `channels`,
-    an architecture gives it the number of channels at the activation's place. A name that is taken is a CurvactError.
+    factory: a class or function that returns a module. Its parameters are those of the name. If it has a classmethod
+        `from_curvature`, `name(curvature=…)` calls that. If it has a parameter `channels`, an architecture gives it the number
+        of channels at the activation's place.
+    Raises CurvactError for a name that is taken or is no identifier.
 
     >>> import torch
     >>> from curvact.activations import Elementwise
@@ -78,9 +85,9 @@ def register(name: str, factory: Factory) -> None:
 def activation(name: str) -> nn.Module:
     """Build an activation from its name, such as `relu` or `rctaf(curvature=6, beta=1)`.
 
-    Parameters are keywords with numbers, True or False, or a word where the family takes one (`sparta(variant=full)`);
+    Parameters are keywords with numbers, True or False, or a word if the family takes one (`sparta(variant=full)`);
     `curvature=κ` calls the family's `from_curvature`.
-    Raises CurvactError that names what is unknown and the nearest thing that is allowed.
+    Raises CurvactError that names what is unknown and the nearest allowed name.
 
     >>> activation("rctaf(curvature=6, beta=1)")
     rctaf(alpha=16.0, beta=1)
@@ -101,7 +108,7 @@ def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
     signature = [
         p
         for p in inspect.signature(factory).parameters.values()
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "inplace"
     ]
     allowed = [p.name for p in signature]
     if hasattr(factory, "from_curvature"):
@@ -118,7 +125,7 @@ def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:
-    """Family and parameters of a name; CurvactError where it is not of the form `family(parameter=number, …)`.
+    """Family and parameters of a name. Raises CurvactError unless it has the form `family(parameter=number, …)`.
 
     >>> parse_name("RCTAF(curvature=6, beta=1)")
     ('rctaf', {'curvature': 6, 'beta': 1})
@@ -160,7 +167,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:
 
 
 def takes_channels(factory: Callable[..., nn.Module]) -> bool:
-    """Whether an architecture is to call the factory with the number of channels: whether it has a free parameter `channels`."""
+    """Whether the factory has a free parameter `channels`: an architecture then gives it the number of channels."""
     if isinstance(factory, partial) and "channels" in factory.keywords:
         return False
     try:
@@ -172,7 +179,7 @@ def takes_channels(factory: Callable[..., nn.Module]) -> bool:
 def as_factory(activation_like: ActivationLike) -> Callable[..., nn.Module]:
     """What a network calls for each activation it needs: from a name, a factory, or a module (which every place then shares).
 
-    Where `takes_channels` says so, it is called with `channels=`, the number of channels at the place.
+    If `takes_channels` is true of it, it is called with `channels=`, the number of channels at the place.
 
     >>> as_factory("silu")()
     swish(beta=1.0)
@@ -196,8 +203,52 @@ def as_factory(activation_like: ActivationLike) -> Callable[..., nn.Module]:
     raise CurvactError(f"{activation_like!r} is no activation: give a name, a factory or a module")
 
 
+def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module]:
+    """A function without arguments that makes a new module at each call; a module is copied.
+
+    Raises CurvactError, naming `where`, for an activation that needs the number of channels of its place.
+    """
+    if isinstance(activation_like, nn.Module):
+        module = activation_like
+        return lambda: copy.deepcopy(module)
+    factory = as_factory(activation_like)
+    if isinstance(activation_like, str) and takes_channels(factory):
+        raise CurvactError(
+            f"{activation_like!r} in {where} needs the number of channels at each place, which is not known here: build one of "
+            "curvact's architectures with it, or write channels=... if all places have as many"
+        )
+    return factory
+
+
+@dataclass(frozen=True)
+class act_layer:
+    """An activation as networks of other people take it: `act_layer=cv.act_layer("rctaf(curvature=6)")` in timm.
+
+    Called like `nn.ReLU`, as `layer()` or `layer(inplace=True)`, it makes a new module; all arguments are ignored.
+
+    activation: a name, a factory or a module, which is copied.
+    Raises CurvactError for a bad name, and for an activation that needs the number of channels of its place.
+
+    >>> layer = act_layer("rctaf(curvature=6)")
+    >>> layer(inplace=True)
+    rctaf(alpha=24.0, beta=0)
+    """
+
+    activation: ActivationLike
+
+    def __post_init__(self) -> None:
+        fresh(self.activation, "act_layer")
+
+    def __call__(self, *_: object, **__: object) -> nn.Module:
+        return fresh(self.activation, "act_layer")()
+
+    @property
+    def __name__(self) -> str:
+        return self.activation if isinstance(self.activation, str) else name_of(self.activation)
+
+
 def default_scope(activation_like: ActivationLike) -> str:
-    """How widely an architecture shares it unless told otherwise: "network" for what its authors share, else "layer".
+    """How widely an architecture shares it by default: "network" if its authors share it so, else "layer".
 
     >>> default_scope("psilu"), default_scope("pssilu(learnable=True)"), default_scope("rctaf(learnable=True)")
     ('network', 'network', 'layer')
@@ -207,7 +258,7 @@ def default_scope(activation_like: ActivationLike) -> str:
 
 
 def name_of(module: nn.Module | Callable[..., object]) -> str:
-    """The name of any activation, also of one that is not ours.
+    """The name of any activation, also of a foreign one.
 
     >>> name_of(nn.ReLU())
     'ReLU()'

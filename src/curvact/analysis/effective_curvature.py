@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from curvact.activations import max_curvature, name_of
-from curvact.activations.swap import FUNCTION_NAMES, Match, Selector, functional_names, matcher
+from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher
 from curvact.attacks.pgd import mode
 from curvact.errors import CurvactError
 

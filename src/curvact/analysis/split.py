@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from curvact.activations.swap import FUNCTION_NAMES, Selector, functional_names, matcher
+from curvact.activations.selection import FUNCTION_NAMES, Selector, functional_names, matcher
 from curvact.analysis.accumulate import (
     Batches,
     Exclude,

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from curvact._version import __version__
 from curvact.activations import Activation, as_factory, known_curvature, takes_channels
 from curvact.activations.registry import parse_name
-from curvact.activations.swap import USUAL
+from curvact.activations.selection import TORCH_ACTIVATIONS
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models.checkpoint import load_checkpoint
@@ -384,7 +384,7 @@ class _Probe(nn.Module):
 def _places(model: nn.Module, inputs: Tensor | None) -> list[_Place]:
     """Every place by path, those that the forward pass goes through first and in its order. The model is left as it is."""
     found: dict[str, nn.Module] = {}
-    kinds: tuple[type[nn.Module], ...] = (Activation, *USUAL)
+    kinds: tuple[type[nn.Module], ...] = (Activation, *TORCH_ACTIVATIONS)
     for path, module in model.named_modules(remove_duplicate=False):
         inside = any(path.startswith(f"{outer}.") for outer in found)
         if path and not inside and isinstance(module, kinds):

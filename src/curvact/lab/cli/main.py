@@ -42,7 +42,7 @@ def activation_command(
     reach: Annotated[float | None, typer.Option(help="half the width of the plot's x axis")] = None,
 ) -> None:
     """κ, limits of slope and value, output at 0, monotone or not, positive on negative inputs or not."""
-    from curvact.activations.describe import describe, draw
+    from curvact.activations.describe import describe
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise CurvactError(f"--plot {plot}: the name must end in .png, .svg or .pdf")
@@ -78,7 +78,9 @@ def activation_command(
     )
     Console().print(table)
     if plot is not None:
-        draw(list(names), plot, reach)
+        from curvact.lab.report.activation_plot import draw_activations
+
+        draw_activations(list(names), plot, reach)
         Console().print(f"wrote {plot}")
 
 

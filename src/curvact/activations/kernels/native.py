@@ -1,7 +1,6 @@
-"""The CPU kernel of the activations: `_native.c`, built on first use by the system's C compiler and called through ctypes.
+"""The CPU kernel of the activations: `native.c`, built on first use by the system's C compiler and called through ctypes.
 
-Without a kernel (see `curvact.native_code`) activations run as plain tensor operations. Which of the two it is gets decided
-once a process.
+Without a kernel (see `curvact.native_code`) activations run as plain tensor operations. The first call in a process decides.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import torch
 from torch import Tensor
 
 from curvact import native_code
-from curvact.activations._polynomials import c_macros
+from curvact.activations.kernels.polynomials import c_macros
 
-_SOURCE = Path(__file__).with_name("_native.c")
+_SOURCE = Path(__file__).with_name("native.c")
 FAMILIES = {"rct": 0, "swish": 1, "squareplus": 2, "gelu": 3, "mish": 4, "power": 5}
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _SCALES = (1e-30, 1e30)
-"""α beyond these, where 1/α or αx leaves float32, is left to plain tensor operations."""
+"""Beyond these 1/α or αx leaves float32: plain tensor operations compute such an α."""
 
 Native = tuple[str, int]
 """A family of the kernel and its parameter: ("rct", β), ("power", n), or a name and 0."""
@@ -45,9 +44,9 @@ _reason: str | None = None
 def run(
     x: Tensor, grad: Tensor | None, native: Native, order: int, alpha: float, centered: bool
 ) -> Tensor | None:
-    """D_order(x), order 0 or 1, times `grad` where given; None where the kernel cannot: the caller then uses tensor operations.
+    """σ (order 0) or σ' (order 1) at x, times `grad` if it is given. None if the kernel cannot compute it.
 
-    x is a plain strided CPU tensor, grad one of its dtype.
+    x: a plain strided tensor on the CPU. grad: of the same dtype.
     """
     library = _library or _load()
     dtype = _DTYPES.get(x.dtype)
@@ -55,7 +54,7 @@ def run(
         return None
     out = torch.empty_like(x)
     strides = out.stride()
-    # Equal strides to a tensor that is dense by construction: then all three are walked alike, as flat memory.
+    # All three get the strides of a dense tensor, and are then read as flat memory.
     if x.stride() != strides:
         x = torch.empty_like(x).copy_(x)
     if grad is not None and grad.stride() != strides:

@@ -1,8 +1,7 @@
-"""Polynomials of the fast formulas of value, for the native kernel and for compiled code. [derived]
+"""Polynomials for fast formulas of the value, in the native kernel and in compiled code. [derived]
 
-Each is fitted to a smooth factor of a function, in powers of the distance y from a midpoint, where it is well conditioned, lowest
-power first. The first row is for float32 (it leaves an error under 8e-8 in φ), the second for float64 (under 2e-16). Fitted by
-tests/reference/native_coefficients.py.
+Each is fitted to a smooth factor of a function, in powers of the distance y from a midpoint, lowest power first. The first row
+is for float32 (error in φ under 8e-8), the second for float64 (under 2e-16). tests/reference/native_coefficients.py fits them.
 """
 
 from __future__ import annotations

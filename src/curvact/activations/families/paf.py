@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.activations import _core
-from curvact.activations.base import Activation, ScaledActivation, finite, number, positive, present
+from curvact.activations.arguments import finite, nonzero_scale
+from curvact.activations.base import Activation, ScaledActivation, size
 from curvact.activations.curvature import Peak
-from curvact.activations.gates import _SWISH
-from curvact.activations.pssilu import nonzero
-from curvact.activations.rct import _rct_shape
+from curvact.activations.families.rct import rct_shape
+from curvact.activations.families.swish import SWISH
+from curvact.activations.kernels.autograd import apply
+from curvact.activations.kernels.shape import Scale, floating, transformed, wide
 
 _FAR = 1e18
 """Beyond it √(x² + 1) is x to float64, and x² still fits float32."""
@@ -40,41 +41,41 @@ class Parts:
     scaled: Part
 
 
-def combine(x: Tensor, alpha: _core.Scale, parts: Parts, order: int) -> Tensor:
+def _combine(x: Tensor, alpha: Scale, parts: Parts, order: int) -> Tensor:
     """The derivative of σ of that order, 0 to 2, differentiable in x and α. Half precision is rounded once."""
-    wide = _core.wide(x)
+    full = wide(x)
     # A fixed α of exactly 0 is left out: at ±∞ it would give 0·∞.
     if isinstance(alpha, Tensor) or alpha != 0:
-        out = alpha * parts.scaled(wide, order)
+        out = alpha * parts.scaled(full, order)
         if parts.fixed is not None:
-            out = out + parts.fixed(wide, order)
+            out = out + parts.fixed(full, order)
     else:
-        out = torch.zeros_like(wide) if parts.fixed is None else parts.fixed(wide, order)
+        out = torch.zeros_like(full) if parts.fixed is None else parts.fixed(full, order)
     return out.to(x.dtype)
 
 
 class _Affine(torch.autograd.Function):
-    """σ outside functorch transforms and the compiler: what autograd makes of `combine`, but only x is kept for backward."""
+    """σ outside functorch transforms and the compiler: what autograd makes of `_combine`, but only x is kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: _core.Scale, parts: Parts) -> Tensor:
+    def forward(ctx: Any, x: Tensor, alpha: Scale, parts: Parts) -> Tensor:
         ctx.parts = parts
         ctx.alpha = None if isinstance(alpha, Tensor) else alpha
         saved = (x, alpha) if isinstance(alpha, Tensor) else (x,)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
-        return combine(x, alpha, parts, 0)
+        return _combine(x, alpha, parts, 0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *learned = ctx.saved_tensors
-        alpha: _core.Scale = learned[0] if learned else ctx.alpha
+        alpha: Scale = learned[0] if learned else ctx.alpha
         grad_x = grad_alpha = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad * combine(x, alpha, ctx.parts, 1)
+            grad_x = grad * _combine(x, alpha, ctx.parts, 1)
         if ctx.needs_input_grad[1]:
             assert isinstance(alpha, Tensor)
-            grad_alpha = (grad * ctx.parts.scaled(_core.wide(x), 0)).sum_to_size(alpha.shape)
+            grad_alpha = (grad * ctx.parts.scaled(wide(x), 0)).sum_to_size(alpha.shape)
         return grad_x, grad_alpha, None
 
     @staticmethod
@@ -82,11 +83,18 @@ class _Affine(torch.autograd.Function):
         x, *learned = ctx.saved_tensors
         terms: list[Tensor] = []
         if tangents[0] is not None:
-            terms.append(tangents[0] * combine(x, learned[0] if learned else ctx.alpha, ctx.parts, 1))
+            terms.append(tangents[0] * _combine(x, learned[0] if learned else ctx.alpha, ctx.parts, 1))
         if tangents[1] is not None:
-            terms.append(tangents[1] * ctx.parts.scaled(_core.wide(x), 0))
+            terms.append(tangents[1] * ctx.parts.scaled(wide(x), 0))
         out = terms[0] if len(terms) == 1 else terms[0] + terms[1]
         return out.to(x.dtype)
+
+
+def _affine(x: Tensor, alpha: Scale, parts: Parts) -> Tensor:
+    if torch.compiler.is_compiling() or transformed():
+        return _combine(x, alpha, parts, 0)
+    out: Tensor = _Affine.apply(floating(x), alpha, parts)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _ramp(x: Tensor, order: int) -> Tensor:
@@ -119,34 +127,78 @@ def _hyperbola(x: Tensor, order: int) -> Tensor:
     return near / root if order == 1 else torch.where(x > 0, root**-3, 0.0)
 
 
+_PRELU = Parts(_ramp, _below)
+_PELU = Parts(_ramp, _exponential)
+_PRELU_PLUS = Parts(None, _ramp)
+_REBLU = Parts(_ramp, _hyperbola)
+
+
+def prelu(x: Tensor, alpha: Scale = 0.0) -> Tensor:
+    """x for x > 0, αx below [paper]. alpha: a number, or a tensor.
+
+    >>> prelu(torch.tensor([-2.0, 1.0]), 0.5)
+    tensor([-1.,  1.])
+    """
+    return _affine(x, _checked(alpha, "prelu"), _PRELU)
+
+
+def pelu(x: Tensor, alpha: Scale = 1.0) -> Tensor:
+    """x for x > 0, α(eˣ − 1) below [paper]. alpha: a number, or a tensor.
+
+    >>> pelu(torch.tensor([-2.0, 1.0]), 0.5)
+    tensor([-0.4323,  1.0000])
+    """
+    return _affine(x, _checked(alpha, "pelu"), _PELU)
+
+
+def prelu_plus(x: Tensor, alpha: Scale = 1.0) -> Tensor:
+    """αx for x > 0, 0 below [paper]. alpha: a number, or a tensor.
+
+    >>> prelu_plus(torch.tensor([-2.0, 1.0]), 3.0)
+    tensor([0., 3.])
+    """
+    return _affine(x, _checked(alpha, "prelu_plus"), _PRELU_PLUS)
+
+
+def reblu(x: Tensor, alpha: Scale = 0.0) -> Tensor:
+    """x + α(√(x² + 1) − 1) for x > 0, 0 below [paper]. alpha: a number, or a tensor.
+
+    >>> reblu(torch.tensor([-1.0, 1.0]), 0.5)
+    tensor([0.0000, 1.2071])
+    """
+    return _affine(x, _checked(alpha, "reblu"), _REBLU)
+
+
+def _checked(alpha: Scale, where: str) -> Scale:
+    return alpha if isinstance(alpha, Tensor) else finite(alpha, "alpha", where)
+
+
 class _AffineActivation(Activation):
     """What the families affine in α share. Abstract."""
 
     alpha: float | nn.Parameter
     default_scope = "network"
+    learned_by_default = True
     parts: ClassVar[Parts]
 
     def __init__(self, alpha: float, *, learnable: bool, centered: bool) -> None:
         super().__init__()
-        alpha = finite(alpha, "alpha", self._family)
+        alpha = finite(alpha, "alpha", self.family())
         self.learnable = learnable
         self.centered = centered
         self.alpha = nn.Parameter(torch.tensor(alpha)) if learnable else alpha
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or _core._transformed():
-            return combine(x, self.alpha, self.parts, 0)
-        out: Tensor = _Affine.apply(_core.floating(x), self.alpha, self.parts)  # type: ignore[no-untyped-call]
-        return out
+        return _affine(x, self.alpha, self.parts)
 
     def slope(self, x: Tensor) -> Tensor:
-        return combine(x, self.alpha, self.parts, 1)
+        return _combine(x, self.alpha, self.parts, 1)
 
     def curvature(self, x: Tensor) -> Tensor:
-        return combine(x, self.alpha, self.parts, 2)
+        return _combine(x, self.alpha, self.parts, 2)
 
     def extra_repr(self) -> str:
-        return _repr(self.alpha, self.learnable, self.centered)
+        return self._described("alpha")
 
     def _everywhere(self, value: float) -> bool:
         """Whether α, in every channel, is `value`."""
@@ -163,8 +215,7 @@ class PReLU(_AffineActivation):
     (tensor([0., 1.]), tensor([-1.,  1.]))
     """
 
-    _family = "prelu"
-    parts = Parts(_ramp, _below)
+    parts = _PRELU
 
     def __init__(self, alpha: float = 0.0, *, learnable: bool = True, centered: bool = False) -> None:
         super().__init__(alpha, learnable=learnable, centered=centered)
@@ -184,8 +235,7 @@ class PELU(_AffineActivation):
     (1.0, inf)
     """
 
-    _family = "pelu"
-    parts = Parts(_ramp, _exponential)
+    parts = _PELU
 
     def __init__(self, alpha: float = 1.0, *, learnable: bool = True, centered: bool = False) -> None:
         super().__init__(alpha, learnable=learnable, centered=centered)
@@ -206,7 +256,7 @@ class PReLUPlus(_AffineActivation):
     """
 
     _family = "prelu_plus"
-    parts = Parts(None, _ramp)
+    parts = _PRELU_PLUS
 
     def __init__(self, alpha: float = 1.0, *, learnable: bool = True, centered: bool = False) -> None:
         super().__init__(alpha, learnable=learnable, centered=centered)
@@ -226,8 +276,7 @@ class ReBLU(_AffineActivation):
     tensor([0.0000, 1.2071])
     """
 
-    _family = "reblu"
-    parts = Parts(_ramp, _hyperbola)
+    parts = _REBLU
 
     def __init__(self, alpha: float = 0.0, *, learnable: bool = True, centered: bool = False) -> None:
         super().__init__(alpha, learnable=learnable, centered=centered)
@@ -240,10 +289,28 @@ class ReBLU(_AffineActivation):
 # ---- Swish and softplus at |α| ----
 
 
+def psilu(x: Tensor, alpha: Scale = 1.0) -> Tensor:
+    """x·sigmoid(|α|x) [paper]. alpha: a number other than 0, or a tensor.
+
+    >>> psilu(torch.tensor([0.0, 1.0]), -12.0)
+    tensor([0.0000, 1.0000])
+    """
+    return apply(x, size(nonzero_scale(alpha, "alpha", "psilu")), SWISH)
+
+
+def psoftplus(x: Tensor, alpha: Scale = 1.0) -> Tensor:
+    """softplus(|α|x)/|α| [paper]. alpha: a number other than 0, or a tensor.
+
+    >>> psoftplus(torch.tensor([0.0, 3.0]), -24.0)
+    tensor([0.0289, 3.0000])
+    """
+    return apply(x, size(nonzero_scale(alpha, "alpha", "psoftplus")), rct_shape(0))
+
+
 class PSiLU(ScaledActivation):
     """x·sigmoid(|α|x) [paper, arXiv 2110.05626], with κ = |α|/2 at 0.
 
-    alpha: a finite number other than 0, where the gradient of |α| is 0; a trainable scalar if `learnable`.
+    alpha: a finite number other than 0, because the gradient of |α| is 0 there; a trainable scalar if `learnable`.
     centered: accepted and without effect, since σ(0) = 0.
 
     >>> PSiLU(), PSiLU.from_curvature(6)
@@ -251,19 +318,12 @@ class PSiLU(ScaledActivation):
     """
 
     default_scope = "network"
+    learned_by_default = True
+    signed = True
+    formula = SWISH
 
     def __init__(self, alpha: float = 1.0, *, learnable: bool = True, centered: bool = False) -> None:
-        alpha = nonzero(alpha, "psilu")
-        super().__init__(_SWISH, alpha, learnable=learnable, centered=centered, signed=True)
-
-    @classmethod
-    def from_curvature(cls, curvature: float, *, learnable: bool = False, centered: bool = False) -> PSiLU:
-        """The member with κ = `curvature`: α = 2κ, held there unless `learnable`."""
-        kappa = positive(curvature, "curvature", "psilu")
-        return cls(2 * kappa, learnable=learnable, centered=centered)
-
-    def extra_repr(self) -> str:
-        return _repr(self.alpha, self.learnable, self.centered)
+        super().__init__(alpha, learnable=learnable, centered=centered)
 
 
 class PSoftplus(ScaledActivation):
@@ -277,23 +337,9 @@ class PSoftplus(ScaledActivation):
     """
 
     default_scope = "network"
+    learned_by_default = True
+    signed = True
+    formula = rct_shape(0)
 
     def __init__(self, alpha: float = 1.0, *, learnable: bool = True, centered: bool = False) -> None:
-        alpha = nonzero(alpha, "psoftplus")
-        super().__init__(_rct_shape(0), alpha, learnable=learnable, centered=centered, signed=True)
-
-    @classmethod
-    def from_curvature(
-        cls, curvature: float, *, learnable: bool = False, centered: bool = False
-    ) -> PSoftplus:
-        """The member with κ = `curvature`: α = 4κ, held there unless `learnable`."""
-        kappa = positive(curvature, "curvature", "psoftplus")
-        return cls(4 * kappa, learnable=learnable, centered=centered)
-
-    def extra_repr(self) -> str:
-        return _repr(self.alpha, self.learnable, self.centered)
-
-
-def _repr(alpha: float | Tensor, learnable: bool, centered: bool) -> str:
-    parts = [f"alpha={number(present(alpha))}"]
-    return ", ".join(parts + ["learnable=False"] * (not learnable) + ["centered=True"] * centered)
+        super().__init__(alpha, learnable=learnable, centered=centered)

@@ -1,6 +1,6 @@
 /* Elementwise activations on the CPU: σ(x) and σ'(x), each optionally times a gradient, in loops that a compiler vectorises.
 
-Built by _native.py on first use. With u = αx, a = |u|, e = exp(−a) and q = e/(1+e), a family is written as
+Built by native.py on first use. With u = αx, a = |u|, e = exp(−a) and q = e/(1+e), a family is written as
 
     value: relu(x) + r(u)/α        slope: h(u) for u < 0, 1 − h(u) for u > 0        [derived]
 
@@ -8,7 +8,7 @@ where r and h fade out for large a. Both are even for every family here but Mish
 the same loop over a block of fixed length, the last block padded, so that no result depends on an element's place, on the size of
 the tensor or on the number of threads. Half precision is computed in float and rounded once.
 
-The file includes itself, once for float and once for double. The polynomials are macros from _polynomials.py. */
+The file includes itself, once for float and once for double. The polynomials are macros from polynomials.py. */
 
 #ifndef REAL
 
@@ -26,7 +26,7 @@ enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 #define REAL float
 #define BITS uint32_t
 #define NAME(name) name##_float
-#include "_native.c"
+#include "native.c"
 #undef REAL
 #undef BITS
 #undef NAME
@@ -35,7 +35,7 @@ enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 #define BITS uint64_t
 #define NAME(name) name##_double
 #define DOUBLE
-#include "_native.c"
+#include "native.c"
 
 /* ---- half precision, by its bits ---- */
 

@@ -1,0 +1,1 @@
+"""How activations are computed: autograd functions, native C code on the CPU, compiled code on a GPU, plain tensor code."""
