@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def rcraf(x: Tensor, alpha: Scale = 1.0, gamma: Scale | None = None) -> Tensor:
     """min(softplus(αx)/α, γ) [paper]; the clip is [ours]. alpha, gamma: numbers > 0, or tensors; gamma: None for no clip.
 
+    >>> import torch
     >>> rcraf(torch.tensor([0.0, 9.0]), 10.0, gamma=6.0)
     tensor([0.0693, 6.0000])
     """
