@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from curvact import Recipe, build, fit, load
 from curvact.activations import activation
 from curvact.attacks import SuspectModelWarning, ThreatModel, pgd
-from curvact.attacks.autoattack import search, shard, square, windows, workers
+from curvact.attacks.autoattack import parallel, search, shard, square, windows
 from curvact.attacks.autoattack.apgd import checkpoints
 from curvact.attacks.autoattack.ensemble import chosen_steps, ensemble_name, version_steps
 from curvact.attacks.autoattack.fab import onto_plane
@@ -44,6 +43,7 @@ from curvact.attacks.autoattack.verdict import (
     ensemble,
 )
 from curvact.errors import CurvactError
+from curvact.workers import Event
 
 ALL = ["apgd-ce", "apgd-t", "fab-t", "square"]
 SMALL: dict[str, Any] = {"attacks": ALL, "steps": 8, "queries": 40}
@@ -705,33 +705,14 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     assert out.split() == ["same", "True"]
 
 
-class _Gone:
-    """A context that starts workers whose pipe ends at once."""
+def test_a_shard_whose_workers_always_die_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_jobs(work: Any, jobs: Any, *, on_event: Any, **_: Any) -> None:
+        for attempt in (1, 2, 3):
+            on_event(Event("died", 1, attempt))
 
-    def __init__(self) -> None:
-        self.started = 0
-
-    def Pipe(self) -> Any:
-        self.started += 1
-        return multiprocessing.Pipe()
-
-    def Process(self, **_: Any) -> Any:
-        class Dead:
-            exitcode = 9
-
-            def start(self) -> None: ...
-            def terminate(self) -> None: ...
-            def join(self) -> None: ...
-
-        return Dead()
-
-
-def test_a_worker_that_always_dies_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = _Gone()
-    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
-    with pytest.raises(CurvactError, match=r"shard \d died 3 times .exit code 9"):
+    monkeypatch.setattr(parallel, "run_jobs", run_jobs)
+    with pytest.raises(CurvactError, match="shard 1 died 3 times"):
         _expected(workers=2)
-    assert context.started <= 6
 
 
 def test_what_workers_cannot_take_is_said(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from curvact.attacks.autoattack.ensemble import (
     version_steps,
     with_second_look,
 )
+from curvact.attacks.autoattack.parallel import packed, run_shards
 from curvact.attacks.autoattack.reference import check_square
 from curvact.attacks.autoattack.shard import (
     CLEAN,
@@ -51,7 +52,6 @@ from curvact.attacks.autoattack.store import (
     unit_path,
     write_unit,
 )
-from curvact.attacks.autoattack.workers import packed, run_shards
 from curvact.attacks.pgd import Model, OnStep
 from curvact.attacks.pgd import mode as model_mode
 from curvact.attacks.threat import (
