@@ -2,13 +2,14 @@
 
     python benchmarks/input_pipeline.py [--seconds 2] [--repeats 3] [--threads 1 2] [--batch-sizes 128 512]
 
-All pipelines run in this process, in turn, `repeats` times, each for about `seconds`; the best and the median rate are printed.
-The peers do what everybody's training script does: a Dataset whose `__getitem__` decodes one image and sends it through
-RandomCrop(32, padding=4), RandomHorizontalFlip and ToTensor. torchvision cannot be installed beside the CPU's torch here, so
-those transforms are written out below as torchvision does them: once on PIL images, once on uint8 tensors. They draw from
-torch's global generator, as torchvision does. Workers persist between epochs, and their start is not timed. Each worker runs on
-one thread, as torch has it; --threads is for the process that consumes batches. The data set is CIFAR-10 from the folder
-CURVACT_DATA (or ./data), or random images of its shape where it is not there.
+All pipelines run in this process, in turn, `repeats` times, each for about `seconds`. The best and the
+median rate are printed.
+The peers are the usual training scripts: the `__getitem__` of a Dataset sends one image through
+RandomCrop(32, padding=4), RandomHorizontalFlip and ToTensor. torchvision's wheel breaks a CPU torch, so
+these transforms are written out below as in torchvision: once on PIL images, once on uint8 tensors. Like
+torchvision they draw from torch's global generator. Workers persist between epochs, and their start is
+not timed. Each worker has one thread; --threads sets the threads of the process that takes the batches.
+The images are CIFAR-10 from the folder CURVACT_DATA (or ./data), else random images of its shape.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from curvact.data import _native
 from curvact.data.dataset import Dataset
 from curvact.data.pipeline import Augmentation, epoch_batches
 
@@ -120,7 +120,7 @@ def rate(epochs: Callable[[int], Batches], seconds: float) -> float:
 
 
 def _same_distribution(data: Dataset, peer: torch.utils.data.Dataset[tuple[Tensor, int]]) -> None:
-    """The race is fair only if both do the same: mean brightness, corners included, agrees within five standard errors."""
+    """Both have the same mean brightness, in the corners too, within five standard errors."""
     mine = torch.cat([x for x, _ in itertools.islice(ours(data, 512)(1), 8)])
     theirs = torch.stack([peer[i][0] for i in range(0, len(data), max(1, len(data) // 4096))])
     assert mine.shape[1:] == theirs.shape[1:]
@@ -128,7 +128,7 @@ def _same_distribution(data: Dataset, peer: torch.utils.data.Dataset[tuple[Tenso
     for region in (slice(None), slice(0, 2)):
         a, b = (x[:, :, region, region].mean((1, 2, 3)) for x in (mine, theirs))
         error = (a.var() / len(a) + b.var() / len(b)).sqrt()
-        assert abs(float(a.mean() - b.mean())) < 5 * float(error), "the peers do not do the same"
+        assert abs(float(a.mean() - b.mean())) < 5 * float(error), "the peers have another distribution"
 
 
 def main() -> None:
@@ -151,10 +151,7 @@ def main() -> None:
         f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    kernel = "native kernel" if _native._kernel() is not None else "tensor operations (no C compiler)"
-    print(
-        f"ours: {kernel}; load average at the start {load:.1f}; {chosen.repeats} runs of {chosen.seconds:g} s each\n"
-    )
+    print(f"load average at the start {load:.1f}; {chosen.repeats} runs of {chosen.seconds:g} s each\n")
     print("| threads | batch | pipeline | images/s, best | median | ours / this, best | median |")
     print("|---|---|---|---|---|---|---|")
     for threads, size in itertools.product(chosen.threads, chosen.batch_sizes):

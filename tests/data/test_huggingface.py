@@ -108,8 +108,8 @@ def test_sizes() -> None:
         ([np.zeros((3, 4, 5, 6), np.uint8)] * 12, LABELS, "no picture"),
         (pictures(), ["cat"] * 12, "'label' holds str"),
         (pictures(), [None] * 12, "'label' holds NoneType"),
-        (pictures(), [-1] * 12, "labels from -1 to -1 for 10 classes"),
-        (pictures(), [10] * 12, "labels from 10 to 10 for 10 classes"),
+        (pictures(), [-1] * 12, "labels from -1 to -1; they must lie in 0 … 9"),
+        (pictures(), [10] * 12, "labels from 10 to 10; they must lie in 0 … 9"),
         ([], [], "no rows"),
     ],
 )

@@ -1,8 +1,9 @@
-"""Data sets as one small type, read from the usual layouts; training batches, augmented and mixed with synthetic images."""
+"""Data sets of labelled images, and augmented training batches of real and synthetic images."""
 
-from curvact.data.catalog import DATASETS, OtherDataWarning, data_root, load, names_a_place
-from curvact.data.dataset import Dataset, Splits, batches, split
+from curvact.data.catalog import DATASETS, data_root
+from curvact.data.dataset import Dataset, Splits, split
 from curvact.data.extra import ExtraImages, open_extra, pseudo_label
+from curvact.data.loading import OtherDataWarning, load, names_a_place
 from curvact.data.pipeline import (
     Augmentation,
     augment,
@@ -20,7 +21,6 @@ __all__ = [
     "OtherDataWarning",
     "Splits",
     "augment",
-    "batches",
     "batches_per_epoch",
     "data_root",
     "epoch_batches",

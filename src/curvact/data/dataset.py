@@ -1,9 +1,8 @@
-"""What a data set is: labelled uint8 images, split into training, validation and test the same way on every machine."""
+"""Labelled images, and the fixed split into training, validation and test images."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,10 +16,12 @@ from curvact.errors import CurvactError
 class Dataset:
     """Labelled images.
 
+    name: for messages and records, such as "cifar10/train".
     images: uint8, N×C×H×W.
     labels: int64, N, in 0 … len(classes) − 1.
-    mean, std: per channel, of the inputs in [0, 1], measured on the training split.
-    sha256: of the images and labels, so that a result names its data exactly.
+    classes: the name of each class.
+    mean, std: one number a channel, of the images in [0, 1], computed on the training split.
+    sha256: the hash of images and labels. Results name their data by it.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Dataset:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data on a device; batches and everything computed from them follow."""
+        """The same data on another device. Batches are made on that device too."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def inputs(self, index: Tensor | slice = slice(None)) -> Tensor:
@@ -43,7 +44,10 @@ class Dataset:
         return self.images[index].float().div_(255)
 
     def first(self, count: int | None) -> Dataset:
-        """The first `count` images (all where None), under the same name and normalization, with their own hash."""
+        """The first `count` images, or all if `count` is None.
+
+        Name, mean and std stay the same. The hash is that of the chosen images.
+        """
         if count is None or count >= len(self):
             return self
         images, labels = self.images[:count], self.labels[:count]
@@ -52,42 +56,27 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test images. Early stopping sees the validation split, never the test split."""
+    """Training, validation and test images. Training chooses its best epoch on the validation split."""
 
     train: Dataset
     validation: Dataset
     test: Dataset
 
     def to(self, device: torch.device | str) -> Splits:
-        """All three on a device."""
+        """All three splits on another device."""
         return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
 
     def first(
         self, *, train: int | None = None, validation: int | None = None, test: int | None = None
     ) -> Splits:
-        """At most so many images of each split, from its beginning; mean and std stay those of the whole training split."""
+        """At most so many images of each split. Mean and std stay those of the whole training split.
+
+        Raises CurvactError for a number below 1.
+        """
         for label, count in (("train", train), ("validation", validation), ("test", test)):
             if count is not None and count < 1:
                 raise CurvactError(f"{label}={count} images of {self.train.name}: must be >= 1")
         return Splits(self.train.first(train), self.validation.first(validation), self.test.first(test))
-
-
-def batches(
-    dataset: Dataset, size: int, generator: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(inputs in [0, 1], labels) in batches; shuffled where a generator is given. The last batch may be smaller.
-
-    >>> from curvact.data import load
-    >>> x, y = next(batches(load("digits").test, 100))
-    >>> x.shape, float(x.min()), float(x.max()), y.dtype
-    (torch.Size([100, 1, 8, 8]), 0.0, 1.0, torch.int64)
-    """
-    count = len(dataset)
-    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    order = order.to(dataset.images.device)
-    for start in range(0, count, size):
-        index = order[start : start + size]
-        yield dataset.inputs(index), dataset.labels[index]
 
 
 def split(
@@ -99,14 +88,14 @@ def split(
     validation: float = 0.1,
     test: float | tuple[Tensor, Tensor],
 ) -> Splits:
-    """The three splits of labelled images.
+    """Cut labelled images into three splits.
 
-    The permutation depends on the number of images only, so that the same files give the same split, and the same hashes,
-    everywhere.
-    images: uint8, N×C×H×W. labels: int64, N. classes: their names.
-    validation: the fraction of `images` set aside for early stopping.
-    test: the fraction set aside for testing, or the (images, labels) of an official test set, which keep their order.
-    mean and std are those of the training part.
+    The permutation depends on the number of images alone. The same files give the same splits, and
+    the same hashes, on every machine.
+    images: uint8, N×C×H×W. labels: int64, N. classes: the name of each class.
+    validation: the fraction of the images for validation.
+    test: the fraction of the images for testing, or the (images, labels) of an official test set.
+    An official test set keeps its order.
     """
     order = permutation(len(images))
     tests = round(test * len(images)) if isinstance(test, float) else 0
@@ -115,9 +104,7 @@ def split(
     mean, std = moments(images, train_index)
 
     def part(label: str, images: Tensor, labels: Tensor) -> Dataset:
-        return Dataset(
-            f"{name}/{label}", images, labels, classes, mean, std, sha256=content_hash(images, labels)
-        )
+        return Dataset(f"{name}/{label}", images, labels, classes, mean, std, content_hash(images, labels))
 
     def chosen(label: str, index: Tensor) -> Dataset:
         return part(label, images[index], labels[index])
@@ -130,12 +117,12 @@ def split(
 
 
 def permutation(count: int) -> Tensor:
-    """The fixed order of `count` images from which splits are cut."""
+    """The fixed order of `count` images from which the splits are cut."""
     return torch.from_numpy(np.random.default_rng(20260321).permutation(count))
 
 
 def moments(images: Tensor, index: Tensor, chunk: int = 1024) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of the chosen images, as inputs in [0, 1], from exact integer sums."""
+    """Mean and standard deviation of each channel of the chosen images in [0, 1], from integer sums."""
     total = torch.zeros(images.shape[1], dtype=torch.int64)
     squares = torch.zeros_like(total)
     for part in torch.split(index, chunk):
@@ -150,7 +137,7 @@ def moments(images: Tensor, index: Tensor, chunk: int = 1024) -> tuple[tuple[flo
 
 
 def content_hash(images: Tensor, labels: Tensor) -> str:
-    """sha256 of the bytes of the images and of the labels, whatever device they are on."""
+    """sha256 of the bytes of images and labels, the same on every device."""
     digest = hashlib.sha256(images.contiguous().cpu().numpy().data)
     digest.update(labels.contiguous().cpu().numpy().data)
     return digest.hexdigest()

@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from curvact.data.layouts import Array, Labelled, fitted, labelled
+from curvact.data.layouts import Array, Labelled, check_labels, fitted, labelled, short
 from curvact.errors import CurvactError
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 TEST_SPLITS = ("test", "validation", "valid", "val")
+GREY_MODES = ("1", "L", "LA")
+"""PIL's modes of pictures that become grey (L). All others become RGB."""
 
 
 def from_hub(name: str, size: int | None) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
-    """Training and test images and class names of `owner/name`.
+    """Training images, test images and class names of `owner/name`.
 
-    Raises CurvactError where library, data set or network are missing.
+    Raises CurvactError if the library, the data set or the network is missing.
     """
     try:
         import datasets
@@ -26,14 +28,17 @@ def from_hub(name: str, size: int | None) -> tuple[Labelled, Labelled | None, tu
     try:
         found = datasets.load_dataset(name)
     except Exception as error:  # the library raises many kinds
-        raise CurvactError(f"hf:{name} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+        raise CurvactError(f"hf:{name} cannot be loaded: {short(error)}") from None
     return from_tables(found, name, size)
 
 
 def from_tables(
     tables: Any, name: str, size: int | None
 ) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
-    """The same from a mapping of splits to tables whose rows hold a picture (PIL image or array) and a label."""
+    """Training images, test images and class names of a mapping from splits to tables.
+
+    Each row of a table has a picture (a PIL image or an array) and a label.
+    """
     if "train" not in tables:
         raise CurvactError(f"hf:{name} has no split 'train'; it has {', '.join(tables)}")
     columns = list(tables["train"].features)
@@ -46,14 +51,12 @@ def from_tables(
         training, testing = ((images.expand(-1, 3, -1, -1), labels) for images, labels in (training, testing))
     names = getattr(tables["train"].features[label], "names", None)
     if names is None:
-        count = max(int(part[1].max()) for part in (training, testing or training)) + 1
-        names = [str(number) for number in range(count)]
+        count = 1 + max(int(labels.max()) for _, labels in (training, testing or training))
+        names = map(str, range(count))
+    classes = tuple(names)
     for _, labels in (training, testing or training):
-        if int(labels.min()) < 0 or int(labels.max()) >= len(names):
-            raise CurvactError(
-                f"hf:{name}: labels from {int(labels.min())} to {int(labels.max())} for {len(names)} classes"
-            )
-    return training, testing, tuple(names)
+        check_labels(f"hf:{name}", labels, len(classes))
+    return training, testing, classes
 
 
 def _column(name: str, columns: list[str], wanted: tuple[str, ...]) -> str:
@@ -61,10 +64,6 @@ def _column(name: str, columns: list[str], wanted: tuple[str, ...]) -> str:
         if column in columns:
             return column
     raise CurvactError(f"hf:{name} has none of the columns {', '.join(wanted)}; it has {', '.join(columns)}")
-
-
-PLAIN = {"1": "L", "L": "L", "LA": "L"}
-"""Modes of grey pictures, and what they become; every other one becomes RGB."""
 
 
 def _read(table: Any, where: str, image: str, label: str, size: int | None) -> Labelled:
@@ -77,21 +76,19 @@ def _read(table: Any, where: str, image: str, label: str, size: int | None) -> L
     except CurvactError:
         raise
     except Exception as error:  # a damaged picture raises nearly anything, when its row is read
-        raise CurvactError(
-            f"{where}, row {len(pictures)} cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise CurvactError(f"{where}, row {len(pictures)} cannot be read: {short(error)}") from None
     if not pictures:
         raise CurvactError(f"{where} has no rows")
     if any(picture.mode == "RGB" for picture in pictures):
         pictures = [picture.convert("RGB") for picture in pictures]
-    sizes = {picture.size for picture in pictures}
+    sizes = sorted({picture.size for picture in pictures})
     if len(sizes) > 1:
-        raise CurvactError(f"{where}: images of {len(sizes)} sizes, such as {_sizes(sizes)}: give a size")
+        some = " and ".join(f"{width}×{height}" for width, height in sizes[:2])
+        raise CurvactError(f"{where}: images of {len(sizes)} sizes, such as {some}: give a size")
     kinds = {type(value) for value in labels}
     if not all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
-        raise CurvactError(
-            f"{where}: '{label}' holds {', '.join(sorted(kind.__name__ for kind in kinds))}; one whole number an image is needed"
-        )
+        held = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise CurvactError(f"{where}: '{label}' holds {held}; one whole number an image is needed")
     return labelled(where, np.stack([np.asarray(picture) for picture in pictures]), np.asarray(labels))
 
 
@@ -109,12 +106,8 @@ def _picture(value: Any, where: str, size: int | None) -> Any:
         if array.dtype != np.uint8 or array.ndim not in (2, 3):
             raise CurvactError(f"{where}: {array.dtype} of shape {array.shape} is no picture in 0 … 255")
         value = Image.fromarray(array)
-    mode = PLAIN.get(value.mode, "RGB")
     if value.mode[0] in "IF":
         raise CurvactError(f"{where}: pictures of more than 8 bits a channel ({value.mode}) are not read")
+    mode = "L" if value.mode in GREY_MODES else "RGB"
     value = value if value.mode == mode else value.convert(mode)
     return value if size is None else fitted(value, size)
-
-
-def _sizes(sizes: set[tuple[int, int]]) -> str:
-    return " and ".join(f"{width}×{height}" for width, height in sorted(sizes)[:2])

@@ -1,4 +1,7 @@
-"""Images as they lie on disk: one function a layout, path in, (uint8 N×C×H×W, int64 N) out; bad files are refused by name."""
+"""Readers of images on disk: one function a layout, from a path to (uint8 N×C×H×W, int64 N).
+
+Each raises CurvactError, with the name of the file, for a file that is missing, truncated or wrong.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curvact.data.progress import track
 from curvact.errors import CurvactError
 
 Labelled = tuple[Tensor, Tensor]
@@ -34,10 +38,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".ti
 def cifar_batch(
     path: Path, *, label_key: str = "labels", classes: int = 10, data: bytes | None = None
 ) -> Labelled:
-    """One python batch of CIFAR-10 (`labels`) or CIFAR-100 (`fine_labels`, 100 classes).
+    """One Python batch of CIFAR-10 (`labels`) or CIFAR-100 (`fine_labels`).
 
-    The file is a pickle: it is read by an unpickler that knows arrays, and refuses everything else.
-    data: the bytes of the file where it lies inside an archive.
+    The file is a pickle, and a pickle can run code. This unpickler admits arrays only.
+    data: the bytes of the file, if it lies inside an archive.
     """
     content = _plain_pickle(path, _bytes(path) if data is None else data)
     if not isinstance(content, dict):
@@ -53,44 +57,44 @@ def cifar_batch(
         targets = np.asarray(entries[label_key])
     except ValueError:
         raise CurvactError(f"{path}: labels are no list of whole numbers") from None
-    images, labels = labelled(path, pixels.reshape(-1, 3, 32, 32), targets)
-    check_labels(path, labels, classes)
-    return images, labels
+    return labelled(path, pixels.reshape(-1, 3, 32, 32), targets, classes=classes)
 
 
-def cifar(folder: Path, files: Sequence[str], label_key: str, classes: int = 10) -> Labelled:
-    """Several python batches, one after the other: in a folder, or inside the .tar.gz that they are published in."""
-    if folder.is_dir():
-        parts = [cifar_batch(folder / file, label_key=label_key, classes=classes) for file in files]
-    else:
+def cifar(place: Path, files: Sequence[str], label_key: str, classes: int = 10) -> Labelled:
+    """Python batches one after the other, from a folder or from the .tar.gz of their publisher."""
+    packed: dict[str, bytes] = {}
+    if not place.is_dir():
         try:
-            with tarfile.open(folder) as archive:
-                members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
-                parts = []
-                for file in files:
-                    stream = archive.extractfile(members[file]) if file in members else None
-                    if stream is None:
-                        raise CurvactError(f"{folder} holds no {file}")
-                    data = stream.read()
-                    parts.append(cifar_batch(folder / file, label_key=label_key, classes=classes, data=data))
+            with tarfile.open(place) as archive:
+                for member in archive:
+                    stream = archive.extractfile(member) if Path(member.name).name in files else None
+                    if stream is not None:
+                        packed[Path(member.name).name] = stream.read()
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise CurvactError(f"{folder} is truncated or no archive: {_short(error)}") from None
+            raise CurvactError(f"{place} is truncated or no archive: {short(error)}") from None
+        for file in files:
+            if file not in packed:
+                raise CurvactError(f"{place} holds no {file}")
+    parts = [
+        cifar_batch(place / file, label_key=label_key, classes=classes, data=packed.get(file))
+        for file in files
+    ]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
-def idx(images: Path, labels: Path) -> Labelled:
-    """IDX files, plain or gzipped: MNIST and Fashion-MNIST."""
-    return labelled(images, _idx_array(images, 3), _idx_array(labels, 1), label_path=labels)
+def idx(images: Path, labels: Path, classes: int | None = None) -> Labelled:
+    """A pair of IDX files, plain or gzipped, as MNIST and Fashion-MNIST have them."""
+    return labelled(images, _idx_array(images, 3), _idx_array(labels, 1), label_path=labels, classes=classes)
 
 
 def svhn(path: Path) -> Labelled:
-    """SVHN's cropped digits in .mat: X is H×W×C×N, the label 10 means the digit 0."""
+    """SVHN's cropped digits in a .mat file: X is H×W×C×N, and the label 10 means the digit 0."""
     from scipy.io import loadmat
 
     try:
         content = loadmat(path)
     except Exception as error:  # scipy raises many kinds for a damaged file
-        raise CurvactError(f"{path} is truncated or no .mat file: {_short(error)}") from None
+        raise CurvactError(f"{path} is truncated or no .mat file: {short(error)}") from None
     missing = [key for key in ("X", "y") if key not in content]
     if missing:
         raise CurvactError(f"{path} is not SVHN's: it has no '{missing[0]}'")
@@ -103,45 +107,43 @@ def svhn(path: Path) -> Labelled:
 
 
 def npz(path: Path, images: Sequence[str], labels: Sequence[str]) -> Labelled:
-    """Two arrays of an .npz, each under the first of the given keys that it has."""
+    """Two arrays of an .npz, each under the first of the given keys that the file has."""
     arrays = []
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for keys in (images, labels):
                 key = next((key for key in keys if key in archive.files), None)
                 if key is None:
-                    raise CurvactError(
-                        f"{path} has none of {', '.join(keys)}; it holds {', '.join(archive.files) or 'nothing'}"
-                    )
+                    held = ", ".join(archive.files) or "nothing"
+                    raise CurvactError(f"{path} has none of {', '.join(keys)}; it holds {held}")
                 arrays.append(archive[key])
     except CurvactError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise CurvactError(f"{path} is truncated or no .npz: {_short(error)}") from None
+        raise CurvactError(f"{path} is truncated or no .npz: {short(error)}") from None
     return labelled(path, *arrays)
 
 
-def npy(images: Path, labels: Path) -> Labelled:
+def npy(images: Path, labels: Path, classes: int | None = None) -> Labelled:
     """A pair of .npy files."""
-    return labelled(images, _npy_array(images), _npy_array(labels), label_path=labels)
+    return labelled(images, _npy_array(images), _npy_array(labels), label_path=labels, classes=classes)
 
 
 def folder_classes(folder: Path) -> tuple[str, ...]:
-    """The class folders of an image folder, sorted."""
-    return tuple(
-        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    )
+    """The names of the class folders of an image folder, sorted."""
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labelled:
-    """All images of class folders, sorted by path, in RGB; decoded once, and kept in a cache beside the folder.
+    """All images of class folders in RGB, sorted by path.
 
-    size: each image is scaled so that its shorter side has so many pixels, and its centre is cut out; None: all images must
-    have one size.
+    They are decoded once: a cache beside the folder keeps the result until a file changes.
+    size: the shorter side is scaled to so many pixels, and the centre is cut out. None: all images
+    must be square and of one size.
     """
     unknown = [name for name in folder_classes(folder) if name not in classes]
     if unknown:
-        raise CurvactError(f"{folder} has a class '{unknown[0]}' that the training images have not")
+        raise CurvactError(f"{folder} has a class '{unknown[0]}' that the training images do not have")
     files: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
         found = sorted(
@@ -154,7 +156,6 @@ def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labe
             raise CurvactError(f"{folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     if not files:
         raise CurvactError(f"{folder} holds no images in class folders")
-    labels = torch.tensor([label for _, label in files])
     key = hashlib.sha256(f"1 {size}".encode())
     for path, _ in files:
         status = path.stat()
@@ -165,11 +166,11 @@ def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labe
     else:
         array = _decoded([path for path, _ in files], size)
         _keep(cache, array)
-    return labelled(folder, array, labels.numpy())
+    return labelled(folder, array, np.array([label for _, label in files]))
 
 
 def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
-    """Square images of another size, bilinear with antialiasing, uint8 again.
+    """Square images scaled to size×size pixels, bilinear with antialiasing, uint8.
 
     >>> resize(torch.full((1, 1, 8, 8), 7, dtype=torch.uint8), 4).flatten().unique()
     tensor([7], dtype=torch.uint8)
@@ -189,12 +190,18 @@ def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
 
 
 def labelled(
-    path: Path | str, images: Array, labels: Array, *, label_path: Path | str | None = None
+    path: Path | str,
+    images: Array,
+    labels: Array,
+    *,
+    label_path: Path | str | None = None,
+    classes: int | None = None,
 ) -> Labelled:
-    """Checked tensors: uint8 images with 1 or 3 channels (wherever their axis is), and as many whole numbers (N or N×1)."""
-    label_path = label_path or path
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    """Checked tensors of images and labels.
+
+    images: uint8, N×H×W, N×H×W×C or N×C×H×W, square, with 1 or 3 channels.
+    labels: whole numbers, N or N×1, below `classes` if given.
+    """
     if images.dtype != np.uint8:
         bad = " with NaN" if images.dtype.kind == "f" and bool(np.isnan(images).any()) else ""
         raise CurvactError(f"{path}: images are {images.dtype}{bad}; uint8 in 0 … 255 is needed")
@@ -208,19 +215,28 @@ def labelled(
         images = images.transpose(0, 3, 1, 2)
     if images.shape[2] != images.shape[3]:
         raise CurvactError(f"{path}: images of {images.shape[2]}×{images.shape[3]} pixels are not square")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise CurvactError(
-            f"{label_path}: labels are {labels.dtype} of shape {labels.shape}; one whole number an image"
-        )
-    if len(images) != len(labels):
-        raise CurvactError(f"{label_path}: {len(labels):,} labels for {len(images):,} images in {path}")
+    targets = whole_labels(label_path or path, labels, len(images), path)
     if len(images) == 0:
         raise CurvactError(f"{path} holds no images")
-    pixels = np.require(images, requirements=["C", "W", "O"])
-    return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+    if classes is not None:
+        check_labels(label_path or path, targets, classes)
+    return torch.from_numpy(np.require(images, requirements=["C", "W", "O"])), targets
 
 
-def check_labels(path: Path, labels: Tensor, classes: int) -> None:
+def whole_labels(path: Path | str, labels: Array, count: int, images: Path | str) -> Tensor:
+    """Labels (N or N×1) as int64. CurvactError unless they are `count` whole numbers."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise CurvactError(
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}; one whole number an image is needed"
+        )
+    if len(labels) != count:
+        raise CurvactError(f"{path}: {len(labels):,} labels for {count:,} images in {images}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def check_labels(path: Path | str, labels: Tensor, classes: int) -> None:
     """CurvactError unless every label lies in 0 … classes − 1."""
     low, high = (int(v) for v in torch.aminmax(labels))
     if low < 0 or high >= classes:
@@ -239,7 +255,7 @@ class _ArraysOnly(pickle.Unpickler):
         if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
             return np.empty(0).__reduce_ex__(5)[0]
         if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which a data file has no need of")
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, and data files need arrays only")
         return allowed[module, name]
 
 
@@ -247,7 +263,7 @@ def _plain_pickle(path: Path, data: bytes) -> Any:
     try:
         return _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise CurvactError(f"{path} is truncated or no CIFAR batch: {_short(error)}") from None
+        raise CurvactError(f"{path} is truncated or no CIFAR batch: {short(error)}") from None
 
 
 def _idx_array(path: Path, dimensions: int) -> Array:
@@ -255,18 +271,16 @@ def _idx_array(path: Path, dimensions: int) -> Array:
     try:
         data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CurvactError(f"{path} is truncated or not gzip: {_short(error)}") from None
+        raise CurvactError(f"{path} is truncated or not gzip: {short(error)}") from None
     header = 4 + 4 * dimensions
     if len(data) < header or data[:2] != b"\0\0" or data[2] != 8 or data[3] != dimensions:
         raise CurvactError(
             f"{path} is no IDX file of bytes in {dimensions} dimension{'s' * (dimensions > 1)}"
         )
     shape = struct.unpack(f">{dimensions}I", data[4:header])
-    if len(data) - header != int(np.prod(shape, dtype=np.int64)):
-        raise CurvactError(
-            f"{path} is truncated or too long: {shape} needs "
-            f"{np.prod(shape, dtype=np.int64):,} bytes, {len(data) - header:,} are there"
-        )
+    needed, given = int(np.prod(shape, dtype=np.int64)), len(data) - header
+    if given != needed:
+        raise CurvactError(f"{path} is truncated or too long: {shape} needs {needed:,} bytes, not {given:,}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
@@ -286,27 +300,21 @@ def _npy_array(path: Path) -> Array:
     except FileNotFoundError:
         raise CurvactError(f"there is no {path}") from None
     except (OSError, ValueError, EOFError) as error:
-        raise CurvactError(f"{path} is truncated or no .npy: {_short(error)}") from None
+        raise CurvactError(f"{path} is truncated or no .npy: {short(error)}") from None
     return array
 
 
 def _decoded(files: Sequence[Path], size: int | None) -> Array:
-    from rich.console import Console
-    from rich.progress import track
-
-    out: Array | None = None
-    console = Console(stderr=True)
-    for number, path in enumerate(track(files, "decoding images", console=console, transient=True)):
-        picture = _picture(path, size)
-        if out is None:
-            out = np.empty((len(files), *picture.shape), np.uint8)
-        if picture.shape != out.shape[1:]:
+    first = _picture(files[0], size)
+    out: Array = np.empty((len(files), *first.shape), np.uint8)
+    for number, path in enumerate(track(files, "decoding images")):
+        picture = _picture(path, size) if number else first
+        if picture.shape != first.shape:
             raise CurvactError(
                 f"{path} has {picture.shape[0]}×{picture.shape[1]} pixels, {files[0]} has "
-                f"{out.shape[1]}×{out.shape[2]}: give a size"
+                f"{first.shape[0]}×{first.shape[1]}: give a size"
             )
         out[number] = picture
-    assert out is not None
     return out
 
 
@@ -319,12 +327,12 @@ def _picture(path: Path, size: int | None) -> Array:
             with Image.open(path) as opened:
                 image = opened.convert("RGB")
     except Exception as error:  # pillow raises many kinds for a damaged file
-        raise CurvactError(f"{path} is truncated or no image: {_short(error)}") from None
+        raise CurvactError(f"{path} is truncated or no image: {short(error)}") from None
     return np.asarray(image if size is None else fitted(image, size))
 
 
 def fitted(image: Any, size: int) -> Any:
-    """A PIL image scaled so that its shorter side has `size` pixels, and its centre cut out."""
+    """The centre, size×size pixels, of a PIL image whose shorter side is first scaled to `size`."""
     from PIL import Image
 
     scale = size / min(image.size)
@@ -332,12 +340,11 @@ def fitted(image: Any, size: int) -> Any:
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
-    image = image.crop((left, top, left + size, top + size))
-    return image
+    return image.crop((left, top, left + size, top + size))
 
 
 def _keep(cache: Path, array: Array) -> None:
-    """Write the cache where that is possible (reading the images again is only slow) in place of one that is out of date."""
+    """Write the cache in place of the old one. Without a cache, images are only read more slowly."""
     temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -353,5 +360,6 @@ def _keep(cache: Path, array: Array) -> None:
             temporary.unlink()
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """The error's message in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

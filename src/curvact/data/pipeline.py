@@ -1,6 +1,6 @@
-"""From a data set to training batches: shuffled, cropped, flipped and cut out in batches on the data's device, seeded.
+"""Training batches: shuffled, shifted, flipped and cut out on the device of the data, from a seed.
 
-Images stay uint8 until a batch is handed out as float32 in [0, 1]; normalization is a layer of the model.
+Images stay uint8 until a batch is made. Batches are float32 in [0, 1]; models normalize themselves.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from curvact.data import _native
 from curvact.data.dataset import Dataset
 from curvact.data.extra import ExtraImages
 from curvact.errors import CurvactError
@@ -21,13 +21,15 @@ from curvact.random import generator
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image.
+    """Random changes of a training image.
 
-    crop: shift by up to so many pixels in each direction, with zeros (black) where the image ends: a random window of the
-    zero-padded image.
-    flip: mirror left to right with probability 1/2.
-    cutout: side in pixels of one square, its centre anywhere in the image, painted in the data set's mean colour (arXiv
-    1708.04552).
+    crop: the image is shifted by up to so many pixels in each direction, and zeros (black) come in.
+        This is the usual random crop of the zero-padded image.
+    flip: the image is mirrored left to right with probability 1/2.
+    cutout: the side in pixels of one square in the mean colour of the data set. Its centre is
+        anywhere in the image (arXiv 1708.04552).
+
+    Raises CurvactError for anything but whole numbers of pixels >= 0.
     """
 
     crop: int = 0
@@ -43,8 +45,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random part of augmenting N images, on the CPU. shift: N×2, down and right, in −crop … crop. flip: N, bool.
-    centre: N×2.
+    """The random numbers that augment N images, on the CPU.
+
+    shift: int64, N×2, pixels down and right, in −crop … crop. flip: bool, N.
+    centre: int64, N×2, row and column of the cutout's centre.
     """
 
     shift: Tensor
@@ -56,7 +60,7 @@ class Draws:
 
 
 def draw(count: int, augmentation: Augmentation, height: int, width: int, random: torch.Generator) -> Draws:
-    """The random numbers for `count` images of that size.
+    """Random numbers for `count` images. Raises CurvactError for a crop larger than the images.
 
     >>> draws = draw(5, Augmentation(crop=4, flip=True), 32, 32, generator(0, "augment", 1))
     >>> draws.shift.shape, int(draws.shift.abs().max()) <= 4, draws.flip.dtype
@@ -75,12 +79,11 @@ def draw(count: int, augmentation: Augmentation, height: int, width: int, random
 def augment(
     images: Tensor, index: Tensor, augmentation: Augmentation, draws: Draws, fill: Tensor | None = None
 ) -> Tensor:
-    """The chosen images, first flipped, then shifted, then cut out, as float32 in [0, 1] on their device.
+    """The chosen images, flipped, then shifted, then cut out: float32 in [0, 1], on their device.
 
-    images: uint8, N×C×H×W, any strides. index: int64, M, on the CPU. draws: for M images. fill: C, the colour of the cutout,
-    in [0, 1]; 0 if not given. Raises CurvactError where these do not fit together.
-    On the CPU a native kernel does all but the cutout in one pass (`curvact.native_code`); elsewhere, and without it, one
-    indexing does.
+    images: uint8, N×C×H×W. index: int64, M, on the CPU. draws: for M images.
+    fill: the colour of the cutout, C numbers in [0, 1]; black if None.
+    Raises CurvactError for images of another type or shape, and for draws of another number.
 
     >>> one = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).view(1, 1, 2, 2)
     >>> draws = Draws(torch.tensor([[0, 1]]), torch.tensor([True]), torch.tensor([[0, 0]]))
@@ -88,57 +91,43 @@ def augment(
     tensor([[[[0.0000, 0.2000],
               [0.0000, 1.0000]]]])
     """
-    _check(images, index, draws)
-    out = _native.gather(images, index, draws.shift, draws.flip)
-    if out is None:
-        out = _gather(images, index, draws)
+    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
+        raise CurvactError(
+            f"images to augment are {images.dtype} of shape {tuple(images.shape)}: "
+            "uint8, N×C×H×W, none of C, H, W 0"
+        )
+    shapes = [tuple(t.shape) for t in (index, draws.shift, draws.flip, draws.centre)]
+    count = index.numel()
+    if shapes != [(count,), (count, 2), (count,), (count, 2)]:
+        raise CurvactError(
+            f"index, shift, flip and centre have shapes {shapes}: (M,), (M, 2), (M,) and (M, 2) are needed"
+        )
+    out = _moved(images.index_select(0, index.to(images.device)), draws).float().div_(255)
     if augmentation.cutout:
         colour = out.new_zeros(images.shape[1]) if fill is None else fill
         out = _cut_out(out, draws.centre.to(out.device), augmentation.cutout, colour)
     return out
 
 
-def _check(images: Tensor, index: Tensor, draws: Draws) -> None:
-    """The native kernel reads raw memory: what it reads must be there."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
-        raise CurvactError(
-            f"images to augment are {images.dtype} of shape {tuple(images.shape)}: uint8, N×C×H×W, none of C, H, W 0"
-        )
-    count = index.numel()
-    needed = {
-        "index": (index, torch.int64, (count,)),
-        "draws.shift": (draws.shift, torch.int64, (count, 2)),
-        "draws.flip": (draws.flip, torch.bool, (count,)),
-        "draws.centre": (draws.centre, draws.centre.dtype, (count, 2)),
-    }
-    for name, (value, dtype, shape) in needed.items():
-        if value.dtype != dtype or tuple(value.shape) != shape or value.device.type != "cpu":
-            raise CurvactError(
-                f"{name} is {value.dtype} of shape {tuple(value.shape)} on {value.device}: {dtype} of shape {shape} on the CPU"
-            )
+def _moved(images: Tensor, draws: Draws) -> Tensor:
+    """The images, N×C×H×W, each flipped and shifted. Zeros come in.
 
-
-def _gather(images: Tensor, index: Tensor, draws: Draws) -> Tensor:
-    device = images.device
+    Whole rows are taken from the zero-padded images first, then the pixels of each row: this needs
+    two small indices, and no index of every pixel.
+    """
     if not (bool(draws.shift.any()) or bool(draws.flip.any())):
-        return images[index.to(device)].float().div_(255)
-    height, width = images.shape[-2:]
+        return images
+    device, (count, channels, height, width) = images.device, images.shape
+    margin = int(draws.shift.abs().max())
     shift, flip = draws.shift.to(device), draws.flip.to(device)
-    rows = torch.arange(height, device=device) - shift[:, :1]
+    rows = torch.arange(height, device=device) - shift[:, :1] + margin
     columns = torch.arange(width, device=device) - shift[:, 1:]
-    inside = _within(rows, height)[:, None, :, None] & _within(columns, width)[:, None, None, :]
-    columns = torch.where(flip[:, None], width - 1 - columns, columns)
-    chosen = images[
-        index.to(device)[:, None, None, None],
-        torch.arange(images.shape[1], device=device)[:, None, None],
-        rows.clamp(0, height - 1)[:, None, :, None],
-        columns.clamp(0, width - 1)[:, None, None, :],
-    ]
-    return torch.where(inside, chosen.float().div_(255), 0.0)
-
-
-def _within(place: Tensor, length: int) -> Tensor:
-    return (place >= 0) & (place < length)
+    columns = torch.where(flip[:, None], width - 1 - columns, columns) + margin
+    padded = F.pad(images, (margin,) * 4)
+    first = torch.arange(count * channels, device=device) * padded.shape[2]
+    chosen = (first.view(count, channels, 1) + rows[:, None]).flatten()
+    lines = padded.reshape(-1, padded.shape[3]).index_select(0, chosen).view(count, channels * height, -1)
+    return lines.gather(2, columns[:, None].expand(-1, channels * height, -1)).view(images.shape)
 
 
 def _cut_out(images: Tensor, centre: Tensor, side: int, fill: Tensor) -> Tensor:
@@ -152,14 +141,10 @@ def _cut_out(images: Tensor, centre: Tensor, side: int, fill: Tensor) -> Tensor:
     return torch.where(square, fill.view(-1, 1, 1), images)
 
 
-def batches_per_epoch(dataset: Dataset, batch_size: int, extra: ExtraImages | None = None) -> int:
-    """How many batches make one pass over the data set, and so over no more extra images than go with it."""
-    real, _ = composition(batch_size, extra)
-    return math.ceil(len(dataset) / real)
-
-
 def composition(batch_size: int, extra: ExtraImages | None) -> tuple[int, int]:
-    """Real and extra images in a batch.
+    """The numbers of real and of extra images in a batch.
+
+    Raises CurvactError where a batch would have none of one kind.
 
     >>> composition(512, None)
     (512, 0)
@@ -171,9 +156,33 @@ def composition(batch_size: int, extra: ExtraImages | None) -> tuple[int, int]:
     count = round(batch_size * extra.fraction) if 0 < extra.fraction < 1 else 0
     if not 0 < count < batch_size:
         raise CurvactError(
-            f"extra_fraction={extra.fraction} of batches of {batch_size}: in (0, 1), with at least one image of each kind"
+            f"extra_fraction={extra.fraction} of batches of {batch_size}: "
+            "in (0, 1), with at least one image of each kind"
         )
     return batch_size - count, count
+
+
+def batches_per_epoch(dataset: Dataset, batch_size: int, extra: ExtraImages | None = None) -> int:
+    """The number of batches of an epoch, which is one pass over the real images."""
+    real, _ = composition(batch_size, extra)
+    return math.ceil(len(dataset) / real)
+
+
+def whole_batch(dataset: Dataset, batch_size: int, index: int, extra: ExtraImages | None = None) -> int:
+    """The number of images in batch `index` of an epoch (from 0), over all ranks.
+
+    >>> from curvact.data import load
+    >>> whole_batch(load("digits").train, 48, 0), whole_batch(load("digits").train, 48, 26)
+    (48, 10)
+    """
+    real, synthetic = composition(batch_size, extra)
+    mine = max(0, min(real, len(dataset) - index * real))
+    return mine + (synthetic if mine == real else round(synthetic * mine / real))
+
+
+def epoch_order(dataset: Dataset, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch takes the real images: int64, N, on the CPU."""
+    return torch.randperm(len(dataset), generator=generator(seed, "shuffle", epoch))
 
 
 def epoch_batches(
@@ -187,18 +196,21 @@ def epoch_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over the data set in an order of its own: (inputs in [0, 1], labels) in batches on the data's device.
+    """The batches of one epoch: (inputs in [0, 1], labels), on the device of the data.
 
-    batch_size: of the whole batch, over all ranks. Rank r of w gets the r-th of w consecutive parts of the real and of the
-    extra images of every batch: all ranks together train on exactly the batches of one process. Parts differ by at most one
-    real and one extra image, the earlier ranks having more. The last batch may be smaller, and where it has fewer images than
-    there are ranks the last ranks' parts are empty: every rank makes the same number of steps.
-    seed, epoch: determine order and augmentation; nothing else does.
-    extra: each batch ends with round(extra.fraction·batch_size) synthetic images (fewer in a smaller last
-    batch, in proportion), each of them once before any comes again.
+    batch_size: images in a batch over all ranks. The last batch may be smaller.
+    seed, epoch: they alone determine order and augmentation.
+    extra: each batch ends with round(extra.fraction · batch_size) synthetic images, and a smaller
+        last batch with fewer in proportion. Each synthetic image comes once before any comes again.
+    rank, world_size: rank r of w gets the r-th of w consecutive parts of the real and of the extra
+        images of each batch. All ranks together train on the batches of one process. Parts differ
+        by at most one real and one extra image, and a part may be empty.
+
+    Raises CurvactError for extra images without labels or of another shape, and for a bad rank.
 
     >>> from curvact.data import load
-    >>> x, y = next(epoch_batches(load("digits").train, 48, seed=0, epoch=1, augmentation=Augmentation(crop=1)))
+    >>> train = load("digits").train
+    >>> x, y = next(epoch_batches(train, 48, seed=0, epoch=1, augmentation=Augmentation(crop=1)))
     >>> x.shape, x.dtype, y.shape
     (torch.Size([48, 1, 8, 8]), torch.float32, torch.Size([48]))
     """
@@ -209,7 +221,8 @@ def epoch_batches(
         extra.require_labels()
         if extra.shape != tuple(dataset.images.shape[1:]):
             raise CurvactError(
-                f"{extra.path} holds images of shape {extra.shape}; {dataset.name} has {tuple(dataset.images.shape[1:])}"
+                f"{extra.path} holds images of shape {extra.shape}; "
+                f"{dataset.name} has {tuple(dataset.images.shape[1:])}"
             )
     count = len(dataset)
     device = dataset.images.device
@@ -234,28 +247,6 @@ def epoch_batches(
             x_extra = inputs(more.to(device), torch.arange(len(places)), count + places)
             x, y = torch.cat([x, x_extra]), torch.cat([y, labels.to(device)])
         yield x, y
-
-
-def epoch_order(dataset: Dataset, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch takes the real images, int64, N, on the CPU."""
-    return torch.randperm(len(dataset), generator=generator(seed, "shuffle", epoch))
-
-
-def whole_batch(
-    dataset: Dataset,
-    batch_size: int,
-    index: int,
-    extra: ExtraImages | None = None,
-) -> int:
-    """How many images batch `index` of an epoch (from 0) has over all ranks.
-
-    >>> from curvact.data import load
-    >>> whole_batch(load("digits").train, 48, 0), whole_batch(load("digits").train, 48, 26)
-    (48, 10)
-    """
-    real, synthetic = composition(batch_size, extra)
-    mine = max(0, min(real, len(dataset) - index * real))
-    return mine + (synthetic if mine == real else round(synthetic * mine / real))
 
 
 def _part(start: int, stop: int, rank: int, world_size: int) -> Tensor:

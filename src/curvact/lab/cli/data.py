@@ -62,13 +62,17 @@ def data_list(
 
 @data_app.command("fetch")
 def data_fetch(
-    names: Annotated[list[str], typer.Argument(help="such as cifar10")], root: Root = None
+    names: Annotated[list[str], typer.Argument(help="such as cifar10")],
+    root: Root = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="server with MIRROR/NAME/FILE; $CURVACT_MIRROR if not given")
+    ] = None,
 ) -> None:
-    """Download data sets, checked against pinned checksums."""
+    """Download data sets from their publishers or a mirror, checked against checksums."""
     from curvact.data.fetch import fetch
 
     for name in names:
-        folder = fetch(name, root)
+        folder = fetch(name, root, mirror=mirror)
         text = f"{name}: {folder}" if folder.exists() else f"{name}: built in, nothing to fetch"
         Console().print(text, highlight=False, soft_wrap=True, markup=False)
 

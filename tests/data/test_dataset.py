@@ -1,4 +1,4 @@
-"""The digits, their splits, and batches."""
+"""`Dataset` and `split` on the digits: the split is fixed, and mean and std are of the training split."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from curvact.data import batches, load
-from curvact.errors import CurvactError
-from curvact.random import generator
+from curvact.data import load
 
 
 def _pairs(images: np.ndarray, targets: np.ndarray) -> list[tuple[bytes, int]]:
@@ -30,32 +28,24 @@ def test_digits_are_the_real_ones_split_once() -> None:
 
 
 def test_the_split_never_moves() -> None:
-    """Fixed hashes: a result names its data by these."""
+    """Results name their data by these hashes."""
     splits = load("digits")
     assert splits.train.sha256.startswith("87f109382103e2fd")
+    assert splits.validation.sha256.startswith("1dd0adc59207b8a5")
     assert splits.test.sha256.startswith("ed82e9beb98817f9")
 
 
-def test_normalization_is_of_the_training_split() -> None:
+def test_mean_and_std_are_of_the_training_split() -> None:
     train = load("digits").train
     x = train.images.double() / 255
     assert train.mean[0] == pytest.approx(float(x.mean()), rel=1e-12)
     assert train.std[0] == pytest.approx(float(x.std()), rel=1e-12)
+    assert load("digits").test.mean == train.mean
 
 
-def test_batches_cover_everything_once_in_a_seeded_order() -> None:
-    train = load("digits").train
-    plain = list(batches(train, 500))
-    assert [len(y) for _, y in plain] == [500, 500, 258]
-    assert torch.equal(torch.cat([y for _, y in plain]), train.labels)
-    first = torch.cat([y for _, y in batches(train, 64, generator(0, "shuffle", 1))])
-    again = torch.cat([y for _, y in batches(train, 64, generator(0, "shuffle", 1))])
-    other = torch.cat([y for _, y in batches(train, 64, generator(0, "shuffle", 2))])
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(first.bincount(), train.labels.bincount())
-
-
-def test_unknown_name() -> None:
-    with pytest.raises(CurvactError, match="unknown data set 'digit'; did you mean 'digits'"):
-        load("digit")
+def test_inputs_are_the_images_in_0_to_1() -> None:
+    test = load("digits").test
+    x = test.inputs(torch.tensor([5, 0]))
+    assert x.dtype == torch.float32
+    assert torch.equal(x, torch.stack([test.images[5], test.images[0]]).float() / 255)
+    assert len(test.inputs()) == len(test) == 359
