@@ -30,8 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.analysis.hessian import diagonal_norms
-from curvact.analysis.split import diagonal_split
+from curvact.analysis import Loss, diagonal_norms, diagonal_split
 from curvact.data import load
 from curvact.models import build
 from curvact.random import generator
@@ -82,14 +81,11 @@ def ours(
     def norms(method: str) -> Callable[[int, float, int], tuple[float, float, int]]:
         def run(seed: int, error: float, most: int) -> tuple[float, float, int]:
             found = diagonal_norms(
-                model,
-                x,
-                y,
+                Loss(model, x, y, batch_size=PIECE),
                 relative_error=error,
                 max_probes=most,
                 method=method,  # type: ignore[arg-type]
                 scaled=False,
-                batch_size=PIECE,
                 generator=generator(seed, "benchmark"),
             )
             root = math.sqrt(found.parameters)
@@ -99,13 +95,10 @@ def ours(
 
     def split(seed: int, error: float, most: int) -> tuple[float, float, int]:
         found = diagonal_split(
-            model,
-            x,
-            y,
+            Loss(model, x, y, batch_size=PIECE),
             relative_error=error,
             max_probes=most,
             by_site=False,
-            batch_size=PIECE,
             generator=generator(seed, "benchmark"),
         )
         return found.total.diagonal.value, found.total.diagonal.standard_error, found.probes
@@ -213,7 +206,11 @@ def only(work: str, checkpoint: Path) -> None:
         naive(product, sum(p.numel() for p in model.parameters()), 3, 0)
     elif work.endswith("all at once"):
         diagonal_norms(
-            model, x, y, relative_error=1e-9, max_probes=32, scaled=False, generator=generator(0, "memory")
+            Loss(model, x, y),
+            relative_error=1e-9,
+            max_probes=32,
+            scaled=False,
+            generator=generator(0, "memory"),
         )
     else:
         ours(model.eval(), x, y)[work](0, 1e-9, 32)

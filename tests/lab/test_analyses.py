@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from curvact.analysis import trace
-from curvact.analysis.spectrum import SpectralDensity
+from curvact.analysis import Loss, SpectralDensity, trace
 from curvact.attacks import ThreatModel
 from curvact.data import Splits, load
 from curvact.errors import CurvactError
@@ -87,7 +86,7 @@ def test_numbers_are_those_of_the_records(digits: Splits) -> None:
     assert found["flatness_worst"] == record["worst"]["flatness"]
     # The trace by probes against the exact one: 5 standard errors.
     x, y = digits.train.inputs(slice(8)), digits.train.labels[:8]
-    exact = trace(model, x, y, exact=True).value
+    exact = trace(Loss(model, x, y), exact=True).value
     assert abs(found["hessian_clean_trace"] - exact) < 5 * found["hessian_clean_trace_se"]
 
 

@@ -24,11 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvact.activations import activation
-from curvact.analysis.accumulate import problem
-from curvact.analysis.ggn import ggn_diagonal
-from curvact.analysis.hessian import diagonal_norms, exact_diagonals
-from curvact.analysis.spectrum import spectral_density, top_eigenvalues, trace
-from curvact.analysis.split import split_vectors
+from curvact.analysis import (
+    Loss,
+    diagonal_norms,
+    exact_diagonal,
+    ggn_diagonal,
+    spectral_density,
+    split_vectors,
+    top_eigenvalues,
+    trace,
+)
 from curvact.data import load
 
 THREE_DIGITS = 5e-4
@@ -83,18 +88,18 @@ def test_curvlinops_agrees_on_diagonal_trace_and_ends(network: Network) -> None:
     model, x, y = network
     h = matrix(linear_operator("HessianLinearOperator", network))
     d = h.diagonal()
-    ours = torch.cat([part.reshape(-1) for part in exact_diagonals(model, x, y).values()])
+    ours = exact_diagonal(Loss(model, x, y))
     torch.testing.assert_close(ours, d, rtol=0, atol=1e-9 * d.abs().max().item())
-    assert trace(model, x, y, exact=True).value == pytest.approx(d.sum().item(), rel=1e-9)
-    found = top_eigenvalues(model, x, y, count=2, ends="both", tolerance=1e-6, generator=seeded())
+    assert trace(Loss(model, x, y), exact=True).value == pytest.approx(d.sum().item(), rel=1e-9)
+    found = top_eigenvalues(Loss(model, x, y), count=2, ends="both", tolerance=1e-6, generator=seeded())
     values = torch.linalg.eigvalsh(h)
     assert found.largest == pytest.approx(values.flip(0)[:2].tolist(), rel=THREE_DIGITS)
     assert found.smallest == pytest.approx(values[:2].tolist(), rel=THREE_DIGITS)
-    norms = diagonal_norms(model, x, y, relative_error=0.02, generator=seeded())
+    norms = diagonal_norms(Loss(model, x, y), relative_error=0.02, generator=seeded())
     assert abs(norms.rms.value * math.sqrt(len(d)) / d.norm().item() - 1) < 0.08  # 4 standard errors
-    estimate = trace(model, x, y, relative_error=0.02, generator=seeded())
+    estimate = trace(Loss(model, x, y), relative_error=0.02, generator=seeded())
     assert abs(estimate.value / d.sum().item() - 1) < 0.08
-    density = spectral_density(model, x, y, probes=20, steps=60, generator=seeded())
+    density = spectral_density(Loss(model, x, y), probes=20, steps=60, generator=seeded())
     at = values[-1] / 100
     assert density.below(at).item() == pytest.approx((values <= at).double().mean().item(), abs=0.02)
 
@@ -103,7 +108,7 @@ def test_curvlinops_estimates_agree_within_their_noise(network: Network) -> None
     curvlinops = pytest.importorskip("curvlinops")
     model, x, y = network
     operator = linear_operator("HessianLinearOperator", network)
-    d = torch.cat([part.reshape(-1) for part in exact_diagonals(model, x, y).values()])
+    d = exact_diagonal(Loss(model, x, y))
     theirs = curvlinops.hutchinson_diag(operator, num_matvecs=400)
     noise = (matrix(operator) ** 2).sum().sqrt().item() / 20
     assert (theirs - d).norm().item() < 1.5 * noise
@@ -112,11 +117,10 @@ def test_curvlinops_estimates_agree_within_their_noise(network: Network) -> None
 def test_curvlinops_agrees_on_the_ggn(network: Network) -> None:
     model, x, y = network
     g = matrix(linear_operator("GGNLinearOperator", network)).diagonal()
-    with problem(model, x, y, where="test", loss=F.cross_entropy) as p:
-        ours = ggn_diagonal(p)
+    ours = ggn_diagonal(Loss(model, x, y))
     # The square roots of eigenvalues near 0 keep half their digits.
     torch.testing.assert_close(ours, g, rtol=0, atol=1e-7 * g.max().item())
-    parts = split_vectors(model, x, y)
+    parts = split_vectors(Loss(model, x, y))
     torch.testing.assert_close(parts.ggn, g, rtol=0, atol=1e-9 * g.max().item())
     assert parts.holds
 
@@ -137,8 +141,8 @@ def test_pyhessian_agrees_on_top_eigenvalue_and_trace(network: Network) -> None:
             product = utils.hessian_vector_product(theirs.gradsH, theirs.params, v)
             total += utils.group_product(product, v).item()
         guesses = torch.tensor(theirs.trace(maxIter=300, tol=0.0))
-        ours = top_eigenvalues(model, x.float(), y, generator=seeded())
-        mine = trace(model, x.float(), y, exact=True)
+        ours = top_eigenvalues(Loss(model, x.float(), y), generator=seeded())
+        mine = trace(Loss(model, x.float(), y), exact=True)
     finally:
         for p in model.parameters():
             p.grad = None

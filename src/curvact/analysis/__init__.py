@@ -1,11 +1,11 @@
 """What the loss looks like: Hessian, smoothness, flatness, landscapes, shapes and theory, for any model."""
 
+from curvact.analysis.calls import CallSite, call_sites
 from curvact.analysis.danskin import AttackSensitivity, attack_sensitivity
 from curvact.analysis.effective_curvature import (
     EffectiveCurvature,
     EffectiveCurvatureChange,
     SiteCurvature,
-    call_sites,
     effective_curvature,
     effective_curvature_change,
 )
@@ -18,16 +18,28 @@ from curvact.analysis.flatness import (
 from curvact.analysis.hessian import (
     DiagonalEstimate,
     DiagonalNorms,
+    DiagonalSplit,
+    Eigenvalues,
     LayerNorms,
+    LayerSplit,
     NormEstimate,
+    SpectralDensity,
+    SplitVectors,
+    Trace,
     diagonal_norms,
+    diagonal_split,
     exact_diagonal,
-    exact_diagonals,
+    ggn_diagonal,
     hutchinson_diagonal,
+    spectral_density,
+    split_vectors,
+    top_eigenvalues,
+    trace,
 )
 from curvact.analysis.input_flatness import InputFlatness, input_flatness, linearity_error
 from curvact.analysis.landscape import Landscape, filter_normalized_direction, loss_landscape
 from curvact.analysis.linear_theory import TheoryCheck, check_theory, illustrate
+from curvact.analysis.loss import Loss, LossFunction
 from curvact.analysis.shape import (
     ActivationShape,
     ShapeRow,
@@ -46,20 +58,12 @@ from curvact.analysis.smoothness import (
     smoothness_report,
     trajectory_smoothness,
 )
-from curvact.analysis.spectrum import (
-    Eigenvalues,
-    SpectralDensity,
-    Trace,
-    spectral_density,
-    top_eigenvalues,
-    trace,
-)
-from curvact.analysis.split import DiagonalSplit, LayerSplit, SplitVectors, diagonal_split, split_vectors
 
 __all__ = [
     "ActivationShape",
     "AttackSensitivity",
     "AverageFlatness",
+    "CallSite",
     "DiagonalEstimate",
     "DiagonalNorms",
     "DiagonalSplit",
@@ -70,6 +74,8 @@ __all__ = [
     "Landscape",
     "LayerNorms",
     "LayerSplit",
+    "Loss",
+    "LossFunction",
     "Matched",
     "NormEstimate",
     "ShapeRow",
@@ -93,9 +99,9 @@ __all__ = [
     "effective_curvature_change",
     "empirical_lipschitz",
     "exact_diagonal",
-    "exact_diagonals",
     "filter_normalized_direction",
     "fixed_pgd",
+    "ggn_diagonal",
     "hutchinson_diagonal",
     "illustrate",
     "input_flatness",

@@ -10,7 +10,7 @@ It does not change where a scale is moved between σ_α(x) = σ₁(αx)/α and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -19,37 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
-from curvact.activations import max_curvature, name_of
-from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher
+from curvact.activations import max_curvature
+from curvact.activations.selection import Selector, matcher
+from curvact.analysis.calls import CallSite, Function, call_sites, curvature_at, identity_of, watched
+from curvact.analysis.records import OnProgress, finite
 from curvact.attacks.pgd import mode
 from curvact.errors import CurvactError
 
 Batches = Tensor | Iterable[Tensor | Sequence[Tensor]]
-OnProgress = Callable[[int, int | None], None]
-"""Called as (done, total); total is None where it is not known."""
 
 HALF, TENTH = 0.5, 0.1
 """Where a unit counts as curved: |σ″(a)| at least this part of κ. [ours]"""
-
-
-@dataclass(frozen=True)
-class CallSite:
-    """One call of an activation within the forward pass.
-
-    name: the path of the module, with `#2` for its second call and so on where the calls are more than its paths; for a
-    functional call the module whose forward makes it and the function, as in `layer1.0:relu`.
-    function: the activation itself: elementwise, of one tensor.
-    """
-
-    name: str
-    function: Callable[[Tensor], Tensor]
-
-    @property
-    def activation(self) -> str:
-        """The activation as text."""
-        return " ".join(name_of(self.function).split())
 
 
 @dataclass(frozen=True)
@@ -177,7 +158,7 @@ def effective_curvature(
             inputs += len(images)
             place = 0
 
-            def see(_frame: str, _name: str, function: Callable[[Tensor], Tensor], a: Tensor) -> None:
+            def see(_frame: str, function: Function, a: Tensor) -> None:
                 nonlocal place
                 if place >= len(tallies) or not tallies[place].is_of(function):
                     raise CurvactError(
@@ -187,7 +168,7 @@ def effective_curvature(
                 tallies[place].add(a)
                 place += 1
 
-            with _watching(model, matcher(match), see), _enough_for(batch_statistics, len(images)):
+            with watched(model, matcher(match), see), _enough_for(batch_statistics, len(images)):
                 model(images)
             if place != len(tallies):
                 raise CurvactError(
@@ -250,181 +231,11 @@ def effective_curvature_change(
     return EffectiveCurvatureChange(*both)
 
 
-def call_sites(model: nn.Module, x: Tensor, *, match: Selector | None = None) -> tuple[CallSite, ...]:
-    """The calls of activations in a forward pass over x, in order, in eval mode. Arguments and errors as `effective_curvature`.
-
-    >>> act = nn.ReLU()
-    >>> [site.name for site in call_sites(nn.Sequential(act, nn.Linear(2, 2), act), torch.zeros(1, 2))]
-    ['0', '2']
-    """
-    calls: list[tuple[str, str, Callable[[Tensor], Tensor]]] = []
-    with torch.no_grad(), mode(model, training=False):
-        found = matcher(match)
-        with _watching(model, found, lambda frame, name, function, _: calls.append((frame, name, function))):
-            model(x)
-    if not calls:
-        kinds = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-        raise CurvactError(f"no activation was called in the forward pass; modules seen: {kinds}")
-    paths: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(id(module), []).append(path)
-    names = [_named(calls, index, paths) for index in range(len(calls))]
-    counts: dict[str, int] = {}
-    sites = []
-    for name, (_, _, function) in zip(names, calls, strict=True):
-        counts[name] = counts.get(name, 0) + 1
-        sites.append(CallSite(name if counts[name] == 1 else f"{name}#{counts[name]}", function))
-    return tuple(sites)
-
-
-def curvature_at(function: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
-    """σ″(a), elementwise: the activation's own `curvature` where it has one, else by autograd. Detached.
-
-    >>> curvature_at(torch.nn.functional.silu, torch.zeros(1))
-    tensor([0.5000])
-    """
-    own = getattr(function, "curvature", None)
-    if callable(own):
-        with torch.no_grad():
-            bent: Tensor = own(a.detach())
-            return bent
-    with torch.enable_grad():
-        a = a.detach().clone().requires_grad_()
-        # An inplace activation must not write to a leaf.
-        out = function(a * 1)
-        (slope,) = torch.autograd.grad(out.sum(), a, create_graph=True)
-        if not slope.requires_grad:
-            return torch.zeros_like(a)
-        (second,) = torch.autograd.grad(slope.sum(), a, allow_unused=True, materialize_grads=True)
-    return second.detach()
-
-
-def finite(value: Any) -> Any:
-    """None for a float that is not finite, which JSON does not have; any other value as it is.
-
-    >>> finite(float("inf")), finite(2), finite("a")
-    (None, 2, 'a')
-    """
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _inputs(batch: Tensor | Sequence[Tensor]) -> Tensor:
     images = batch if isinstance(batch, Tensor) else batch[0]
     if len(images) == 0:
         raise CurvactError("an empty batch in effective_curvature: every batch needs at least one input")
     return images
-
-
-def _named(
-    calls: Sequence[tuple[str, str, Callable[[Tensor], Tensor]]], index: int, paths: dict[int, list[str]]
-) -> str:
-    """The path of the module called. One that its parent holds under several names, calling each once, goes by these in turn."""
-    frame, call, function = calls[index]
-    if call:
-        return f"{frame}:{call}" if frame else call
-    here = [i for i, (where, _, other) in enumerate(calls) if where == frame and other is function]
-    prefix = f"{frame}." if frame else ""
-    own = [p for p in paths[id(function)] if p.startswith(prefix) and "." not in p[len(prefix) :]]
-    if len(own) == len(here):
-        return own[here.index(index)] or "(the model itself)"
-    return (own or paths[id(function)])[0] or "(the model itself)"
-
-
-class _Call:
-    """A function of torch with its arguments but for the first."""
-
-    def __init__(self, name: str, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        self.__name__ = name
-        self.function = function
-        self.args = tuple(args)
-        self.kwargs = kwargs
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = self.function(x, *self.args, **self.kwargs)
-        return out
-
-
-class _Functional(TorchFunctionMode):
-    """Sees functional calls of activations."""
-
-    def __init__(
-        self, wanted: set[str], see: Callable[[str, Callable[[Tensor], Tensor], Tensor], None]
-    ) -> None:
-        super().__init__()
-        self.wanted = wanted
-        self.see = see
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = FUNCTION_NAMES.get(func)
-        if name in self.wanted:
-            rest = {key: value for key, value in kwargs.items() if key not in ("input", "inplace")}
-            self.see(name, _Call(name, func, args[1:], rest), args[0] if args else kwargs["input"])
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _watching(
-    model: nn.Module,
-    match: Match,
-    see: Callable[[str, str, Callable[[Tensor], Tensor], Tensor], None],
-) -> Iterator[None]:
-    """Calls `see(path of the calling module, function's name or "", function, pre-activation)` before each activation.
-
-    What an activation calls within itself is not seen.
-    """
-    paths: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(id(module), []).append(path)
-    activations = {id(module) for module in model.modules() if match(module)}
-    frames: list[str] = []
-    inside: list[nn.Module] = []
-    looking = False
-
-    def note(name: str, function: Callable[[Tensor], Tensor], a: Tensor) -> None:
-        nonlocal looking
-        if inside or looking:
-            return
-        looking = True
-        try:
-            see(frames[-1] if frames else "", name, function, a)
-        finally:
-            looking = False
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if looking:
-            return
-        if id(module) in activations:
-            try:
-                note("", module, args[0] if args else next(iter(kwargs.values())))
-            finally:
-                inside.append(module)
-        else:
-            prefix = f"{frames[-1]}." if frames and frames[-1] else ""
-            mine = paths[id(module)]
-            frames.append(next((path for path in mine if path.startswith(prefix)), mine[0]))
-
-    def leave(module: nn.Module, _args: Any, _out: Any) -> None:
-        if looking:
-            return
-        if id(module) in activations:
-            inside.pop()
-        else:
-            frames.pop()
-
-    handles = []
-    try:
-        # Hooks also switch off the fused path of transformer layers, which calls no activation.
-        for module in model.modules():
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-        with _Functional(functional_names(match), note):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -468,7 +279,7 @@ class _Tally:
         self.values = 0
         self.mean = self.squares = self.curved = torch.zeros(0)
 
-    def is_of(self, function: Callable[[Tensor], Tensor]) -> bool:
+    def is_of(self, function: Function) -> bool:
         """Whether this is the same activation; for functional calls, one with the same arguments."""
         return identity_of(self.site.function) == identity_of(function)
 
@@ -518,14 +329,7 @@ class _Tally:
         )
 
 
-def identity_of(function: Callable[[Tensor], Tensor]) -> object:
-    """What is the same for activations with the same κ, as far as can be told at no cost."""
-    if isinstance(function, _Call):
-        return function.__name__, repr(function.args), repr(function.kwargs)
-    return id(function)
-
-
-def _kappa(function: Callable[[Tensor], Tensor]) -> float:
+def _kappa(function: Function) -> float:
     try:
         peak = getattr(function, "max_curvature", None)
         return float(peak.value if peak is not None else max_curvature(function).value)

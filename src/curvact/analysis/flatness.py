@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from curvact.analysis.accumulate import check_inputs, excluder
-from curvact.analysis.effective_curvature import OnProgress, finite
+from curvact.analysis.loss import check_inputs, excluder
+from curvact.analysis.records import OnProgress, finite
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import PGD, Attack, mode
 from curvact.attacks.threat import ThreatModel

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvact.analysis.accumulate import check_inputs, check_model
-from curvact.analysis.effective_curvature import OnProgress, finite
+from curvact.analysis.loss import check_inputs, check_values
+from curvact.analysis.records import OnProgress, finite
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import frozen, mode
 from curvact.attacks.threat import ThreatModel, check_images
@@ -106,7 +106,7 @@ def input_flatness(
     """
     threat_models = threat_models or {}
     check_inputs(x, y, "input_flatness", batch_size)
-    check_model(model, "input_flatness")
+    check_values(model, "input_flatness")
     if threat_models:
         check_images(x)
     gradients, spectra = [], []

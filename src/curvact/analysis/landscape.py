@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvact.analysis.effective_curvature import OnProgress, finite
 from curvact.analysis.flatness import Displacement, Exclude, Loss, displaced, mean_loss, pieces
+from curvact.analysis.records import OnProgress, finite
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import Attack, mode
 from curvact.errors import CurvactError

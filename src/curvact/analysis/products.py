@@ -14,25 +14,6 @@ Operator = Callable[[Tensor], Tensor]
 """Rows (K, P) to rows (K, P), each multiplied by the same symmetric matrix."""
 
 
-def hvp(loss_fn: Callable[[], Tensor], params: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """H v, for the Hessian H of `loss_fn()` in `params`, of shape (P,).
-
-    loss_fn: returns a scalar computed from `params`.
-    params: tensors that require a gradient; P is their total number of elements. One that the loss does not depend on has a
-        zero row.
-    vector: v, of shape (P,), in the order of `params`.
-    Raises CurvactError when the loss is no scalar, or does not depend on any of the parameters, or v has another length.
-
-    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> hvp(lambda: w[0] ** 2 * w[1], [w], torch.tensor([1.0, 0.0]))  # the first column of [[2w₁, 2w₀], [2w₀, 0]]
-    tensor([4., 2.])
-    """
-    total = sum(p.numel() for p in params)
-    if vector.shape != (total,):
-        raise CurvactError(f"vector of shape {tuple(vector.shape)} in hvp: it must be ({total},), flat")
-    return differentiate(loss_fn, params).product(vector)
-
-
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A scalar and its gradient with the graph behind it, so that each product with H is one more backward pass."""
@@ -75,7 +56,7 @@ class Graph:
         return row.detach()
 
     def block_diagonal(self, index: int) -> Tensor:
-        """The diagonal of that block, flat: one backward pass an element, within the part of the graph from p to itself."""
+        """The diagonal of that block, flat. One backward pass for each element, in the part of the graph from p to itself."""
         gradient, param = self.gradients[index], self.params[index]
         diagonal = torch.zeros_like(param).reshape(-1)
         if gradient is None:
@@ -92,7 +73,18 @@ class Graph:
 
 
 def differentiate(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> Graph:
-    """The gradient of `loss_fn()` in `params`, ready to be differentiated again. Errors as `hvp`."""
+    """The gradient of `loss_fn()` in `params`, ready to be differentiated again.
+
+    loss_fn: returns a scalar computed from `params`.
+    params: tensors that require a gradient; P is their total number of elements. One that the loss does not depend on has
+        a zero row in H.
+    Raises CurvactError when the loss is no scalar, or does not depend on any of the parameters.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> graph = differentiate(lambda: w[0] ** 2 * w[1], [w])  # H = [[2w₁, 2w₀], [2w₀, 0]]
+    >>> graph.product(torch.tensor([1.0, 0.0])), graph.diagonal()
+    (tensor([4., 2.]), tensor([4., 0.]))
+    """
     if not params:
         raise CurvactError("no parameters to differentiate by: give at least one tensor")
     with torch.enable_grad():

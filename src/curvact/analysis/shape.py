@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations.describe import as_activation, describe
-from curvact.analysis.effective_curvature import OnProgress, call_sites, finite, identity_of
+from curvact.analysis.calls import call_sites, identity_of
+from curvact.analysis.records import OnProgress, finite
 from curvact.attacks import PGD, Norm, ThreatModel, accuracy, ensemble, minimum_radius
 from curvact.attacks.pgd import Attack, Model, mode, pgd
 from curvact.errors import CurvactError

@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from curvact.analysis.accumulate import Exclude, check_inputs, check_model, excluder
-from curvact.analysis.effective_curvature import OnProgress, finite
 from curvact.analysis.input_flatness import InputFlatness, input_flatness
+from curvact.analysis.loss import Exclude, check_inputs, check_values, excluder
+from curvact.analysis.records import OnProgress, finite
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import PGD, Attack, frozen, mode
 from curvact.attacks.threat import ThreatModel, check_images
@@ -198,7 +198,7 @@ def smoothness_report(
     """
     where = "smoothness_report"
     check_inputs(x, y, where, batch_size)
-    check_model(model, where)
+    check_values(model, where)
     _check_attacks(attacks, where)
     if flatness and threat_models:
         check_images(x)
@@ -294,7 +294,7 @@ def trajectory_smoothness(
     """
     where = "trajectory_smoothness"
     check_inputs(x, y, where, batch_size)
-    check_model(model, where)
+    check_values(model, where)
     _check_attacks(attacks, where)
     if buffers not in get_args(Buffers):
         raise CurvactError(
@@ -478,7 +478,7 @@ def match_radii(
     corner = epsilon * math.sqrt(x[0].numel())
     if rule == "corners":
         return Matched(epsilon, corner, rule, math.nan, math.nan)
-    check_model(model, where)
+    check_values(model, where)
 
     def cost(threat: ThreatModel) -> float:
         attack = fixed_pgd(threat, steps=steps, seed=seed)

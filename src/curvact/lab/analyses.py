@@ -11,12 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations import activation_parameters
-from curvact.analysis.effective_curvature import OnProgress, effective_curvature, finite
+from curvact.analysis.effective_curvature import effective_curvature
 from curvact.analysis.flatness import average_flatness, worst_case_flatness
-from curvact.analysis.hessian import diagonal_norms
+from curvact.analysis.hessian import (
+    SpectralDensity,
+    diagonal_norms,
+    diagonal_split,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+from curvact.analysis.loss import Loss
+from curvact.analysis.records import OnProgress, finite
 from curvact.analysis.smoothness import MatchingRule, fixed_pgd, match_radii, smoothness_report
-from curvact.analysis.spectrum import SpectralDensity, spectral_density, top_eigenvalues, trace
-from curvact.analysis.split import diagonal_split
 from curvact.attacks import ThreatModel
 from curvact.attacks.pgd import mode
 from curvact.data import Splits
@@ -199,44 +206,35 @@ def hessian_analysis(
     total, done = 2 * len(set(what)), 0
     losses: Record = {}
     for label, points in (("clean", x), ("adversarial", attacked)):
-        common: dict[str, Any] = {"exclude": exclude, "batch_size": size}
+        loss = Loss(model, points, y, exclude=exclude, batch_size=size)
         stopping: dict[str, Any] = {"relative_error": relative_error, "max_probes": max_probes}
         entry: Record = {}
         for part in (name for name in HESSIAN_PARTS if name in what):
             random = generator(seed, f"analysis/{part}/{label}")
             if part == "norms":
                 norms = diagonal_norms(
-                    model,
-                    points,
-                    y,
+                    loss,
                     probes=probes,
                     deflation=deflation,
-                    exact=exact or None,
+                    exact=exact,
                     generator=random,
                     **stopping,
-                    **common,
                 )
                 entry[part] = plain(asdict(norms))
             elif part == "split":
                 split = diagonal_split(
-                    model,
-                    points,
-                    y,
+                    loss,
                     probes=probes,
                     exact=exact,
                     by_site=by_site,
                     generator=random,
                     **stopping,
-                    **common,
                 )
                 entry[part] = plain(asdict(split))
             else:
                 entry[part] = _spectrum(
-                    model,
-                    points,
-                    y,
+                    loss,
                     random,
-                    common,
                     {"probes": probes, "deflation": deflation, "exact": exact, **stopping},
                     eigenvalues,
                     density_probes,
@@ -372,18 +370,15 @@ def _attacked(
 
 
 def _spectrum(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    loss: Loss,
     random: torch.Generator,
-    common: Mapping[str, Any],
     probing: Mapping[str, Any],
     count: int,
     density_probes: int,
     density_steps: int,
 ) -> Record:
-    found = trace(model, x, y, generator=random, **probing, **common)
-    ends = top_eigenvalues(model, x, y, count=count, ends="both", generator=random, **common)
+    found = trace(loss, generator=random, **probing)
+    ends = top_eigenvalues(loss, count=count, ends="both", generator=random)
     record: Record = {
         "trace": plain(asdict(found)) | {"mean_eigenvalue": finite(found.mean_eigenvalue)},
         "largest": plain(ends.largest),
@@ -394,9 +389,7 @@ def _spectrum(
         "products": ends.products,
     }
     if density_probes:
-        drawn = spectral_density(
-            model, x, y, probes=density_probes, steps=density_steps, generator=random, **common
-        )
+        drawn = spectral_density(loss, probes=density_probes, steps=density_steps, generator=random)
         record["density"] = density_record(drawn)
     return record
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from curvact.activations import Activation, activation, activation_parameters, known_curvature
-from curvact.analysis import diagonal_norms
+from curvact.analysis import Loss, diagonal_norms
 from curvact.analysis.effective_curvature import effective_curvature
 from curvact.attacks import PGD, Attack, SuspectModelWarning, ThreatModel, accuracy, ensemble, mode
 from curvact.data import ExtraImages, Splits, load, open_extra
@@ -248,13 +248,10 @@ def _metrics(
     for label, x in (("clean", data.train.inputs(slice(0, count))), ("adversarial", train.x_adv[:count])):
         try:
             norms = diagonal_norms(
-                model,
-                x,
-                y,
+                Loss(model, x, y, exclude=exclude),
                 probes=config["hessian"]["probes"],
                 deflation=config["hessian"]["deflation"],
                 generator=generator(seed, f"hessian/{label}"),
-                exclude=exclude,
             )
         except CurvactError as error:
             # Something in the trained network is not finite: the fault of this trial, not of the sweep.

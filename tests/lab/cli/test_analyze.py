@@ -18,7 +18,7 @@ from torch import nn
 
 import curvact.files
 import curvact.lab.cli.main
-from curvact.analysis import diagonal_norms
+from curvact.analysis import Loss, diagonal_norms
 from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
@@ -179,7 +179,7 @@ def test_hessian_exactly_and_only_some_parts(run: Run, silu: Path, tmp_path: Pat
     assert written(tmp_path) == ["hessian-silu-norms.png", "hessian-silu-norms.svg", "hessian-silu.json"]
     losses = read(tmp_path / "hessian-silu.json")["result"]["losses"]
     images = load("digits").train.first(4)
-    truth = diagonal_norms(open_model(silu)[0], images.inputs(), images.labels, exact=True)
+    truth = diagonal_norms(Loss(open_model(silu)[0], images.inputs(), images.labels), exact=True)
     assert list(losses["clean"]) == ["norms"]
     for name in ("rms", "gradient_relative", "scale_invariant"):
         found = losses["clean"]["norms"][name]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from curvact.analysis.effective_curvature import OnProgress
+    from curvact.analysis.records import OnProgress
     from curvact.analysis.smoothness import MatchingRule
     from curvact.attacks import ThreatModel
 

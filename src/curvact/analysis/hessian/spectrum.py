@@ -1,11 +1,11 @@
-"""The spectrum of the loss Hessian: its trace, its ends, and its density, from products with it alone.
+"""The spectrum of the loss Hessian: its trace, its ends and its density, from products with H alone.
 
-- Trace: vᵀHv for random signs v has mean tr H (Hutchinson 1989); what a sketch finds is taken out first and its part computed
-  exactly (Hutch++, Meyer et al. 2021): tr H = tr QᵀHQ + E vᵀ(I−P)H(I−P)v, P = QQᵀ.
-- Ends: Lanczos with full reorthogonalisation and thick restarts (Wu and Simon 2000), from one random vector. An eigenvalue counts
-  as found when its residual ‖Hu − λu‖, which bounds its error, is small against the largest |λ|.
-- Density: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017; Ghorbani et al. 2019). k steps from v give nodes and weights
-  with Σ w_i θ_i^j = vᵀH^j v/‖v‖² for every j < 2k; their mean over random v estimates the density of the eigenvalues.
+- Trace: vᵀHv for random signs v has the mean tr H (Hutchinson 1989). The span of a sketch is taken out first and its part is
+  computed exactly (Hutch++, Meyer et al. 2021): tr H = tr QᵀHQ + E vᵀ(I−P)H(I−P)v, P = QQᵀ.
+- Ends: Lanczos with full reorthogonalisation and thick restarts (Wu and Simon 2000), from one random vector. The residual
+  ‖Hu − λu‖ bounds the error of an eigenvalue. The eigenvalue is accepted when its residual is small against the largest |λ|.
+- Density: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017; Ghorbani et al. 2019). k steps from v give nodes and
+  weights with Σ w_i θ_i^j = vᵀH^j v/‖v‖² for every j < 2k. Their mean over random v estimates the density of eigenvalues.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from curvact.analysis.accumulate import Batches, Exclude, Loss, problem
-from curvact.analysis.probes import (
+from curvact.analysis.hessian.diagonal import exact_diagonal
+from curvact.analysis.hessian.probes import (
     NormEstimate,
     check_deflation,
     check_probes,
@@ -30,6 +29,7 @@ from curvact.analysis.probes import (
     sketch,
     within,
 )
+from curvact.analysis.loss import Loss
 from curvact.analysis.products import Operator
 from curvact.errors import CurvactError
 
@@ -38,7 +38,7 @@ Ends = Literal["largest", "smallest", "both"]
 
 @dataclass(frozen=True)
 class Trace:
-    """tr H and the standard error that the probes leave on it (0 where exact). mean_eigenvalue is tr H/P.
+    """tr H and its standard error over the probes (0 where exact). mean_eigenvalue is tr H/P.
 
     by_parameter: the trace of each parameter tensor's own block, with its standard error.
     """
@@ -58,10 +58,10 @@ class Trace:
 class Eigenvalues:
     """Eigenvalues at one or both ends of the spectrum.
 
-    largest: from the largest down. smallest: from the smallest up; empty for an end that was not asked for.
-    largest_residuals, smallest_residuals: ‖Hu − λu‖ for each, a bound on its error.
+    largest: from the largest down. smallest: from the smallest up. The tuple of an end that is not computed is empty.
+    largest_residuals, smallest_residuals: ‖Hu − λu‖ of each, a bound on its error.
     vectors: the eigenvectors in the order largest, smallest, as rows (n, P).
-    products: how many products with H were made. converged: whether every residual met the tolerance.
+    products: the number of products with H. converged: whether every residual met the tolerance.
     """
 
     largest: tuple[float, ...]
@@ -75,14 +75,14 @@ class Eigenvalues:
 
 @dataclass(frozen=True, eq=False)
 class SpectralDensity:
-    """Nodes and weights (probes, steps) whose weights sum to 1 in each row: the density is the mean over rows of Σ w δ(λ − θ)."""
+    """Nodes θ and weights w, (probes, steps) each: the density is the mean over the rows of Σ w δ(λ − θ). Each row sums to 1."""
 
     nodes: Tensor
     weights: Tensor
     parameters: int
 
     def density(self, at: Tensor, width: float) -> Tensor:
-        """The density at these points, each δ widened to a normal distribution with standard deviation `width`."""
+        """The density at these points. Each δ becomes a normal density of standard deviation `width`."""
         at = at.to(self.nodes)
         gaps = (at[..., None] - self.nodes.reshape(-1)) / width
         bells = torch.exp(-(gaps**2) / 2) / (width * math.sqrt(2 * math.pi))
@@ -101,31 +101,25 @@ class SpectralDensity:
 
 
 def trace(
-    model: nn.Module,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
+    loss: Loss,
     *,
-    loss: Loss = F.cross_entropy,
     probes: int = 32,
     relative_error: float | None = None,
     max_probes: int = 1024,
     generator: torch.Generator | None = None,
     deflation: int = 8,
     exact: bool = False,
-    exclude: Exclude = (),
-    batches: Batches | None = None,
-    batch_size: int | None = None,
 ) -> Trace:
-    """tr H of the mean loss, in eval mode, as a whole and for the block of every parameter tensor.
+    """tr H, of the whole and of the block of every parameter tensor.
 
-    probes: K ≥ 2. relative_error, max_probes: instead, until the standard error is at most this part of |tr H|, or so many probes
-    are used.
+    probes: K ≥ 2. relative_error, max_probes: instead, draw probes until the standard error is at most this part of |tr H|,
+        or until so many are used.
     exact: the sum of the exact diagonal, by P backward passes.
-    All else, and the errors raised, as for `diagonal_norms`.
+    Other arguments and errors as `diagonal_norms`.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> from torch import nn
     >>> x, y = torch.tensor([[1.0, 2.0], [1.0, 0.0]]), torch.zeros(2, 1)
-    >>> trace(model, x, y, loss=F.mse_loss, exact=True).value  # 2·mean of ‖x‖²
+    >>> trace(Loss(nn.Linear(2, 1, bias=False), x, y, loss=nn.functional.mse_loss), exact=True).value  # 2·mean of ‖x‖²
     6.0
     """
     where = "trace"
@@ -135,35 +129,29 @@ def trace(
         check_probes(probes, 2, where)
     if generator is None and not exact:
         raise CurvactError(f"generator=None in {where}: the probes need a torch.Generator, unless exact=True")
-    with problem(
-        model, x, y, where=where, loss=loss, exclude=exclude, batches=batches, batch_size=batch_size
-    ) as p:
-        _, gradient = p.gradient()
-        sizes = [param.numel() for param in p.params]
+    with loss.running(where):
+        _, gradient = loss.gradient()
         if exact or generator is None:
-            diagonal = p.diagonal()
-            blocks = [part.sum().item() for part in torch.split(diagonal, sizes)]
-            return Trace(
-                diagonal.sum().item(),
-                0.0,
-                p.size,
-                0,
-                {n: (b, 0.0) for n, b in zip(p.free, blocks, strict=True)},
-            )
-        top = deflate(p.hessian, sketch(p.hessian, deflation, gradient, generator))
+            diagonal = exact_diagonal(loss)
+            blocks = {n: (part.sum().item(), 0.0) for n, part in loss.by_parameter(diagonal).items()}
+            return Trace(diagonal.sum().item(), 0.0, loss.size, 0, blocks)
+        top = deflate(loss.hessian, sketch(loss.hessian, deflation, gradient, generator))
+        known = _block_sums(top.diagonal, loss)
         limit = probes if relative_error is None else max_probes
         rows: list[Tensor] = []
-        known = torch.stack([part.double().sum() for part in torch.split(top.diagonal, sizes)])
         while len(rows) < limit:
             signs = rademacher(min(8, limit - len(rows)), gradient, generator)
-            for drawn in top.remove(p.hessian(top.remove(signs))) * signs:
-                blocks_ = [part.double().sum() for part in torch.split(drawn, sizes)]
-                rows.append(torch.stack(blocks_) + known)
+            drawn = top.remove(loss.hessian(top.remove(signs))) * signs
+            rows += [_block_sums(row, loss) + known for row in drawn]
             found = _mean([row.sum() for row in rows])
             if relative_error is not None and within(NormEstimate(abs(found[0]), found[1]), relative_error):
                 break
-        by = {name: _mean([row[i] for row in rows]) for i, name in enumerate(p.free)}
-        return Trace(*found, p.size, len(rows), by)
+        by = {name: _mean([row[i] for row in rows]) for i, name in enumerate(loss.parameters)}
+        return Trace(*found, loss.size, len(rows), by)
+
+
+def _block_sums(diagonal: Tensor, loss: Loss) -> Tensor:
+    return torch.stack([part.double().sum() for part in torch.split(diagonal, loss.sizes)])
 
 
 def _mean(values: list[Tensor]) -> tuple[float, float]:
@@ -172,9 +160,7 @@ def _mean(values: list[Tensor]) -> tuple[float, float]:
 
 
 def top_eigenvalues(
-    model: nn.Module,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
+    loss: Loss,
     *,
     count: int = 1,
     ends: Ends = "largest",
@@ -182,32 +168,26 @@ def top_eigenvalues(
     max_products: int = 500,
     basis: int | None = None,
     generator: torch.Generator,
-    loss: Loss = F.cross_entropy,
-    exclude: Exclude = (),
-    batches: Batches | None = None,
-    batch_size: int | None = None,
 ) -> Eigenvalues:
-    """The `count` largest (most positive) or smallest (most negative) eigenvalues of H, or both, with eigenvectors, in eval mode.
+    """The `count` largest (most positive) or smallest (most negative) eigenvalues of H, or both, with eigenvectors.
 
-    tolerance: a residual counts as small at this part of the largest |λ| that was seen; in float32 1e-6 is about the least.
-    max_products: with H, at most. basis: vectors of P numbers that are held, at least 2·(eigenvalues wanted) + 4 where P admits
-    it; None: that and 20 more. generator: of the first vector.
-    All else, and the errors raised, as for `diagonal_norms`.
+    tolerance: a residual counts as small at this part of the largest |λ| seen; in float32 about 1e-6 is the least.
+    max_products: with H, at most. basis: vectors of P numbers that are held, at least 2·(eigenvalues wanted) + 4 where P
+        admits it; None: 20 more than that. generator: of the first vector.
+    Raises CurvactError for arguments out of range and for what is not finite.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> from torch import nn
     >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)
-    >>> found = top_eigenvalues(model, x, y, loss=F.mse_loss, ends="both", generator=torch.Generator().manual_seed(0))
+    >>> loss = Loss(nn.Linear(2, 1, bias=False), x, y, loss=nn.functional.mse_loss)
+    >>> found = top_eigenvalues(loss, ends="both", generator=torch.Generator().manual_seed(0))
     >>> [round(value, 4) for value in found.largest + found.smallest]
     [9.0, 1.0]
     """
-    where = "top_eigenvalues"
-    with problem(
-        model, x, y, where=where, loss=loss, exclude=exclude, batches=batches, batch_size=batch_size
-    ) as p:
-        _, gradient = p.gradient()
-        start = torch.randn(p.size, generator=generator, device=generator.device).to(gradient)
+    with loss.running("top_eigenvalues"):
+        _, gradient = loss.gradient()
+        start = torch.randn(loss.size, generator=generator, device=generator.device).to(gradient)
         return extreme_eigenvalues(
-            p.hessian,
+            loss.hessian,
             start,
             count=count,
             ends=ends,
@@ -219,55 +199,42 @@ def top_eigenvalues(
 
 
 def spectral_density(
-    model: nn.Module,
-    x: Tensor | None = None,
-    y: Tensor | None = None,
-    *,
-    probes: int = 4,
-    steps: int = 64,
-    generator: torch.Generator,
-    loss: Loss = F.cross_entropy,
-    exclude: Exclude = (),
-    batches: Batches | None = None,
-    batch_size: int | None = None,
+    loss: Loss, *, probes: int = 4, steps: int = 64, generator: torch.Generator
 ) -> SpectralDensity:
-    """The density of H's eigenvalues by stochastic Lanczos quadrature, in eval mode.
+    """The density of H's eigenvalues by stochastic Lanczos quadrature.
 
-    probes: random vectors; steps: products with H for each, and vectors of P numbers that are held. The ends of the spectrum are
-    sharp after few steps; the bulk has the resolution (largest − smallest)/steps or so.
-    All else, and the errors raised, as for `diagonal_norms`.
+    probes: random vectors. steps: products with H for each, and vectors of P numbers that are held. The ends of the spectrum
+    are sharp after few steps; the bulk has a resolution of about (largest − smallest)/steps.
+    Raises CurvactError for arguments out of range and for what is not finite.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> from torch import nn
     >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)
-    >>> found = spectral_density(model, x, y, loss=F.mse_loss, steps=2, generator=torch.Generator().manual_seed(0))
+    >>> loss = Loss(nn.Linear(2, 1, bias=False), x, y, loss=nn.functional.mse_loss)
+    >>> found = spectral_density(loss, steps=2, generator=torch.Generator().manual_seed(0))
     >>> [round(share, 4) for share in found.below(torch.tensor([0.0, 5.0, 9.5])).tolist()]  # eigenvalues 1 and 9
     [0.0, 0.5, 1.0]
     """
-    where = "spectral_density"
     for value, name in ((probes, "probes"), (steps, "steps")):
         if value < 1:
-            raise CurvactError(f"{name}={value} in {where}: it must be at least 1")
-    with problem(
-        model, x, y, where=where, loss=loss, exclude=exclude, batches=batches, batch_size=batch_size
-    ) as p:
-        _, gradient = p.gradient()
-        found = [
-            lanczos_quadrature(p.hessian, sign, steps) for sign in rademacher(probes, gradient, generator)
-        ]
+            raise CurvactError(f"{name}={value} in spectral_density: it must be at least 1")
+    with loss.running("spectral_density"):
+        _, gradient = loss.gradient()
+        signs = rademacher(probes, gradient, generator)
+        found = [lanczos_quadrature(loss.hessian, sign, steps) for sign in signs]
         # A vector that spans an invariant subspace ends early: its row is filled up with weights of 0.
         most = max(len(nodes) for nodes, _ in found)
         nodes, weights = torch.zeros(2, probes, most, dtype=torch.float64, device=gradient.device)
         for i, (theta, weight) in enumerate(found):
             nodes[i], weights[i] = theta[-1], 0
             nodes[i, : len(theta)], weights[i, : len(theta)] = theta, weight
-        return SpectralDensity(nodes, weights, p.size)
+        return SpectralDensity(nodes, weights, loss.size)
 
 
 # ---- any symmetric operator ----
 
 
 def lanczos_quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Nodes, ascending, and weights (their sum is 1) of the quadrature that belongs to a symmetric operator and a vector (P,).
+    """The quadrature of a symmetric operator and a vector (P,): nodes, ascending, and weights, whose sum is 1.
 
     At most `steps` of each, in float64; fewer where the vector spans an invariant subspace.
 
@@ -301,13 +268,13 @@ def lanczos_quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[T
 
 
 def _negligible(like: Tensor, diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
-    """The size below which what is left of a Lanczos vector is rounding."""
+    """A Lanczos vector of at most this size is rounding."""
     scale = torch.stack([value.abs() for value in (*diagonal, *beside)]).amax()
     return 10 * torch.finfo(like.dtype).eps * scale
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients, in float64, and what is left of a vector outside the span of orthonormal rows. Twice is enough (Kahan)."""
+    """Coefficients, in float64, and the part of a vector outside the span of orthonormal rows. Twice is enough (Kahan)."""
     coefficients = torch.zeros(len(basis), dtype=torch.float64, device=vector.device)
     for _ in range(2):
         step = basis @ vector
@@ -329,8 +296,8 @@ def extreme_eigenvalues(
 ) -> Eigenvalues:
     """`top_eigenvalues` of any symmetric operator, from a first vector (P,) that is not 0.
 
-    An eigenvalue of multiplicity above 1 comes as often as it should only if Lanczos has exhausted an invariant subspace on the
-    way; generator: of the vectors with which it then goes on.
+    A multiple eigenvalue may be found once only, unless Lanczos exhausts an invariant subspace on its way. It then goes on
+    with a random vector of `generator`.
     """
     where = "top_eigenvalues"
     size = len(start)
@@ -365,7 +332,7 @@ def extreme_eigenvalues(
             rest = image.norm()
             scale = matrix[:used, :used].abs().amax()
             if rest <= 10 * torch.finfo(start.dtype).eps * scale:
-                # An invariant subspace: go on outside it, in no direction in particular.
+                # An invariant subspace: go on outside it, in a random direction.
                 rest = torch.zeros_like(rest)
                 if used == size:
                     break
@@ -408,7 +375,7 @@ def extreme_eigenvalues(
 
 
 def _chosen(size: int, count: int, ends: Ends) -> list[int]:
-    """Which of `size` ascending eigenvalues: from the largest down, then from the smallest up."""
+    """Places among `size` ascending eigenvalues: from the largest down, then from the smallest up."""
     largest = list(range(size - 1, max(size - 1 - count, -1), -1)) if ends != "smallest" else []
     smallest = list(range(min(count, size))) if ends != "largest" else []
     return largest + smallest

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvact.analysis.accumulate import Loss, Problem, check_finite
+from curvact.analysis.loss import Loss, LossFunction
+from curvact.analysis.products import flatten
 from curvact.errors import CurvactError
 
 OUTPUTS = 128
@@ -27,7 +28,7 @@ class NotByExample(CurvactError):
     """The outputs or the loss of an example depend on other examples, or there are too many outputs."""
 
 
-def output_hessian(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+def output_hessian(loss: LossFunction, outputs: Tensor, y: Tensor) -> Tensor:
     """The Hessian of the loss in the outputs of each example: (N, C, C) for outputs (N, …) with C elements each.
 
     Raises NotByExample where the loss couples examples, or C > `OUTPUTS`.
@@ -48,7 +49,7 @@ def output_hessian(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
         return _output_hessian(loss, outputs, y, n, c)
 
 
-def _output_hessian(loss: Loss, outputs: Tensor, y: Tensor, n: int, c: int) -> Tensor:
+def _output_hessian(loss: LossFunction, outputs: Tensor, y: Tensor, n: int, c: int) -> Tensor:
     out = outputs.detach().requires_grad_()
     hessian = out.new_zeros(n, c, c)
     with torch.enable_grad():
@@ -67,7 +68,7 @@ def _output_hessian(loss: Loss, outputs: Tensor, y: Tensor, n: int, c: int) -> T
         )
         return row.detach().reshape(n, c)
 
-    # Every two examples differ in some bit of their numbers: nothing may go from those with it to those without.
+    # Any two examples differ in some bit of their numbers. Nothing may go from examples with that bit to those without.
     numbers = torch.arange(n, device=out.device)
     steps = torch.arange(1, c + 1, device=out.device, dtype=out.dtype)
     for bit in range((n - 1).bit_length()):
@@ -84,42 +85,47 @@ def _output_hessian(loss: Loss, outputs: Tensor, y: Tensor, n: int, c: int) -> T
     return hessian
 
 
-def ggn_diagonal(problem: Problem) -> Tensor:
-    """diag GGN of a problem, exactly, of shape (P,): C gradients of every single example, or fewer where H_n has a null space.
+def ggn_diagonal(loss: Loss) -> Tensor:
+    """diag GGN, exactly, of shape (P,): C gradients of each example, or fewer where H_n has a null space.
 
-    Costs about 5·C batch gradients. Raises NotByExample where the model or the loss mixes examples (batch norm in train mode).
+    Costs about 5·C batch gradients.
+    Raises NotByExample where the model or the loss mixes examples, as batch norm in train mode does.
+
+    >>> loss = Loss(torch.nn.Linear(2, 1, bias=False), torch.ones(3, 2), torch.zeros(3, 1), loss=torch.nn.functional.mse_loss)
+    >>> ggn_diagonal(loss)
+    tensor([2., 2.])
     """
-    total = torch.zeros_like(torch.cat([p.detach().reshape(-1) for p in problem.params]))
-    for weight, x, y in problem.batches():
-        with torch.no_grad():
-            outputs = problem.forward(x)
-        if not isinstance(outputs, Tensor) or len(outputs) != len(x):
-            raise NotByExample("the model's output is no tensor with one row an example")
-        hessian = output_hessian(problem.loss, outputs, y)
-        values, vectors = torch.linalg.eigh(hessian.double())
-        largest = values.abs().amax()
-        # eigenvalues ascend in every example: an index that is negligible in all of them is left out
-        used = (values.abs() > 1e3 * torch.finfo(outputs.dtype).eps * largest).any(0)
-        roots = (vectors * values.abs().sqrt()[:, None, :])[:, :, used].to(outputs.dtype)
-        signs = values.sign()[:, used].to(outputs.dtype)
-        size = max(1, CHUNK // problem.size)
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            total.add_(_squares(problem, x[part], roots[part], signs[part], outputs[part]), alpha=weight)
-    check_finite(total[None], problem.free, "GGN", problem.where)
-    return total
+    with loss.running("ggn_diagonal"):
+        total = torch.zeros_like(flatten(loss.params))
+        for weight, x, y in loss.batches():
+            with torch.no_grad():
+                outputs = loss.forward(x)
+            if not isinstance(outputs, Tensor) or len(outputs) != len(x):
+                raise NotByExample("the model's output is no tensor with one row for each example")
+            values, vectors = torch.linalg.eigh(output_hessian(loss.value, outputs, y).double())
+            largest = values.abs().amax()
+            # Eigenvalues ascend in every example: an index that is negligible in all of them is left out.
+            used = (values.abs() > 1e3 * torch.finfo(outputs.dtype).eps * largest).any(0)
+            roots = (vectors * values.abs().sqrt()[:, None, :])[:, :, used].to(outputs.dtype)
+            signs = values.sign()[:, used].to(outputs.dtype)
+            size = max(1, CHUNK // loss.size)
+            for start in range(0, len(x), size):
+                part = slice(start, start + size)
+                total.add_(_squares(loss, x[part], roots[part], signs[part], outputs[part]), alpha=weight)
+        loss.check_finite(total, "GGN")
+        return total
 
 
-def _squares(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor, outputs: Tensor) -> Tensor:
+def _squares(loss: Loss, x: Tensor, roots: Tensor, signs: Tensor, outputs: Tensor) -> Tensor:
     """Σ_n Σ_c s_nc (J_nᵀ u_nc)² over some examples, flat."""
     if roots.shape[2] == 0:
-        return torch.cat([torch.zeros_like(p).detach().reshape(-1) for p in problem.params])
+        return torch.zeros_like(flatten(loss.params))
     try:
-        squares, outs = _together(problem, x, roots, signs)
+        squares, outs = _together(loss, x, roots, signs)
     except (RuntimeError, NotImplementedError, ValueError):
         # An operation without rules for torch.func.
         try:
-            squares, outs = _one_by_one(problem, x, roots, signs)
+            squares, outs = _one_by_one(loss, x, roots, signs)
         except ValueError as error:
             # Such as batch norm in train mode, which wants more than one example.
             raise NotByExample(f"the model does not take examples one by one: {error}") from None
@@ -131,12 +137,12 @@ def _squares(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor, outputs:
     return squares
 
 
-def _together(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+def _together(loss: Loss, x: Tensor, roots: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
     """Those squares, and the outputs of every example by itself, for all examples at once."""
-    free = {name: param.detach() for name, param in problem.free.items()}
+    free = {name: param.detach() for name, param in loss.parameters.items()}
 
     def one(example: Tensor, factors: Tensor, sign: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        vjp: Any = torch.func.vjp(lambda p: problem.forward(example[None], p)[0], free)
+        vjp: Any = torch.func.vjp(lambda p: loss.forward(example[None], p)[0], free)
         out, pull = vjp
         sums: dict[str, Tensor] = {}
         for c in range(factors.shape[1]):
@@ -149,15 +155,15 @@ def _together(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor) -> tupl
     return torch.cat([sums[name].sum(0).reshape(-1) for name in free]), outs
 
 
-def _one_by_one(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
-    squares, outs = [torch.zeros_like(p).detach() for p in problem.params], []
+def _one_by_one(loss: Loss, x: Tensor, roots: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    squares, outs = [torch.zeros_like(p).detach() for p in loss.params], []
     for example, factors, sign in zip(x, roots, signs, strict=True):
         with torch.enable_grad():
-            out = problem.forward(example[None])
+            out = loss.forward(example[None])
         for c in range(factors.shape[1]):
             rows = torch.autograd.grad(
                 out,
-                problem.params,
+                loss.params,
                 factors[:, c].reshape(out.shape),
                 retain_graph=True,
                 allow_unused=True,
@@ -166,4 +172,4 @@ def _one_by_one(problem: Problem, x: Tensor, roots: Tensor, signs: Tensor) -> tu
             for total, row in zip(squares, rows, strict=True):
                 total.add_(row.square() * sign[c])
         outs.append(out.detach()[0])
-    return torch.cat([s.reshape(-1) for s in squares]), torch.stack(outs)
+    return flatten(squares), torch.stack(outs)

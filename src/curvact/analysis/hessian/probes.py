@@ -1,4 +1,4 @@
-"""Random probes of a matrix, and the norm of their mean without the bias of their noise. Formulas: see `hessian`."""
+"""Random probes of a matrix, and the norm of their mean without the bias of their noise. Formulas: see `diagonal`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from curvact.analysis.products import Operator
 from curvact.errors import CurvactError
 
 COLUMNS = 1 << 16
-"""Parameters whose samples are held in float64 at a time."""
+"""Samples are held in float64 for this many parameters at a time."""
 
 GROUPS = 16
-"""Groups into which probes are added up where their number is not known before: P numbers are held for each."""
+"""Where the number of probes is not known before, they are added up in this many groups of P numbers each."""
 
 
 @dataclass(frozen=True)
 class NormEstimate:
-    """A norm and the standard error that the random probes leave on it; 0 where it was computed exactly.
+    """A norm and the standard error that the random probes leave on it; 0 where the norm is exact.
 
-    The standard error says nothing of the choice of data, seed or training run.
+    The standard error does not include the choice of data, seed or training run.
     """
 
     value: float
@@ -36,7 +36,7 @@ class NormEstimate:
 
 @dataclass(frozen=True)
 class SquaredNorm:
-    """U and an unbiased estimate of its variance. Either may come out negative."""
+    """U and an unbiased estimate of its variance. Either may be negative."""
 
     value: float
     variance: float
@@ -47,23 +47,18 @@ class SquaredNorm:
 
 def rademacher(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Random signs of shape (rows, P), in the dtype and on the device of `like` (P,)."""
-    return _bits(rows, like, generator).to(like.dtype).mul_(2).sub_(1)
+    return small_signs(rows, like, generator).to(like.dtype)
 
 
 def small_signs(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """The same signs as one byte each: (rows, P) of int8."""
-    return _bits(rows, like, generator).mul_(2).sub_(1)
-
-
-def _bits(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
     shape = (rows, len(like))
-    return torch.randint(2, shape, generator=generator, dtype=torch.int8, device=generator.device).to(
-        like.device
-    )
+    bits = torch.randint(2, shape, generator=generator, dtype=torch.int8, device=generator.device)
+    return bits.to(like.device).mul_(2).sub_(1)
 
 
 def sketch(operator: Operator, rank: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random rows (rank, P) in the range of the operator, where its large eigenvalues have most weight."""
+    """Random rows (rank, P) in the range of the operator. Its large eigenvalues have the most weight in them."""
     if rank == 0:
         return like.new_zeros(0, len(like))
     return operator(rademacher(rank, like, generator))
@@ -85,7 +80,7 @@ class Deflation:
 
 
 def deflate(operator: Operator, rows: Tensor) -> Deflation:
-    """The span of the rows of a sketch. The split of H is exact for any basis, so that rounding in it does no harm."""
+    """The span of the rows of a sketch. The split of H is exact for any basis, so rounding in the basis does no harm."""
     if len(rows) == 0:
         return Deflation(rows, rows, rows.sum(0))
     basis = torch.linalg.qr(rows.double().T).Q.T.to(rows.dtype)
@@ -135,7 +130,7 @@ def unbiased_squared_norm(gram: Tensor) -> SquaredNorm:
 
 
 def jackknife_variance(gram: Tensor) -> float:
-    """The jackknife's estimate of Var U from a Gram matrix of K ≥ 3 vectors: never negative, on average too large. [derived]"""
+    """The jackknife's estimate of Var U from the Gram matrix of K ≥ 3 vectors: never negative, too large on average. [derived]"""
     k = len(gram)
     check_probes(k, 3, "jackknife_variance")
     products = gram.double().clone().fill_diagonal_(0.0)
@@ -145,12 +140,12 @@ def jackknife_variance(gram: Tensor) -> float:
 
 
 def norm_estimate(gram: Tensor) -> NormEstimate:
-    """√U and its standard error, from the Gram matrix (K, K) of K ≥ 4 probes; K ≥ 16 for an error bar to be trusted.
+    """√U and its standard error, from the Gram matrix (K, K) of K ≥ 4 probes. Below K = 16 the error bar is uncertain.
 
-    The delta method gives SE(√U) = s/(2√U) with s² = V [derived]; where V is negative, the jackknife takes its place. A
-    negative U, where the noise is above the signal, gives the value 0. Near 0 the square root is no longer straight, and the
-    error bar is held at √s, the norm that U = s would give: s/(2√max(U, s/4)) [ours]. √U is biased downward by a share of
-    about (SE/√U)²/2.
+    The delta method gives SE(√U) = s/(2√U) with s² = V [derived]. Where V is negative, the jackknife replaces it. A
+    negative U means that the noise is above the signal; the value is then 0. Near 0 the square root is not straight, and
+    the error bar is held at √s, the norm that U = s gives: s/(2√max(U, s/4)) [ours]. √U is too small by a share of about
+    (SE/√U)²/2.
 
     >>> norm_estimate(torch.full((4, 4), 9.0))
     NormEstimate(value=3.0, standard_error=0.0)
@@ -161,7 +156,7 @@ def norm_estimate(gram: Tensor) -> NormEstimate:
 
 
 def cautious_norm_estimate(gram: Tensor) -> NormEstimate:
-    """`norm_estimate` with the larger of V and the jackknife: what a stopping rule looks at, so that luck in V ends nothing."""
+    """`norm_estimate` with the larger of V and the jackknife: a V that is small by luck does not stop a rule."""
     squared = unbiased_squared_norm(gram)
     return _root(squared.value, max(squared.variance, jackknife_variance(gram)))
 
@@ -191,13 +186,13 @@ def grouped_samples(
 ) -> tuple[Tensor, int]:
     """Means of `GROUPS` groups of samples of a diagonal, of shape (GROUPS, P), and the number of probes.
 
-    add_round: for each row v of its first argument, of signs (GROUPS, P) in int8, adds v ⊙ Hv to that row of its second. It
-        is called until the standard error of the norm is at most `relative_error` of it, or `max_probes` are used; at
-        least once.
-    base: what is known of the diagonal, (P,), and not in H: added to every mean.
-    The groups are independent and of one size, so that U and V hold for their means; products within a group, 1/GROUPS of
-    all pairs, are given up, and memory does not grow with the number of probes. Stopping where an estimated error is small
-    favours low errors a little: see docs/hessian.md. [ours]
+    add_round: for each row v of its first argument, signs (GROUPS, P) in int8, adds v ⊙ Hv to that row of its second. It is
+        called at least once, until the standard error of the norm is at most `relative_error` of the norm, or until
+        `max_probes` are used.
+    base: the known part of the diagonal, (P,), which H does not hold. It is added to every mean.
+    The groups are independent and of one size, so U and V hold for their means. Memory does not grow with the number of
+    probes. The price is the products within a group, 1/GROUPS of all pairs. A rule that stops where an estimated error is
+    small favours small errors a little: see docs/hessian.md. [ours]
     """
     sums = base.new_zeros(GROUPS, len(base))
     size = gram(base[None])
