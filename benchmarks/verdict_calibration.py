@@ -1,4 +1,8 @@
-"""Print how often the verdict of a curvature sweep is right, by simulation: `python benchmarks/verdict_calibration.py`.
+"""How often the verdict on a curve is right, by simulation.
+
+`python benchmarks/verdict_calibration.py` prints the table of docs/statistics.md (under a minute on one core).
+`python benchmarks/verdict_calibration.py --write` computes every design that the package ships and writes
+src/curvact/lab/statistics/calibration.json (half an hour on one core), which the report of a sweep quotes.
 
 Options: --seeds 3 10 --sd 0.015 --studies 4000 --curvatures 0.1 0.5 1 2 4 6 10 20 50 200
 """
@@ -6,20 +10,199 @@ Options: --seeds 3 10 --sd 0.015 --studies 4000 --curvatures 0.1 0.5 1 2 4 6 10 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
-from curvact.lab.statistics.calibration import calibrate
+import numpy as np
+
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
+from curvact.lab.statistics import contrasts as engine
+from curvact.lab.statistics import verdict as verdicts
+from curvact.lab.statistics.calibration import FILE, Calibration, Rate
+from curvact.lab.statistics.contrasts import Array, Mask
+from curvact.lab.statistics.interval import PRIOR_DF, half_widths
+from curvact.lab.statistics.power import bump
 
 CURVATURES = (0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0, 20.0, 50.0, 200.0)
+POINTS, SEEDS, NOISES = (4, 6, 8, 10, 12), (2, 3, 5, 10), (0.005, 0.015, 0.03)  # of the shipped table
+BAND = (4.0, 10.0)
+MARGIN = 0.02
+RISE = 0.15  # total height of the rising truths, as measured on digits between 0.1 and 2
+HEIGHTS = (0.01, 0.02, 0.03, 0.05)
+SEED_EFFECT = 0.5  # standard deviation of the shared seed effect, in units of the noise
+RESAMPLES = 300  # of the bootstrap
+LEVEL = 0.95
+
+
+def rise_then_flat(curvatures: Array, end: float, height: float = RISE) -> Array:
+    """Truth that rises log-linearly by `height` from the first curvature to `end` and is flat after, (K,)."""
+    x = np.log(curvatures)
+    span = np.log(end) - x[0]
+    if span <= 0:
+        return np.zeros(len(x))
+    result: Array = -height * np.clip(1 - (x - x[0]) / span, 0.0, None)
+    return result
+
+
+def monotone_truths(curvatures: Array) -> Iterator[Array]:
+    """Flat, gentle and steep rises to every place with a plateau after, and their mirror images, (K,)."""
+    count = len(curvatures)
+    yield np.zeros(count)
+    rising = [rise_then_flat(curvatures, 2.0), rise_then_flat(curvatures, float(curvatures[-1]))]
+    rising += [np.where(np.arange(count) < first, -10.0, 0.0) for first in range(1, count - 1)]
+    for truth in rising:
+        yield truth
+        yield truth[::-1]
+
+
+def valley_truths(curvatures: Array) -> Iterator[Array]:
+    """Deep valleys of every width and place with flat sides, and a tent upside down, (K,)."""
+    index = np.arange(len(curvatures))
+    for low in range(1, len(index) - 1):
+        for high in range(low, len(index) - 1):
+            yield np.where((index >= low) & (index <= high), -10.0, 0.0)
+    yield RISE * np.abs(index - index.mean()) / max(index.mean(), 1)
+
+
+def _rate(hits: Mask) -> Rate:
+    value = float(np.mean(hits))
+    return Rate(value, float(np.sqrt(max(value * (1 - value), 0.0) / hits.size)))
+
+
+def bootstrap_coverage(seeds: int, studies: int = 2000, level: float = LEVEL, seed: int = 0) -> Rate:
+    """Coverage of the percentile bootstrap over seeds (300 resamples) for one mean of Gaussian values."""
+    rng = np.random.default_rng([seed, seeds])
+    hits = []
+    for start in range(0, studies, 500):
+        values = rng.standard_normal((min(500, studies - start), seeds))
+        picks = rng.integers(0, seeds, (len(values), RESAMPLES, seeds))
+        means = np.take_along_axis(values[:, None, :], picks, axis=2).mean(2)
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+        hits.append((low <= 0) & (high >= 0))
+    return _rate(np.concatenate(hits))
+
+
+class _Studies:
+    """Simulated noise of N studies at one noise profile: what does not depend on the truth is computed once."""
+
+    def __init__(self, rng: np.random.Generator, sd: Array, seeds: int, studies: int, seed_effect: float) -> None:
+        self.plan = engine.design(np.ones((len(sd), seeds), dtype=np.bool_))
+        self.noise = rng.standard_normal((studies, len(sd), seeds)) * sd[:, None]  # (N, K, S)
+        self.noise += seed_effect * rng.standard_normal((studies, 1, seeds))
+        self.means, self.variances, _ = engine.fit(self.plan, self.noise)
+        self.threshold = engine.critical(engine.null(self.plan).largest, LEVEL)
+
+    def t(self, truth: Array) -> Array:
+        return engine.studentised(self.plan, self.means + truth, self.variances)
+
+    def peaks(self, truth: Array) -> Rate:
+        return _rate(engine.peak_statistic(self.plan, self.t(truth))[0] > self.threshold)
+
+    def optimum_covered(self, truth: Array) -> Rate:
+        inside = verdicts.optimum_members(self.plan, self.t(truth), LEVEL)
+        inside[np.arange(len(inside)), (self.means + truth).argmax(1)] = True
+        held: Mask = np.logical_or.reduce(inside[:, truth == truth.max()], axis=1)
+        return _rate(held)
+
+    def interval_covered(self) -> Rate:
+        means, half = half_widths(self.noise, LEVEL)
+        per_study = (np.abs(means) <= half).mean(1)  # the curvatures of one study are not independent
+        return Rate(float(per_study.mean()), float(per_study.std() / np.sqrt(len(per_study))))
+
+    def plateaus(self, truth: Array) -> Rate:
+        """How often a rise and a plateau are shown (`kind` is "plateau")."""
+        t = self.t(truth)
+        peak, dip = (engine.peak_statistic(self.plan, sign * t)[0] for sign in (1, -1))
+        rise = (t.max(1) > self.threshold) & (-t.min(1) <= self.threshold)
+        _, cautious, _ = engine.fit(self.plan, self.noise, PRIOR_DF)
+        ends = [
+            verdicts.equivalent_end(verdicts.pair_bounds(self.plan, m, v, LEVEL), MARGIN) is not None
+            for m, v in zip(self.means + truth, cautious, strict=True)
+        ]
+        return _rate(rise & (np.maximum(peak, dip) <= self.threshold) & np.array(ends))
+
+
+def _worst(rates: Iterable[Rate], *, highest: bool) -> Rate:
+    return (max if highest else min)(rates, key=lambda rate: rate.value)
+
+
+def calibrate(
+    curvatures: Sequence[float], seeds: int, sd: float, *, studies: int = 2000, seed: int = 0
+) -> Calibration:
+    """Simulate the verdict at this design: curvatures (K >= 3), seeds (>= 2) and noise sd of one run (> 0).
+
+    Every rate is at level 0.95. Noise is Gaussian, with a shared seed effect of half its size. The same seed gives the
+    same figures. Raises CurvactError for a design without a verdict.
+    """
+    kappa = np.asarray(curvatures, dtype=np.float64)
+    if len(kappa) < 3:
+        raise CurvactError(f"curvatures has {len(kappa)} entries: a calibration needs at least 3")
+    if not ((kappa > 0).all() and np.isfinite(kappa).all() and (np.diff(kappa) > 0).all()):
+        raise CurvactError(
+            f"curvatures = {kappa.tolist()}: allowed are positive finite numbers in ascending order"
+        )
+    if seeds < 2:
+        raise CurvactError(f"seeds = {seeds}: a calibration needs at least 2")
+    if not (np.isfinite(sd) and sd > 0):
+        raise CurvactError(f"sd = {sd}: allowed is a positive finite number")
+    rng = np.random.default_rng(seed)
+    uneven = np.geomspace(3.0, 1.0, len(kappa))
+    uneven *= sd / np.sqrt((uneven**2).mean())
+    equal, falling, rising = (
+        _Studies(rng, noise, seeds, studies, SEED_EFFECT * sd)
+        for noise in (np.full(len(kappa), sd), uneven, uneven[::-1])
+    )
+    middle = float(np.clip(np.sqrt(BAND[0] * BAND[1]), kappa[1], kappa[-2]))
+    center = float(kappa[np.abs(np.log(kappa / middle)).argmin()])
+    optima = [np.zeros(len(kappa)), rise_then_flat(kappa, 2.0), rise_then_flat(kappa, float(kappa[-1]))]
+    optima += [bump(kappa, float(k), height) for k in kappa for height in (0.02, 0.05)]
+    monotone, valleys = list(monotone_truths(kappa)), list(valley_truths(kappa))
+    both = (falling, rising)
+    return Calibration(
+        points=len(kappa),
+        seeds=seeds,
+        sd=sd,
+        studies=studies,
+        interval_coverage=equal.interval_covered(),
+        interval_coverage_uneven=_worst((s.interval_covered() for s in both), highest=False),
+        optimum_coverage=_worst((equal.optimum_covered(truth) for truth in optima), highest=False),
+        optimum_coverage_uneven=_worst(
+            (s.optimum_covered(truth) for s in both for truth in optima), highest=False
+        ),
+        false_peak=_worst((equal.peaks(truth) for truth in monotone), highest=True),
+        false_peak_uneven=_worst((s.peaks(truth) for s in both for truth in monotone), highest=True),
+        false_peak_valley=_worst(
+            (s.peaks(truth) for s in (equal, *both) for truth in valleys), highest=True
+        ),
+        power=tuple((height, equal.peaks(bump(kappa, center, height))) for height in HEIGHTS),
+        plateau=equal.plateaus(rise_then_flat(kappa, 2.0)),
+    )
+
+
+def shipped() -> Iterator[Calibration]:
+    """Every design of the shipped table: curvatures evenly spaced on the log axis from 0.1 to 200."""
+    for points in POINTS:
+        for seeds in SEEDS:
+            for sd in NOISES:
+                print(f"{points} curvatures, {seeds} seeds, noise sd {sd:g}", flush=True)
+                yield calibrate(np.geomspace(0.1, 200, points).tolist(), seeds, sd)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Simulated error rates and power of the verdict.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 5, 10])
-    parser.add_argument("--sd", type=float, default=0.015, help="noise standard deviation of one trial")
+    parser.add_argument("--sd", type=float, default=0.015, help="noise standard deviation of one run")
     parser.add_argument("--studies", type=int, default=4000)
     parser.add_argument("--curvatures", type=float, nargs="+", default=list(CURVATURES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="compute the shipped table")
     chosen = parser.parse_args()
+    if chosen.write:
+        target = Path(verdicts.__file__).with_name(FILE)
+        atomic_write(target, json.dumps([c.as_dict() for c in shipped()], indent=0) + "\n")
+        return
     results = [
         calibrate(chosen.curvatures, seeds, chosen.sd, studies=chosen.studies, seed=chosen.seed)
         for seeds in chosen.seeds
@@ -27,13 +210,10 @@ def main() -> None:
     print(f"{len(chosen.curvatures)} curvatures, noise sd {chosen.sd:g}, {chosen.studies} studies a figure\n")
     print("| | " + " | ".join(f"{seeds} seeds" for seeds in chosen.seeds) + " | |")
     print("|---|" + "---|" * len(results) + "---|")
-    for rows in zip(*(result.rows for result in results), strict=True):
-        what, _, meaning = rows[-1]
-        what, meaning = (
-            text.replace(f" over {chosen.seeds[-1]} seeds", "").replace(f" at {chosen.seeds[-1]} seeds", "")
-            for text in (what, meaning)
-        )
-        print(f"| {what} | " + " | ".join(figure for _, figure, _ in rows) + f" | {meaning} |")
+    coverages = [str(bootstrap_coverage(seeds, chosen.studies)) for seeds in chosen.seeds]
+    print(f"| 95 % percentile bootstrap over seeds covers | {' | '.join(coverages)} | |")
+    for lines in zip(*(result.lines() for result in results), strict=True):
+        print(f"| {lines[0][0]} | " + " | ".join(line[1] for line in lines) + f" | {lines[0][2]} |")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,22 @@
-"""Study room, the calibration of the verdict: simulated studies with known truths, for one design and noise.
+"""How often the verdict is right at designs like that of a sweep: a table that was simulated once.
 
-[ours]. The code that is simulated is the code of `curvact.lab.statistics.shape`, with a leading axis of studies.
+`benchmarks/verdict_calibration.py --write` computes calibration.json with the code of `curvact.lab.statistics.verdict`. [ours]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
 
 import numpy as np
 
-from curvact.errors import CurvactError
-from curvact.lab.statistics import _contrasts as engine
-from curvact.lab.statistics._contrasts import Array, Mask
-from curvact.lab.statistics.shape import bump, interval_half_widths, optimum_members
+from curvact.lab.statistics.contrasts import Array
 
-RISE = 0.15  # total height of the rising truths, as measured on digits between 0.1 and 2
-HEIGHTS = (0.01, 0.02, 0.03, 0.05)
-SEED_EFFECT = 0.5  # standard deviation of the shared seed effect, in units of the noise
-RESAMPLES = 300  # of the naive bootstrap
-LEVEL = 0.95
+FILE = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -37,236 +34,92 @@ class Rate:
 class Calibration:
     """How often the verdict is right at one design. All rates are fractions of simulated studies.
 
-    `uneven` means a noise standard deviation that falls or rises threefold over the curvatures (the worse of the two;
-    its mean square is that of the equal noise).
+    points: curvatures; sd: noise standard deviation of one run. `uneven`: the noise falls or rises threefold over the
+    curvatures (the worse of the two; its mean square is that of the equal noise).
     """
 
+    points: int
     seeds: int
     sd: float
     studies: int
-    band_share: Rate  # best point inside the band though the truth rises to 2 and is flat after
-    bootstrap_coverage: Rate  # of a percentile bootstrap over seeds that says 95 %
-    interval_coverage: Rate  # of `mean_intervals`
+    interval_coverage: Rate  # of the intervals of the means
     interval_coverage_uneven: Rate
     optimum_coverage: Rate  # a true optimum lies in the confidence set, worst truth
     optimum_coverage_uneven: Rate
     false_peak: Rate  # "interior peak" for a flat, plateau or monotone truth, worst truth
     false_peak_uneven: Rate
     false_peak_valley: Rate  # "interior peak" for a valley, worst place and noise
-    power: tuple[tuple[float, Rate], ...]  # (height of a real peak, fraction supported)
-    rows: tuple[tuple[str, str, str], ...]  # what, figure, required or meaning
+    power: tuple[tuple[float, Rate], ...]  # (height of a real peak, fraction found)
+    plateau: Rate  # "plateau" for a truth that rises to 2 and is flat after
 
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, to be written as JSON."""
+        return asdict(self)
 
-def rise_then_flat(curvatures: Array, end: float, height: float = RISE) -> Array:
-    """Truth that rises log-linearly by `height` from the first curvature to `end` and is flat after, (K,)."""
-    x = np.log(curvatures)
-    span = np.log(end) - x[0]
-    if span <= 0:
-        return np.zeros(len(x))
-    result: Array = -height * np.clip(1 - (x - x[0]) / span, 0.0, None)
-    return result
-
-
-def monotone_truths(curvatures: Array) -> Iterator[Array]:
-    """Flat, gentle and steep rises to every place with a plateau after, and their mirror images, (K,)."""
-    count = len(curvatures)
-    yield np.zeros(count)
-    rising = [rise_then_flat(curvatures, 2.0), rise_then_flat(curvatures, float(curvatures[-1]))]
-    rising += [np.where(np.arange(count) < first, -10.0, 0.0) for first in range(1, count - 1)]
-    for truth in rising:
-        yield truth
-        yield truth[::-1]
-
-
-def valley_truths(curvatures: Array) -> Iterator[Array]:
-    """Deep valleys of every width and place with flat sides, and a tent upside down, (K,)."""
-    index = np.arange(len(curvatures))
-    for low in range(1, len(index) - 1):
-        for high in range(low, len(index) - 1):
-            yield np.where((index >= low) & (index <= high), -10.0, 0.0)
-    yield RISE * np.abs(index - index.mean()) / max(index.mean(), 1)
-
-
-def _rate(hits: Mask) -> Rate:
-    value = float(np.mean(hits))
-    return Rate(value, float(np.sqrt(max(value * (1 - value), 0.0) / hits.size)))
-
-
-def bootstrap_coverage(seeds: int, studies: int = 2000, level: float = LEVEL, seed: int = 0) -> Rate:
-    """Coverage of the percentile bootstrap over seeds (300 resamples) for one mean of Gaussian values."""
-    rng = np.random.default_rng([seed, seeds])
-    hits = []
-    for start in range(0, studies, 500):
-        values = rng.standard_normal((min(500, studies - start), seeds))
-        picks = rng.integers(0, seeds, (len(values), RESAMPLES, seeds))
-        means = np.take_along_axis(values[:, None, :], picks, axis=2).mean(2)
-        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
-        hits.append((low <= 0) & (high >= 0))
-    return _rate(np.concatenate(hits))
-
-
-def band_share(
-    curvatures: Sequence[float],
-    sd: float,
-    seeds: int,
-    band: tuple[float, float] = (4.0, 10.0),
-    *,
-    studies: int = 20_000,
-    seed: int = 0,
-) -> Rate:
-    """How often the best mean falls into `band` when the truth rises to 2 and is flat after.
-
-    >>> band_share([0.1, 0.5, 1, 2, 4, 6, 10, 20, 50, 200], 0.015, 3).value.__round__(1)
-    0.4
-    """
-    kappa = np.asarray(curvatures, dtype=np.float64)
-    noise = np.random.default_rng(seed).standard_normal((studies, len(kappa))) * sd / np.sqrt(seeds)
-    best = kappa[(rise_then_flat(kappa, 2.0) + noise).argmax(1)]
-    return _rate((best >= band[0]) & (best <= band[1]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Studies:
-    """Simulated noise of N studies at one noise profile: what does not depend on the truth is computed once."""
-
-    plan: engine.Design
-    noise: Array  # (N, K, S)
-    means: Array
-    variances: Array
-    threshold: float
-
-    @classmethod
-    def draw(
-        cls, rng: np.random.Generator, sd: Array, seeds: int, studies: int, seed_effect: float
-    ) -> _Studies:
-        plan = engine.design(np.ones((len(sd), seeds), dtype=np.bool_))
-        noise = rng.standard_normal((studies, len(sd), seeds)) * sd[:, None]
-        noise += seed_effect * rng.standard_normal((studies, 1, seeds))
-        means, variances, _ = engine.fit(plan, noise)
-        return cls(plan, noise, means, variances, engine.critical(engine.null(plan).largest, LEVEL))
-
-    def t(self, truth: Array) -> Array:
-        return engine.studentised(self.plan, self.means + truth, self.variances)
-
-    def peaks(self, truth: Array) -> Rate:
-        return _rate(engine.peak_statistic(self.plan, self.t(truth))[0] > self.threshold)
-
-    def optimum_covered(self, truth: Array) -> Rate:
-        inside = optimum_members(self.plan, self.t(truth), LEVEL)
-        inside[np.arange(len(inside)), (self.means + truth).argmax(1)] = True
-        held: Mask = np.logical_or.reduce(inside[:, truth == truth.max()], axis=1)
-        return _rate(held)
-
-    def interval_covered(self) -> Rate:
-        means, half = interval_half_widths(self.noise, LEVEL)
-        per_study = (np.abs(means) <= half).mean(1)  # the curvatures of one study are not independent
-        return Rate(float(per_study.mean()), float(per_study.std() / np.sqrt(len(per_study))))
-
-
-def _lowest(rates: Iterator[Rate] | Sequence[Rate]) -> Rate:
-    return min(rates, key=lambda rate: rate.value)
-
-
-def _highest(rates: Iterator[Rate] | Sequence[Rate]) -> Rate:
-    return max(rates, key=lambda rate: rate.value)
-
-
-def calibrate(
-    curvatures: Sequence[float],
-    seeds: int,
-    sd: float,
-    *,
-    band: tuple[float, float] = (4.0, 10.0),
-    studies: int = 2000,
-    seed: int = 0,
-) -> Calibration:
-    """Simulate the verdict at this design: curvatures (K >= 3), seeds (>= 2) and noise sd of one trial (> 0).
-
-    Every rate is at level 0.95. Noise is Gaussian, with a shared seed effect of half its size. The same seed gives the
-    same figures. Raises CurvactError for a design without a verdict.
-    """
-    kappa = np.asarray(curvatures, dtype=np.float64)
-    if len(kappa) < 3:
-        raise CurvactError(f"curvatures has {len(kappa)} entries: a calibration needs at least 3")
-    if not ((kappa > 0).all() and np.isfinite(kappa).all() and (np.diff(kappa) > 0).all()):
-        raise CurvactError(
-            f"curvatures = {kappa.tolist()}: allowed are positive finite numbers in ascending order"
+    def lines(self) -> tuple[tuple[str, str, str], ...]:
+        """What is measured, its figure, and what is required: the lines of a table."""
+        uneven = "… the noise differs threefold over the curve"
+        return (
+            ("the 95 % intervals of the means cover", str(self.interval_coverage), "at least 90 %"),
+            (uneven, str(self.interval_coverage_uneven), "at least 90 %"),
+            ("the confidence set holds a true optimum, worst truth", str(self.optimum_coverage), "at least 90 %"),
+            (uneven, str(self.optimum_coverage_uneven), "at least 90 %"),
+            ("“interior peak” for a flat, plateau or monotone truth, worst", str(self.false_peak), "at most 5 %"),
+            (uneven, str(self.false_peak_uneven), "at most 5 %"),
+            ("“interior peak” for a curve with a valley, worst", str(self.false_peak_valley), "at most 5 %"),
+            *((f"a real peak of {height:g} is found", str(rate), "") for height, rate in self.power),
+            ("a true plateau is shown within 0.02", str(self.plateau), ""),
         )
-    if seeds < 2:
-        raise CurvactError(f"seeds = {seeds}: a calibration needs at least 2")
-    if not (np.isfinite(sd) and sd > 0):
-        raise CurvactError(f"sd = {sd}: allowed is a positive finite number")
-    if studies < 1:
-        raise CurvactError(f"studies = {studies}: allowed is at least 1")
-    rng = np.random.default_rng(seed)
-    uneven = np.geomspace(3.0, 1.0, len(kappa))
-    uneven *= sd / np.sqrt((uneven**2).mean())
-    equal, falling, rising = (
-        _Studies.draw(rng, noise, seeds, studies, SEED_EFFECT * sd)
-        for noise in (np.full(len(kappa), sd), uneven, uneven[::-1])
-    )
-    middle = float(np.clip(np.sqrt(band[0] * band[1]), kappa[1], kappa[-2]))
-    center = float(kappa[np.abs(np.log(kappa / middle)).argmin()])
-    optima = [np.zeros(len(kappa)), rise_then_flat(kappa, 2.0), rise_then_flat(kappa, float(kappa[-1]))]
-    optima += [bump(kappa, float(k), height) for k in kappa for height in (0.02, 0.05)]
-    monotone, valleys = list(monotone_truths(kappa)), list(valley_truths(kappa))
-    power = tuple((height, equal.peaks(bump(kappa, center, height))) for height in HEIGHTS)
-    share = band_share(curvatures, sd, seeds, band, seed=seed)
-    naive = bootstrap_coverage(seeds, studies, seed=seed)
-    interval, interval_uneven = (
-        equal.interval_covered(),
-        _lowest([s.interval_covered() for s in (falling, rising)]),
-    )
-    optimum = _lowest([equal.optimum_covered(truth) for truth in optima])
-    optimum_uneven = _lowest([s.optimum_covered(truth) for s in (falling, rising) for truth in optima])
-    false = _highest([equal.peaks(truth) for truth in monotone])
-    false_uneven = _highest([s.peaks(truth) for s in (falling, rising) for truth in monotone])
-    valley = _highest([s.peaks(truth) for s in (equal, falling, rising) for truth in valleys])
-    low, high = band
-    rows = (
-        (
-            f"best grid point in {low:g} to {high:g} when the truth rises to 2 and is flat after",
-            str(share),
-            "why the place of the maximum alone proves nothing",
-        ),
-        (
-            f"coverage of a 95 % percentile bootstrap over {seeds} seeds",
-            str(naive),
-            "why it is not used here",
-        ),
-        ("coverage of the 95 % intervals of the means", str(interval), "required: at least 90 %"),
-        ("… noise differs threefold over κ", str(interval_uneven), "required: at least 90 %"),
-        ("confidence set holds a true optimum, worst truth", str(optimum), "required: at least 90 %"),
-        ("… noise differs threefold over κ", str(optimum_uneven), "required: at least 90 %"),
-        (
-            "“interior peak” though flat, plateau or monotone, worst truth",
-            str(false),
-            "required: at most 5 %",
-        ),
-        ("… noise differs threefold over κ", str(false_uneven), "required: at most 5 %"),
-        ("“interior peak” though the curve has a valley, worst", str(valley), "required: at most 5 %"),
-        *(
-            (
-                f"a real peak, {height:g} above both sides, is found",
-                str(rate),
-                f"power at {seeds} seeds, noise sd {sd:.3g}",
-            )
-            for height, rate in power
-        ),
-    )
-    return Calibration(
-        seeds=seeds,
-        sd=sd,
-        studies=studies,
-        band_share=share,
-        bootstrap_coverage=naive,
-        interval_coverage=interval,
-        interval_coverage_uneven=interval_uneven,
-        optimum_coverage=optimum,
-        optimum_coverage_uneven=optimum_uneven,
-        false_peak=false,
-        false_peak_uneven=false_uneven,
-        false_peak_valley=valley,
-        power=power,
-        rows=rows,
-    )
+
+
+@cache
+def calibrations() -> tuple[Calibration, ...]:
+    """Every design of the shipped table."""
+    content = json.loads(resources.files("curvact.lab.statistics").joinpath(FILE).read_text(encoding="utf-8"))
+    found = []
+    for entry in content:
+        rates = {key: Rate(**value) for key, value in entry.items() if isinstance(value, dict)}
+        power = tuple((float(height), Rate(**rate)) for height, rate in entry["power"])
+        found.append(Calibration(**{**entry, **rates, "power": power}))
+    return tuple(found)
+
+
+def nearest_calibration(points: int, seeds: int, sd: float) -> Calibration:
+    """The shipped design that is nearest: in the number of seeds first, then of curvatures, then in the noise.
+
+    >>> found = nearest_calibration(10, 3, 0.014)
+    >>> found.points, found.seeds, found.sd
+    (10, 3, 0.015)
+    """
+
+    def distance(c: Calibration) -> tuple[float, float, float]:
+        return (
+            abs(math.log(c.seeds / seeds)),
+            abs(math.log(c.points / points)),
+            abs(math.log(c.sd / sd)),
+        )
+
+    return min(calibrations(), key=distance)
+
+
+def band_share(curvatures: Array, sd: float, seeds: int, band: tuple[float, float]) -> float:
+    """How often the best mean lies in `band` by chance: the truth rises by 0.15 to curvature 2 and is flat after.
+
+    curvatures (K,) ascending, sd > 0 of one run. By integration of the normal density over the best mean.
+
+    >>> round(band_share(np.array([0.1, 0.5, 1, 2, 4, 6, 10, 20, 50, 200]), 0.015, 3, (4, 10)), 2)
+    0.43
+    """
+    from scipy import stats
+
+    kappa = np.asarray(curvatures, dtype=np.float64)
+    x = np.log(kappa)
+    span = math.log(2.0) - x[0]
+    rise = -0.15 * np.clip(1 - (x - x[0]) / span, 0.0, None) if span > 0 else np.zeros(len(x))
+    truth = rise * math.sqrt(seeds) / sd
+    at = np.linspace(-9.0, 12.0, 4001)
+    logs = stats.norm.logcdf(at - truth[:, None])
+    density = np.exp(stats.norm.logpdf(at - truth[:, None]) - logs + logs.sum(0))  # of the maximum, at each curvature
+    inside = (kappa >= band[0]) & (kappa <= band[1])
+    share: float = density[inside].sum() * (at[1] - at[0])
+    return share

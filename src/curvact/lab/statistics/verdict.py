@@ -1,328 +1,395 @@
-"""Study room, the verdict in words: what a sweep says of robustness and of the Hessian norm, with its numbers. [ours]"""
+"""The verdict on one curve: which shape the seeds show, and where its optimum can be.
+
+All of it is [ours], from standard parts: a two-way model (point of the curve + seed) with shrunk noise variances; an
+intersection-union test of studentised contrasts for an interior peak; Hsu's comparison with the best for the place of
+the optimum; pairwise equivalence tests for a plateau. Null distributions are simulated with a fixed seed, also for
+unequal noise. docs/statistics.md has the error rates.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from curvact.errors import CurvactError
-from curvact.lab.statistics._contrasts import Array
-from curvact.lab.statistics.calibration import band_share
-from curvact.lab.statistics.shape import Height, Interval, ShapeVerdict, difference, shape_verdict
+from curvact.lab.statistics import contrasts as engine
+from curvact.lab.statistics.contrasts import Array, Design, Indices, Mask
+from curvact.lab.statistics.interval import PRIOR_DF, check_level, known_cells
+from curvact.lab.statistics.power import bump, pair_df, seeds_for_equivalence, seeds_for_power
+from curvact.lab.statistics.shapes import MIN_PLATEAU, ShapeWeight, monotone_fit, shape_weights
 
-MOST_SEEDS = 200
+KINDS = ("interior peak", "U shape", "plateau", "monotone rise", "monotone fall", "flat", "inconclusive")
+MOST_POINTS = 40
+
+
+@dataclass(frozen=True)
+class Range:
+    """`low` to `high`, both included."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Height:
+    """How far the peak lies above the run of curvatures `over`; `interval` is simultaneous over all such contrasts."""
+
+    value: float
+    interval: Range
+    over: Range
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One family of activations: the shape of robustness, of each Hessian norm, and sentences for page and terminal."""
+    """What S seeds at K curvatures say about one curve. `kind` is what is shown, `likely` only what fits best.
 
-    family: str
-    robustness: ShapeVerdict
-    norms: dict[str, ShapeVerdict]
-    sentences: tuple[str, ...]
+    kind: "interior peak" (a run of curvatures lies above one on its left and one on its right), "U shape" (its mirror),
+    "plateau" (a rise or a fall is shown, and the best end of the curve, three curvatures or more, lies within `margin`),
+    "monotone rise" and "monotone fall" (shown, and the optimum is one of the two curvatures at the best end of the
+    curve), "flat" (the whole curve lies within `margin`), "inconclusive". Words describe the curve as it is drawn, so for
+    a Hessian norm (maximise=False) the shape with an interior optimum is "U shape".
+    """
+
+    kind: str
+    best: float  # curvature with the best mean
+    optimum: Range  # confidence set of the optimum, its lowest and highest curvature
+    peak_p: float  # p-value of "the optimum is interior": a peak, or for maximise=False a U shape
+    optimum_set: tuple[float, ...]  # the set itself, which may have gaps
+    optimum_p: tuple[float, ...]  # at each of `curvatures`: p-value of "the optimum is here"
+    rise_p: float  # some higher curvature has a higher value (as drawn)
+    fall_p: float
+    peak_at: Range | None  # the run of curvatures that stands out most on both sides
+    over_left: Height | None  # as drawn: negative values for a U shape
+    over_right: Height | None
+    plateau: Range | None  # the widest end of the curve (best end) shown to lie within the margin
+    plateau_spread: float  # upper bound of max - min over the likely plateau
+    likely: tuple[ShapeWeight, ...]  # of the curve turned so that the best is high; indices into `curvatures`
+    likely_plateau: Range | None  # plateau of the best-fitting plateau shape
+    seeds_needed: int | None  # for 80 % power if the shrunken observed curve were the truth; None: above 200
+    seeds_for_peak: int | None  # for 80 % power for a peak of height `margin`
+    seeds_for_plateau: int | None  # for 80 % power to show that a true plateau lies within `margin`
+    noise: Range  # smallest and largest noise standard deviation of one trial, over the curvatures
+    df: int
+    seeds: int
+    curvatures: tuple[float, ...]  # those used
+    means: tuple[float, ...]
+    level: float
+    margin: float
+    maximise: bool
+    notes: tuple[str, ...]
+
+    @property
+    def interior(self) -> bool:
+        """Whether an interior optimum is supported at this level."""
+        return self.peak_p <= 1 - self.level
+
+    def weight(self, *shapes: str) -> float:
+        """Sum of the weights of shapes, of the curve turned so that the best is high."""
+        return sum(w.weight for w in self.likely if w.shape in shapes)
 
 
-def sweep_verdict(
-    family: str,
+def _silent(values: Array, variances: Array) -> bool:
+    """No noise beyond rounding: the seeds agree exactly, and nothing can be tested."""
+    return float(np.sqrt(variances.max())) <= 1e-9 * float(np.abs(values).max()) or variances.max() <= 1e-290
+
+
+def pair_bounds(plan: Design, means: Array, variances: Array, level: float) -> Array:
+    """Upper bounds, (K, K), of |difference| of two curvatures, each at one-sided `level`."""
+    from scipy import stats
+
+    single = (plan.left[:, 0] == plan.left[:, 1]) & (plan.right[:, 0] == plan.right[:, 1])
+    i, j = plan.left[single, 0], plan.right[single, 0]
+    quantile = stats.t.ppf(level, pair_df(plan.df, float(plan.df_each.min())))
+    bound = np.zeros((plan.count, plan.count))
+    bound[i, j] = np.abs(plan.weights[single] @ means) + quantile * np.sqrt(plan.spread[single] @ variances)
+    result: Array = np.maximum(bound, bound.T)
+    return result
+
+
+def equivalent_end(bounds: Array, margin: float) -> int | None:
+    """Lowest i such that the curvatures from i on lie within the margin; at least MIN_PLATEAU of them.
+
+    Each pair is tested at full level (intersection-union), and the set grows only while it passes (fixed sequence).
+    """
+    start = None
+    for i in range(len(bounds) - MIN_PLATEAU, -1, -1):
+        if bounds[i:, i:].max() > margin:
+            break
+        start = i
+    return start
+
+
+def decide(
     curvatures: Sequence[float],
-    robust: Array,
-    norms: Mapping[str, Array] | None = None,
+    values: Array,
     *,
-    band: tuple[float, float] = (4.0, 10.0),
     level: float = 0.95,
     margin: float = 0.02,
-    norm_margin: float = 0.05,
+    maximise: bool = True,
     seed: int = 0,
 ) -> Verdict:
-    """The verdict on one family.
+    """The verdict on one curve: values (K, S) at ascending curvatures (K,), NaN for a failed trial.
 
-    curvatures (K,) ascending; robust (K, S) robust accuracy in [0, 1]; norms: name -> log10 of a Hessian norm (K, S),
-    the same seeds in the same columns; NaN for a failed trial. band: the published optimum. margin and norm_margin:
-    differences that count as none, in robust accuracy and in log10 (0.05 is 12 %). Raises CurvactError as `shape_verdict`.
+    margin: differences up to this count as none, in units of `values`. maximise: False for a norm whose minimum is
+    sought. The same seed gives the same verdict. Raises CurvactError for curvatures that are not positive, finite and
+    ascending, a shape that does not fit, or a level or margin out of range.
 
     >>> rng = np.random.default_rng(0)
     >>> kappa = [0.1, 0.5, 1, 2, 4, 6, 10, 20, 50, 200]
-    >>> robust = np.minimum(0.65 + 0.1 * np.log10(kappa), 0.68)[:, None] + 0.02 * rng.standard_normal((10, 3))
-    >>> verdict = sweep_verdict("rctaf", kappa, robust)
-    >>> verdict.robustness.kind
-    'inconclusive'
+    >>> truth = np.array([0.5, 0.55, 0.6, 0.65, 0.7, 0.7, 0.7, 0.6, 0.55, 0.5])
+    >>> verdict = decide(kappa, truth[:, None] + 0.01 * rng.standard_normal((10, 3)))
+    >>> verdict.kind, verdict.optimum
+    ('interior peak', Range(low=4.0, high=10.0))
     """
-    table = np.asarray(robust, dtype=np.float64)
-    shape = shape_verdict(curvatures, table, level=level, margin=margin, seed=seed)
-    others = {}
-    for name, values in (norms or {}).items():
-        logs = np.asarray(values, dtype=np.float64)
-        if logs.shape != table.shape:
-            raise CurvactError(
-                f"norm '{name}' has shape {logs.shape}: expected {table.shape}, as robust accuracy has"
-            )
-        if np.isfinite(logs).any():
-            others[name] = shape_verdict(
-                curvatures, logs, level=level, margin=norm_margin, maximise=False, seed=seed
-            )
-    sentences = [
-        *_place(family, shape),
-        *_shape(shape),
-        *_likely(shape),
-        *_seeds(shape),
-        *_band(shape, band, seed),
-    ]
-    for name, norm in others.items():
-        sentences += _norm(name, norm, shape, curvatures, table, np.asarray((norms or {})[name], dtype=float))
-    sentences += [f"Note: {note}." for note in shape.notes]
-    sentences += [
-        f"Note on {name}: {note}."
-        for name, norm in others.items()
-        for note in norm.notes
-        if note not in shape.notes
-    ]
-    return Verdict(family, shape, others, tuple(sentences))
-
-
-def compare_families(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
-    """Whether the optimum lies at the same curvature in all families, as far as their confidence sets can tell."""
-    known = [v for v in verdicts if math.isfinite(v.robustness.plateau_spread)]
-    if len(known) < 2:
-        return ()
-    sentences = []
-    parts = "; ".join(f"{v.family}: {_span(v.robustness.optimum)}" for v in known)
-    common = sorted(set.intersection(*(set(v.robustness.optimum_set) for v in known)))
-    shared = set.intersection(*(set(v.robustness.curvatures) for v in known))
-    level = known[0].robustness.level
-    low = max(v.robustness.optimum.low for v in known)
-    high = min(v.robustness.optimum.high for v in known)
-    if low <= high and (common or not shared):
-        sentences.append(
-            f"The confidence sets of the optimum overlap at {_span(Interval(low, high))} ({parts}): one common optimal "
-            "κ is not contradicted, which does not prove that there is one."
+    check_level(level)
+    if not (np.isfinite(margin) and margin > 0):
+        raise CurvactError(f"margin = {margin}: allowed is a positive finite number")
+    table, rows, columns = known_cells(values)
+    kappa = np.asarray(curvatures, dtype=np.float64)
+    if kappa.shape != (len(table),):
+        raise CurvactError(f"values has {len(table)} rows for {kappa.size} curvatures: one row a curvature")
+    if not (np.isfinite(kappa).all() and (kappa > 0).all() and (np.diff(kappa) > 0).all()):
+        raise CurvactError(
+            f"curvatures = {list(map(float, kappa))}: allowed are positive finite numbers in ascending order"
         )
-        widest = max(len(v.robustness.optimum_set) / len(v.robustness.curvatures) for v in known)
-        if widest > 0.5:
-            sentences.append(
-                f"A set that holds {100 * widest:.0f} % of the curvatures overlaps with almost anything: "
-                "this comparison says little."
-            )
+    if len(kappa) > MOST_POINTS:
+        raise CurvactError(f"{len(kappa)} curvatures: a verdict takes at most {MOST_POINTS}")
+    if not rows.any():
+        raise CurvactError("values holds no finite number: no trial of this family has a result")
+    notes = []
+    missing = int((~np.isfinite(table[np.ix_(rows, columns)])).sum())
+    if not rows.all():
+        gone = ", ".join(f"{k:g}" for k in kappa[~rows])
+        notes.append(f"no result at κ = {gone}: left out")
+    if missing:
+        notes.append(f"{missing} of {int(rows.sum() * columns.sum())} trials have no result: left out")
+    kappa, table = kappa[rows], table[np.ix_(rows, columns)]
+    sign = 1.0 if maximise else -1.0
+    z = sign * np.where(np.isfinite(table), table, np.nan)
+    z = z[:, _canonical_order(z)]
+    present = np.isfinite(z)
+    plan = engine.design(present)
+    if plan.df >= 1 and not plan.paired:
+        notes.append(
+            "the missing trials leave no common seeds: seeds are compared as if they were independent"
+        )
+    center = float(np.nanmean(z))
+    filled = np.where(present, z - center, 0.0)
+    if plan.count > 1 and plan.df >= 1:
+        means_n, variances_n, _ = engine.fit(plan, filled[None])
+        means, variances = means_n[0], variances_n[0]
     else:
-        sentences.append(
-            f"The confidence sets of the optimum have no κ in common ({parts}): the optimum does not coincide across "
-            f"families (confidence at least {100 * (1 - len(known) * (1 - level)):.0f} %)."
-        )
-    kinds = {v.robustness.kind for v in known}
-    if len(kinds) == 1:
-        sentences.append(f"The verdict on the shape is the same in all {len(known)} families: {kinds.pop()}.")
-    else:
-        each = "; ".join(f"{v.family}: {v.robustness.kind}" for v in known)
-        sentences.append(
-            f"The verdicts on the shape differ ({each}); different verdicts are no proof of different curves."
-        )
-    return tuple(sentences)
-
-
-def _place(family: str, shape: ShapeVerdict) -> list[str]:
-    value = max(shape.means)
-    seeds = _count(shape.seeds)
-    if not math.isfinite(shape.plateau_spread):
-        text = f"{family}: the best mean robust accuracy is {value:.3f}, at κ = {shape.best:g} ({seeds}); "
-        return [text + "without an error bar nothing more can be said."]
-    noise = f"{shape.noise.low:.3f}"
-    if f"{shape.noise.high:.3f}" != noise:
-        noise += f" to {shape.noise.high:.3f}"
-    text = (
-        f"{family}: the best mean robust accuracy is {value:.3f}, at κ = {shape.best:g}; the optimum lies at "
-        f"{_span(shape.optimum)} ({_percent(shape.level)} confidence set: {len(shape.optimum_set)} of "
-        f"{len(shape.curvatures)} curvatures; {seeds}; noise sd of one trial {noise})."
-    )
-    naive = shape.bootstrap
-    if naive is not None and shape.noise.high > 0:
-        text += f" A plain bootstrap over the seeds says {_span(naive)}, and is too narrow at so few seeds."
-    return [text if shape.seeds < 10 else text.replace(", and is too narrow at so few seeds", "")]
-
-
-def _shape(shape: ShapeVerdict) -> list[str]:
-    if not math.isfinite(shape.plateau_spread):
-        return []
-    tests = f"rise p {_p(shape.rise_p)}, fall p {_p(shape.fall_p)}"
-    if shape.kind == "interior peak" and shape.interior:
-        return [
-            f"An interior peak is supported (p {_p(shape.peak_p)}): {_heights(shape, 'above', _difference)}."
-        ]
-    refused = f"An interior peak is not supported against a monotone curve (p {_p(shape.peak_p)}; {tests})."
-    if len(shape.curvatures) < 3:
-        refused = f"Two curvatures cannot show an interior peak ({tests})."
-    words = {
-        "plateau": f"{'A rise' if shape.rise_p < shape.fall_p else 'A fall'} and a plateau are shown: "
-        f"{_span(shape.plateau)} lies within {shape.margin:g} ({_percent(shape.level)}).",
-        "monotone rise": f"Robustness rises towards large κ: its optimum is at {_span(shape.optimum)}.",
-        "monotone fall": f"Robustness falls with κ: its optimum is at {_span(shape.optimum)}.",
-        "flat": f"The curve is flat: all curvatures lie within {shape.margin:g}.",
-        "U shape": "The curve has a valley: it is lower in the interior than on both sides.",
-        "inconclusive": f"Inconclusive at {_count(shape.seeds)}.",
+        means = filled.sum(1) / present.sum(1)
+        variances = np.zeros(plan.count)
+    whole = Range(float(kappa[0]), float(kappa[-1]))
+    best = int(means.argmax())
+    noise_sd = np.sqrt(variances)
+    common = {
+        "best": float(kappa[best]),
+        "noise": Range(float(noise_sd.min()), float(noise_sd.max())),
+        "df": max(0, plan.df),
+        "seeds": plan.seeds,
+        "curvatures": tuple(map(float, kappa)),
+        "means": tuple(map(float, sign * (means + center))),
+        "level": level,
+        "margin": margin,
+        "maximise": maximise,
     }
-    return [f"{refused} {words[shape.kind]}"]
-
-
-def _likely(shape: ShapeVerdict) -> list[str]:
-    if not shape.likely:
-        return []
-    plateau = shape.weight("rise then plateau", "plateau then fall", "flat")
-    peak = shape.weight("interior peak")
-    monotone = shape.weight("monotone rise", "monotone fall")
-    weights = f"weights {plateau:.2f} plateau, {monotone:.2f} monotone without one, {peak:.2f} peak"
-    where, spread = shape.likely_plateau, f"at most {shape.plateau_spread:.3f} (each pair, upper bound)"
-    if max(plateau, peak, monotone) == plateau and where is not None:
-        best = next(w.shape for w in shape.likely if w.shape not in ("monotone rise", "monotone fall"))
-        if best == "flat" or where == Interval(shape.curvatures[0], shape.curvatures[-1]):
-            name = "a flat curve"
-        elif where.high == shape.curvatures[-1]:
-            name = f"a plateau from κ = {where.low:g}"
+    if plan.count == 1 or plan.df < 1 or _silent(filled + center, variances):
+        kind = "inconclusive"
+        if plan.count == 1:
+            notes.append("one curvature has no shape")
+        elif plan.seeds == 1:
+            notes.append("one seed has no error bar")
+        elif plan.df < 1:
+            notes.append("too few trials for an error bar")
         else:
-            name = f"a plateau up to κ = {where.high:g}"
-        return [
-            f"By BIC, which favours simple curves, what fits best is {name} ({weights}); over it the means differ by {spread}."
-        ]
-    name = "a monotone curve without a plateau" if monotone >= peak else "a peak"
-    return [f"By BIC, which favours simple curves, what fits best is {name} ({weights})."]
-
-
-def _seeds(shape: ShapeVerdict) -> list[str]:
-    if not shape.likely:
-        if shape.kind == "inconclusive" and shape.seeds < 2:
-            return ["At least 2 seeds are needed for an error bar, and 3 or more for a verdict worth having."]
-        return []
-    if shape.kind != "inconclusive":
-        return []
-    parts = [
-        f"to find a peak of {shape.margin:g} over both sides takes {_seed_number(shape.seeds_for_peak)}",
-        f"to show that a plateau is one within {shape.margin:g} takes {_seed_number(shape.seeds_for_plateau)}",
-    ]
-    if shape.likely and len(shape.curvatures) > 2:
-        parts.append(
-            "to support a peak if the truth is the observed curve (what departs from the best monotone curve shrunken for "
-            f"its noise) takes {_seed_number(shape.seeds_needed)}"
+            notes.append("the seeds agree exactly at every curvature: no error bar")
+            if np.ptp(filled[present]) <= 1e-9 * max(float(np.abs(z[present]).max()), 1e-290):
+                kind = "flat"
+        return Verdict(
+            kind=kind,
+            optimum=whole,
+            optimum_set=tuple(map(float, kappa)),
+            optimum_p=(1.0,) * plan.count,
+            peak_p=1.0,
+            rise_p=1.0,
+            fall_p=1.0,
+            peak_at=None,
+            over_left=None,
+            over_right=None,
+            plateau=None,
+            plateau_spread=float(np.ptp(means)) if kind == "flat" else float("inf"),
+            likely=(),
+            likely_plateau=None,
+            seeds_needed=None,
+            seeds_for_peak=None,
+            seeds_for_plateau=None,
+            notes=tuple(notes),
+            **common,  # type: ignore[arg-type]
         )
-    return ["What would settle it, with 80 % power: " + "; ".join(parts) + "."]
-
-
-def _band(shape: ShapeVerdict, band: tuple[float, float], seed: int) -> list[str]:
-    if not math.isfinite(shape.plateau_spread) or shape.noise.high == 0:
-        return []
-    low, high = band
-    name = f"{low:g} to {high:g}"
-    inside = [low <= k <= high for k in shape.optimum_set]
-    if all(inside):
-        text = f"The confidence set lies within the published band {name}."
-    elif any(inside):
-        text = f"The confidence set reaches into the published band {name}, and beyond it."
-    elif any(low <= k <= high for k in shape.curvatures):
-        text = f"The confidence set has no curvature in the published band {name}."
+    alpha = 1 - level
+    null = engine.null(plan)
+    t = engine.studentised(plan, means[None], variances[None])
+    rise_p = float(engine.p_values(null.largest, t.max(1))[0])
+    fall_p = float(engine.p_values(null.largest, -t.min(1))[0])
+    statistic, runs = engine.peak_statistic(plan, t)
+    dip, _ = engine.peak_statistic(plan, -t)
+    peak_p = float(engine.p_values(null.largest, statistic)[0]) if plan.count > 2 else 1.0
+    dip_p = float(engine.p_values(null.largest, dip)[0]) if plan.count > 2 else 1.0
+    inside = optimum_members(plan, t, level)[0]
+    inside[best] = True
+    members = np.flatnonzero(inside)
+    beaten = engine.beaten_statistic(plan, t)
+    optimum_p = [float(engine.p_values(null.beaten[:, k], beaten[:, k])[0]) for k in range(plan.count)]
+    optimum_p[best] = 1.0
+    _, cautious, _ = engine.fit(plan, filled[None], PRIOR_DF)
+    bounds = pair_bounds(plan, means, cautious[0], level)
+    squared = variances / present.sum(1)
+    likely = shape_weights(means, squared, float(plan.df), int(present.sum()))
+    top = next((w for w in likely if w.shape in ("rise then plateau", "plateau then fall", "flat")), None)
+    flat_part = np.arange(top.start, top.stop + 1) if top else np.arange(plan.count)
+    after_rise = equivalent_end(bounds, margin)
+    before_fall = equivalent_end(bounds[::-1, ::-1], margin)
+    plateau = None
+    if peak_p <= alpha:
+        kind = "peak"
+    elif dip_p <= alpha:
+        kind = "dip"
+    elif rise_p <= alpha < fall_p:
+        plateau = None if after_rise is None else Range(float(kappa[after_rise]), whole.high)
+        kind = "plateau" if plateau else "rise" if members[0] >= plan.count - 2 else "inconclusive"
+    elif fall_p <= alpha < rise_p:
+        plateau = None if before_fall is None else Range(whole.low, float(kappa[::-1][before_fall]))
+        kind = "plateau" if plateau else "fall" if members[-1] <= 1 else "inconclusive"
+    elif min(rise_p, fall_p) > alpha and bounds.max() <= margin:
+        kind = "flat"
     else:
-        return [f"No curvature of this sweep lies in the published band {name}."]
-    sd = math.sqrt((shape.noise.low**2 + shape.noise.high**2) / 2)
-    share = band_share(shape.curvatures, sd, shape.seeds, band, studies=4000, seed=seed)
-    text += " The best point alone proves nothing: if robustness rose to κ = 2 and were flat after, the best of these "
-    return [
-        text
-        + f"{len(shape.curvatures)} curvatures would lie in {name} in {100 * share.value:.0f} % of studies."
-    ]
+        kind = "inconclusive"
+    drawn = {
+        "peak": "interior peak" if maximise else "U shape",
+        "dip": "U shape" if maximise else "interior peak",
+        "rise": "monotone rise" if maximise else "monotone fall",
+        "fall": "monotone fall" if maximise else "monotone rise",
+    }
+    peak_at = over_left = over_right = None
+    if plan.count > 2:
+        run = runs[0]
+        peak_at = Range(float(kappa[run[0]]), float(kappa[run[1]]))
+        quantile = engine.critical(null.two_sided, level)
+        over_left = _height(plan, means, variances, t[0], run, kappa, quantile, sign, left=True)
+        over_right = _height(plan, means, variances, t[0], run, kappa, quantile, sign, left=False)
+    baseline = monotone_fit(means, 1 / squared)
+    misfit = float(((means - baseline) ** 2 / squared).sum())
+    freedom = plan.count - len(np.unique(baseline))
+    keep = max(0.0, 1.0 - freedom / misfit) if misfit > 0 else 0.0
+    shrunk = baseline + keep * (means - baseline)
+    middle = kappa[min(max(best, 1), plan.count - 2)] if plan.count > 2 else kappa[0]
+    return Verdict(
+        kind=drawn.get(kind, kind),
+        optimum=Range(float(kappa[members[0]]), float(kappa[members[-1]])),
+        optimum_set=tuple(map(float, kappa[members])),
+        optimum_p=tuple(optimum_p),
+        peak_p=peak_p,
+        rise_p=rise_p if maximise else fall_p,
+        fall_p=fall_p if maximise else rise_p,
+        peak_at=peak_at,
+        over_left=over_left,
+        over_right=over_right,
+        plateau=plateau,
+        plateau_spread=float(bounds[np.ix_(flat_part, flat_part)].max()),
+        likely=likely,
+        likely_plateau=Range(float(kappa[top.start]), float(kappa[top.stop])) if top else None,
+        seeds_needed=seeds_for_power(shrunk, noise_sd, level, seed) if keep > 0 else None,
+        seeds_for_peak=seeds_for_power(bump(kappa, middle, margin), noise_sd, level, seed),
+        seeds_for_plateau=seeds_for_equivalence(noise_sd[flat_part], margin, level, seed),
+        notes=tuple(notes),
+        **common,  # type: ignore[arg-type]
+    )
 
 
-def _norm(
-    name: str,
-    norm: ShapeVerdict,
-    shape: ShapeVerdict,
-    curvatures: Sequence[float],
-    robust: Array,
-    logs: Array,
-) -> list[str]:
-    if not math.isfinite(norm.plateau_spread):
-        return [
-            f"Hessian norm {name}: lowest mean at κ = {norm.best:g}; without an error bar nothing more can be said."
-        ]
-    if norm.interior:
-        text = (
-            f"Hessian norm {name}: a U shape is supported (p {_p(norm.peak_p)}): "
-            f"{_heights(norm, 'below', _ratio)}; its minimum lies at {_span(norm.optimum)}."
-        )
-    else:
-        text = (
-            f"Hessian norm {name}: a U shape is not supported (p {_p(norm.peak_p)}; rise p {_p(norm.rise_p)}, "
-            f"fall p {_p(norm.fall_p)}; verdict: {norm.kind}); its minimum lies at {_span(norm.optimum)}."
-        )
-    if norm.kind == "inconclusive" and len(norm.curvatures) > 2:
-        text += f" A U shape of the observed depth (shrunken) would take {_seed_number(norm.seeds_needed)} to support."
-    if not math.isfinite(shape.plateau_spread):
-        return [text]
-    common = sorted(set(norm.optimum_set) & set(shape.optimum_set))
-    if common:
-        wide = (
-            len(norm.optimum_set) > len(norm.curvatures) / 2
-            or len(shape.optimum_set) > len(shape.curvatures) / 2
-        )
-        text += (
-            f" Its confidence set meets that of the optimum at {_span(Interval(common[0], common[-1]))}"
-            + (", which says little, as a set is wide." if wide else ".")
-        )
-    else:
-        text += f" Its confidence set has no curvature in common with that of the optimum ({_span(shape.optimum)})."
-    grid = [float(k) for k in curvatures]
-    at, best = grid.index(norm.best), grid.index(shape.best)
-    if at != best:
-        gap = difference(robust, at, best, shape.level)
-        if gap is not None:
-            text += (
-                f" Where the norm is lowest, at κ = {norm.best:g}, robust accuracy differs from that at its own best "
-                f"κ = {shape.best:g} by {_difference(gap[0], gap[1])}."
-            )
-    both = np.isfinite(robust) & np.isfinite(logs)
-    seeds = np.flatnonzero(both.any(0))
-    tops = np.where(both, robust, -np.inf)[:, seeds].argmax(0)
-    lows = np.where(both, logs, np.inf)[:, seeds].argmin(0)
-    near = int((np.abs(tops - lows) <= 1).sum())
-    text += f" Seed by seed, the two lie within one grid step of each other in {near} of {len(seeds)}."
-    return [text]
+def optimum_members(plan: Design, t: Array, level: float) -> Mask:
+    """Which curvatures could be the best, (N, K): those that no run beats beyond their null quantile."""
+    beaten = engine.beaten_statistic(plan, t)
+    null = engine.null(plan).beaten
+    threshold = np.array([engine.critical(null[:, k], level) for k in range(plan.count)])
+    result: Mask = beaten <= threshold
+    return result
 
 
-def _heights(shape: ShapeVerdict, word: str, number: Callable[[float, Interval], str]) -> str:
-    parts = [
-        f"{number(height.value, height.interval)} {word} {_span(height.over)}"
-        for height in (shape.over_left, shape.over_right)
-        if isinstance(height, Height)
-    ]
-    return f"{_span(shape.peak_at)} lies " + " and ".join(parts)
+def _height(
+    plan: Design,
+    means: Array,
+    variances: Array,
+    t: Array,
+    run: Indices,
+    kappa: Array,
+    quantile: float,
+    sign: float,
+    *,
+    left: bool,
+) -> Height:
+    """The contrast of `run` with the run on one side that it exceeds most clearly."""
+    mine, other = (plan.right, plan.left) if left else (plan.left, plan.right)
+    candidates = np.flatnonzero((mine == run).all(1))
+    direction = 1.0 if left else -1.0
+    chosen = candidates[(direction * t[candidates]).argmax()]
+    value = sign * direction * float(plan.weights[chosen] @ means)
+    half = quantile * float(np.sqrt(plan.spread[chosen] @ variances))
+    over = Range(float(kappa[other[chosen, 0]]), float(kappa[other[chosen, 1]]))
+    return Height(value, Range(value - half, value + half), over)
 
 
-def _difference(value: float, interval: Interval) -> str:
-    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]".replace("-", "−")
+def difference(values: Array, first: int, second: int, level: float = 0.95) -> tuple[float, Range] | None:
+    """`mean[first] - mean[second]` of rows of values (K, S), seed by seed, with its interval; None without noise to judge.
+
+    The interval is simultaneous over all comparisons of the table: the two rows may have been chosen by looking.
+    """
+    check_level(level)
+    table, rows, columns = known_cells(values)
+    if not (rows[first] and rows[second]) or first == second:
+        return None
+    used = table[np.ix_(rows, columns)]
+    present = np.isfinite(used)
+    plan = engine.design(present)
+    if plan.df < 1:
+        return None
+    center = float(np.nanmean(used))
+    means, variances, _ = engine.fit(plan, np.where(present, used - center, 0.0)[None])
+    if _silent(used[present], variances[0]):
+        return None
+    i, j = np.cumsum(rows)[[first, second]] - 1
+    low, high = min(i, j), max(i, j)
+    chosen = int(np.flatnonzero((plan.left == low).all(1) & (plan.right == high).all(1))[0])
+    value = float(means[0, i] - means[0, j])
+    half = engine.critical(engine.null(plan).two_sided, level)
+    half *= float(np.sqrt(plan.spread[chosen] @ variances[0]))
+    return value, Range(value - half, value + half)
 
 
-def _ratio(value: float, interval: Interval) -> str:
-    """Of a log10 difference, drawn as a depth: a factor above 1 is below."""
-    return f"a factor {10**-value:.3g} [{10**-interval.high:.3g}, {10**-interval.low:.3g}]"
+def _canonical_order(values: Array) -> Indices:
+    """An order of the seeds that does not depend on the order given, nor on a constant added to a seed."""
+    rest = values - np.nanmean(values, axis=1, keepdims=True)
+    rest = rest - np.nanmean(rest, axis=0, keepdims=True)
+    scale = float(np.nanmax(np.abs(rest))) or 1.0
+    keys = np.nan_to_num(np.round(rest / scale, 6), nan=9.0)
+    return np.lexsort(keys)
 
 
-def _span(interval: Interval | None) -> str:
-    if interval is None:
-        return "no κ"
-    if interval.low == interval.high:
-        return f"κ = {interval.low:g}"
-    return f"κ = {interval.low:g} to {interval.high:g}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
-
-
-def _percent(level: float) -> str:
-    return f"{100 * level:g} %"
-
-
-def _count(seeds: int) -> str:
-    return f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
-
-
-def _seed_number(seeds: int | None) -> str:
-    return f"more than {MOST_SEEDS} seeds" if seeds is None else _count(seeds)
+def peak_test(values: Array, *, maximise: bool = True) -> tuple[Design, float] | None:
+    """The design and the statistic behind `peak_p` of a curve (K, S), for a more precise p-value; None without a test."""
+    table, rows, columns = known_cells(values)
+    used = (1.0 if maximise else -1.0) * table[np.ix_(rows, columns)]
+    used = used[:, _canonical_order(used)]
+    present = np.isfinite(used)
+    plan = engine.design(present)
+    if plan.count < 3 or plan.df < 1:
+        return None
+    filled = np.where(present, used - float(np.nanmean(used)), 0.0)
+    means, variances, _ = engine.fit(plan, filled[None])
+    if _silent(used[present], variances[0]):
+        return None
+    statistic, _ = engine.peak_statistic(plan, engine.studentised(plan, means, variances))
+    return plan, float(statistic[0])

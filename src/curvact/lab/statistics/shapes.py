@@ -1,8 +1,8 @@
-"""Study room, order-restricted fits: constant, rise then plateau, monotone and single-peaked curves, and their weights.
+"""Order-restricted fits of a curve: constant, rise then plateau, monotone, single-peaked; and the weight of each.
 
-[ours]; isotonic regression by pool-adjacent-violators, and the single-peaked fit with a given top as its extension to
-two chains that meet there (both are weighted least squares). The weights are exp(-BIC/2) with a Student likelihood;
-a fit counts as many parameters as it has levels. They order the shapes, they are no probabilities of the truth.
+[ours]. Isotonic regression by pool-adjacent-violators; the single-peaked fit with a given top extends it to two chains
+that meet there (both are weighted least squares). The weights are exp(-BIC/2) with a Student likelihood; a fit counts as
+many parameters as it has levels. The weights order the shapes; they are no probabilities of the truth.
 """
 
 from __future__ import annotations

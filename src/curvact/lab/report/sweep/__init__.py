@@ -1,0 +1,1 @@
+"""The report of a sweep: one offline page, tables and figures."""

@@ -1,0 +1,299 @@
+"""The page of a sweep, and the files beside it: from a table of runs and what is known of the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from curvact.files import atomic_write
+from curvact.lab.report.html import Picture, page_template, picture
+from curvact.lab.report.style import to_svg, write_figure
+from curvact.lab.report.sweep.about import SweepAbout, SweepReport
+from curvact.lab.report.sweep.comparison import comparison_figure, roughness_figure
+from curvact.lab.report.sweep.curves import (
+    Chart,
+    chart_figures,
+    charts,
+    legend_figures,
+    optimum_figure,
+    panel_figure,
+)
+from curvact.lab.report.sweep.results import write_csv
+from curvact.lab.report.text import to_latex, to_markdown
+from curvact.lab.statistics import ask
+from curvact.lab.statistics.curve import CurveAnswer
+from curvact.lab.statistics.paired import PairedAnswer, paired_grid
+from curvact.lab.statistics.question import Answer, Grid
+from curvact.lab.statistics.strata import SEED, label_text, labels_of
+from curvact.lab.statistics.words import count, percent
+from curvact.lab.table import Table
+
+INTERVALS = (
+    "95 % confidence interval of the mean over seeds; the noise of a point is shrunk towards that of the whole curve"
+)
+LONGEST = 40  # lines of a table in the terminal, which shows the first two tables of an answer
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure on the page: pictures side by side on a laptop, one below the other on a phone."""
+
+    title: str
+    caption: str
+    columns: int
+    legend: tuple[Picture, ...]
+    panels: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """The verdict on one stratum."""
+
+    heading: str
+    kind: str
+    sentences: tuple[str, ...]
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One answer on the page, in this order; `folded` parts open on a click."""
+
+    title: str
+    lead: tuple[str, ...] = ()
+    command: str = ""
+    across: tuple[str, ...] = ()
+    tables: tuple[Grid, ...] = ()
+    plates: tuple[Plate, ...] = ()
+    opinions: tuple[Opinion, ...] = ()
+    folded_plates: tuple[Plate, ...] = ()
+    folded_tables: tuple[Grid, ...] = ()
+
+
+def report_sweep(table: Table, about: SweepAbout, folder: Path) -> SweepReport:
+    """Ask the questions of a sweep, and write report.html, results.csv, table.md, table.tex and the figures to `folder`.
+
+    The same arguments give the same bytes. Raises CurvactError where a question does not fit the table, or a file cannot be
+    written.
+    """
+    answers = ask(table, about.questions)
+    answers = {name: _titled(answer, about) for name, answer in answers.items()}
+    files: dict[str, Path] = {}
+    sections = []
+    for answer in answers.values():
+        figures = _figures(answer, about)
+        for name, figure in figures.items():
+            files |= write_figure(figure, folder / name)
+        sections.append(_section(answer, about, figures))
+    grids = [grid for answer in answers.values() for grid in answer.tables]
+    notes = _notes(table, about)
+    if grids:
+        grids = [*grids[:-1], replace(grids[-1], notes=(*grids[-1].notes, *notes))]
+        markdown = [to_markdown(g) if len(grids) == 1 else f"## {g.title}\n\n{to_markdown(g)}" for g in grids]
+        files["table.md"] = _write(folder / "table.md", "\n".join(markdown))
+        files["table.tex"] = _write(folder / "table.tex", "\n".join(map(to_latex, grids)))
+    write_csv(table, folder / "results.csv")
+    files["results.csv"] = folder / "results.csv"
+    page = page_template("curvact.lab.report.sweep", "page.html").render(
+        title=about.question or about.name,
+        facts=_facts(table, about),
+        sections=sections,
+        failures=_failures(table),
+        provenance={"sweep": about.name, **about.provenance},
+        notes=about.notes,
+        spec_yaml=about.spec_yaml,
+    )
+    files["report.html"] = _write(folder / "report.html", page)
+    sentences = tuple(line for answer in answers.values() for line in answer.sentences)
+    shown = tuple(grid for a in answers.values() for grid in a.tables[:2] if len(grid.lines) <= LONGEST)
+    return SweepReport(shown, (*sentences, *_missing(table, about)), files)
+
+
+def _write(path: Path, text: str) -> Path:
+    atomic_write(path, text)
+    return path
+
+
+def _titled(answer: Answer, about: SweepAbout) -> Answer:
+    """The answer with the headings and the notes of this sweep in its table."""
+    if not isinstance(answer, PairedAnswer):
+        return answer
+    question = answer.question
+    grid = paired_grid(answer.axes, answer.cells, question.outcomes, about.titles)
+    against = dict.fromkeys(cell.baseline for cell in answer.cells if cell.baseline is not None)
+    over = "all differences" if question.correct == "all" else "all cells"
+    notes = (
+        f"Mean ± half of a {percent(question.level)} interval over seeds; accuracies in %.",
+        f"Differences to {' and '.join(map(repr, against))} are paired by seed, in points with a "
+        f"{percent(question.level)} interval.",
+        f"* where a difference is shown after Holm's correction over {over}.",
+    )
+    return replace(answer, tables=(replace(grid, notes=notes),))
+
+
+def _figures(answer: Answer, about: SweepAbout) -> dict[str, Figure]:
+    """The figures of an answer as files, by name without ending."""
+    if isinstance(answer, CurveAnswer):
+        found = dict(pair for chart in charts(answer, about.titles) for pair in chart_figures(chart))
+        optimum = optimum_figure(answer)
+        return found if optimum is None else {"optimum": optimum, **found}
+    if isinstance(answer, PairedAnswer):
+        attack = about.titles.get("robust_accuracy", "PGD")
+        made = {
+            "comparison": comparison_figure(answer.cells, attack, about.question or about.name),
+            "roughness": roughness_figure(answer.cells),
+        }
+        return {name: figure for name, figure in made.items() if figure is not None}
+    return {}
+
+
+def _section(answer: Answer, about: SweepAbout, figures: Mapping[str, Figure]) -> Section:
+    if isinstance(answer, CurveAnswer):
+        return _curve_section(answer, about, figures)
+    plates = tuple(
+        Plate("", "", 1, (), (picture(to_svg(figure), f"{answer.title}: {name}"),))
+        for name, figure in figures.items()
+    )
+    return Section(answer.title, across=answer.sentences, tables=answer.tables, plates=plates)
+
+
+def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str, Figure]) -> Section:
+    several = len(answer.strata) > 1
+    opinions = tuple(
+        Opinion(s.stratum.name or answer.question.terms.outcome, s.verdict.kind, s.sentences, s.details)
+        for s in answer.strata
+    )
+    lead, command = _lead(answer, about)
+    plates = [_plate(chart) for chart in charts(answer, about.titles)]
+    if "optimum" in figures:
+        image = picture(to_svg(figures["optimum"]), "Confidence sets of the optimum, one line a stratum")
+        caption = "A line a stratum; small grey ticks are its points. Two sets that overlap do not contradict each other."
+        plates.insert(1, Plate("Where the optimum can be", caption, 1, (), (image,)))
+    first = 2 if "optimum" in figures else 1
+    across = tuple(
+        line for line in answer.sentences if not any(line.endswith(s) for o in opinions for s in o.sentences[:2])
+    )
+    tables = {grid.title: grid for grid in answer.tables}
+    head = tables.pop("Verdict by stratum", None)
+    folded = list(tables.values())
+    if answer.calibration is not None:
+        c = answer.calibration
+        note = (
+            f"Simulated once for {c.points} points, {c.seeds} seeds and noise of sd {c.sd:g}, the nearest design "
+            f"in the shipped table; {c.studies} simulated sweeps a figure, ± one standard error."
+        )
+        lines = tuple(tuple(line) for line in c.lines())
+        heads = ("what", "figure", "required")
+        folded.append(Grid("How often the verdict is right", heads, lines, 1, (note,)))
+    return Section(
+        answer.title,
+        lead,
+        command,
+        across,
+        (head,) if several and head is not None else (),
+        tuple(plates[:first]),
+        opinions,
+        tuple(plates[first:]),
+        tuple(folded),
+    )
+
+
+def _lead(answer: CurveAnswer, about: SweepAbout) -> tuple[tuple[str, ...], str]:
+    """How many seeds decide, before everything else, and the command that adds them."""
+    open_ = [s.verdict for s in answer.strata if s.verdict.kind == "inconclusive"]
+    if not open_:
+        return (), ""
+    number = len(answer.strata)
+    which = "The verdict is" if number == 1 else f"{len(open_)} of {number} verdicts are"
+    have = max(v.seeds for v in open_)
+    text = f"{which} inconclusive with {count(have, 'seed')}."
+    known = [v.seeds_for_peak for v in open_ if v.likely]
+    if not known:
+        return (f"{text} An error bar needs 2 seeds, a verdict 3 or more.",), ""
+    enough = [seeds for seeds in known if seeds is not None]
+    margin = answer.question.margin
+    if not enough:
+        return (f"{text} A peak of {margin:g} would take more than 200 seeds: lower the noise first.",), ""
+    most = max(enough)
+    text += f" {count(most, 'seed')} find a peak of {margin:g} with a power of 80 %"
+    text += "." if len(enough) == len(known) else f" in {len(enough)} of them; the others need more than 200."
+    if not about.more_seeds or most <= have:
+        return (text,), ""
+    return (f"{text} This command adds them:",), about.more_seeds.replace("{seeds}", str(most))
+
+
+def _plate(chart: Chart) -> Plate:
+    panels = []
+    for panel in chart.panels:
+        curves = "; ".join(
+            f"{curve.label}: {curve.mean[0]:.3g} at {curve.points[0]:g} to {curve.mean[-1]:.3g} at {curve.points[-1]:g}"
+            for curve in panel.curves
+        )
+        alt = f"{panel.title or chart.title}, {chart.label}, against {chart.axis}. {curves}"
+        panels.append(picture(to_svg(panel_figure(chart, panel)), alt))
+    legend = tuple(picture(to_svg(figure, tight=True), text) for text, figure in legend_figures(chart))
+    means = "geometric means" if chart.logarithmic else "means"
+    caption = f"Lines: {means} over seeds. Shading: {INTERVALS}. Faint dots: single seeds."
+    if any(panel.optimum for panel in chart.panels):
+        caption += " Bar below: the confidence set of the optimum, a tick at each of its points, a dot at the highest mean."
+    if chart.logarithmic:
+        caption += " The normalization decides what is seen; only the scale-invariant norm stays when layers are rescaled."
+    if any(panel.references for panel in chart.panels):
+        caption += " Horizontal lines: means of runs that have no finite value on this axis."
+    if chart.cut:
+        caption += " Intervals wider than the frame go on beyond it."
+    if chart.hidden:
+        caption += f" {count(chart.hidden, 'value')} not above 0 cannot be shown on a logarithmic axis."
+    return Plate(chart.title, caption, min(3, len(panels)) if len(panels) != 4 else 2, legend, tuple(panels))
+
+
+def _facts(table: Table, about: SweepAbout) -> list[str]:
+    """What was run: number of runs, and the labels of each axis that varies."""
+    done = sum(row.status == "done" for row in table.rows)
+    expected = max(about.expected, len(table.rows))
+    facts = [f"{count(done, 'run')} done" + ("" if done == expected else f" of {expected}")]
+    for axis in table.axes:
+        labels = labels_of(table.rows, axis)
+        name = axis.rsplit(".", 1)[-1]
+        if axis == SEED:
+            facts.append(count(len(labels), "seed"))
+        elif 1 < len(labels) <= 4 and all(isinstance(label, str) for label in labels):
+            facts.append(f"{name}: {', '.join(map(str, labels))}")
+        elif len(labels) > 1:
+            numbers = [v for v in labels if isinstance(v, (int, float)) and not isinstance(v, bool)]
+            span = f" from {min(numbers):g} to {max(numbers):g}" if len(numbers) > 1 else ""
+            facts.append(f"{name}: {len(labels)} values{span}")
+    return facts
+
+
+def _failures(table: Table) -> Grid:
+    axes = [axis for axis in table.axes if len(labels_of(table.rows, axis)) > 1]
+    lines = tuple(
+        (
+            row.run,
+            *(label_text(axis, row.labels[axis]) for axis in axes),
+            row.cause or "no cause was recorded",
+        )
+        for row in table.rows
+        if row.status != "done"
+    )
+    return Grid("Failed runs", ("run", *axes, "cause"), lines, len(axes) + 2)
+
+
+def _missing(table: Table, about: SweepAbout) -> tuple[str, ...]:
+    missing = about.expected - len(table.rows)
+    return (f"{count(missing, 'run')} not finished yet.",) if missing > 0 else ()
+
+
+def _notes(table: Table, about: SweepAbout) -> list[str]:
+    """What belongs under the tables."""
+    seeds = count(len(labels_of(table.rows, SEED)), "seed")
+    notes = [f"{about.name}: {seeds}.", *about.notes]
+    if about.provenance:
+        notes.append("; ".join(f"{key}: {value}" for key, value in about.provenance.items()))
+    for line in _failures(table).lines:
+        notes.append(f"failed: {', '.join(line[1:-1])}: {line[-1]}")
+    return [*notes, *_missing(table, about)]

@@ -1,0 +1,50 @@
+"""results.csv: one line a run."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from curvact.files import atomic_write
+from curvact.lab.statistics.curve import ACCURACIES, HESSIAN_NORMS
+from curvact.lab.table import Table
+
+FIRST = (*ACCURACIES, *(column for norm in HESSIAN_NORMS for column in (norm, f"{norm}_se")))
+
+
+def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
+    """Write a line for each run, failed ones too, in the order of the table; atomically.
+
+    Columns: run, one for each axis, status, cause, the metrics (accuracies, Hessian norms, then others by name),
+    gradient_evaluations, seconds. A float is the shortest text that reads back as the same number; None and NaN are empty.
+    """
+    found = {metric for row in table.rows for metric in row.metrics}
+    metrics = [*(m for m in FIRST if m in found), *sorted(found - set(FIRST))]
+    lines = [["run", *table.axes, "status", "cause", *metrics, "gradient_evaluations", "seconds"]]
+    for row in table.rows:
+        values = [
+            row.run,
+            *(row.labels.get(axis) for axis in table.axes),
+            row.status,
+            row.cause,
+            *(row.metrics.get(metric) for metric in metrics),
+            row.gradient_evaluations,
+            row.seconds,
+        ]
+        lines.append([_cell(value) for value in values])
+    atomic_write(path, "".join(",".join(map(_quoted, line)) + "\n" for line in lines))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(float(value))
+    return str(value)
+
+
+def _quoted(text: str) -> str:
+    # csv.writer leaves a bare carriage return unquoted when lines end in "\n", and no reader takes that back
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
