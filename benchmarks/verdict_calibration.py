@@ -87,7 +87,9 @@ def bootstrap_coverage(seeds: int, studies: int = 2000, level: float = LEVEL, se
 class _Studies:
     """Simulated noise of N studies at one noise profile: what does not depend on the truth is computed once."""
 
-    def __init__(self, rng: np.random.Generator, sd: Array, seeds: int, studies: int, seed_effect: float) -> None:
+    def __init__(
+        self, rng: np.random.Generator, sd: Array, seeds: int, studies: int, seed_effect: float
+    ) -> None:
         self.plan = engine.design(np.ones((len(sd), seeds), dtype=np.bool_))
         self.noise = rng.standard_normal((studies, len(sd), seeds)) * sd[:, None]  # (N, K, S)
         self.noise += seed_effect * rng.standard_normal((studies, 1, seeds))
@@ -173,9 +175,7 @@ def calibrate(
         ),
         false_peak=_worst((equal.peaks(truth) for truth in monotone), highest=True),
         false_peak_uneven=_worst((s.peaks(truth) for s in both for truth in monotone), highest=True),
-        false_peak_valley=_worst(
-            (s.peaks(truth) for s in (equal, *both) for truth in valleys), highest=True
-        ),
+        false_peak_valley=_worst((s.peaks(truth) for s in (equal, *both) for truth in valleys), highest=True),
         power=tuple((height, equal.peaks(bump(kappa, center, height))) for height in HEIGHTS),
         plateau=equal.plateaus(rise_then_flat(kappa, 2.0)),
     )

@@ -11,14 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from pyautoattack import AutoAttack
-from rich.console import Console
-
-from curvact.activations import current_parameters
-from curvact.attacks import ThreatModel, pgd
-from curvact.data import load
-from curvact.errors import CurvactError
-from curvact.lab.comparison import ComparisonSpec, load_comparison
 from curvact.lab.report.comparison_summary import (
     COMPARED,
     MEASURES,
@@ -29,6 +21,14 @@ from curvact.lab.report.comparison_summary import (
     to_markdown,
     to_tables,
 )
+from pyautoattack import AutoAttack
+from rich.console import Console
+
+from curvact.activations import current_parameters
+from curvact.attacks import ThreatModel, pgd
+from curvact.data import load
+from curvact.errors import CurvactError
+from curvact.lab.comparison import ComparisonSpec, load_comparison
 from curvact.lab.run_study import run_study
 from curvact.lab.settings import check_settings
 from curvact.lab.statistics.paired import Mean

@@ -21,7 +21,7 @@ from curvact.lab.report.analysis_plots import (
     shape_figure,
     write_figure,
 )
-from curvact.lab.report.plots import to_png
+from curvact.lab.report.style import to_png
 
 
 def site(name: str, effective: float | None, half: float | None, tenth: float | None) -> dict[str, Any]:

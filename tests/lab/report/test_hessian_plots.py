@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from curvact.errors import CurvactError
 from curvact.lab.report.hessian_plots import BASE, density_figure, norms_figure, split_figure
-from curvact.lab.report.plots import to_png, to_svg
+from curvact.lab.report.style import to_png, to_svg
 
 
 def number(value: float | None, error: float | None = 0.0) -> dict[str, float | None]:

@@ -12,8 +12,8 @@ from torch import nn
 
 from curvact.analysis.smoothness import match_radii, smoothness_report, trajectory_smoothness
 from curvact.errors import CurvactError
-from curvact.lab.report.plots import to_png
 from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure, trajectory_figure
+from curvact.lab.report.style import to_png
 
 
 def small(seed: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

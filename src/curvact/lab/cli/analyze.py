@@ -954,7 +954,7 @@ def _finish(subjects: _Subjects, tables: Sequence[Table]) -> None:
 
 
 def _drawn(stem: str, draw: Callable[[], Figure]) -> dict[str, bytes | str]:
-    from curvact.lab.report.plots import to_png, to_svg
+    from curvact.lab.report.style import to_png, to_svg
 
     figure = draw()
     return {f"{stem}.png": to_png(figure), f"{stem}.svg": to_svg(figure)}

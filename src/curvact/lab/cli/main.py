@@ -135,7 +135,6 @@ def compare(
 ) -> None:
     """Train one network in several ways with the same seeds and budget; one table, with paired differences to the baseline."""
     from curvact.lab.comparison import load_comparison
-    from curvact.lab.report.comparison_summary import notes, summarize_comparison, to_tables
     from curvact.lab.run_study import run_study
 
     if spec.is_dir() and (out is not None or set_):
@@ -147,18 +146,7 @@ def compare(
     problems = []
     if not report_only:
         problems = run_study(comparison, folder, workers=workers, resume=resume or spec.is_dir())
-    summary = summarize_comparison(folder)
-    console = Console()
-    for table in to_tables(summary, console.width):
-        console.print(table)
-        console.print()
-    for line in notes(summary):
-        console.print(f"• {line}", highlight=False)
-    console.print(
-        f"\ntables: {folder}/table.md, table.tex, results.csv; figure: comparison.png, .svg",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _report(folder)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -167,14 +155,20 @@ def compare(
 
 def _report(folder: Path) -> None:
     from curvact.lab.report.summary import summarize
+    from curvact.lab.report.text import to_terminal
 
     console = Console()
     with Console(stderr=True).status("statistics, plots and page"):
-        summary = summarize(folder)
-    console.print(summary.table)
-    for sentence in summary.sentences:
+        report = summarize(folder)
+    for grid in report.tables:
+        for table in to_terminal(grid, console.width):
+            console.print(table)
+            console.print()
+    for sentence in report.sentences:
         console.print(f"• {sentence}", soft_wrap=False, highlight=False)
-    console.print(f"\npage: {summary.page}\ntable: {summary.csv}", highlight=False, soft_wrap=True)
+    names = ("report.html", "results.csv", "table.md", "table.tex")
+    files = "\n".join(f"{name}: {report.files[name]}" for name in names if name in report.files)
+    console.print(f"\n{files}", highlight=False, soft_wrap=True)
 
 
 def _number(value: float) -> str:

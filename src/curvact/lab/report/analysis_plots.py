@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
-from curvact.lab.report.plots import (
+from curvact.lab.report.style import (
     DASHES,
     MARKERS,
     OKABE_ITO,
@@ -26,8 +22,7 @@ from curvact.lab.report.plots import (
     log_ticks,
     plain_number,
     plain_text,
-    to_png,
-    to_svg,
+    title_text,
 )
 
 Record = Mapping[str, Any]
@@ -245,25 +240,6 @@ def shape_figure(record: Record, title: str = "") -> Figure:
         if title:
             figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
         return figure
-
-
-def write_figure(figure: Figure, where: str | os.PathLike[str]) -> dict[str, Path]:
-    """Write `where` with the endings .png and .svg; the paths by file name. The folder has to exist.
-
-    Raises CurvactError when a file cannot be written.
-    """
-    stem = Path(where)
-    written = {}
-    for ending, save in (("png", to_png), ("svg", to_svg)):
-        path = stem.with_name(f"{stem.name}.{ending}")
-        atomic_write(path, save(figure))
-        written[path.name] = path
-    return written
-
-
-def title_text(text: str) -> str:
-    """A user's text as matplotlib is to draw it: no formulas, in lines of at most 70 letters."""
-    return "\n".join(textwrap.wrap(text, 70)).replace("$", "\\$")
 
 
 def plotted(value: Any) -> float:

@@ -13,8 +13,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from curvact.errors import CurvactError
-from curvact.lab.report.analysis_plots import ATTACKED, CLEAN, Record, plotted, title_text
-from curvact.lab.report.plots import NORM_LABELS, OKABE_ITO, TITLES, house_style, log_ticks, plain_text
+from curvact.lab.report.analysis_plots import ATTACKED, CLEAN, Record, plotted
+from curvact.lab.report.style import (
+    NORM_LABELS,
+    NORM_TITLES,
+    OKABE_ITO,
+    house_style,
+    log_ticks,
+    plain_text,
+    title_text,
+)
 
 COLOURS = {"clean": CLEAN, "adversarial": ATTACKED}
 MARKS = {"clean": "o", "adversarial": "s"}
@@ -69,7 +77,7 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
                 _wide_enough(axes)
                 log_ticks(axes, "x")
             axes.axhline(0.5, color="#888888", linewidth=0.8)
-            axes.set(title=TITLES[name].capitalize(), xlabel=NORM_LABELS[name])
+            axes.set(title=NORM_TITLES[name].capitalize(), xlabel=NORM_LABELS[name])
             axes.grid(True, axis="both")
         panels[0].set_yticks(
             range(len(layers) + 1), ["whole network", *(plain_text(layer) for layer in layers)], fontsize=8

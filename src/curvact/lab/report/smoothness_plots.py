@@ -14,8 +14,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from curvact.errors import CurvactError, nearest
-from curvact.lab.report.analysis_plots import Record, plotted, title_text
-from curvact.lab.report.plots import Look, house_style, legend_columns, log_ticks, looks_of, plain_text
+from curvact.lab.report.analysis_plots import Record, plotted
+from curvact.lab.report.style import (
+    Look,
+    house_style,
+    legend_columns,
+    log_ticks,
+    looks_of,
+    plain_text,
+    title_text,
+)
 
 RATIO_LABEL = "‖Δ∇L‖ / ‖Δθ‖"
 MEASURES = {

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 def to_markdown(grid: Grid) -> str:
     """The table with its notes as Markdown; what would end a cell early is escaped."""
     marks = [*["---"] * grid.names, *["---:"] * (len(grid.heads) - grid.names)]
-    rows = [[_cell(text) for text in grid.heads], marks, *([_cell(text) for text in line] for line in grid.lines)]
+    rows = [
+        [_cell(text) for text in grid.heads],
+        marks,
+        *([_cell(text) for text in line] for line in grid.lines),
+    ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return "\n\n".join([table, *grid.notes]) + "\n"
 

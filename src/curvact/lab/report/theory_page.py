@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.lab.report.page import Picture, _picture
-from curvact.lab.report.plots import OKABE_ITO, house_style, log_ticks
+from curvact.lab.report.html import Picture
+from curvact.lab.report.html import picture as _picture
+from curvact.lab.report.style import OKABE_ITO, house_style, log_ticks
 
 Record = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from curvact.files import atomic_write
-from curvact.lab.report.plots import OKABE_ITO, house_style, plain_text, to_png, to_svg
+from curvact.lab.report.style import OKABE_ITO, house_style, plain_text, to_png, to_svg
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:

@@ -62,9 +62,17 @@ class Calibration:
         return (
             ("the 95 % intervals of the means cover", str(self.interval_coverage), "at least 90 %"),
             (uneven, str(self.interval_coverage_uneven), "at least 90 %"),
-            ("the confidence set holds a true optimum, worst truth", str(self.optimum_coverage), "at least 90 %"),
+            (
+                "the confidence set holds a true optimum, worst truth",
+                str(self.optimum_coverage),
+                "at least 90 %",
+            ),
             (uneven, str(self.optimum_coverage_uneven), "at least 90 %"),
-            ("“interior peak” for a flat, plateau or monotone truth, worst", str(self.false_peak), "at most 5 %"),
+            (
+                "“interior peak” for a flat, plateau or monotone truth, worst",
+                str(self.false_peak),
+                "at most 5 %",
+            ),
             (uneven, str(self.false_peak_uneven), "at most 5 %"),
             ("“interior peak” for a curve with a valley, worst", str(self.false_peak_valley), "at most 5 %"),
             *((f"a real peak of {height:g} is found", str(rate), "") for height, rate in self.power),
@@ -119,7 +127,9 @@ def band_share(curvatures: Array, sd: float, seeds: int, band: tuple[float, floa
     truth = rise * math.sqrt(seeds) / sd
     at = np.linspace(-9.0, 12.0, 4001)
     logs = stats.norm.logcdf(at - truth[:, None])
-    density = np.exp(stats.norm.logpdf(at - truth[:, None]) - logs + logs.sum(0))  # of the maximum, at each curvature
+    density = np.exp(
+        stats.norm.logpdf(at - truth[:, None]) - logs + logs.sum(0)
+    )  # of the maximum, at each curvature
     inside = (kappa >= band[0]) & (kappa <= band[1])
     share: float = density[inside].sum() * (at[1] - at[0])
     return share

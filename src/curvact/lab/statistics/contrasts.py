@@ -296,7 +296,9 @@ def precise_p_values(plan: Design, statistics: Array, draws: int, seed: int = 0)
     for profile in noise_profiles(plan.count)[possible]:
         above = np.zeros(len(statistics))
         for start in range(0, draws, block):
-            noise = rng.standard_normal((min(block, draws - start), plan.count, plan.seeds)) * profile[:, None]
+            noise = (
+                rng.standard_normal((min(block, draws - start), plan.count, plan.seeds)) * profile[:, None]
+            )
             means, variances, _ = fit(plan, noise)
             rise = means.astype(np.float32) @ weights
             squared = np.maximum(rise, 0.0) ** 2 / (variances.astype(np.float32) @ spread)

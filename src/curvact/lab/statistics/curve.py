@@ -110,10 +110,19 @@ class Curve(Question):
             across = words.across_sentences({n: s.verdict for n, s in able.items()}, common, same, self.terms)
             across += self._along_axes(list(able.values()))
         short = tuple(
-            (f"{s.stratum.name}: " if len(known) > 1 else "") + line for s in known for line in s.sentences[:2]
+            (f"{s.stratum.name}: " if len(known) > 1 else "") + line
+            for s in known
+            for line in s.sentences[:2]
         )
-        axes = varying([row for s in known for row in s.stratum.rows], [a for a in table.axes if a not in (self.axis, SEED)])
-        tables = (self._strata_grid(known, axes), self._means_grid(known, axes), self._norms_grid(known, axes))
+        axes = varying(
+            [row for s in known for row in s.stratum.rows],
+            [a for a in table.axes if a not in (self.axis, SEED)],
+        )
+        tables = (
+            self._strata_grid(known, axes),
+            self._means_grid(known, axes),
+            self._norms_grid(known, axes),
+        )
         return CurveAnswer(
             f"{self.terms.outcome[:1].upper()}{self.terms.outcome[1:]} against {self.axis.rsplit('.', 1)[-1]}",
             across + u_sentences + short,
@@ -130,9 +139,7 @@ class Curve(Question):
         if not len(outcome.points):
             return None
         points = outcome.points.tolist()
-        verdict = decide(
-            points, outcome.values, level=self.level, margin=self.margin, maximise=self.maximise
-        )
+        verdict = decide(points, outcome.values, level=self.level, margin=self.margin, maximise=self.maximise)
         norms, details = {}, []
         for metric in self.norms:
             logs = self._logs(stratum, metric, outcome)
@@ -189,7 +196,8 @@ class Curve(Question):
         text = f"A U shape of a Hessian norm is shown in {single} of {len(p_values)} tests taken singly. "
         if left:
             names = "; ".join(
-                (f"{found[i].stratum.name}: " if len(found) > 1 else "") + norm_name(metric) for i, metric in left
+                (f"{found[i].stratum.name}: " if len(found) > 1 else "") + norm_name(metric)
+                for i, metric in left
             )
             text += f"After Holm's correction for the {len(p_values)} tests, {len(left)} left: {names}."
         else:
@@ -256,7 +264,10 @@ class Curve(Question):
                     f"{v.best:g}",
                     _span(v.optimum),
                     f"{best:.3f}",
-                    *((words.p_text(p).removeprefix("= ") if tested else "–") for p in (v.peak_p, v.rise_p, v.fall_p)),
+                    *(
+                        (words.p_text(p).removeprefix("= ") if tested else "–")
+                        for p in (v.peak_p, v.rise_p, v.fall_p)
+                    ),
                     str(v.seeds),
                     (words.seed_number(v.seeds_for_peak).removesuffix(" seeds") if v.likely else "–"),
                     *((f"{left} of {len(s.norms)}",) if norms else ()),
@@ -265,14 +276,20 @@ class Curve(Question):
         return Grid("Verdict by stratum", heads, tuple(lines), len(names))
 
     def _means_grid(self, found: Sequence[StratumAnswer], axes: Sequence[str]) -> Grid:
-        metrics = [m for m in dict.fromkeys((self.outcome, *ACCURACIES)) if any(m in r.metrics for s in found for r in s.stratum.rows)]
-        heads = tuple(m.removesuffix("_accuracy").replace("_", " ") + (" (%)" if m in ACCURACIES else "") for m in metrics)
+        every = {metric for s in found for row in s.stratum.rows for metric in row.metrics}
+        metrics = [m for m in dict.fromkeys((self.outcome, *ACCURACIES)) if m in every]
+        heads = [
+            f"{m.removesuffix('_accuracy').replace('_', ' ')} (%)" if m in ACCURACIES else m.replace("_", " ")
+            for m in metrics
+        ]
         return self._grid("Means over seeds", found, axes, metrics, heads, logarithmic=False)
 
     def _norms_grid(self, found: Sequence[StratumAnswer], axes: Sequence[str]) -> Grid:
         metrics = [m for m in self.norms if any(m in r.metrics for s in found for r in s.stratum.rows)]
         heads = tuple(norm_name(m) for m in metrics)
-        return self._grid("Hessian norms: geometric means over seeds", found, axes, metrics, heads, logarithmic=True)
+        return self._grid(
+            "Hessian norms: geometric means over seeds", found, axes, metrics, heads, logarithmic=True
+        )
 
     def _grid(
         self,
@@ -291,7 +308,9 @@ class Curve(Question):
             name = tuple(label_text(axis, s.stratum.labels[axis]) for axis in axes)
             rows = s.stratum.rows
             at = sorted({p for r in rows if (p := place(r.labels.get(self.axis))) is not None})
-            estimates = {m: curve_of(rows, self.axis, m, self.level, logarithmic=logarithmic) for m in metrics}
+            estimates = {
+                m: curve_of(rows, self.axis, m, self.level, logarithmic=logarithmic) for m in metrics
+            }
             for p in at:
                 here = [r for r in rows if place(r.labels.get(self.axis)) == p]
                 values = [estimate_text(estimates[m].get(p), percent=m in ACCURACIES) for m in metrics]
@@ -302,7 +321,15 @@ class Curve(Question):
                     continue
                 shown.add(runs)
                 values = [reference_text(others, m) for m in metrics]
-                lines.append((*(name[:-1] if name else ()), *((reference,) if name else ()), "–", seeds_text(others), *values))
+                lines.append(
+                    (
+                        *(name[:-1] if name else ()),
+                        *((reference,) if name else ()),
+                        "–",
+                        seeds_text(others),
+                        *values,
+                    )
+                )
         return Grid(title, (*axes, self.terms.symbol, "seeds", *heads), tuple(lines), len(axes) + 1)
 
 
@@ -378,7 +405,9 @@ def _span(part: Range) -> str:
 
 
 def _precise(
-    p_values: Mapping[tuple[int, str], float], tests: Mapping[tuple[int, str], tuple[Design, float]], alpha: float
+    p_values: Mapping[tuple[int, str], float],
+    tests: Mapping[tuple[int, str], tuple[Design, float]],
+    alpha: float,
 ) -> tuple[dict[tuple[int, str], float], float]:
     """p-values from as many draws as it takes to decide each test after Holm's correction, and the largest standard error.
 

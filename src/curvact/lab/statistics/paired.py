@@ -14,7 +14,7 @@ from curvact.errors import CurvactError, nearest
 from curvact.lab.statistics.contrasts import Array
 from curvact.lab.statistics.interval import Interval, all_equal, student
 from curvact.lab.statistics.question import Answer, Grid, Question
-from curvact.lab.statistics.strata import SEED, by_seed, label_text, labels_of, name_of, place, varying
+from curvact.lab.statistics.strata import SEED, by_seed, label_text, labels_of, name_of, varying
 from curvact.lab.table import Row, Table, Value
 
 Name = TypeVar("Name")
@@ -141,9 +141,7 @@ class Paired(Question):
         own = self._baselines(table, axes, list(rows))
         metrics = sorted({metric for row in table.rows for metric in row.metrics})
         values = {
-            key: {
-                metric: found for metric in metrics if (found := by_seed(lines, metric))
-            }
+            key: {metric: found for metric in metrics if (found := by_seed(lines, metric))}
             | {"gradient_evaluations": gradient_evaluations(lines)}
             for key, lines in rows.items()
         }
@@ -154,9 +152,7 @@ class Paired(Question):
             if ratios:
                 values[key]["relative_seconds"] = ratios
         differences = {
-            outcome: paired_differences(
-                {key: values[key].get(outcome, {}) for key in rows}, own, self.level
-            )
+            outcome: paired_differences({key: values[key].get(outcome, {}) for key in rows}, own, self.level)
             for outcome in self.outcomes
         }
         if self.correct == "all":
@@ -166,7 +162,11 @@ class Paired(Question):
                 names[key],
                 dict(zip(axes, key, strict=True)),
                 names[own[key]] if key in own else None,
-                {metric: middle(metric, list(found.values())) for metric, found in values[key].items() if found},
+                {
+                    metric: middle(metric, list(found.values()))
+                    for metric, found in values[key].items()
+                    if found
+                },
                 values[key],
                 {outcome: found[key] for outcome, found in differences.items() if key in found},
             )
@@ -186,7 +186,9 @@ class Paired(Question):
         self, table: Table, axes: Sequence[str], keys: Sequence[tuple[Value, ...]]
     ) -> dict[tuple[Value, ...], tuple[Value, ...]]:
         """Which cell each cell is compared with; a source has none."""
-        comparable = [key for key in keys if not any(isinstance(a, str) and a.startswith(SOURCE) for a in key)]
+        comparable = [
+            key for key in keys if not any(isinstance(a, str) and a.startswith(SOURCE) for a in key)
+        ]
         if not comparable:
             return {}
         if self.baseline is None:
@@ -228,8 +230,10 @@ class Paired(Question):
         shown = sum(d.shown for d in tested)
         over = "all of them together" if self.correct == "all" else "the cells of each outcome"
         sentences = [
-            f"{shown} of {len(tested)} differences to {' and '.join(repr(name) for name in against)} are shown at "
-            f"5 % after Holm's correction over {over}."
+            (
+                f"{shown} of {len(tested)} differences to {' and '.join(repr(name) for name in against)} are shown at "
+                f"5 % after Holm's correction over {over}."
+            )
         ]
         robust = [
             (cell.name, cell.differences["robust_accuracy"])
@@ -244,7 +248,10 @@ class Paired(Question):
 
 
 def paired_grid(
-    axes: Sequence[str], cells: Sequence[Cell], outcomes: Sequence[str], titles: Mapping[str, str] | None = None
+    axes: Sequence[str],
+    cells: Sequence[Cell],
+    outcomes: Sequence[str],
+    titles: Mapping[str, str] | None = None,
 ) -> Grid:
     """The table: a column an axis, a column a measure that any cell has, a column a difference. titles: metric → heading."""
     own = titles or {}
@@ -262,7 +269,9 @@ def paired_grid(
     heads += tuple(f"{m.title} − baseline" for m in compared)
     lines = []
     for cell in cells:
-        names = (label_text(axis, cell.labels[axis]) if cell.labels[axis] is not None else "" for axis in axes)
+        names = (
+            label_text(axis, cell.labels[axis]) if cell.labels[axis] is not None else "" for axis in axes
+        )
         means = (_mean_text(cell.means.get(m.key), m) for m in measures)
         if cell.baseline == cell.name:
             differences = ["baseline"] * len(compared)

@@ -119,7 +119,9 @@ def cells(rows: Sequence[Row], axis: str, metric: str) -> Cells:
             continue
         key = (at, seed_of(row))
         if key in found:
-            raise CurvactError(f"two finished runs at {axis} = {at:g} and seed {key[1]} in one stratum; 1 is allowed")
+            raise CurvactError(
+                f"two finished runs at {axis} = {at:g} and seed {key[1]} in one stratum; 1 is allowed"
+            )
         found[key] = float(value)
     points = sorted({at for at, _ in found})
     seeds = sorted({seed for _, seed in found})

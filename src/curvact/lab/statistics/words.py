@@ -41,8 +41,10 @@ def curve_sentences(verdict: Verdict, terms: Terms, band: tuple[float, float] | 
     if not math.isfinite(verdict.plateau_spread):
         best = max(verdict.means) if verdict.maximise else min(verdict.means)
         lines = [
-            f"The best mean {terms.outcome} is {best:.3f}, at {terms.symbol} = {verdict.best:g} "
-            f"({count(verdict.seeds, 'seed')}). Without an error bar nothing more can be said."
+            (
+                f"The best mean {terms.outcome} is {best:.3f}, at {terms.symbol} = {verdict.best:g} "
+                f"({count(verdict.seeds, 'seed')}). Without an error bar nothing more can be said."
+            )
         ]
         if verdict.seeds < 2:
             lines.append("An error bar needs 2 seeds; a verdict needs 3 or more.")
@@ -121,8 +123,10 @@ def _fits(verdict: Verdict, terms: Terms) -> list[str]:
         else:
             name = f"a plateau up to {terms.symbol} = {where.high:g}"
         return [
-            f"{text}{name} ({weights}). Over it, two means differ by at most {verdict.plateau_spread:.3f} "
-            f"(upper bound, each pair at {percent(verdict.level)})."
+            (
+                f"{text}{name} ({weights}). Over it, two means differ by at most {verdict.plateau_spread:.3f} "
+                f"(upper bound, each pair at {percent(verdict.level)})."
+            )
         ]
     return [f"{text}{'a monotone curve without a plateau' if monotone >= peak else 'a peak'} ({weights})."]
 
@@ -144,14 +148,22 @@ def _band(verdict: Verdict, terms: Terms, band: tuple[float, float]) -> list[str
     sd = math.sqrt((verdict.noise.low**2 + verdict.noise.high**2) / 2)
     share = band_share(np.array(verdict.curvatures), sd, verdict.seeds, band)
     return [
-        f"{text} The best point alone proves nothing: if {terms.outcome} rose to {terms.symbol} = 2 and were flat "
-        f"after, the best of these {len(verdict.curvatures)} points would lie in {low:g} to {high:g} "
-        f"in {100 * share:.0f} % of sweeps."
+        (
+            f"{text} The best point alone proves nothing: if {terms.outcome} rose to {terms.symbol} = 2 and were flat "
+            f"after, the best of these {len(verdict.curvatures)} points would lie in {low:g} to {high:g} "
+            f"in {100 * share:.0f} % of sweeps."
+        )
     ]
 
 
 def norm_sentences(
-    name: str, norm: Verdict, verdict: Verdict, points: Sequence[float], values: Array, logs: Array, terms: Terms
+    name: str,
+    norm: Verdict,
+    verdict: Verdict,
+    points: Sequence[float],
+    values: Array,
+    logs: Array,
+    terms: Terms,
 ) -> str:
     """What one Hessian norm does along the curve, and whether its minimum meets the optimum of the outcome.
 
@@ -179,7 +191,9 @@ def norm_sentences(
     common = sorted(set(norm.optimum_set) & set(verdict.optimum_set))
     if common:
         wide = any(len(v.optimum_set) > len(v.curvatures) / 2 for v in (norm, verdict))
-        text += f" Its confidence set meets that of the optimum at {terms.span(Range(common[0], common[-1]))}."
+        text += (
+            f" Its confidence set meets that of the optimum at {terms.span(Range(common[0], common[-1]))}."
+        )
         text += " That says little: a set holds more than half of the points." if wide else ""
     else:
         text += f" Its confidence set has no point in common with that of the optimum ({terms.span(verdict.optimum)})."
@@ -237,7 +251,11 @@ def across_sentences(
         if same.p <= alpha:
             departing = [name for name, p in same.departs.items() if p <= alpha]
             names = f" It is {'; '.join(departing)} that differs." if len(departing) == 1 else ""
-            names = f" These differ from the common shape: {'; '.join(departing)}." if len(departing) > 1 else names
+            names = (
+                f" These differ from the common shape: {'; '.join(departing)}."
+                if len(departing) > 1
+                else names
+            )
             lines.append(
                 f"The curves do not have one shape (p {p_text(same.p)}): no shift and stretch makes them equal.{names}"
             )

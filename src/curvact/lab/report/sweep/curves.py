@@ -133,7 +133,9 @@ def _chart(
             v = s.verdict
             tested = optimum and math.isfinite(v.plateau_spread)
             references = _references(s, lines[0][1], logarithmic=logarithmic)
-            panels.append(Panel(s.stratum.name, tuple(curves), references, (v.optimum_set, v.best) if tested else None))
+            panels.append(
+                Panel(s.stratum.name, tuple(curves), references, (v.optimum_set, v.best) if tested else None)
+            )
     if not panels:
         return None
     limits, cut = _limits(panels, logarithmic=logarithmic)
@@ -141,7 +143,9 @@ def _chart(
     margin = 1.6 if max(points) < 10 * min(points) else 1.3
     axis = CURVATURE_LABEL if question.axis == "curvature" else question.axis
     span = (min(points) / margin, max(points) * margin)
-    return Chart(name, title, label, axis, logarithmic, tuple(panels), question.shown_band, limits, span, hidden, cut)
+    return Chart(
+        name, title, label, axis, logarithmic, tuple(panels), question.shown_band, limits, span, hidden, cut
+    )
 
 
 def _curve(
@@ -156,13 +160,17 @@ def _curve(
         return None, hidden
     scale = 100.0 if metric in ACCURACIES else 1.0
     values = np.where(visible, table.values, math.nan)[keep] * scale
-    return Curve(label, look, table.points[keep], values, *curve_intervals(values, logarithmic=logarithmic)), hidden
+    return Curve(
+        label, look, table.points[keep], values, *curve_intervals(values, logarithmic=logarithmic)
+    ), hidden
 
 
 def _references(s: StratumAnswer, metric: str, *, logarithmic: bool) -> dict[str, float]:
     found = {}
     for name, rows in s.stratum.references.items():
-        values = [v for v in by_seed(rows, metric).values() if math.isfinite(v) and (v > 0 or not logarithmic)]
+        values = [
+            v for v in by_seed(rows, metric).values() if math.isfinite(v) and (v > 0 or not logarithmic)
+        ]
         if values:
             mean = math.exp(np.mean(np.log(values))) if logarithmic else float(np.mean(values))
             found[name] = mean * (100.0 if metric in ACCURACIES else 1.0)
@@ -270,14 +278,19 @@ def optimum_figure(answer: CurveAnswer) -> Figure | None:
             for at in {common.low, common.high}:
                 axes.axvline(at, color=OKABE_ITO[2], linewidth=1.2, linestyle="--")
         for line, s in enumerate(shown):
-            axes.plot(s.verdict.curvatures, [line] * len(s.verdict.curvatures), "|", color="#bbbbbb", markersize=5)
+            axes.plot(
+                s.verdict.curvatures, [line] * len(s.verdict.curvatures), "|", color="#bbbbbb", markersize=5
+            )
             _bar(axes, s.verdict.optimum_set, s.verdict.best, line)
         axes.set_yticks(range(len(shown)), labels=[plain_text(s.stratum.name) for s in shown])
         axes.grid(False)
         name = CURVATURE_LABEL if answer.question.axis == "curvature" else answer.question.axis
         axes.set(xlabel=name, title="Where the optimum can be (95 % confidence sets)")
         log_ticks(axes, "x")
-        handles = [_set_handle(), Line2D([], [], color=GREY, marker="o", linestyle="none", label="highest mean")]
+        handles = [
+            _set_handle(),
+            Line2D([], [], color=GREY, marker="o", linestyle="none", label="highest mean"),
+        ]
         if common is not None:
             label = "common to all strata"
             handles.append(Line2D([], [], color=OKABE_ITO[2], linestyle="--", label=label))

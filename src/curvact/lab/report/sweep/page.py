@@ -31,9 +31,7 @@ from curvact.lab.statistics.strata import SEED, label_text, labels_of
 from curvact.lab.statistics.words import count, percent
 from curvact.lab.table import Table
 
-INTERVALS = (
-    "95 % confidence interval of the mean over seeds; the noise of a point is shrunk towards that of the whole curve"
-)
+INTERVALS = "95 % confidence interval of the mean over seeds; the noise of a point is shrunk towards that of the whole curve"
 LONGEST = 40  # lines of a table in the terminal, which shows the first two tables of an answer
 
 
@@ -127,8 +125,10 @@ def _titled(answer: Answer, about: SweepAbout) -> Answer:
     over = "all differences" if question.correct == "all" else "all cells"
     notes = (
         f"Mean ± half of a {percent(question.level)} interval over seeds; accuracies in %.",
-        f"Differences to {' and '.join(map(repr, against))} are paired by seed, in points with a "
-        f"{percent(question.level)} interval.",
+        (
+            f"Differences to {' and '.join(map(repr, against))} are paired by seed, in points with a "
+            f"{percent(question.level)} interval."
+        ),
         f"* where a difference is shown after Holm's correction over {over}.",
     )
     return replace(answer, tables=(replace(grid, notes=notes),))
@@ -174,7 +174,9 @@ def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str,
         plates.insert(1, Plate("Where the optimum can be", caption, 1, (), (image,)))
     first = 2 if "optimum" in figures else 1
     across = tuple(
-        line for line in answer.sentences if not any(line.endswith(s) for o in opinions for s in o.sentences[:2])
+        line
+        for line in answer.sentences
+        if not any(line.endswith(s) for o in opinions for s in o.sentences[:2])
     )
     tables = {grid.title: grid for grid in answer.tables}
     head = tables.pop("Verdict by stratum", None)
