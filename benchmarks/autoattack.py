@@ -20,7 +20,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from curvact import Recipe, build, fit, load, load_checkpoint, save_checkpoint
-from curvact.attacks import ThreatModel
+from curvact.attacks import PGD, ThreatModel
 from curvact.attacks.autoattack.verdict import autoattack
 from curvact.data import Splits
 from curvact.random import generator
@@ -44,8 +44,7 @@ def train(data: Splits, save: Path, *, activation: str, width: int, epochs: int)
         epochs=epochs,
         batch_size=128,
         learning_rate=0.1,
-        attack_steps=3,
-        attack_step_size=EPSILON / 2,
+        attack=PGD(3, step=0.5),
         crop=4,
         flip=True,
     )

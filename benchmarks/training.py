@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import curvact as cv
 from curvact.data import Dataset, Splits
 from curvact.lab.environment import environment
+from curvact.training import Compute
 
 EPSILON, STEP = 8 / 255, 2 / 255
 
@@ -111,9 +112,8 @@ def main() -> None:
         epochs=1,
         batch_size=chosen.batch_size,
         learning_rate=0.01,
-        attack_steps=chosen.steps,
-        attack_step_size=STEP,
-        validation_steps=0,
+        attack=cv.PGD(chosen.steps, step=0.25),
+        validation=cv.PGD(0),
     )
 
     def network(activation: object) -> nn.Module:
@@ -148,8 +148,7 @@ def main() -> None:
             recipe,
             cv.ThreatModel("linf", EPSILON),
             seed=0,
-            fabric=fabric,
-            compiled=chosen.compile,
+            compute=Compute(fabric, compiled=chosen.compile),
         )
         times: dict[str, list[float]] = {key: [] for key in loops}
         for repeat in range(chosen.repeats + 1):

@@ -51,7 +51,7 @@ def test_one_step_and_an_evaluation(name: str, data: str, fake_data_root: Path) 
     )
     before = [p.detach().clone() for p in model.parameters()]
     threat = ThreatModel("linf", 8 / 255)
-    recipe = Recipe(epochs=1, batch_size=8, attack_steps=1, attack_step_size=0.02, crop=2, flip=True)
+    recipe = Recipe(epochs=1, batch_size=8, attack=PGD(1), crop=2, flip=True)
     (epoch,) = fit(model, splits, recipe, threat, seed=0)
     assert epoch.gradient_evaluations == 2
     moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from curvact import Recipe, build, fit, load
 from curvact.activations import activation
-from curvact.attacks import SuspectModelWarning, ThreatModel, pgd
+from curvact.attacks import PGD, SuspectModelWarning, ThreatModel, pgd
 from curvact.attacks.autoattack import parallel, search, shard, square, windows
 from curvact.attacks.autoattack.apgd import checkpoints
 from curvact.attacks.autoattack.ensemble import chosen_steps, ensemble_name, version_steps
@@ -67,7 +67,7 @@ def _net(name: str = "relu") -> nn.Module:
     fit(
         model,
         data,
-        Recipe(objective="pgd-at(batch_norm=eval)", epochs=3, attack_steps=2, attack_step_size=0.06),
+        Recipe(objective="pgd-at(batch_norm=eval)", epochs=3, attack=PGD(2, step=0.3)),
         ThreatModel("linf", 0.08),
         seed=0,
     )

@@ -12,7 +12,7 @@ TINY: dict[str, Any] = {
     "data": "digits",
     "model": {"name": "mini_resnet", "width": 2, "blocks": 1},
     "factors": {"family": ["rctaf(beta=1)"], "curvature": [1, 6], "epochs": [1], "seed": [0, 1]},
-    "training": {"batch_size": 256, "attack_steps": 1},
+    "training": {"batch_size": 256, "attack": "pgd-1"},
     "evaluation": {"steps": 1},
     "hessian": {"probes": 4, "deflation": 1, "images": 16},
 }

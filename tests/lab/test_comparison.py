@@ -40,7 +40,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"name": "digits", "train": 100, "validation": 40, "test": 40},
     "model": {"name": "mini_resnet", "width": 2, "blocks": 1},
-    "training": {"batch_size": 20, "attack_steps": 1, "objective": "pgd-at(batch_norm=eval)"},
+    "training": {"batch_size": 20, "attack": "pgd-1", "objective": "pgd-at(batch_norm=eval)"},
     "evaluation": {"steps": 2, "train_images": 40},
     "budget": 30,
     "seeds": [0, 1],

@@ -27,7 +27,7 @@ SMALL = [
     "data={name: digits, train: 200, validation: 50, test: 50}",
     "model={name: mini_resnet, width: 2, blocks: 1}",
     "training.batch_size=20",
-    "training.attack_steps=1",
+    "training.attack=pgd-1",
     "training.epochs=3",
     "test.steps=2",
 ]
@@ -52,7 +52,8 @@ def test_published_recipes_say_what_the_papers_say() -> None:
     """[paper] values of shared/brief/systems.md sections 2 and 3."""
     paf = read_config("paf").training
     assert (paf.beta_penalty, paf.beta_clip, paf.final_rate, paf.epochs) == (10.0, 0.01, 0.001, 200)
-    assert (paf.attack_steps, paf.attack_step_size, paf.batch_size) == (10, 0.0078, 256)
+    assert (paf.attack.steps, paf.batch_size) == (10, 256)
+    assert paf.attack.length * 0.031 == pytest.approx(0.0078, rel=1e-12)
     assert (paf.weight_decay, paf.learning_rate, paf.nesterov, paf.warmup) == (5e-4, 0.1, True, 0.0)
     assert read_config("paf").threat_model.epsilon == 0.031
     assert read_config("awp").training.perturbation == "awp(gamma=0.01)"

@@ -34,7 +34,7 @@ from curvact.training import Recipe
 SMALL = [
     "data={name: digits, train: 80, validation: 20, test: 20}",
     "training.batch_size=20",
-    "training.attack_steps=1",
+    "training.attack=pgd-1",
     "training.epochs=2",
     "test.steps=2",
 ]
@@ -415,12 +415,12 @@ def test_a_warm_start_moves(name: str, tmp_path: Path) -> None:
 
 
 def test_frozen_parameters_are_not_the_optimizers() -> None:
-    from curvact.training.loop import _optimizer
+    from curvact.training.step import make_optimizer
 
     learned = extract_activation(_model("mini_resnet", activation="psilu", width=2))
     for freeze in (True, False):
         model = insert_activation(_model("mini_resnet", width=2), learned, freeze=freeze)
-        groups = _optimizer(model, Recipe(), generator(0, "x")).param_groups
+        groups = make_optimizer(model, Recipe(), generator(0, "x")).param_groups
         held = {id(p) for group in groups for p in group["params"]}
         assert (id(model.act.alpha) in held) is not freeze
 

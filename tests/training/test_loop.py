@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from curvact.training.batch_norm import recalibrate
 from torch import Tensor, nn
 
 from curvact.attacks import ThreatModel, pgd
@@ -25,7 +26,6 @@ from curvact.models import build
 from curvact.random import generator
 from curvact.training import OBJECTIVES, Diverged, Epoch, Recipe, Step, fit
 from curvact.training import loop as loop_module
-from curvact.training.batch_norm import recalibrate
 
 THREAT = ThreatModel("linf", 0.2)
 SHORT = Recipe(epochs=3, batch_size=16, attack_steps=1, objective="pgd-at(batch_norm=eval)")

@@ -107,6 +107,24 @@ class PGD:
             raise CurvactError(f"cannot read PGD from '{text}': write pgd-20 or pgd(steps=20, step=0.25)")
         return called("pgd", cls, settings)
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> dict[str, Any]:
+        """The schema by which pydantic reads the value from its text and writes it as text. Pydantic is not imported for it."""
+
+        def read(value: object) -> PGD:
+            if isinstance(value, PGD):
+                return value
+            if not isinstance(value, str):
+                raise CurvactError("a text such as pgd-10 or pgd(steps=5, step=0.4)")
+            return cls.parse(value)
+
+        return {
+            "type": "function-plain",
+            "function": {"type": "no-info", "function": read},
+            "serialization": {"type": "to-string", "when_used": "always"},
+            "json_schema_input_schema": {"type": "str"},
+        }
+
     def __str__(self) -> str:
         if self == FGSM:
             return "fgsm"

@@ -37,7 +37,7 @@ from curvact.models.learned import (
     write_learned,
 )
 from curvact.random import generator
-from curvact.training.loop import Diverged, Epoch, Step, fit
+from curvact.training import Compute, Diverged, Epoch, Step, Watch, fit
 
 CHANNELS_LAST_FROM = 16
 """Side of the images from which weights lie channels last: on 32×32 images a narrow ResNet-18 is then 1.5 times as fast."""
@@ -115,13 +115,9 @@ def _run(config: TrainConfig, folder: Path, resume: bool, console: Console, fabr
                 threat_model,
                 seed=config.seed,
                 extra=extra,
-                fabric=fabric,
-                accumulate=config.hardware.accumulate,
-                compiled=config.hardware.compile,
+                compute=Compute(fabric, config.hardware.accumulate, config.hardware.compile),
                 state=folder / "state.safetensors",
-                on_epoch=remember,
-                on_step=show,
-                on_evaluated=keep,
+                watch=Watch(on_step=show, on_epoch=remember, on_evaluated=keep),
             )
     except (Diverged, SuspectModelWarning) as error:
         record.update(status="failed", cause=str(error))

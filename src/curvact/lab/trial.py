@@ -27,7 +27,7 @@ from curvact.models import build
 from curvact.models.checkpoint import save_checkpoint
 from curvact.models.learned import extract_activation, insert_activation
 from curvact.random import generator
-from curvact.training import Diverged, Epoch, Recipe, fit
+from curvact.training import Diverged, Epoch, Recipe, Watch, fit
 
 Record = dict[str, Any]
 
@@ -99,7 +99,7 @@ def _measure(
                 threat_model,
                 seed=seed,
                 extra=extra,
-                on_epoch=remember,
+                watch=Watch(on_epoch=remember),
             )
             record["metrics"] = {
                 **_metrics(model, data, config, threat_model),

@@ -1,20 +1,37 @@
-"""Adversarial training: objectives, weight-space methods, one loop."""
+"""Adversarial training: a recipe says how, one loop does it for every objective and method."""
 
-from curvact.training.entropy_sgd import EntropySGD
-from curvact.training.loop import Diverged, Epoch, Step, fit, training_attack
-from curvact.training.objectives import OBJECTIVES, Loss, Objective, objective
+from curvact.training.inner_attack import InnerAttack, Maximization, TrainingAttack
+from curvact.training.loop import fit
+from curvact.training.methods import EntropySGD
+from curvact.training.objectives import (
+    OBJECTIVES,
+    Objective,
+    ObjectiveValue,
+    objective,
+    register_objective,
+)
+from curvact.training.processes import Compute
+from curvact.training.progress import Diverged, Epoch, Step, Watch
 from curvact.training.recipe import Recipe
+from curvact.training.schedule import extension_problem, learning_rate
 
 __all__ = [
     "OBJECTIVES",
+    "Compute",
     "Diverged",
     "EntropySGD",
     "Epoch",
-    "Loss",
+    "InnerAttack",
+    "Maximization",
     "Objective",
+    "ObjectiveValue",
     "Recipe",
     "Step",
+    "TrainingAttack",
+    "Watch",
+    "extension_problem",
     "fit",
+    "learning_rate",
     "objective",
-    "training_attack",
+    "register_objective",
 ]

@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, cast, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.attacks import LOSSES, AttackLoss, Model, Start, ThreatModel, attack_loss, frozen, mode, pgd
+from curvact.attacks import LOSSES, PGD, AttackLoss, Model, Start, ThreatModel, attack_loss, frozen, mode, pgd
 from curvact.errors import CurvactError, nearest
 
 BatchNorm = Literal["eval", "train"]
-STARTS = ("uniform", "gaussian", "none")
+
+
+@dataclass(frozen=True)
+class Maximization:
+    """The inner maximization of an objective, as its authors publish it.
+
+    loss: "kl" is KL(p(x) ‖ p(x_adv)) with p(x) a constant (TRADES); else as in `curvact.attacks.pgd`.
+    start: "uniform" in the ball of radius noise·ε, "gaussian" (x + 0.001·N(0, 1), projected) or "none".
+    batch_norm: "eval" (running statistics, left as they are) or "train" (batch statistics; the running ones are updated, and
+        dropout acts).
+    steps, step: number and length (in units of ε) of the steps; None: those of the attack. steps=1 makes it single-step.
+    project: onto the ball after each step. If False, points are cut to [0, 1] only (N-FGSM).
+
+    Raises CurvactError for an unknown batch_norm; the attack does for the other values.
+    """
+
+    loss: str | AttackLoss = "ce"
+    start: Start = "uniform"
+    batch_norm: BatchNorm = "eval"
+    steps: int | None = None
+    step: float | None = None
+    noise: float = 1.0
+    project: bool = True
+
+    def __post_init__(self) -> None:
+        check_batch_norm(self.batch_norm)
 
 
 class TrainingAttack(Protocol):
-    """What an objective asks of its attack; `InnerAttack` and `fixed` are two.
+    """The attack that an objective calls. `InnerAttack` and `Fixed` are two."""
 
-    Called, it returns x_adv of the shape of x, detached. See `InnerAttack.__call__` for the arguments.
-    """
+    def __call__(self, model: Model, x: Tensor, y: Tensor, maximization: Maximization) -> Tensor:
+        """Attacked images of the shape of x, in [0, 1], detached."""
 
-    @property
-    def cost(self) -> int:
+    def cost(self, maximization: Maximization) -> int:
         """Gradient evaluations of one call."""
-
-    def evaluations(self, steps: int | None = None) -> int:
-        """Gradient evaluations of one call with `steps`."""
 
     def random_point(self, x: Tensor) -> Tensor:
         """A point of the threat model around x."""
-
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        loss: str | AttackLoss = "ce",
-        start: str = "uniform",
-        batch_norm: BatchNorm = "eval",
-        steps: int | None = None,
-        step_size: float | None = None,
-        relative_step: float | None = None,
-        noise: float = 1.0,
-        project: bool = True,
-    ) -> Tensor: ...
 
 
 def same(model: Model) -> Model:
@@ -58,111 +62,73 @@ def same(model: Model) -> Model:
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """PGD as the inside of a training step. It never computes a weight gradient.
+    """PGD as the inside of a training step. It computes no weight gradient.
 
-    threat_model: any norm. steps, step_size: of PGD; the step size in input units.
-    generator: of the random starts; torch's global one if None.
-    start: "uniform" in the ball, "gaussian" (x + 0.001·N(0, 1), brought back into ball and box) or "none". batch_norm: "eval"
-        (running statistics, left alone) or "train" (batch statistics, running ones updated, as in the published codes; dropout
-        works too). None leaves both to the objective, which has the published ones.
-    view: what the attack sees of the model, such as the module inside a DDP wrapper, or the model under autocast; called once an
-        attack, the model in the attack's mode.
-    gradient_scale: the attack's loss is multiplied by it, so that float16 gradients do not vanish. Steps do not depend on it, up
-        to rounding. Losses are computed in float32 for float16 and bfloat16 logits.
-    Raises CurvactError for steps < 0, step_size ≤ 0, gradient_scale ≤ 0, or an unknown start or mode.
+    attack: steps, their length, and the start. Where start is None, the objective's own is used.
+    generator: of the random starts; None: the global one of torch.
+    batch_norm: "eval" or "train" in place of the objective's own; None: the objective's own.
+    view: gives the function that is attacked in place of the model, such as a twin without batch norm. It is called once an
+        attack, with the model in the attack's mode.
+    gradient_scale: a factor of the attack's loss, so that float16 gradients do not vanish. Steps do not depend on it, up to
+        rounding. Losses are computed in float32 for float16 and bfloat16 logits.
 
-    >>> attack = InnerAttack(ThreatModel("linf", 0.1), steps=5, step_size=0.05)
+    Raises CurvactError for a gradient_scale that is not a finite number > 0, or an unknown mode.
+
+    >>> attack = InnerAttack(ThreatModel("linf", 0.1), PGD(5))
     >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
-    >>> attack(model, torch.full((1, 3), 0.5), torch.tensor([0]), start="none")
+    >>> attack(model, torch.full((1, 3), 0.5), torch.tensor([0]), Maximization(start="none"))
     tensor([[0.4000, 0.4000, 0.4000]])
-    >>> attack.cost
-    5
+    >>> attack.cost(Maximization()), attack.cost(Maximization(steps=1))
+    (5, 1)
     """
 
     threat_model: ThreatModel
-    steps: int
-    step_size: float
+    attack: PGD
     generator: torch.Generator | None = None
-    start: str | None = None
     batch_norm: BatchNorm | None = None
-    view: Callable[[Model], Model] = same
+    view: Callable[[Any], Model] = field(default=same)
     gradient_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise CurvactError(f"steps={self.steps!r} of a training attack: a whole number >= 0")
-        for name, value in (("step_size", self.step_size), ("gradient_scale", self.gradient_scale)):
-            least = 0 if name == "step_size" and self.threat_model.epsilon == 0 else math.ulp(0.0)
-            if not (math.isfinite(value) and value >= least):
-                raise CurvactError(f"{name}={value!r} of a training attack: a finite number > 0")
-        _one_of("start", self.start, (None, *STARTS))
-        _one_of("batch_norm", self.batch_norm, (None, *get_args(BatchNorm)))
+        if not 0 < self.gradient_scale < float("inf"):
+            raise CurvactError(
+                f"gradient_scale={self.gradient_scale!r} of a training attack: a finite number > 0"
+            )
+        if self.batch_norm is not None:
+            check_batch_norm(self.batch_norm)
 
-    @property
-    def cost(self) -> int:
-        """Gradient evaluations (forward-backward passes of the batch) of one call. "kl" takes one forward pass more."""
-        return self.evaluations()
-
-    def evaluations(self, steps: int | None = None) -> int:
-        """Gradient evaluations of a call with `steps`; with the attack's own if None."""
-        return self.steps if steps is None else steps
+    def cost(self, maximization: Maximization) -> int:
+        """Gradient evaluations of one call, one a step. The forward pass for the clean outputs of "kl" does not count."""
+        return self.attack.steps if maximization.steps is None else maximization.steps
 
     def random_point(self, x: Tensor) -> Tensor:
         """x plus noise that is uniform in the ball, cut to [0, 1]."""
         return self.threat_model.random_start(x, self.generator)
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        loss: str | AttackLoss = "ce",
-        start: str = "uniform",
-        batch_norm: BatchNorm = "eval",
-        steps: int | None = None,
-        step_size: float | None = None,
-        relative_step: float | None = None,
-        noise: float = 1.0,
-        project: bool = True,
-    ) -> Tensor:
-        """Attacked images, N×…, in [0, 1], detached; the model's mode is restored after.
-
-        loss: "kl" is KL(p(x) ‖ p(x_adv)), p(x) a constant (TRADES); else as in `curvact.attacks.pgd`.
-        start, batch_norm: what the objective publishes; the attack's own fields, where they are not None, have the last word.
-        steps, step_size: in the place of the attack's own. relative_step: step size in units of ε, in the place of both.
-        noise: radius of the uniform start, in units of ε. project: onto the ball after every step; without it the result lies in
-        [0, 1] only (N-FGSM).
-        """
-        start = self.start or start
-        batch_norm = self.batch_norm or batch_norm
-        _one_of("start", start, STARTS)
-        _one_of("batch_norm", batch_norm, get_args(BatchNorm))
-        steps = self.steps if steps is None else steps
-        if relative_step is not None:
-            step_size = relative_step * self.threat_model.epsilon
-        length = self.step_size if step_size is None else step_size
+    def __call__(self, model: Model, x: Tensor, y: Tensor, maximization: Maximization) -> Tensor:
+        """Attacked images, N×…, in [0, 1], detached. The model's mode is restored after."""
         x = x.detach()
-        with mode(model, training=batch_norm == "train"), frozen(model):
-            seen = self.view(model)
+        training = (self.batch_norm or maximization.batch_norm) == "train"
+        with mode(model, training=training), frozen(model):
+            attacked = self.view(model)
             return pgd(
-                seen,
+                attacked,
                 x,
                 y,
                 self.threat_model,
-                steps=steps,
-                step=length / self.threat_model.epsilon if self.threat_model.epsilon else None,
-                start=cast(Start, start),
-                project=project,
-                noise=noise,
+                steps=self.cost(maximization),
+                step=self.attack.length if maximization.step is None else maximization.step,
+                start=self.attack.start or maximization.start,
+                project=maximization.project,
+                noise=maximization.noise,
                 generator=self.generator,
-                loss=self._loss(loss, seen, x),
+                loss=self._loss(maximization.loss, attacked, x),
             )
 
-    def _loss(self, loss: str | AttackLoss, seen: Model, x: Tensor) -> AttackLoss:
+    def _loss(self, loss: str | AttackLoss, attacked: Model, x: Tensor) -> AttackLoss:
         if loss == "kl":
             with torch.no_grad():
-                clean = F.log_softmax(at_least_float32(seen(x)), dim=1)
+                clean = F.log_softmax(at_least_float32(attacked(x)), dim=1)
             of_logits: AttackLoss = lambda logits, y, targets: kl(clean, F.log_softmax(logits, dim=1))  # noqa: E731
         elif isinstance(loss, str) and loss not in LOSSES:
             known = ["kl", *LOSSES]
@@ -178,51 +144,30 @@ class InnerAttack:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """An attack that returns the same images at every call, at cost 0. See `fixed`."""
+    """An attack that returns the same images at each call, at cost 0: both passes of SAM and AWP see one adversarial batch.
+
+    x_adv, point: N×…, as an `ObjectiveValue` holds them. grad-align compares gradients at the second, or at x_adv where
+    it is None.
+
+    >>> again = Fixed(torch.zeros(2, 3))
+    >>> again(lambda x: x, torch.ones(2, 3), torch.tensor([0, 1]), Maximization()).sum().item()
+    0.0
+    """
 
     x_adv: Tensor
-    point: Tensor
+    point: Tensor | None = None
 
-    @property
-    def cost(self) -> int:
-        return 0
-
-    def evaluations(self, steps: int | None = None) -> int:
+    def cost(self, maximization: Maximization) -> int:
+        """0."""
         return 0
 
     def random_point(self, x: Tensor) -> Tensor:
-        return self.point
+        """The given point."""
+        return (self.x_adv if self.point is None else self.point).detach()
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        loss: str | AttackLoss = "ce",
-        start: str = "uniform",
-        batch_norm: BatchNorm = "eval",
-        steps: int | None = None,
-        step_size: float | None = None,
-        relative_step: float | None = None,
-        noise: float = 1.0,
-        project: bool = True,
-    ) -> Tensor:
-        return self.x_adv
-
-
-def fixed(x_adv: Tensor, random_point: Tensor | None = None) -> Fixed:
-    """An attack that gives these images again, at cost 0: both passes of SAM and AWP then see the same adversarial batch.
-
-    x_adv, random_point: N×…, as a `Loss` holds them. The second is what grad-align compares gradients at; without it, it compares
-    them at x_adv.
-
-    >>> again = fixed(torch.zeros(2, 3))
-    >>> again(lambda x: x, torch.ones(2, 3), torch.tensor([0, 1])).sum().item(), again.cost
-    (0.0, 0)
-    """
-    x_adv = x_adv.detach()
-    return Fixed(x_adv, x_adv if random_point is None else random_point.detach())
+    def __call__(self, model: Model, x: Tensor, y: Tensor, maximization: Maximization) -> Tensor:
+        """The given images."""
+        return self.x_adv.detach()
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -239,9 +184,10 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
-        known = [a for a in allowed if a is not None]
+def check_batch_norm(value: object) -> None:
+    """Raises CurvactError unless it is "eval" or "train"."""
+    known = get_args(BatchNorm)
+    if value not in known:
         raise CurvactError(
-            f"{name}={value!r} of a training attack: allowed are {', '.join(known)}{nearest(str(value), known)}"
+            f"batch_norm={value!r} of a training attack: allowed are {', '.join(known)}{nearest(str(value), known)}"
         )

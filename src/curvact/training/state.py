@@ -72,3 +72,9 @@ def _restore(plain: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: _restore(value, tensors) for key, value in content}
     values = [_restore(value, tensors) for value in content]
     return tuple(values) if kind == "tuple" else values
+
+
+def difference(theirs: object, ours: object) -> str:
+    """Both values in brackets, if they are short."""
+    short = not isinstance(ours, list) or len(ours) < 4
+    return f" ({theirs!r} there, {ours!r} here)" if short else ""

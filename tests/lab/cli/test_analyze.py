@@ -545,7 +545,7 @@ def test_trajectories_of_two_runs(run: Run, tmp_path: Path) -> None:
             "digits",
             [
                 "training.epochs=2",
-                "training.attack_steps=1",
+                "training.attack=pgd-1",
                 "data={name: digits, train: 60, validation: 20, test: 20}",
                 "model={name: mini_resnet, width: 2, blocks: 1}",
                 f"training.learning_rate={rate}",

@@ -18,7 +18,7 @@ from curvact.models.learned import extract_activation, read_learned
 SMALL = [
     "data={name: digits, train: 80, validation: 20, test: 20}",
     "training.batch_size=20",
-    "training.attack_steps=1",
+    "training.attack=pgd-1",
     "training.epochs=1",
     "test.steps=2",
 ]

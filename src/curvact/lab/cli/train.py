@@ -40,7 +40,7 @@ def train(
     if config is None:
         raise CurvactError(f"give a YAML file, a run's folder or a recipe: {', '.join(recipes())}")
     from curvact.lab.train_run import read_history, run_training
-    from curvact.training.loop import Diverged
+    from curvact.training import Diverged
 
     folder = Path(config) if Path(config).is_dir() else None
     if folder is not None and (out is not None or overrides):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator as make_generator
-from curvact.training.perturbation import carried
+from curvact.training.methods.perturbation import carried
 
 VARIANTS = ("algorithm", "authors")
 

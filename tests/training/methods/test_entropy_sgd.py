@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from curvact.training.averaging import Average
+from curvact.training.entropy_sgd import EntropySGD
+from curvact.training.perturbation import add, awp, restore, sam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,9 +25,6 @@ from torch import Tensor, nn
 from curvact.errors import CurvactError
 from curvact.random import generator
 from curvact.training import batch_norm
-from curvact.training.averaging import Average
-from curvact.training.entropy_sgd import EntropySGD
-from curvact.training.perturbation import add, awp, restore, sam
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 import entropy_sgd_numpy as reference

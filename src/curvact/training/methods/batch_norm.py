@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from curvact.errors import CurvactError
+from curvact.training.processes import reduce_together
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -109,7 +110,8 @@ def recalibrate(
         for x in chain([first], inputs):
             model(x)
         if reduce is not None:
-            _reduce(layers, reduce)
+            statistics = [(layer.running_mean, layer.running_var) for layer in layers]
+            reduce_together([s for pair in statistics for s in pair if s is not None], reduce)
     except BaseException:
         for buffer, value in kept:
             buffer.copy_(value)
@@ -121,15 +123,6 @@ def recalibrate(
             module.training = training
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-
-
-def _reduce(layers: list[_BatchNorm], reduce: Callable[[Tensor], Tensor]) -> None:
-    statistics = [s for layer in layers for s in (layer.running_mean, layer.running_var) if s is not None]
-    average = reduce(torch.cat([s.flatten() for s in statistics]))
-    place = 0
-    for s in statistics:
-        s.copy_(average[place : place + s.numel()].view_as(s))
-        place += s.numel()
 
 
 def _layers(model: nn.Module) -> list[_BatchNorm]:

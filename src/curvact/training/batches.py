@@ -1,0 +1,69 @@
+"""The batches of each epoch, as one process of a training takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from curvact.data import (
+    Augmentation,
+    Dataset,
+    ExtraImages,
+    batches_per_epoch,
+    epoch_batches,
+    epoch_order,
+    whole_batch,
+)
+from curvact.errors import CurvactError
+from curvact.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Batches:
+    """Training batches. per_epoch: their number in an epoch; a last batch with less than two images a process is left out.
+
+    Raises CurvactError where no batch is left.
+    """
+
+    def __init__(
+        self, data: Dataset, extra: ExtraImages | None, recipe: Recipe, seed: int, fabric: Fabric
+    ) -> None:
+        self.data, self.extra, self.seed = data, extra, seed
+        self.batch_size = recipe.batch_size
+        self.augmentation = Augmentation(crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
+        self.rank, self.world_size = fabric.global_rank, fabric.world_size
+        self.per_epoch = batches_per_epoch(data, recipe.batch_size, extra)
+        if self.size(self.per_epoch - 1) < 2 * self.world_size:  # batch norm has no variance of one value
+            self.per_epoch -= 1
+        if self.per_epoch < 1:
+            raise CurvactError(
+                f"{len(data)} training images: at least two for each of {self.world_size} processes"
+            )
+
+    def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of each batch of an epoch: images in [0, 1] and labels."""
+        return epoch_batches(
+            self.data,
+            self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            augmentation=self.augmentation,
+            extra=self.extra,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def size(self, batch: int) -> int:
+        """Number of images of a batch (from 0) over all processes."""
+        return whole_batch(self.data, self.batch_size, batch, self.extra)
+
+    def first_images(self, epoch: int, batch: int) -> list[int]:
+        """Indices in the data set of the first four images of a batch; empty where synthetic images are mixed in."""
+        if self.extra is not None:
+            return []
+        order = epoch_order(self.data, self.seed, epoch)
+        return [int(i) for i in order[batch * self.batch_size :][:4]]

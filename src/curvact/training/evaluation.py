@@ -1,0 +1,111 @@
+"""The weights that count after an epoch, with their own batch norm statistics, and their accuracy under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from curvact.attacks import PGD, Accuracy, accuracy
+from curvact.data import Dataset
+from curvact.random import generator
+from curvact.training.batches import Batches
+from curvact.training.guard import OverfittingGuard
+from curvact.training.methods import batch_norm
+from curvact.training.processes import average_buffers, process_mean, process_sum, rank_key
+from curvact.training.step import Trainer
+
+RECALIBRATION_IMAGES = 512
+"""Training images, attacked, that batch norm is recalibrated on."""
+
+GUARD_IMAGES = 512
+"""Training images on which single-step training is checked for catastrophic overfitting."""
+
+
+@contextmanager
+def evaluated_weights(
+    trainer: Trainer, batches: Batches, epoch: int, *, enter_average: bool = False
+) -> Iterator[None]:
+    """Inside, the model holds the weights that count: outer ones (Entropy-SGD), averaged ones, else those trained on.
+
+    Their batch norm is recalibrated where they are not those trained on; see `recalibration_cost`.
+    enter_average: take the weights into the average (SWA) first.
+    """
+    with ExitStack() as stack:
+        average_buffers(trainer.fabric, trainer.model)
+        if trainer.entropy_sgd is not None:
+            stack.enter_context(trainer.entropy_sgd.outer_weights())
+        if trainer.average is not None:
+            if enter_average:
+                trainer.average.update()
+            stack.enter_context(trainer.average.weights())
+        if trainer.needs_recalibration:
+            stack.enter_context(batch_norm.saved_statistics(trainer.model))
+            images = _attacked_images(trainer, batches, epoch)
+            batch_norm.recalibrate(
+                trainer.model, images, reduce=lambda values: process_mean(trainer.fabric, values)
+            )
+        yield
+
+
+def recalibration_cost(trainer: Trainer, batches: Batches) -> int:
+    """Gradient evaluations of one recalibration of batch norm; 0 where the weights that count need none."""
+    if not trainer.needs_recalibration:
+        return 0
+    return trainer.objective.cost(trainer.recipe.attack.steps) * _recalibration_batches(batches)
+
+
+def _recalibration_batches(batches: Batches) -> int:
+    return max(1, min(RECALIBRATION_IMAGES // batches.batch_size, batches.per_epoch))
+
+
+def _attacked_images(trainer: Trainer, batches: Batches, epoch: int) -> list[Tensor]:
+    """Batches of training images as the objective trains on them, attacked with batch norm in train mode."""
+    fabric, model = trainer.fabric, trainer.model
+    random = generator(batches.seed, "recalibration", epoch, *rank_key(fabric), device=fabric.device)
+    attack = trainer.attack(random, "train")
+    images = []
+    training = model.training
+    model.train()
+    with batch_norm.statistics_frozen(model), fabric.autocast():
+        for x, y in islice(batches.of(epoch), _recalibration_batches(batches)):
+            if len(y) > 1:
+                images.append(trainer.objective(trainer.forward, x, y, attack).x_adv.detach())
+    model.train(training)
+    return images
+
+
+def validate(trainer: Trainer, data: Dataset, seed: int, epoch: int) -> tuple[float, float]:
+    """Clean and robust accuracy on the validation split. Each process takes a part of it."""
+    fabric = trainer.fabric
+    random = generator(seed, "validation", epoch, *rank_key(fabric), device=fabric.device)
+    part = slice(fabric.global_rank, None, fabric.world_size)
+    found = _accuracy(trainer, data, part, trainer.recipe.validation or trainer.recipe.attack, random)
+    counts = [int(found.clean_correct.sum()), int(found.robust_correct.sum()), len(found.clean_correct)]
+    sums = torch.tensor(counts, dtype=torch.float64, device=fabric.device)
+    clean, robust, count = process_sum(fabric, sums).tolist()
+    return clean / count, robust / count
+
+
+def check_overfitting(trainer: Trainer, guard: OverfittingGuard, data: Dataset, seed: int, epoch: int) -> str:
+    """The guard's message on PGD accuracy of training images; empty if there is no alarm.
+
+    PGD has the step of the training attack, and 10 steps or more.
+    """
+    fabric, attack = trainer.fabric, trainer.recipe.attack
+    random = generator(seed, "guard", epoch, device=fabric.device)
+    stronger = PGD(max(10, attack.steps), step=attack.length)
+    part = slice(fabric.global_rank, GUARD_IMAGES, fabric.world_size)
+    robust = _accuracy(trainer, data, part, stronger, random).robust
+    mean = float(process_mean(fabric, torch.tensor(robust, dtype=torch.float64, device=fabric.device)))
+    return guard.message if guard.update(mean) else ""
+
+
+def _accuracy(trainer: Trainer, data: Dataset, part: slice, attack: PGD, random: torch.Generator) -> Accuracy:
+    with trainer.fabric.autocast():
+        return accuracy(
+            trainer.model, data.inputs(part), data.labels[part], attack.on(trainer.threat_model, random)
+        )
