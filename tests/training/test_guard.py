@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from curvact.attacks import ThreatModel, mode, pgd
+from curvact.attacks import PGD, ThreatModel, mode, pgd
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
@@ -108,7 +108,7 @@ def _train(text: str, root: Path, epochs: int) -> tuple[OverfittingGuard, list[f
     images, labels = train.images[:2000].float() / 255, train.labels[:2000]
     threat, random = ThreatModel("linf", 0.2), generator(0, "attack")
     model = MiniResNet("relu", channels=1, width=8, generator=generator(0, "initialization")).train()
-    attack = InnerAttack(threat, 3, 0.1, random)
+    attack = InnerAttack(threat, PGD(3, step=0.5), random)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     compute_loss, guard, accuracies, own = objective(text), OverfittingGuard(), [], 0.0
     for epoch in range(epochs):

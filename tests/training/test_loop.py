@@ -16,19 +16,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from curvact.training.batch_norm import recalibrate
 from torch import Tensor, nn
 
-from curvact.attacks import ThreatModel, pgd
+from curvact.attacks import PGD, ThreatModel, pgd
 from curvact.data import Dataset, Splits, load
 from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.random import generator
-from curvact.training import OBJECTIVES, Diverged, Epoch, Recipe, Step, fit
+from curvact.training import OBJECTIVES, Compute, Diverged, Epoch, Recipe, Step, Watch, fit
 from curvact.training import loop as loop_module
+from curvact.training import step as step_module
+from curvact.training.methods.batch_norm import recalibrate
 
 THREAT = ThreatModel("linf", 0.2)
-SHORT = Recipe(epochs=3, batch_size=16, attack_steps=1, objective="pgd-at(batch_norm=eval)")
+ONE = PGD(1, step=0.4)
+SHORT = Recipe(epochs=3, batch_size=16, attack=ONE, objective="pgd-at(batch_norm=eval)")
 
 
 def _small(count: int = 80) -> Splits:
@@ -73,6 +75,7 @@ def test_killed_and_resumed_ends_bit_identical(
 ) -> None:
     """Looks, and saves, after every step; dies after one in the first or in the second epoch."""
     monkeypatch.setattr(loop_module, "CHECK_EVERY", 1)
+    monkeypatch.setattr(loop_module, "SAVE_EVERY", 0.0)
     recipe = replace(SHORT, **METHODS[method])
     straight = _model()
     history = fit(straight, _small(), recipe, THREAT, seed=1)
@@ -83,7 +86,7 @@ def test_killed_and_resumed_ends_bit_identical(
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
-        fit(_model(), _small(), recipe, THREAT, seed=1, state=state, save_every=0.0, on_step=die)
+        fit(_model(), _small(), recipe, THREAT, seed=1, state=state, watch=Watch(on_step=die))
     torch.manual_seed(99)
     resumed = _model()
     with torch.no_grad():
@@ -91,7 +94,13 @@ def test_killed_and_resumed_ends_bit_identical(
             p.zero_()
     steps: list[int] = []
     again = fit(
-        resumed, _small(), recipe, THREAT, seed=1, state=state, on_step=lambda s: steps.append(s.step)
+        resumed,
+        _small(),
+        recipe,
+        THREAT,
+        seed=1,
+        state=state,
+        watch=Watch(on_step=lambda s: steps.append(s.step)),
     )
     assert steps[0] == killed_at + 1  # it went on from the step before the one that killed it
     assert again == history
@@ -101,6 +110,7 @@ def test_killed_and_resumed_ends_bit_identical(
 
 def test_dropout_and_guard_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "CHECK_EVERY", 1)
+    monkeypatch.setattr(loop_module, "SAVE_EVERY", 0.0)
     recipe = replace(SHORT, epochs=2, objective="fgsm-rs")
 
     def model() -> nn.Module:
@@ -126,7 +136,7 @@ def test_dropout_and_guard_resume_too(tmp_path: Path, monkeypatch: pytest.Monkey
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
-        fit(model(), data, recipe, THREAT, seed=1, state=state, save_every=0.0, on_step=die)
+        fit(model(), data, recipe, THREAT, seed=1, state=state, watch=Watch(on_step=die))
     resumed = model()
     fit(resumed, data, recipe, THREAT, seed=1, state=state)
     for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True):
@@ -137,10 +147,10 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     state = tmp_path / "state.safetensors"
     fit(_model(), _small(), replace(SHORT, epochs=1), THREAT, seed=1, state=state)
     with pytest.raises(
-        CurvactError, match=r"the state of another run: its recipe differs \(epochs: 1 there, 2 here\)"
+        CurvactError, match=r"cannot go on with these settings: step 0 of a cosine schedule with warmup=0.3"
     ):
         fit(_model(), _small(), replace(SHORT, epochs=2), THREAT, seed=1, state=state)
-    with pytest.raises(CurvactError, match=r"its seed differs \(1 there, 2 here\)"):
+    with pytest.raises(CurvactError, match=r"another seed \(1 there, 2 here\); use another folder"):
         fit(_model(), _small(), replace(SHORT, epochs=1), THREAT, seed=2, state=state)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(CurvactError, match="truncated or damaged"):
@@ -166,7 +176,7 @@ def test_parts_add_up_to_the_batch() -> None:
 
     whole, parts = Widened(), Widened()
     one = fit(whole, data, recipe, THREAT, seed=0)
-    three = fit(parts, data, recipe, THREAT, seed=0, accumulate=3)
+    three = fit(parts, data, recipe, THREAT, seed=0, compute=Compute(accumulate=3))
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         # float64, sums in another order.
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -186,7 +196,7 @@ def test_awp_and_sam_by_hand() -> None:
             warmup=0.0,
             momentum=0.0,
             weight_decay=0.01,
-            attack_steps=2,
+            attack=PGD(2, step=0.4),
             perturbation=name,
         )
         trained = _model()
@@ -235,7 +245,7 @@ def test_awp_and_sam_by_hand() -> None:
 
 def test_cost_is_counted_in_gradients() -> None:
     """Five batches an epoch, two attack steps."""
-    base = replace(SHORT, epochs=1, attack_steps=2)
+    base = replace(SHORT, epochs=1, attack=PGD(2, step=0.4))
     wanted = {"sgd": 5 * 3, "awp": None, "sam": 5 * 4, "swa": 5 * 3 + 5 * 3}  # swa: one recalibration
     for method, count in wanted.items():
         if count is None:
@@ -250,7 +260,7 @@ def test_cost_is_counted_in_gradients() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_any_objective_meets_any_method(name: str, method: str) -> None:
     """Four batches of each, one outer step of Entropy-SGD: weights move, stay finite, and cost what the objective says."""
-    recipe = replace(SHORT, objective=name, epochs=1, attack_steps=2, **METHODS[method])
+    recipe = replace(SHORT, objective=name, epochs=1, attack=PGD(2, step=0.4), **METHODS[method])
     model, start = _model(), _model()
     history = fit(model, _small(64), recipe, THREAT, seed=0)
     weights = list(model.parameters())
@@ -266,7 +276,7 @@ def test_any_objective_meets_any_method(name: str, method: str) -> None:
 
 def test_a_budget_ends_training() -> None:
     """At most so many gradient evaluations, the last epoch cut short, the schedule at its end."""
-    recipe = replace(SHORT, attack_steps=2, budget=40, epochs=99)
+    recipe = replace(SHORT, attack=PGD(2, step=0.4), budget=40, epochs=99)
     history = fit(_model(), _small(), recipe, THREAT, seed=0)
     assert history[-1].gradient_evaluations == 39  # 13 steps of 3
     assert len(history) == 3
@@ -285,8 +295,10 @@ def test_the_average_is_what_is_evaluated_and_kept(kind: str) -> None:
         replace(SHORT, averaging=kind),
         THREAT,
         seed=0,
-        on_evaluated=lambda m, e, best: seen.append(
-            (best, {k: v.clone() for k, v in m.state_dict().items()})
+        watch=Watch(
+            on_evaluated=lambda m, e, best: seen.append(
+                (best, {k: v.clone() for k, v in m.state_dict().items()})
+            )
         ),
     )
     plain = _model()
@@ -297,7 +309,9 @@ def test_the_average_is_what_is_evaluated_and_kept(kind: str) -> None:
         SHORT,
         THREAT,
         seed=0,
-        on_evaluated=lambda m, e, best: weights.append([p.detach().clone() for p in m.parameters()]),
+        watch=Watch(
+            on_evaluated=lambda m, e, best: weights.append([p.detach().clone() for p in m.parameters()])
+        ),
     )
     assert len(seen) == 3
     assert seen[0][0]
@@ -326,7 +340,9 @@ def test_entropy_sgd_is_evaluated_at_its_outer_weights_with_their_statistics() -
         recipe,
         THREAT,
         seed=0,
-        on_evaluated=lambda m, e, best: kept.update({k: v.clone() for k, v in m.state_dict().items()}),
+        watch=Watch(
+            on_evaluated=lambda m, e, best: kept.update({k: v.clone() for k, v in m.state_dict().items()})
+        ),
     )
     fresh = _model()
     fresh.load_state_dict(kept)
@@ -395,7 +411,7 @@ def test_attack_in_half_precision_finds_what_float32_finds() -> None:
         return (x_adv - x).sign()
 
     truth = ascent(1.0, None)
-    scaled = (ascent(loop_module.FP16_SCALE, torch.float16) == truth).float().mean()
+    scaled = (ascent(step_module.FP16_SCALE, torch.float16) == truth).float().mean()
     unscaled = (ascent(1.0, torch.float16) == truth).float().mean()
     assert scaled > 0.99
     assert unscaled < 0.9
@@ -407,7 +423,7 @@ def test_compiled_training_agrees() -> None:
     recipe = replace(SHORT, epochs=1, learning_rate=0.01)
     eager, compiled = _model(), _model()
     fit(eager, _small(48), recipe, THREAT, seed=0)
-    fit(compiled, _small(48), recipe, THREAT, seed=0, compiled=True)
+    fit(compiled, _small(48), recipe, THREAT, seed=0, compute=Compute(compiled=True))
     for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
 
@@ -417,28 +433,28 @@ def test_bf16_trains() -> None:
 
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     model = _model()
-    history = fit(model, _small(), replace(SHORT, epochs=4), THREAT, seed=0, fabric=fabric)
+    history = fit(model, _small(), replace(SHORT, epochs=4), THREAT, seed=0, compute=Compute(fabric))
     assert history[-1].loss < history[0].loss
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def test_the_twin_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 16 px on the attack runs without batch norm; forced here on a small network, where it would not."""
-    recipe = replace(SHORT, epochs=1, attack_steps=3, learning_rate=0.01)
+    recipe = replace(SHORT, epochs=1, attack=PGD(3, step=0.4), learning_rate=0.01)
     plain, folded = _model(), _model()
     fit(plain, _small(), recipe, THREAT, seed=0)
-    monkeypatch.setattr(loop_module, "FOLD_FROM", 1)
+    monkeypatch.setattr(step_module, "FOLD_FROM", 1)
     uses: list[int] = []
-    refresh = loop_module.FollowingTwin.refresh
+    refresh = step_module.FollowingTwin.refresh
     seen: set[int] = set()
 
-    def counted(twin: loop_module.FollowingTwin) -> loop_module.FollowingTwin:
+    def counted(twin: step_module.FollowingTwin) -> step_module.FollowingTwin:
         if id(twin) in seen:
             uses.append(1)
         seen.add(id(twin))
         return refresh(twin)
 
-    monkeypatch.setattr(loop_module.FollowingTwin, "refresh", counted)
+    monkeypatch.setattr(step_module.FollowingTwin, "refresh", counted)
     fit(folded, _small(), recipe, THREAT, seed=0)
     assert len(uses) == 5  # one refresh a batch, beside that of its making
     for a, b in zip(plain.parameters(), folded.parameters(), strict=True):
@@ -453,12 +469,12 @@ TWO = """
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     from test_loop_shared import data, network, RECIPE, THREAT
-    from curvact.training import fit
+    from curvact.training import Compute, fit
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
     model = network()
     state = Path({state!r})
-    history = fit(model, data(), RECIPE, THREAT, seed=0, fabric=fabric, state=state)
+    history = fit(model, data(), RECIPE, THREAT, seed=0, compute=Compute(fabric), state=state)
     if fabric.is_global_zero:
         torch.save([p.detach() for p in model.parameters()], {out!r})
         print(history[-1].loss, history[-1].validation_accuracy, history[-1].gradient_evaluations)
@@ -475,8 +491,8 @@ SHARED = """
     from curvact.training import Recipe
     THREAT = ThreatModel("linf", 0.2)
     # Plain SGD, so that weights after a few steps are gradients; a start without noise, as ranks draw their own.
-    RECIPE = Recipe(objective="pgd-at(batch_norm=eval)", epochs=1, batch_size=20, attack_steps=2, learning_rate=0.05,
-                    attack_start="none", schedule="constant", warmup=0.0, momentum=0.0, validation_steps=0)
+    RECIPE = Recipe(objective="pgd-at(batch_norm=eval)", epochs=1, batch_size=20, attack="pgd(steps=2, step=0.4, start=none)",
+                    learning_rate=0.05, schedule="constant", warmup=0.0, momentum=0.0, validation="pgd-0")
     def data():
         full = load("digits")
         cut = lambda d: Dataset(d.name, d.images[:70], d.labels[:70], d.classes, d.mean, d.std, d.sha256)
@@ -539,7 +555,7 @@ def test_attacks_leave_no_weight_gradients(monkeypatch: pytest.MonkeyPatch) -> N
         next(counts)
 
     weight.register_hook(count)
-    fit(model, _small(), replace(SHORT, epochs=1, attack_steps=3), THREAT, seed=0)
+    fit(model, _small(), replace(SHORT, epochs=1, attack=PGD(3, step=0.4)), THREAT, seed=0)
     assert next(counts) == 5
 
 

@@ -14,16 +14,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from curvact.attacks import ThreatModel, distance
+from curvact.attacks import PGD, ThreatModel, distance
+from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
 from curvact.random import generator
-from curvact.training.inner_attack import InnerAttack, fixed
-from curvact.training.objectives import OBJECTIVES, Loss, objective, objective_name
+from curvact.training import Recipe, fit
+from curvact.training.inner_attack import Fixed, InnerAttack, Maximization
+from curvact.training.objectives import (
+    OBJECTIVES,
+    ObjectiveValue,
+    objective,
+    objective_name,
+    register_objective,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 import objectives as reference
 
+LINF = ThreatModel("linf", 0.1)
 ATTACKING = [name for name in OBJECTIVES if name != "standard"]
 INPUTS, HIDDEN, CLASSES, IMAGES = 3, 4, 3, 6
 NAMES = {"A": "0.weight", "a": "0.bias", "g": "1.weight", "s": "1.bias", "B": "3.weight", "b": "3.bias"}
@@ -85,7 +94,7 @@ def _expected(text: str, w, x, y, x_adv, point, at_x, smoothing):  # type: ignor
 def test_value_and_every_weight_gradient(text: str, smoothing: float) -> None:
     net, (x, y, x_adv, point) = _network(), _batch()
     w = _weights(net)
-    loss = objective(text, smoothing)(net, x, y, fixed(x_adv, point))
+    loss = objective(text, smoothing)(net, x, y, Fixed(x_adv, point))
     loss.value.backward()
 
     at_x = reference.input_gradient(w, x.numpy(), reference.ce_slope(y.numpy()), True)
@@ -116,7 +125,7 @@ def test_value_and_every_weight_gradient(text: str, smoothing: float) -> None:
 def test_mart_is_the_published_code_up_to_its_small_constants() -> None:
     net, (x, y, x_adv, _) = _network(), _batch()
     w = _weights(net)
-    value = objective("mart(beta=5)")(net, x, y, fixed(x_adv)).value.item()
+    value = objective("mart(beta=5)")(net, x, y, Fixed(x_adv)).value.item()
     clean, attacked = (reference.forward(w, images.numpy(), True)[0] for images in (x, x_adv))
     # its constants are 1e-7 and 1e-12
     assert value == pytest.approx(
@@ -144,7 +153,7 @@ def test_the_attack_of_each_method_step_by_step(text: str, norm: str) -> None:
     start, kind, training, steps, step, noise, project = METHODS[text]
     net, (x, y, _, _) = _network(), _batch()
     w, epsilon = _weights(net), 0.1
-    attack = InnerAttack(ThreatModel(norm, epsilon), 3, 0.04, generator(5, "attack"))
+    attack = InnerAttack(ThreatModel(norm, epsilon), PGD(3, step=0.4), generator(5, "attack"))
     loss = objective(text)(net, x, y, attack)
 
     random = generator(5, "attack")
@@ -181,9 +190,9 @@ def test_the_attack_of_each_method_step_by_step(text: str, norm: str) -> None:
 def test_the_starts_have_their_distribution() -> None:
     x, y = torch.full((400, 50), 0.5), torch.zeros(400, dtype=torch.int64)
     model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)  # noqa: E731
-    attack = InnerAttack(ThreatModel("linf", 0.1), 0, 0.1, generator(0, "starts"))
+    attack = InnerAttack(LINF, PGD(0), generator(0, "starts"))
     drawn = {
-        start: attack(model, x, y, start=start, noise=noise) - x
+        start: attack(model, x, y, Maximization(start=start, noise=noise)) - x
         for start, noise in (("uniform", 1.0), ("gaussian", 1.0), ("none", 1.0))
     }
     assert drawn["none"].abs().max() == 0
@@ -191,17 +200,16 @@ def test_the_starts_have_their_distribution() -> None:
     assert drawn["uniform"].std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
     assert drawn["uniform"].abs().max() <= 0.1 + 1e-6
     assert drawn["gaussian"].std().item() == pytest.approx(0.001, rel=0.02)
-    wide = attack(model, x, y, noise=2.0, project=False) - x
+    wide = attack(model, x, y, Maximization(noise=2.0, project=False)) - x
     assert wide.std().item() == pytest.approx(0.2 / math.sqrt(3), rel=0.02)
-    assert not torch.equal(drawn["uniform"], attack(model, x, y) - x)  # the generator goes on
-    tight = InnerAttack(ThreatModel("linf", 0.0005), 0, 0.0005, generator(0, "starts"))
-    assert (tight(model, x, y, start="gaussian") - x).abs().max() <= 0.0005 + 1e-7
+    assert not torch.equal(drawn["uniform"], attack(model, x, y, Maximization()) - x)  # the generator goes on
+    tight = InnerAttack(ThreatModel("linf", 0.0005), PGD(0), generator(0, "starts"))
+    assert (tight(model, x, y, Maximization(start="gaussian")) - x).abs().max() <= 0.0005 + 1e-7
 
 
 def test_the_attacks_own_fields_have_the_last_word() -> None:
     net, (x, y, _, _) = _network(), _batch()
-    threat = ThreatModel("linf", 0.1)
-    own = InnerAttack(threat, 1, 0.05, generator(0, "a"), start="none", batch_norm="eval")
+    own = InnerAttack(LINF, PGD(1, step=0.5, start="none"), generator(0, "a"), batch_norm="eval")
     w = _weights(net)
     for text in ("pgd-at", "mart", "fgsm-rs", "n-fgsm"):
         net = _network()
@@ -243,10 +251,10 @@ class _Metered(nn.Module):
 @pytest.mark.parametrize("text", OBJECTIVES)
 def test_cost_is_the_number_of_backward_passes(text: str, steps: int) -> None:
     x, y, x_adv, point = _batch()
-    attack = InnerAttack(ThreatModel("l2", 0.3), steps, 0.1, generator(0, "attack"))
+    attack = InnerAttack(ThreatModel("l2", 0.3), PGD(steps, step=1 / 3), generator(0, "attack"))
     for which, expected in (
         (attack, OBJECTIVES[text].cost(steps)),
-        (fixed(x_adv, point), OBJECTIVES[text].passes),
+        (Fixed(x_adv, point), OBJECTIVES[text].passes),
     ):
         net = _Metered(_network())
         loss = objective(text)(net, x, y, which)
@@ -257,8 +265,8 @@ def test_cost_is_the_number_of_backward_passes(text: str, steps: int) -> None:
         alone = int(text == "trades" and which is attack)
         assert net.counts["forward"] == expected - again + alone
         assert net.counts["without gradient"] == alone
-    assert attack.cost == steps
-    assert fixed(x_adv).cost == 0
+    assert attack.cost(Maximization()) == steps
+    assert Fixed(x_adv).cost(Maximization()) == 0
 
 
 @pytest.mark.parametrize("through_view", [False, True])
@@ -283,10 +291,8 @@ def test_attacks_never_compute_a_weight_gradient(text: str, through_view: bool) 
         raise _Stop
 
     view = (lambda model: lambda x: model(x)) if through_view else (lambda model: model)
-    attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"), view=view)
-    stopping = type(
-        "Stopping", (), {"__call__": staticmethod(stop), "cost": 2, "evaluations": lambda s, n=None: 2}
-    )()
+    attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"), view=view)
+    stopping = type("Stopping", (), {"__call__": staticmethod(stop), "cost": lambda s, m: 2})()
     with pytest.raises(_Stop):
         objective(text)(net, x, y, stopping)
     assert inside
@@ -309,8 +315,8 @@ def test_batch_norm_modes(batch_norm: str, before: bool) -> None:
         seen.append(logits.detach())
 
     net.register_forward_hook(note)
-    attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"))
-    attack(net, x, y, batch_norm=batch_norm)
+    attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"))
+    attack(net, x, y, Maximization(batch_norm=batch_norm))
     assert len(seen) == 2
     np.testing.assert_allclose(
         seen[0].numpy(), reference.forward(w, points[0].numpy(), batch_norm == "train")[0], rtol=1e-10
@@ -350,7 +356,7 @@ EXTREME = torch.tensor(
 def test_extreme_logits_and_half_precision_stay_finite_and_right(text: str, dtype: torch.dtype) -> None:
     net, x, y = _Table(EXTREME, dtype), torch.eye(6), torch.tensor([1, 0, 2, 0, 1, 2])
     x_adv = x[[1, 0, 3, 2, 5, 4]]
-    loss = objective(text)(net, x, y, fixed(x_adv))
+    loss = objective(text)(net, x, y, Fixed(x_adv))
     loss.value.backward()
     assert loss.value.dtype == torch.float32
     assert net.weight.grad.isfinite().all()
@@ -366,7 +372,7 @@ def test_extreme_logits_and_half_precision_stay_finite_and_right(text: str, dtyp
         assert loss.value.item() == pytest.approx(expected, rel=1e-5 if text != "mart" else 1e-4)
     else:
         assert loss.value.item() >= expected - 1e-2
-    attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"), gradient_scale=1024.0)
+    attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"), gradient_scale=1024.0)
     assert objective(text)(net, x, y, attack).value.isfinite()
 
 
@@ -374,10 +380,10 @@ def test_extreme_logits_and_half_precision_stay_finite_and_right(text: str, dtyp
 @pytest.mark.parametrize("kind", ["ce", "kl", "margin"])
 def test_steps_do_not_depend_on_the_gradient_scale(norm: str, kind: str) -> None:
     net, (x, y, _, _) = _network(), _batch()
-    attack = InnerAttack(ThreatModel(norm, 0.2), 3, 0.08)
+    attack = InnerAttack(ThreatModel(norm, 0.2), PGD(3, step=0.4))
     results = [
         replace(attack, gradient_scale=scale, generator=generator(3, "attack"))(
-            net, x, y, loss=kind, start="gaussian"
+            net, x, y, Maximization(loss=kind, start="gaussian")
         )
         for scale in (1.0, 1024.0, 1e-3)
     ]
@@ -394,9 +400,9 @@ def test_the_gradient_scale_saves_float16_gradients() -> None:
         return torch.stack([z.sum(1), -z.sum(1)], 1)
 
     x, y = torch.full((2, 4), 0.5), torch.tensor([0, 1])
-    attack = InnerAttack(ThreatModel("linf", 0.1), 1, 0.1)
-    assert torch.equal(attack(model, x, y, start="none"), x)
-    moved = replace(attack, gradient_scale=2.0**14)(model, x, y, start="none")
+    attack, inside = InnerAttack(LINF, PGD(1)), Maximization(start="none")
+    assert torch.equal(attack(model, x, y, inside), x)
+    moved = replace(attack, gradient_scale=2.0**14)(model, x, y, inside)
     torch.testing.assert_close(moved, torch.tensor([[0.4], [0.6]]).expand(2, 4))
 
 
@@ -415,9 +421,7 @@ def test_attacked_images_are_in_the_threat_model(
     text: str, norm: str, epsilon: float, steps: int, seed: int
 ) -> None:
     net, (x, y, _, _) = _network(), _batch()
-    attack = InnerAttack(
-        ThreatModel(norm, epsilon), steps, min(0.4 * epsilon + 1e-6, 2 * epsilon), generator(seed, "attack")
-    )
+    attack = InnerAttack(ThreatModel(norm, epsilon), PGD(steps, step=0.4), generator(seed, "attack"))
     loss = objective(text)(net, x, y, attack)
     reach = 3.0 if text == "n-fgsm" else 1.0  # noise 2 + step 1
     assert loss.x_adv.min() >= 0
@@ -433,7 +437,7 @@ def test_the_same_generator_gives_the_same_loss() -> None:
         values = []
         for noise in (1, 2):
             torch.manual_seed(noise)
-            attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"))
+            attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"))
             values.append(objective(text)(_network(), x, y, attack).value)
         assert torch.equal(*values)
 
@@ -442,14 +446,14 @@ def test_fixed_repeats_a_loss_bit_by_bit() -> None:
     """What SAM and AWP rely on; grad-align's other points are repeated too."""
     x, y, _, _ = _batch()
     for text in OBJECTIVES:
-        attack = InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"), batch_norm="eval")
+        attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"), batch_norm="eval")
         net = _network()
         first = objective(text)(net, x, y, attack)
-        again = objective(text)(net, x, y, fixed(first.x_adv, first.random_point))
+        again = objective(text)(net, x, y, Fixed(first.x_adv, first.random_point))
         assert torch.equal(first.value, again.value)
         assert torch.equal(first.x_adv, again.x_adv)
         assert (first.random_point is not None) == (text == "grad-align")
-        assert isinstance(objective(text)(net, x, y, fixed(first.x_adv)), Loss)
+        assert isinstance(objective(text)(net, x, y, Fixed(first.x_adv)), ObjectiveValue)
 
 
 def test_the_attack_sees_the_view_and_its_loss_float32() -> None:
@@ -470,10 +474,10 @@ def test_the_attack_sees_the_view_and_its_loss_float32() -> None:
         calls.append(str(logits.dtype))
         return logits.logsumexp(1)
 
-    InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "a"), view=half)(net, x, y, loss=loss)
+    InnerAttack(LINF, PGD(2, step=0.5), generator(0, "a"), view=half)(net, x, y, Maximization(loss=loss))
     assert calls == ["view", "torch.float32"] * 2
     calls.clear()
-    InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "a"), view=half)(net, x, y, loss="kl")
+    InnerAttack(LINF, PGD(2, step=0.5), generator(0, "a"), view=half)(net, x, y, Maximization(loss="kl"))
     assert calls == ["view"] * 3
 
 
@@ -481,7 +485,7 @@ def test_grad_align_asks_for_weight_gradients_in_two_passes_only() -> None:
     net, (x, y, x_adv, point) = _network(), _batch()
     asked: list[bool] = []
     net.register_forward_pre_hook(lambda *_: asked.append(any(p.requires_grad for p in net.parameters())))
-    objective("grad-align")(net, x, y, fixed(x_adv, point))
+    objective("grad-align")(net, x, y, Fixed(x_adv, point))
     assert asked == [False, True, True]
 
 
@@ -489,7 +493,7 @@ def test_zero_input_gradients_are_left_out_of_grad_align() -> None:
     net = nn.Linear(2, 2, bias=False)
     nn.init.zeros_(net.weight)
     x, y = torch.rand(3, 2), torch.tensor([0, 1, 0])
-    loss = objective("grad-align")(net, x, y, fixed(x))
+    loss = objective("grad-align")(net, x, y, Fixed(x))
     loss.value.backward()
     assert loss.value.item() == pytest.approx(math.log(2))
     assert net.weight.grad.isfinite().all()
@@ -500,7 +504,7 @@ def test_every_objective_trains_a_network_of_ours(activation: str) -> None:
     x, y = torch.rand(4, 1, 8, 8, generator=generator(0, "x")), torch.arange(4)
     for text in OBJECTIVES:
         model = MiniResNet(activation, channels=1, width=2, generator=generator(0, "initialization")).train()
-        attack = InnerAttack(ThreatModel("linf", 0.1), 1, 0.05, generator(0, "attack"))
+        attack = InnerAttack(LINF, PGD(1, step=0.5), generator(0, "attack"))
         objective(text, 0.1)(model, x, y, attack).value.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -510,7 +514,7 @@ def test_cross_entropy_with_label_smoothing_only_in_the_training_loss() -> None:
     for text in ATTACKING:
         results = [
             objective(text, smoothing)(
-                _network(), x, y, InnerAttack(ThreatModel("linf", 0.1), 2, 0.05, generator(0, "attack"))
+                _network(), x, y, InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"))
             )
             for smoothing in (0.0, 0.3)
         ]
@@ -549,6 +553,7 @@ def test_canonical_texts(text: str) -> None:
 )
 def test_texts_round_trip(which: tuple[str, str], value: float) -> None:
     name, key = which
+    value = value if key != "step" else min(value, 2.0)
     once = objective(f"{name}({key}={value!r})")
     assert objective(str(once)) == once
     assert dict(once.parameters)[key] == value
@@ -562,31 +567,26 @@ def test_texts_round_trip(which: tuple[str, str], value: float) -> None:
         ("trade(beta=6)", r"unknown objective 'trade'; did you mean 'trades'"),
         (
             "trades(bta=6)",
-            r"unknown parameter 'bta' in 'trades\(bta=6\)': allowed are beta, batch_norm; did you mean 'beta'",
+            "trades has no setting 'bta'; did you mean 'beta'.; allowed are beta, batch_norm",
         ),
-        ("standard(beta=6)", "unknown parameter 'beta' in .*: allowed are none"),
-        ("trades(beta=six)", r"beta=six in the objective .*: a finite number >= 0"),
-        ("trades(beta=-1)", "beta=-1 in the objective .*: a finite number >= 0"),
-        ("mart(beta=nan)", "beta=nan"),
-        ("mart(beta=inf)", "beta=inf"),
-        ("fgsm-rs(step=0)", "step=0 in the objective .*: a finite number > 0"),
-        (
-            "pgd-at(batch_norm=evil)",
-            "batch_norm=evil in the objective .*: allowed are eval, train; did you mean 'eval'",
-        ),
-        ("trades(beta=6, beta=7)", "'beta' is given twice"),
-        ("trades(6)", r"cannot read '6' in the objective 'trades\(6\)': write it as"),
-        ("trades(beta=6", "cannot read the objective 'trades"),
-        ("trades(beta=__import__('os'))", "cannot read the objective"),
-        ("", "cannot read the objective ''"),
-        (None, "cannot read the objective None"),
-        ("trades\n", "^$"),
+        ("standard(beta=6)", "standard has no setting 'beta'; allowed are none"),
+        ("trades(beta=six)", "beta='six' in objective='trades.beta=six.': a finite number, such as 6.0"),
+        ("trades(beta=-1)", "beta=-1 in the objective .*: a number >= 0"),
+        ("mart(beta=nan)", "beta='nan' in objective=.*: a finite number"),
+        ("mart(beta=1e999)", "beta=inf in objective=.*: a finite number"),
+        ("fgsm-rs(step=0)", "step=0 of pgd: a number > 0, in units of ε"),
+        ("n-fgsm(step=2.5)", "step=2.5 of pgd: at most 2"),
+        ("pgd-at(batch_norm=evil)", "batch_norm='evil' .*: allowed are eval, train; did you mean 'eval'"),
+        ("pgd-at(batch_norm=1)", "batch_norm=1 in objective=.*: a word, such as train"),
+        ("trades(beta=6, beta=7)", "cannot read objective="),
+        ("trades(6)", r"cannot read objective='trades\(6\)': write the objective as name"),
+        ("trades(beta=6", "cannot read objective='trades"),
+        ("trades(beta=__import__('os'))", "cannot read objective="),
+        ("", "unknown objective ''"),
+        (None, "cannot read objective=None"),
     ],
 )
 def test_bad_texts_are_one_line(text: str, message: str) -> None:
-    if message == "^$":
-        assert objective_name(text) == "trades"  # space around is no matter
-        return
     with pytest.raises(CurvactError, match=message) as caught:
         objective(text)
     assert "\n" not in str(caught.value)
@@ -598,53 +598,69 @@ def test_bad_label_smoothing(smoothing: float) -> None:
         objective("trades", smoothing)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": -1}, "steps=-1 of a training attack: a whole number >= 0"),
-        ({"steps": 1.5}, "steps=1.5"),
-        ({"step_size": 0.0}, "step_size=0.0 of a training attack: a finite number > 0"),
-        ({"step_size": math.nan}, "step_size=nan"),
-        ({"gradient_scale": 0.0}, "gradient_scale=0.0"),
-        ({"start": "normal"}, "start='normal' of a training attack: allowed are uniform, gaussian, none"),
-        ({"start": "gausian"}, "did you mean 'gaussian'"),
-        (
-            {"batch_norm": "evil"},
-            "batch_norm='evil' of a training attack: allowed are eval, train; did you mean 'eval'",
-        ),
-    ],
-)
-def test_bad_attacks_are_one_line(changes: dict[str, object], message: str) -> None:
-    arguments = {"threat_model": ThreatModel("linf", 0.1), "steps": 1, "step_size": 0.1, **changes}
-    with pytest.raises(CurvactError, match=message) as caught:
-        InnerAttack(**arguments)
-    assert "\n" not in str(caught.value)
-
-
-def test_unknown_loss_start_and_mode_of_a_call() -> None:
+def test_bad_settings_of_the_attack() -> None:
     net, (x, y, _, _) = _network(), _batch()
-    attack = InnerAttack(ThreatModel("linf", 0.1), 1, 0.1)
-    for arguments, message in (
-        ({"loss": "kll"}, "unknown loss 'kll' of a training attack; did you mean 'kl'"),
-        ({"start": "x"}, "start='x'"),
-        ({"batch_norm": "x"}, "batch_norm='x'"),
+    attack = InnerAttack(LINF, PGD(1))
+    wrong_batch_norm = "batch_norm='evil' of a training attack: allowed are eval, train; did you mean 'eval'"
+    for call, message in (
+        (lambda: InnerAttack(LINF, PGD(1), gradient_scale=0.0), "gradient_scale=0.0"),
+        (lambda: InnerAttack(LINF, PGD(1), batch_norm="evil"), wrong_batch_norm),
+        (lambda: Maximization(batch_norm="evil"), wrong_batch_norm),
+        (
+            lambda: attack(net, x, y, Maximization(loss="kll")),
+            "unknown loss 'kll' of a training attack; did you mean 'kl'",
+        ),
+        (
+            lambda: attack(net, x, y, Maximization(start="gausian")),
+            "start='gausian' .*did you mean 'gaussian'",
+        ),
     ):
-        with pytest.raises(CurvactError, match=message):
-            attack(net, x, y, **arguments)
+        with pytest.raises(CurvactError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_entries_describe_their_objectives() -> None:
-    import inspect
+def _worst_half(model, x, y, attack, *, share=0.5, label_smoothing=0.0):  # type: ignore[no-untyped-def]
+    """An objective from outside the package: cross-entropy on the attacked images with the highest loss."""
+    inside = Maximization(start="none")
+    x_adv = attack(model, x, y, inside)
+    logits = model(x_adv)
+    losses = nn.functional.cross_entropy(logits, y, reduction="none")
+    value = losses.topk(max(1, int(share * len(y)))).values.mean()
+    return ObjectiveValue(value, logits.detach(), x_adv, attack.cost(inside) + 1)
 
+
+def test_an_objective_from_outside_the_package_trains() -> None:
+    register_objective("worst", _worst_half, description="cross-entropy on the hardest images")
+    try:
+        for name, message in (
+            ("worst", "known already"),
+            ("Worst half", "lower-case letters, digits and dashes"),
+        ):
+            with pytest.raises(CurvactError, match=message):
+                register_objective(name, _worst_half)
+        recipe = Recipe(objective="worst(share=0.25)", epochs=1, batch_size=16, attack="pgd-2")
+        model = MiniResNet("silu", channels=1, width=2, generator=generator(0, "initialization"))
+        start = [p.detach().clone() for p in model.parameters()]
+        (epoch,) = fit(model, load("digits", train=32, validation=8, test=8), recipe, LINF)
+        assert epoch.gradient_evaluations == 2 * 3
+        assert any(not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
+        with pytest.raises(CurvactError, match=r"worst has no setting 'part'.*allowed are share"):
+            Recipe(objective="worst(part=1)")
+    finally:
+        del OBJECTIVES["worst"]
+
+
+def test_entries_describe_their_objectives() -> None:
+    published = {"trades": {"beta": 6.0, "batch_norm": "eval"}, "mart": {"beta": 6.0, "batch_norm": "eval"}}
+    published |= {"standard": {}, "pgd-at": {"batch_norm": "train"}}
+    published |= {"fgsm-rs": {"step": 1.25, "batch_norm": "train"}}
+    published |= {"n-fgsm": {"step": 1.0, "noise": 2.0, "batch_norm": "train"}}
+    published |= {"grad-align": {"weight": 0.2, "step": 1.0, "batch_norm": "train"}}
+    assert {name: entry.defaults for name, entry in OBJECTIVES.items()} == published
     for name, entry in OBJECTIVES.items():
-        keywords = {
-            p.name: p.default
-            for p in inspect.signature(entry.function).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
-        }
-        assert keywords == {**entry.defaults, "label_smoothing": 0.0}, name
         assert entry.description
         assert "\n" not in entry.description
         assert entry.mark in ("[paper]", "[ours]")

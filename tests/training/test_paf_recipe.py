@@ -34,7 +34,7 @@ def _recipe(**settings: Any) -> Recipe:
         "batch_size": 16,
         "schedule": "constant",
         "warmup": 0.0,
-        "attack_steps": 1,
+        "attack": "pgd-1",
     }
     return Recipe(**{**plain, "epochs": 1, "learning_rate": 0.05, **settings})
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from curvact.attacks import ThreatModel
+from curvact.attacks import PGD, ThreatModel
 from curvact.data import Dataset, Splits, load
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet, build
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.random import generator
 from curvact.training import Diverged, Recipe, fit
-from curvact.training.recipe import learning_rate
+from curvact.training.schedule import learning_rate
 
 THREAT = ThreatModel("linf", 0.2)
 
@@ -41,7 +41,7 @@ def test_standard_training_is_nesterov_sgd_by_hand() -> None:
     """One epoch against a re-derivation of SGD, schedule and order that uses neither the loop nor torch.optim."""
     data = _small()
     recipe = Recipe(
-        objective="standard", epochs=1, batch_size=32, learning_rate=0.1, warmup=0.5, attack_steps=1
+        objective="standard", epochs=1, batch_size=32, learning_rate=0.1, warmup=0.5, attack=PGD(1)
     )
     trained = _model()
     fit(trained, data, recipe, THREAT, seed=3)
@@ -65,7 +65,7 @@ def test_standard_training_is_nesterov_sgd_by_hand() -> None:
 
 
 def test_training_lowers_the_adversarial_loss_and_repeats_exactly() -> None:
-    recipe = Recipe(epochs=4, batch_size=16, attack_steps=2)
+    recipe = Recipe(epochs=4, batch_size=16, attack=PGD(2, step=0.4))
     results = []
     for noise in (1, 2):
         torch.manual_seed(noise)
@@ -108,7 +108,7 @@ def test_divergence_names_step_and_rate() -> None:
         ({"milestones": (0.7, 0.5)}, "milestones=.* rising parts of all steps"),
         ({"perturbation": "awpp"}, "unknown perturbation 'awpp'; did you mean 'awp'"),
         ({"perturbation": "awp(gama=1)"}, "awp has no setting 'gama'; did you mean 'gamma'"),
-        ({"averaging": "ema(decay=slow)"}, "decay='slow' must be like 0.995"),
+        ({"averaging": "ema(decay=slow)"}, "decay='slow' in averaging=.*: a finite number, such as 0.995"),
         ({"optimizer": "entropy-sgd(5)"}, "cannot read optimizer"),
         ({"objective": "pgdat"}, "unknown objective"),
     ],
@@ -156,7 +156,7 @@ def test_bad_checkpoints_are_one_line(tmp_path: Path) -> None:
 def test_training_never_looks_at_the_test_split() -> None:
     data = _small()
     other = replace(data.test, images=255 - data.test.images, labels=(data.test.labels + 1) % 10)
-    recipe = Recipe(epochs=1, attack_steps=1, batch_size=32)
+    recipe = Recipe(epochs=1, attack=PGD(1), batch_size=32)
     results = []
     for splits in (
         data,

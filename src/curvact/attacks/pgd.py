@@ -193,6 +193,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
             call = ast.parse(f"f({inside}", mode="eval").body
             if not isinstance(call, ast.Call) or call.args:
                 raise ValueError
+            if len({keyword.arg for keyword in call.keywords}) < len(call.keywords):
+                raise ValueError
             for keyword in call.keywords:
                 value = keyword.value
                 settings[str(keyword.arg)] = (

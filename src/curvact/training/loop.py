@@ -288,7 +288,7 @@ class _Run:
         """Go on from a state. Raises CurvactError for the state of another run."""
         problem = self._problem(tree)
         if problem:
-            raise CurvactError(f"{path} is the state of another run: {problem}")
+            raise CurvactError(f"the run in {path} cannot go on with these settings: {problem}")
         self.model.load_state_dict(tree["model"])
         self.trainer.optimizer.load_state_dict(tree["optimizer"])
         self.fabric.strategy.precision.load_state_dict(tree["precision"])
@@ -311,7 +311,7 @@ class _Run:
         theirs, ours = tree.get("identity", {}), self._identity()
         for key, value in ours.items():
             if key != "recipe" and theirs.get(key) != value:
-                return f"its {key} differs{difference(theirs.get(key), value)}; use another folder"
+                return f"another {key}{difference(theirs.get(key), value)}; use another folder"
         try:
             before = Recipe(**theirs["recipe"])
         except (KeyError, TypeError, CurvactError):

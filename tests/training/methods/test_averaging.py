@@ -6,7 +6,6 @@ import io
 
 import pytest
 import torch
-from curvact.training.averaging import Average
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from curvact.errors import CurvactError
 from curvact.random import generator
+from curvact.training.methods.averaging import Average
 
 
 def _net(dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from curvact.training.batch_norm import has_batch_norm, recalibrate, saved_statistics, statistics_frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,6 +16,12 @@ from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.models.layers import Dropout
 from curvact.random import generator
+from curvact.training.methods.batch_norm import (
+    has_batch_norm,
+    recalibrate,
+    saved_statistics,
+    statistics_frozen,
+)
 
 
 def _net() -> nn.Module:

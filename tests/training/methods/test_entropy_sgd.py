@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from curvact.training.averaging import Average
-from curvact.training.entropy_sgd import EntropySGD
-from curvact.training.perturbation import add, awp, restore, sam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvact.errors import CurvactError
 from curvact.random import generator
-from curvact.training import batch_norm
+from curvact.training.methods import batch_norm
+from curvact.training.methods.averaging import Average
+from curvact.training.methods.entropy_sgd import EntropySGD
+from curvact.training.methods.perturbation import add, awp, restore, sam
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "reference"))
 import entropy_sgd_numpy as reference
 
 VARIANTS = ("algorithm", "authors")

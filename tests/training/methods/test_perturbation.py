@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from curvact.training.perturbation import add, awp, carried, restore, sam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvact.errors import CurvactError
 from curvact.random import generator
+from curvact.training.methods.perturbation import add, awp, carried, restore, sam
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "reference"))
 import weight_perturbations as reference
 
 
