@@ -151,9 +151,13 @@ def _without_inplace(method: Callable[..., Any]) -> Callable[..., Any]:
 class ScaledActivation(Activation):
     """σ(x) = φ(αx)/α for a fixed φ: α sets the curvature, κ = α·max|φ''|, and any κ > 0 is met exactly. Abstract. [derived]
 
-    A family sets the class attributes `formula` (φ, unless it depends on other parameters and is given to `__init__`),
-    `scale_name` (what its constructor calls α) and `others` (its other parameters).
+    A family sets these class attributes:
 
+    formula: φ. If it depends on other parameters, the family overrides `unit_shape` instead.
+    scale_name: the name of α in its constructor. others: the names of its other parameters.
+    signed: whether |α| takes the place of α. Otherwise `constrain_` keeps α > 0, by reflection.
+
+    alpha: a finite number, > 0 unless `signed`, else not 0.
     learnable: α becomes a trainable scalar parameter.
     centered: σ(x) − σ(0) instead of σ(x).
     """
@@ -162,16 +166,14 @@ class ScaledActivation(Activation):
     scale_name: ClassVar[str] = "alpha"
     others: ClassVar[tuple[str, ...]] = ()
     signed: ClassVar[bool] = False
-    """Whether |α| takes the place of α. Otherwise `constrain_` keeps α > 0, by reflection."""
 
     alpha: float | nn.Parameter
 
-    def __init__(
-        self, alpha: float, *, learnable: bool, centered: bool, formula: Shape | None = None
-    ) -> None:
+    def __init__(self, alpha: float = 1.0, *, learnable: bool = False, centered: bool = False) -> None:
         super().__init__()
-        alpha = (nonzero if self.signed else positive)(alpha, self.scale_name, self.family())
-        shape = self.formula if formula is None else formula
+        check = nonzero if self.signed else positive
+        alpha = check(alpha, self.scale_name, self.family())
+        shape = self.unit_shape()
         self.shape = replace(shape, centered=True) if centered else shape
         self.centered = centered
         self.learnable = learnable
@@ -182,6 +184,10 @@ class ScaledActivation(Activation):
         """The member with κ = `curvature` exactly. It keeps that κ in training unless `learnable`."""
         kappa = positive(curvature, "curvature", cls.family())
         return cls(kappa / cls.formula.peak, learnable=learnable, centered=centered)
+
+    def unit_shape(self) -> Shape:
+        """φ and its derivatives, for the other parameters of this activation."""
+        return self.formula
 
     def forward(self, x: Tensor) -> Tensor:
         return apply(x, self._scale(), self.shape)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvact.activations.arguments import one_of, positive, positive_scale
+from curvact.activations.arguments import one_of, positive
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import fade, over, scaled_softplus, sigmoids
 from curvact.activations.kernels.autograd import apply
@@ -65,7 +65,7 @@ def power_gate(x: Tensor, alpha: Scale = 4.0, n: int = 2) -> Tensor:
     tensor([0.0483, 9.7500])
     """
     shape = _shape(one_of(n, POWERS, "n", "powergate"))
-    return apply(x, positive_scale(alpha, "alpha", "powergate"), shape)
+    return apply(x, positive(alpha, "alpha", "powergate"), shape)
 
 
 class PowerGate(ScaledActivation):
@@ -87,9 +87,11 @@ class PowerGate(ScaledActivation):
     def __init__(
         self, alpha: float = 4.0, n: int = 2, *, learnable: bool = False, centered: bool = False
     ) -> None:
-        n = one_of(n, POWERS, "n", "powergate")
-        super().__init__(alpha, learnable=learnable, centered=centered, formula=_shape(n))
-        self.n = n
+        self.n = one_of(n, POWERS, "n", "powergate")
+        super().__init__(alpha, learnable=learnable, centered=centered)
+
+    def unit_shape(self) -> Shape:
+        return _shape(self.n)
 
     @classmethod
     def from_curvature(

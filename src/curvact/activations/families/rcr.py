@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from curvact.activations.arguments import positive, positive_scale
+from curvact.activations.arguments import positive
 from curvact.activations.base import Activation
 from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
@@ -26,8 +26,8 @@ def rcraf(x: Tensor, alpha: Scale = 1.0, gamma: Scale | None = None) -> Tensor:
     >>> rcraf(torch.tensor([0.0, 9.0]), 10.0, gamma=6.0)
     tensor([0.0693, 6.0000])
     """
-    out = apply(x, positive_scale(alpha, "alpha", "rcraf"), rct_shape(0))
-    return out if gamma is None else out.clamp(max=positive_scale(gamma, "gamma", "rcraf"))
+    out = apply(x, positive(alpha, "alpha", "rcraf"), rct_shape(0))
+    return out if gamma is None else out.clamp(max=positive(gamma, "gamma", "rcraf"))
 
 
 class RCRAF(Activation):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvact.activations.arguments import one_of, positive, positive_scale
+from curvact.activations.arguments import one_of, positive
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import decay, fade, over, ramp, scaled_softplus
 from curvact.activations.kernels.autograd import apply
@@ -96,7 +96,7 @@ def rctaf(x: Tensor, alpha: Scale = 4.0, beta: int = 0) -> Tensor:
     tensor([0.0277, 1.0000])
     """
     shape = rct_shape(one_of(beta, BETAS, "beta", "rctaf"))
-    return apply(x, positive_scale(alpha, "alpha", "rctaf"), shape)
+    return apply(x, positive(alpha, "alpha", "rctaf"), shape)
 
 
 class RCTAF(ScaledActivation):
@@ -125,9 +125,11 @@ class RCTAF(ScaledActivation):
     def __init__(
         self, alpha: float = 4.0, beta: int = 0, *, learnable: bool = False, centered: bool = False
     ) -> None:
-        beta = one_of(beta, BETAS, "beta", "rctaf")
-        super().__init__(alpha, learnable=learnable, centered=centered, formula=rct_shape(beta))
-        self.beta = beta
+        self.beta = one_of(beta, BETAS, "beta", "rctaf")
+        super().__init__(alpha, learnable=learnable, centered=centered)
+
+    def unit_shape(self) -> Shape:
+        return rct_shape(self.beta)
 
     @classmethod
     def from_curvature(

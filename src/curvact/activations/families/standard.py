@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.activations.arguments import positive, positive_scale
+from curvact.activations.arguments import positive
 from curvact.activations.base import Activation, ScaledActivation
 from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
@@ -20,12 +20,8 @@ from curvact.activations.kernels.shape import SATURATED, Scale, Shape, compiled_
 
 
 def softplus(x: Tensor, beta: Scale = 1.0) -> Tensor:
-    """softplus(bx)/b, without the seam of `F.softplus` at 20. beta: b, a number > 0, or a tensor.
-
-    >>> softplus(torch.tensor([0.0, 3.0]), 24.0)
-    tensor([0.0289, 3.0000])
-    """
-    return apply(x, positive_scale(beta, "beta", "softplus"), rct_shape(0))
+    """softplus(bx)/b, without the seam of `F.softplus` at 20. beta: b, a number > 0, or a tensor."""
+    return apply(x, positive(beta, "beta", "softplus"), rct_shape(0))
 
 
 class Softplus(ScaledActivation):
@@ -81,12 +77,8 @@ _GELU = Shape(
 
 
 def gelu(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """x·Φ(αx), Φ the normal distribution. alpha: a number > 0, or a tensor.
-
-    >>> gelu(torch.tensor([-1.0, 1.0]))
-    tensor([-0.1587,  0.8413])
-    """
-    return apply(x, positive_scale(alpha, "alpha", "gelu"), _GELU)
+    """x·Φ(αx), Φ the normal distribution. alpha: a number > 0, or a tensor."""
+    return apply(x, positive(alpha, "alpha", "gelu"), _GELU)
 
 
 class GELU(ScaledActivation):
@@ -100,9 +92,6 @@ class GELU(ScaledActivation):
     """
 
     formula = _GELU
-
-    def __init__(self, alpha: float = 1.0, *, learnable: bool = False, centered: bool = False) -> None:
-        super().__init__(alpha, learnable=learnable, centered=centered)
 
 
 # ---- Mish ----
@@ -145,12 +134,8 @@ _MISH = Shape(
 
 
 def mish(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """x·tanh(softplus(αx)). alpha: a number > 0, or a tensor.
-
-    >>> mish(torch.tensor([-1.0, 1.0]))
-    tensor([-0.3034,  0.8651])
-    """
-    return apply(x, positive_scale(alpha, "alpha", "mish"), _MISH)
+    """x·tanh(softplus(αx)). alpha: a number > 0, or a tensor."""
+    return apply(x, positive(alpha, "alpha", "mish"), _MISH)
 
 
 class Mish(ScaledActivation):
@@ -164,9 +149,6 @@ class Mish(ScaledActivation):
     """
 
     formula = _MISH
-
-    def __init__(self, alpha: float = 1.0, *, learnable: bool = False, centered: bool = False) -> None:
-        super().__init__(alpha, learnable=learnable, centered=centered)
 
 
 # ---- with a kink, or a jump of the curvature, at 0 ----
