@@ -1,7 +1,7 @@
 """Checks of the parameters of activations.
 
-Each returns the number as a float, or raises CurvactError with its value, name and family. A tensor,
-which only functional forms take, is returned as it is.
+Each returns the number as a float, or raises CurvactError with its value, name and family. A
+tensor, which only functional forms take, is returned as it is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _checked(value: Number, holds: bool, name: str, where: str, allowed: str) ->
 
 
 def written(value: float | Tensor) -> str:
-    """The shortest text that parses back to the same number; of a tensor, its largest entry in size."""
+    """The shortest text that parses back to the same number; of a tensor, the largest entry."""
     return repr(value) if isinstance(value, int) else repr(float(present(value)))
 
 

@@ -1,9 +1,10 @@
 """Activations as functions of a tensor and their parameters, such as `rctaf(x, alpha, beta)`.
 
-They run the code of the modules of the same families, and return the same numbers. x is a floating-point tensor of any shape;
-the result has its shape and dtype. A parameter is a number, or a tensor that broadcasts against x without enlarging it; the
-result is differentiable in x and in parameters that are tensors, except for whole numbers such as β of RCT-AF. A number
-out of range is a CurvactError; tensors are not checked.
+They run the code of the modules of the same families, and return the same numbers. x is a
+floating-point tensor of any shape; the result has its shape and dtype. A parameter is a number, or
+a tensor that broadcasts against x without enlarging it; the result is differentiable in x and in
+parameters that are tensors, except for whole numbers such as β of RCT-AF. A number out of range is
+a CurvactError; tensors are not checked.
 
 >>> import torch
 >>> alpha = torch.tensor(16.0, requires_grad=True)

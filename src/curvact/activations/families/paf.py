@@ -1,6 +1,7 @@
-"""The other parametric activations of arXiv 2110.05626: PReLU, PELU, PReLU+, ReBLU, PSiLU and PSoftplus. [paper]; κ [derived].
+"""The parametric activations of arXiv 2110.05626 but PSSiLU. [paper]; κ [derived].
 
-The first four are affine in their parameter, σ(x) = f(x) + α·h(x), with a bend at 0; the last two are Swish and softplus at |α|.
+The first four are affine in their parameter, σ(x) = f(x) + α·h(x), with a bend at 0; the last two
+are Swish and softplus at |α|.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _FAR = 1e18
 
 
 Part = Callable[[Tensor, int], Tensor]
-"""`(x, order) -> derivative of that order`, 0 to 2, in code that autograd can differentiate further."""
+"""`(x, order) -> derivative of that order`, 0 to 2, in code that autograd can differentiate."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Parts:
 
 
 def _combine(x: Tensor, alpha: Scale, parts: Parts, order: int) -> Tensor:
-    """The derivative of σ of that order, 0 to 2, differentiable in x and α. Half precision is rounded once."""
+    """The derivative of σ of that order, 0 to 2, differentiable. Half precision is rounded once."""
     full = wide(x)
     # A fixed α of exactly 0 is left out: at ±∞ it would give 0·∞.
     if isinstance(alpha, Tensor) or alpha != 0:
@@ -55,7 +56,7 @@ def _combine(x: Tensor, alpha: Scale, parts: Parts, order: int) -> Tensor:
 
 
 class _Affine(torch.autograd.Function):
-    """σ outside functorch transforms and the compiler: what autograd makes of `_combine`, but only x is kept for backward."""
+    """σ outside functorch transforms and the compiler; only its inputs are kept for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, parts: Parts) -> Tensor:
@@ -227,7 +228,9 @@ class PELU(_AffineActivation):
 
 
 class PReLUPlus(_AffineActivation):
-    """PReLU+: αx for x > 0, 0 below [paper, arXiv 2110.05626]; κ is 0 at α = 0 and infinite otherwise.
+    """PReLU+: αx for x > 0, 0 below [paper, arXiv 2110.05626].
+
+    κ is 0 at α = 0 and infinite otherwise.
 
     alpha: a finite number, a trainable scalar if `learnable`.
     centered: accepted and without effect, since σ(0) = 0.
@@ -275,7 +278,8 @@ def psoftplus(x: Tensor, alpha: Scale = 1.0) -> Tensor:
 class PSiLU(ScaledActivation):
     """x·sigmoid(|α|x) [paper, arXiv 2110.05626], with κ = |α|/2 at 0.
 
-    alpha: a finite number other than 0, because the gradient of |α| is 0 there; a trainable scalar if `learnable`.
+    alpha: a finite number other than 0, because the gradient of |α| is 0 there; a trainable scalar
+        if `learnable`.
     centered: accepted and without effect, since σ(0) = 0.
 
     >>> PSiLU(), PSiLU.from_curvature(6)

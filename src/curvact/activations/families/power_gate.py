@@ -59,7 +59,7 @@ def _shape(n: int) -> Shape:
 
 
 def power_gate(x: Tensor, alpha: Scale = 4.0, n: int = 2) -> Tensor:
-    """The power gate of x: see `PowerGate`, whose values it has. alpha: a number > 0, or a tensor; n: 1 to 16.
+    """The values of `PowerGate` at x. alpha: a number > 0, or a tensor; n: 1 to 16.
 
     >>> power_gate(torch.tensor([0.0, 10.0]))
     tensor([0.0483, 9.7500])
@@ -69,9 +69,12 @@ def power_gate(x: Tensor, alpha: Scale = 4.0, n: int = 2) -> Tensor:
 
 
 class PowerGate(ScaledActivation):
-    """σ' = sigmoid(αx)ⁿ: softplus(αx)/α − Σ_{k<n} sᵏ/(kα), with κ = α(n/(n+1))^(n+1) at x = ln(n)/α. [derived]
+    """σ' = sigmoid(αx)ⁿ, so σ = softplus(αx)/α − Σ_{k<n} sᵏ/(kα). [derived]
 
-    The asymptote is x − H_{n−1}/α. For x < 0 the value has an absolute, not a relative accuracy (as RCT-AF).
+    κ = α(n/(n+1))^(n+1) at x = ln(n)/α.
+
+    The asymptote is x − H_{n−1}/α. For x < 0 the value has an absolute, not a relative accuracy (as
+    RCT-AF).
 
     alpha: scale, a finite number > 0.
     n: power of the gate, 1 to 16; n = 1 is softplus(αx)/α.

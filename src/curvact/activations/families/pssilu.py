@@ -1,6 +1,7 @@
-"""PSSiLU and its kin SSiLU, the shifted SiLUs of arXiv 2110.05626: Swish minus a straight line. [paper]; κ [derived].
+"""PSSiLU and SSiLU, the shifted SiLUs of arXiv 2110.05626. [paper]; κ [derived].
 
-With S_α(x) = x·sigmoid(|α|x) and c = |β|/(1 − |β|), the sum below keeps a β far below rounding (1 − 1e-8 is 1 in float32):
+With S_α(x) = x·sigmoid(|α|x) and c = |β|/(1 − |β|), the sum below keeps a β far below rounding (1 −
+1e-8 is 1 in float32):
 
     σ(x) = x(sigmoid(|α|x) − |β|)/(1 − |β|) = S_α(x) + c·S_α(−x)        [derived]
 """
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BETA_LIMIT = 1 - 2**-10
-"""`constrain_` keeps a learned |β| at or below this. Closer to 1, σ differs from 0 by rounding only."""
+"""`constrain_` keeps a learned |β| below this. Closer to 1, σ differs from 0 by rounding only."""
 
 
 # ---- the formula ----
 
 
 def _combine(x: Tensor, alpha: Scale, c: Scale, order: int) -> Tensor:
-    """The derivative of S_α(x) + c·S_α(−x) of that order, 0 to 2, differentiable in all three. Half precision is rounded once."""
+    """The derivative of S_α(x) + c·S_α(−x) of an order, 0 to 2. Half precision is rounded once."""
     full = wide(x)
     if order > 0:
         out = (1 + c) * derivative(full, alpha, SWISH, order)
@@ -53,7 +54,7 @@ def _by_alpha(x: Tensor, alpha: Scale) -> Tensor:
 
 
 class _Value(torch.autograd.Function):
-    """σ outside functorch transforms and the compiler: what autograd makes of `_combine`, but only x is kept for backward."""
+    """σ outside functorch transforms and the compiler; only its inputs are kept for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, c: Scale) -> Tensor:
@@ -196,9 +197,10 @@ class _Shifted(Activation):
 
 
 class PSSiLU(_Shifted):
-    """x(sigmoid(|α|x) − |β|)/(1 − |β|) [paper, arXiv 2110.05626], κ = |α|/(2(1 − |β|)) at 0 [derived].
+    """x(sigmoid(|α|x) − |β|)/(1 − |β|) [paper, arXiv 2110.05626].
 
-    σ(0) = 0, and σ(x) → |β||x|/(1 − |β|) as x → −∞: positive for x < ln(|β|/(1 − |β|))/|α|.
+    κ = |α|/(2(1 − |β|)) at 0 [derived]. σ(0) = 0, and σ(x) → |β||x|/(1 − |β|) as x → −∞: positive
+    for x < ln(|β|/(1 − |β|))/|α|.
 
     alpha: a finite number other than 0.
     beta: a number with |β| < 1; if it is learned, `constrain_` keeps |β| ≤ 1 − 2⁻¹⁰.
@@ -274,7 +276,7 @@ class FixedPSSiLU(_Shifted):
     def from_curvature(
         cls, curvature: float, beta: float = 0.3, *, learnable: bool = False, centered: bool = False
     ) -> Self:
-        """The member with κ = `curvature`: α = 2κ(1 − β). Training keeps that α unless `learnable`."""
+        """The member with κ = `curvature`: α = 2κ(1 − β). Training keeps α unless `learnable`."""
         kappa = positive(curvature, "curvature", cls._family)
         alpha = 2 * kappa * (1 - below_one(beta, "beta", cls._family))
         return cls(alpha, beta, learnable=learnable, centered=centered)

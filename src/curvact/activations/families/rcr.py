@@ -1,4 +1,4 @@
-"""RCR-AF: softplus(αx)/α, clipped from above if γ is given. [paper, arXiv 2507.22446]; the clip is [ours]."""
+"""RCR-AF: softplus(αx)/α [paper, arXiv 2507.22446], clipped from above if γ is given [ours]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def rcraf(x: Tensor, alpha: Scale = 1.0, gamma: Scale | None = None) -> Tensor:
-    """min(softplus(αx)/α, γ) [paper]; the clip is [ours]. alpha, gamma: numbers > 0, or tensors; gamma: None for no clip.
+    """min(softplus(αx)/α, γ) [paper]; the clip is [ours].
+
+    alpha, gamma: numbers > 0, or tensors; gamma=None for no clip.
 
     >>> import torch
     >>> rcraf(torch.tensor([0.0, 9.0]), 10.0, gamma=6.0)
@@ -31,9 +33,10 @@ def rcraf(x: Tensor, alpha: Scale = 1.0, gamma: Scale | None = None) -> Tensor:
 
 
 class RCRAF(Activation):
-    """RCR-AF: softplus(αx)/α [paper, arXiv 2507.22446], clipped from above at γ if it is given [ours].
+    """RCR-AF: softplus(αx)/α [paper, arXiv 2507.22446], clipped from above at γ [ours].
 
-    κ = α/4 without a clip. With one, the slope jumps at the clip and κ is infinite: keep it out of κ sweeps.
+    κ = α/4 without a clip. With one, the slope jumps at the clip and κ is infinite: keep it out of
+    κ sweeps.
 
     alpha: scale, a finite number > 0.
     gamma: upper bound of σ, a finite number > 0, or None.

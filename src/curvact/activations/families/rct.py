@@ -1,4 +1,4 @@
-"""RCT-AF: an activation whose slope is a gate, sharpened by repeated smoothstep. [ours], after arXiv 2603.23860."""
+"""RCT-AF: its slope is a gate, sharpened by smoothstep. [ours], after arXiv 2603.23860."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def rct_shape(beta: int) -> Shape:
 
 
 def rctaf(x: Tensor, alpha: Scale = 4.0, beta: int = 0) -> Tensor:
-    """RCT-AF of x [ours]: see `RCTAF`, whose values it has. alpha: a number > 0, or a tensor; beta: 0 to 3.
+    """The values of `RCTAF` at x [ours]. alpha: a number > 0, or a tensor; beta: 0 to 3.
 
     >>> rctaf(torch.tensor([0.0, 1.0]), 16.0, beta=1)
     tensor([0.0277, 1.0000])
@@ -100,12 +100,15 @@ def rctaf(x: Tensor, alpha: Scale = 4.0, beta: int = 0) -> Tensor:
 
 
 class RCTAF(ScaledActivation):
-    """Recursive curvature-tunable activation: σ' = g_β(αx), with g_0 the sigmoid and g_{k+1} = 3g_k² − 2g_k³. [ours]
+    """Recursive curvature-tunable activation: σ' = g_β(αx). [ours]
 
-    κ = (α/4)(3/2)^β at x = 0 [derived]; β = 0 is softplus(αx)/α, which is RCR-AF [paper]. The native kernel and
-    compiled code (see `kernel_info`) compute σ − relu as one product, and σ ≥ 0. Plain tensor operations compute
-    [softplus(αx) − R_β(4s(1−s))]/α. For x < 0 the two terms cancel: the value then has an absolute error of a few units of
-    rounding of 1/α, and can be slightly negative.
+    g_0 is the sigmoid and g_{k+1} = 3g_k² − 2g_k³.
+
+    κ = (α/4)(3/2)^β at x = 0 [derived]; β = 0 is softplus(αx)/α, which is RCR-AF [paper]. The
+    native kernel and compiled code (see `kernel_info`) compute σ − relu as one product, and σ ≥ 0.
+    Plain tensor operations compute [softplus(αx) − R_β(4s(1−s))]/α. For x < 0 the two terms cancel:
+    the value then has an absolute error of a few units of rounding of 1/α, and can be slightly
+    negative.
 
     alpha: scale, a finite number > 0.
     beta: number of smoothstep passes, 0 to 3.

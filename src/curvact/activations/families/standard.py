@@ -1,4 +1,4 @@
-"""Standard activations: softplus, GELU, Mish, ReLU and ELU (for SiLU see `swish`). κ is [derived]."""
+"""Standard activations: softplus, GELU, Mish, ReLU and ELU. κ is [derived]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curvact.activations.kernels.shape import SATURATED, Scale, Shape, compiled_
 
 
 def softplus(x: Tensor, beta: Scale = 1.0) -> Tensor:
-    """softplus(bx)/b, without the seam of `F.softplus` at 20. beta: b, a number > 0, or a tensor."""
+    """softplus(bx)/b, without the step of `F.softplus` at 20. beta: a number > 0, or a tensor."""
     return apply(x, positive(beta, "beta", "softplus"), rct_shape(0))
 
 
@@ -103,7 +103,7 @@ def _mish_value(x: Tensor, alpha: Scale) -> Tensor:
 
 
 def _mish_parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sigmoid(u), t = tanh(softplus(u)) and 1 − t², all from the sigmoid: nothing overflows or cancels."""
+    """sigmoid(u), t = tanh(softplus(u)) and 1 − t², without overflow or cancellation."""
     s, c = sigmoids(u)
     # With e = eᵘ = s/c: t = ((1+e)² − 1)/((1+e)² + 1) = (1 − c²)/(1 + c²).
     d = 1 / (1 + c * c)
@@ -187,7 +187,8 @@ class ReLU(Activation):
 class ELU(Activation):
     """x for x > 0, α(eˣ − 1) below.
 
-    κ = 1 at α = 1, a supremum approached as x → 0 from below. Otherwise the slope jumps at 0 and κ is infinite.
+    κ = 1 at α = 1, a supremum approached as x → 0 from below. Otherwise the slope jumps at 0 and κ
+    is infinite.
 
     alpha: a finite number > 0.
     centered: accepted and without effect, since σ(0) = 0.

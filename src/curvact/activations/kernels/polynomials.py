@@ -110,7 +110,7 @@ def polynomial(name: str, y: Tensor) -> Tensor:
 
 
 def c_macros() -> list[str]:
-    """The same in C, as definitions of `polynomial_NAME_float(y)` and `polynomial_NAME_double(y)`; K makes a constant."""
+    """The same as C macros `polynomial_NAME_float(y)` and `polynomial_NAME_double(y)`."""
     macros = []
     for name, rows in TABLES.items():
         for suffix, row in zip(("float", "double"), rows, strict=True):
