@@ -19,12 +19,12 @@ from curvact.errors import CurvactError
 from curvact.models import (
     MODELS,
     VGG,
+    ActivationSource,
     PreActResNet,
     ResNet,
     SmallCNN,
     ViT,
     WideResNet,
-    activation_source,
     arguments_of,
     build,
 )
@@ -350,7 +350,7 @@ def test_block_is_the_pre_norm_encoder_layer_of_torch() -> None:
     theirs = nn.TransformerEncoderLayer(
         width, heads, 4 * width, 0.0, nn.GELU(), batch_first=True, norm_first=True, dtype=torch.float64
     )
-    ours = TransformerBlock(width, heads, 4, activation_source("gelu", "layer"), 1).double()
+    ours = TransformerBlock(width, heads, 4, ActivationSource("gelu", "layer"), 1).double()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)

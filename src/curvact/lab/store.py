@@ -11,7 +11,7 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.settings import read_settings
 from curvact.lab.study_spec import StudySpec, load_spec, trial_id
-from curvact.models.weights import read_tensors
+from curvact.models.checkpoint import read_tensors
 
 METRICS = (
     "clean_accuracy",

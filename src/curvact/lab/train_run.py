@@ -30,7 +30,6 @@ from curvact.lab.train_config import Hardware, TrainConfig
 from curvact.models import build
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.models.learned import (
-    KEPT,
     LearnedActivation,
     insert_activation,
     read_learned,
@@ -38,6 +37,9 @@ from curvact.models.learned import (
 )
 from curvact.random import generator
 from curvact.training import Compute, Diverged, Epoch, Step, Watch, fit
+
+KEPT = "activation.safetensors"
+"""The copy of a moved activation in the folder of the run that began with it."""
 
 CHANNELS_LAST_FROM = 16
 """Side of the images from which weights lie channels last: on 32×32 images a narrow ResNet-18 is then 1.5 times as fast."""
