@@ -185,7 +185,9 @@ def test_layers_and_channels_go_to_the_same_architecture_only(name: str, scope: 
     assert _equal(_values(source), _values(target))
     maps = torch.randn(2, 4, 3, 3, generator=generator(0, "maps"))
     assert torch.equal(source.eval().stages[1].act2(maps), target.eval().stages[1].act2(maps))
-    with pytest.raises(CurvactError, match=r"stages\.2\.act1 has none there: only the same architecture"):
+    with pytest.raises(
+        CurvactError, match=r"none was learned for stages\.2\.act1: only the same architecture"
+    ):
         insert_activation(_model("mini_resnet", width=2, blocks=3), learned)
     with pytest.raises(CurvactError, match=r"stages\.1\.act1 is not in this network"):
         insert_activation(_model("mini_resnet", width=2, blocks=1), learned)
@@ -323,8 +325,9 @@ def test_a_checkpoint_is_no_learned_activation_and_the_reverse(tmp_path: Path) -
     write_learned(tmp_path / "act.safetensors", extract_activation(tmp_path / "model.safetensors"))
     with pytest.raises(CurvactError, match="'architecture'"):
         extract_activation(tmp_path / "act.safetensors")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CurvactError, match=r"no checkpoint file .*best\.safetensors"):
-        extract_activation(tmp_path)
+        extract_activation(tmp_path / "empty")
     with pytest.raises(CurvactError, match=r"must end in \.safetensors"):
         write_learned(tmp_path / "act.pt", read_learned(tmp_path / "act.safetensors"))
 

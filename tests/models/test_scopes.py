@@ -194,7 +194,7 @@ def test_nothing_to_learn_by_channel_is_one_clear_line(name: str, form: str) -> 
         (lambda: ActivationSource("psilu", "channel")(1), "scope 'channel' needs the number of channels"),
         (
             lambda: ActivationSource(nn.PReLU, "channel")(1, 8),
-            "needs an Activation of curvact's or of yours, at PReLU",
+            "needs a subclass of curvact's Activation, at PReLU",
         ),
         (
             lambda: ActivationSource(PSiLU(), "channel"),

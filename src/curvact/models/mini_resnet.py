@@ -22,6 +22,7 @@ class MiniResNet(nn.Module):
     arguments: `Common`; nothing depends on `size`, and the stem's activation is stage 0.
     Maps N×channels×H×W in [0, 1] to N×classes logits. Raises CurvactError for a bad argument.
 
+    >>> import torch
     >>> model = MiniResNet("rctaf(curvature=6)", channels=1, classes=10, width=8)
     >>> model(torch.rand(2, 1, 8, 8)).shape, sum(p.numel() for p in model.parameters())
     (torch.Size([2, 10]), 7522)

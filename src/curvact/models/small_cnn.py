@@ -22,6 +22,7 @@ class SmallCNN(nn.Module):
     Maps N×channels×size×size in [0, 1] to N×classes logits. Raises CurvactError for a bad argument
     and for images of another size.
 
+    >>> import torch
     >>> SmallCNN("rctaf(curvature=6)", channels=1, size=28)(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """

@@ -47,6 +47,7 @@ class WideResNet(nn.Module):
     probability inside the blocks. Other arguments: `Common`; nothing depends on `size`.
     Maps N×channels×H×W in [0, 1] to N×classes logits. Raises CurvactError for a bad argument.
 
+    >>> import torch
     >>> act = "rctaf(curvature=6, learnable=True)"
     >>> model = WideResNet(act, depth=10, widen_factor=1, scope="network")
     >>> next(model.named_parameters())[0], model(torch.rand(2, 3, 32, 32)).shape
