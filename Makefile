@@ -8,7 +8,7 @@ DEMO ?= runs/digits
 .PHONY: demo test slow lint bench second-opinion setup clean
 
 demo: $(READY)
-	$(BIN)/curvact study run studies/digits.yaml --out $(DEMO) --resume
+	$(BIN)/curvact sweep run sweeps/digits.yaml --out $(DEMO) --resume
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -q
@@ -21,6 +21,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(READY)
 	$(BIN)/python benchmarks/activations.py

@@ -99,12 +99,3 @@ def write_svhn(path: Path, images: Array, labels: Array) -> None:
     """SVHN's .mat: X is H×W×C×N; the digit 0 has the label 10."""
     digits = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
     savemat(path, {"X": images.transpose(2, 3, 1, 0), "y": digits}, do_compression=True)
-
-
-def pairs(*parts: Any) -> list[tuple[bytes, int]]:
-    """The images of data sets, or of (images, labels), each with its label, in one fixed order."""
-    found = []
-    for part in parts:
-        images, labels = part if isinstance(part, tuple) else (part.images, part.labels)
-        found += [(np.asarray(i).tobytes(), int(t)) for i, t in zip(images, labels, strict=True)]
-    return sorted(found)

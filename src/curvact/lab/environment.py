@@ -1,4 +1,4 @@
-"""What a result depends on beside its config: code, libraries and machine."""
+"""What a result depends on beside its spec: code, libraries and machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curvact.activations import kernel_info
 
 @cache
 def environment() -> dict[str, Any]:
-    """What a result depends on beside its config: code, libraries and machine.
+    """What a result depends on beside its spec: code, libraries and machine.
 
     >>> sorted(environment())
     ['commit', 'curvact', 'kernels', 'machine', 'platform', 'processor', 'python', 'threads', 'torch']
@@ -35,7 +35,10 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parents[2]
+    """The commit of the checkout that this code lies in, with -dirty; "unknown" for an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,87 +1,26 @@
-"""Settings as data: what the YAML files of studies and training runs share, and errors that name the wrong key."""
+"""Settings as data: reading YAML, changing one key, and errors that name the wrong key."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, nearest
-from curvact.models import MODELS, arguments_of
 
 Settings = TypeVar("Settings", bound=BaseModel)
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class Strict(BaseModel):
-    """Settings that cannot be changed, and admit no unknown key."""
+    """Frozen settings without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(Strict):
-    """The images: anything `curvact.data.load` knows, at most so many of each split, and synthetic ones to mix in."""
-
-    name: str = "digits"
-    size: int | None = Field(None, ge=1)
-    train: int | None = Field(None, ge=1)
-    validation: int | None = Field(None, ge=1)
-    test: int | None = Field(None, ge=1)
-    extra: str | None = None
-    extra_fraction: float = Field(0.5, gt=0, lt=1)
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return name if names_a_place(name) else choice(name, list(DATASETS))
-
-
-class ModelSpec(Strict):
-    """The architecture: a name of `curvact.models.MODELS`, and the arguments that this one takes, such as width.
-
-    scope: where an activation is shared; None for what suits it, the whole network for learned ones.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = "mini_resnet"
-    scope: Literal["network", "stage", "layer", "channel"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_its_defaults(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            return content
-        name = content.get("name", "mini_resnet")
-        if not isinstance(name, str) or name not in MODELS:
-            return content
-        defaults = arguments_of(name)
-        for key, value in content.items():
-            if key in ("name", "scope"):
-                continue
-            if key not in defaults:
-                raise ValueError(
-                    f"{name} has no argument '{key}'{nearest(key, defaults)}; allowed are {', '.join(['scope', *defaults])}"
-                )
-            _check_kind(key, value, defaults[key])
-        return {"name": name, "scope": None, **defaults, **content}
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return choice(name, list(MODELS))
-
-
-class ThreatSpec(Strict):
-    """The perturbations: norm and epsilon in input units."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    epsilon: float = Field(0.2, ge=0, allow_inf_nan=False)
 
 
 def _keys_at(kind: Any, location: list[str]) -> list[str]:
@@ -103,9 +42,15 @@ def _annotations(kind: Any) -> dict[str, Any]:
     return {}
 
 
-def read_settings(kind: type[Settings], path: str | Path, overrides: list[str] | None = None) -> Settings:
-    """Settings of that kind from a YAML file; overrides are `key.key=value`, the value in YAML.
+def read_settings(
+    kind: type[Settings],
+    path: str | Path,
+    overrides: list[str] | None = None,
+    flat: Collection[str] = (),
+) -> Settings:
+    """Settings of that kind from a YAML file. overrides: each `key.key=value`, the value in YAML.
 
+    flat: mappings whose keys contain dots, so that `grid.training.epochs=[1]` sets one key of `grid`.
     Raises CurvactError in one line that names the file, the key, the value and what is allowed.
     """
     path = Path(path)
@@ -119,7 +64,7 @@ def read_settings(kind: type[Settings], path: str | Path, overrides: list[str] |
         keys = ", ".join(_keys_at(kind, []))
         raise CurvactError(f"{path} holds no settings: expected keys such as {keys}")
     for override in overrides or []:
-        override_key(content, override)
+        override_key(content, override, flat)
     return check_settings(kind, content, str(path))
 
 
@@ -149,8 +94,8 @@ def first_problem(kind: type[BaseModel], error: ValidationError) -> str:
     return f"{place}={problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def override_key(content: dict[str, Any], override: str) -> None:
-    """Set `key.key=value`, the value in YAML, in plain nested settings."""
+def override_key(content: dict[str, Any], override: str, flat: Collection[str] = ()) -> None:
+    """Set `key.key=value`, the value in YAML, in plain nested settings. flat: as in `read_settings`."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise CurvactError(f"{override!r}: write it as key.key=value")
@@ -158,24 +103,49 @@ def override_key(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise CurvactError(f"{override!r}: the value is not valid YAML") from None
+    first, dot, rest = key.partition(".")
+    if dot and first in flat:
+        place = content.setdefault(first, {})
+        if not isinstance(place, dict):
+            raise CurvactError(f"{override!r}: '{first}' holds a value, not keys")
+        place[rest] = value
+        return
     override_in(content, key, value, repr(override))
 
 
 def override_in(content: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set the value at a dotted key in plain nested settings; CurvactError where a part of the key is no mapping."""
+    """Set the value at a dotted key in plain nested settings.
+
+    A data set or a model given by its name alone becomes a mapping with that name.
+    Raises CurvactError where a part of the key holds a value.
+
+    >>> content = {"data": "digits"}
+    >>> override_in(content, "data.train", 100, "example")
+    >>> content
+    {'data': {'name': 'digits', 'train': 100}}
+    """
     *parents, last = key.split(".")
     place = content
     for parent in parents:
+        if parent in ("data", "model") and isinstance(place.get(parent), str):
+            place[parent] = {"name": place[parent]}
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise CurvactError(f"{where}: '{parent}' holds a value, not keys")
     place[last] = value
 
 
-def _check_kind(key: str, value: Any, default: Any) -> None:
-    """A size is a whole number >= 1 (0 only where that is the default), a fraction a number, a switch true or false."""
+def argument_problem(key: str, value: Any, default: Any) -> str:
+    """Why the value cannot take the place of the default, in one line, or "".
+
+    A size is a whole number >= 1 (0 only where the default is 0). A fraction is a number.
+    A switch is true or false.
+
+    >>> argument_problem("width", 0, 8)
+    'width=0: must be a whole number >= 1'
+    """
     if default is None:
-        return
+        return ""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):
         fits, allowed = isinstance(value, bool), "true or false"
@@ -187,8 +157,7 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
         fits, allowed = number and math.isfinite(value), "a number"
     else:
         fits, allowed = isinstance(value, type(default)), f"a {type(default).__name__}"
-    if not fits:
-        raise ValueError(f"{key}={value!r}: must be {allowed}")
+    return "" if fits else f"{key}={value!r}: must be {allowed}"
 
 
 def choice(name: str, allowed: list[str]) -> str:

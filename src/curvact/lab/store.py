@@ -1,143 +1,218 @@
-"""A study's folder: its spec, a folder a trial, and the table of them all."""
+"""The files of a run's folder and of a sweep's folder: who may write, what is finished, what is damaged."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-import shutil
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.lab.settings import read_settings
-from curvact.lab.study_spec import StudySpec, load_spec, trial_id
-from curvact.models.checkpoint import read_tensors
+from curvact.lab.settings import Strict, first_problem, read_settings
+from curvact.lab.spec import SPEC_FILE, RunSpec
 
-METRICS = (
-    "clean_accuracy",
-    "robust_accuracy",
-    "train_clean_accuracy",
-    "train_robust_accuracy",
-    *(
-        f"{loss}_hessian_{norm}{suffix}"
-        for loss in ("clean", "adversarial")
-        for norm in ("rms", "gradient_relative", "scale_invariant")
-        for suffix in ("", "_se")
-    ),
-)
+RECORD_FILE = "record.json"
+METRICS_FILE = "metrics.jsonl"
+STATE_FILE = "state.safetensors"
+ENVIRONMENT_FILE = "environment.json"
+ACTIVATION_FILE = "activation.safetensors"
+"""A run that starts with a learned activation keeps a copy of it under this name."""
+
+LOCK_FILE = ".lock"
 
 
-class Spec(Protocol):
-    """What a study and a comparison share."""
+class Record(Strict):
+    """The outcome of a run.
 
-    FILE: ClassVar[str]
-
-    @property
-    def name(self) -> str: ...
-
-    def trials(self) -> list[dict[str, Any]]: ...
-
-    def label(self, config: dict[str, Any]) -> str: ...
-
-    def to_yaml(self) -> str: ...
-
-
-def open_folder(folder: Path, spec: Spec, *, resume: bool) -> Path:
-    """Create or reopen the folder of a study; the folder of its trials is returned.
-
-    CurvactError where it holds another spec, where it exists and `resume` was not asked for, or where it cannot be written.
+    run: its id. spec: what ran. status: "failed" where the loss diverged; `cause` says why.
+    note: why training ended early, or "". metrics: numbers by name; accuracies are fractions.
+    max_curvature: κ of the activation as it is built; None where it has none.
+    data_sha256: of each split. files: sha256 of each file of weights.
+    seconds: wall clock of the session that wrote the record.
     """
-    written = folder / spec.FILE
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    schema_version: Literal[4] = 4
+    run: str
+    spec: RunSpec
+    status: Literal["done", "failed"]
+    cause: str = ""
+    note: str = ""
+    metrics: dict[str, float]
+    epochs: int = Field(ge=0)
+    gradient_evaluations: int = Field(ge=0)
+    max_curvature: float | None
+    test_images: int
+    data_sha256: dict[str, str]
+    files: dict[str, str]
+    seconds: float
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write the record of a run, whole or not at all."""
+    plain = json.loads(record.model_dump_json())
+    atomic_write(folder / RECORD_FILE, json.dumps(plain, indent=2, sort_keys=True) + "\n")
+
+
+def read_record(folder: Path) -> Record:
+    """The record of a run's folder. CurvactError where it is missing or damaged."""
+    path = folder / RECORD_FILE
     try:
-        if written.exists():
-            present = read_settings(type(spec), written)  # type: ignore[type-var]
-            if present != spec:
-                raise CurvactError(
-                    f"{folder} holds another study ({_difference(present, spec)}): choose another --out, or delete the folder"
-                )
-            if not resume:
-                raise CurvactError(
-                    f"{folder} holds this study already: --resume goes on with it, --out chooses another folder"
-                )
-        elif folder.exists() and any(folder.iterdir()):
-            raise CurvactError(f"{folder} is not empty and holds no study: choose another --out")
-        trials = folder / "trials"
-        trials.mkdir(parents=True, exist_ok=True)
-        for partial in trials.glob(".*.partial"):
-            shutil.rmtree(partial, ignore_errors=True)
-        if not written.exists():
-            atomic_write(written, spec.to_yaml())
+        return Record.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise CurvactError(f"cannot write the study folder {folder}: {error.strerror}") from None
-    return trials
+        raise CurvactError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        problem = first_problem(Record, error)
+        raise CurvactError(f"{path} is damaged ({problem}): delete {folder} and run it again") from None
 
 
-def read_study(folder: Path) -> StudySpec:
-    """The spec of a study folder; CurvactError where there is none."""
-    if not (folder / "study.yaml").is_file():
-        raise CurvactError(
-            f"{folder} holds no study (no study.yaml): give the folder that `curvact study run` wrote"
-        )
-    return load_spec(folder / "study.yaml")
-
-
-def finished(trials: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a trial that has run, or None. CurvactError where its files are damaged."""
-    folder = trials / trial_id(config)
-    if not folder.exists():
+def finished(folder: Path, run: str) -> Record | None:
+    """The record of a run that has finished, or None. CurvactError where its files are damaged."""
+    if not (folder / RECORD_FILE).exists():
         return None
-    again = f"delete {folder} and use --resume to run that trial again"
-    try:
-        record: dict[str, Any] = json.loads((folder / "record.json").read_text())
-        done = record["status"] == "done"
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CurvactError(f"{folder / 'record.json'} is missing or damaged: {again}") from None
-    if done:
-        checkpoint = folder / "model.safetensors"
-        if not checkpoint.is_file():
-            raise CurvactError(f"{checkpoint} is missing: {again}")
-        try:
-            read_tensors(checkpoint)
-        except CurvactError:
-            raise CurvactError(f"{checkpoint} is truncated or damaged: {again}") from None
+    record = read_record(folder)
+    if record.run != run or record.spec.id != run:
+        raise CurvactError(
+            f"{folder / RECORD_FILE} is the record of another run: delete {folder} and run it again"
+        )
+    for name, sha256 in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CurvactError(f"{path} is missing: delete {folder} and run it again")
+        if _sha256(path) != sha256:
+            raise CurvactError(
+                f"{path} is damaged (its sha256 is not the recorded one): delete {folder} and run it again"
+            )
     return record
 
 
-def rows_of(spec: StudySpec, trials: Path) -> list[dict[str, object]]:
-    """One flat row a finished trial, in the order of the spec."""
-    rows = []
-    for config in spec.trials():
-        record = finished(trials, config)
-        if record is not None:
-            rows.append(row_of(record))
-    return rows
+def hash_of(folder: Path) -> dict[str, str]:
+    """sha256 of the last and the best weights in the folder."""
+    files = [folder / f"{name}.safetensors" for name in ("last", "best")]
+    return {file.name: _sha256(file) for file in files if file.is_file()}
 
 
-def row_of(record: dict[str, Any]) -> dict[str, object]:
-    """The columns of results.csv, from a record."""
-    config = record["config"]
-    return {
-        "trial": record["trial"],
-        **{key: config[key] for key in ("family", "activation", "curvature", "centered", "epochs", "seed")},
-        "status": record["status"],
-        "cause": record["cause"],
-        **{name: record["metrics"].get(name) for name in METRICS},
-        **{k: v for k, v in record["metrics"].items() if k not in METRICS and "seconds" not in k},
-        "gradient_evaluations": record["gradient_evaluations"],
-        "seconds": record["seconds"],
-    }
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _difference(present: Any, wanted: Any) -> str:
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, one an epoch. CurvactError where the file is damaged."""
+    file = folder / METRICS_FILE
+    if not file.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        if not all(isinstance(line, dict) and isinstance(line["epoch"], int) for line in lines):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise CurvactError(
+            f"{file} is damaged: each line is the JSON of an epoch; delete {folder} and run it again"
+        ) from None
+    return lines
+
+
+def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
+    """Check that the folder can be that of the run. The record of a run that has finished there is returned.
+
+    That record is of this spec, or of one that differs in `training.epochs` alone and has fewer.
+    Raises CurvactError for a folder that holds something else or cannot be written.
+    """
+    known = folder / SPEC_FILE
+    if (folder / RECORD_FILE).exists():
+        record = read_record(folder)
+        if record.run == spec.id:
+            return finished(folder, spec.id)
+        if _is_shorter(record.spec, spec):
+            return record
+        raise CurvactError(
+            f"{folder} holds a run of another spec ({_difference(record.spec, spec)}): give another --out"
+        )
+    if known.is_file():
+        present = read_settings(RunSpec, known)
+        if present.id != spec.id:
+            raise CurvactError(
+                f"{folder} holds a run of another spec ({_difference(present, spec)}): give another --out"
+            )
+    elif folder.exists() and any(not _is_ours(file) for file in folder.iterdir()):
+        raise CurvactError(f"{folder} is not empty and holds no run: give another --out")
+    return None
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether the file can be what a run leaves that was killed before its spec was written."""
+    return file.name in (
+        LOCK_FILE,
+        ENVIRONMENT_FILE,
+        ACTIVATION_FILE,
+        "activation.json",
+    ) or file.name.endswith(".tmp")
+
+
+def _is_shorter(present: RunSpec, wanted: RunSpec) -> bool:
+    """Whether the two specs are the same but for fewer epochs in the present one."""
+    a, b = present.model_dump(mode="json"), wanted.model_dump(mode="json")
+    fewer = a["training"].pop("epochs") < b["training"].pop("epochs")
+    for content in (a, b):
+        for key in ("name", "about", "logging"):
+            content.pop(key)
+    return fewer and a == b
+
+
+def _difference(present: RunSpec, wanted: RunSpec) -> str:
     """The first key in which two specs differ, in words."""
 
     def walk(a: Any, b: Any, place: str) -> str | None:
         if isinstance(a, dict) and isinstance(b, dict):
-            for key in a:
-                found = walk(a[key], b.get(key), f"{place}.{key}" if place else key)
+            for key in [*a, *(key for key in b if key not in a)]:
+                found = walk(a.get(key), b.get(key), f"{place}.{key}" if place else key)
                 if found:
                     return found
             return None
         return f"{place} is {a!r} there and {b!r} here" if a != b else None
 
-    return walk(present.model_dump(mode="json"), wanted.model_dump(mode="json"), "") or "they differ"
+    exclude = {"name", "about", "logging"}
+    return (
+        walk(
+            present.model_dump(mode="json", exclude=exclude),
+            wanted.model_dump(mode="json", exclude=exclude),
+            "",
+        )
+        or "they differ"
+    )
+
+
+@contextmanager
+def locked(folder: Path, *, wanted: bool = True) -> Iterator[None]:
+    """Make the folder and hold it: a second process that wants it is refused in one line.
+
+    The lock dies with its process, whatever ends it. wanted: False for processes that do not write.
+    """
+    if not wanted:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CurvactError(
+                f"another process is writing {folder}: wait for it, or give another --out"
+            ) from None
+        for stale in folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from curvact.lab.train_config import read_config
+from curvact.lab.train_run import run_training
 from rich.console import Console
 from torch import nn
 
@@ -23,8 +25,6 @@ from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab.record import model_hash, open_model
-from curvact.lab.train_config import read_config
-from curvact.lab.train_run import run_training
 from curvact.models import build
 from curvact.models.checkpoint import save_checkpoint
 from curvact.random import generator

@@ -16,14 +16,14 @@ from curvact.errors import CurvactError
 from curvact.lab.cli.analyze import analysis_app
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluation_app
+from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import training_app
 from curvact.lab.cli.transfer import transfer_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Robust activations, chosen by their curvature."
 )
-study_app = typer.Typer(no_args_is_help=True, help="Run and report curvature sweeps.")
-app.add_typer(study_app, name="study")
+app.add_typer(sweep_app, name="sweep")
 app.add_typer(data_app, name="data")
 app.add_typer(analysis_app, name="analyze")
 app.add_typer(evaluation_app)
@@ -84,93 +84,6 @@ def activation_command(
         Console().print(f"wrote {plot}")
 
 
-@study_app.command("run")
-def study_run(
-    spec: Annotated[Path, typer.Argument(help="the study as YAML, such as studies/digits.yaml")],
-    out: Annotated[Path | None, typer.Option(help="folder to write; runs/NAME if not given")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="worker processes; the number of cores if not given")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with a study that was begun in that folder")
-    ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="override a key: training.batch_size=64")
-    ] = None,
-) -> None:
-    """Run every trial of a study side by side, then write its table, plots and page."""
-    from curvact.lab.run_study import run_study
-    from curvact.lab.study_spec import load_spec
-
-    study = load_spec(spec, set_)
-    folder = out if out is not None else Path("runs") / study.name
-    problems = run_study(study, folder, workers=workers, resume=resume)
-    _report(folder)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
-
-
-@study_app.command("report")
-def study_report(
-    folder: Annotated[Path, typer.Argument(help="the folder that `curvact study run` wrote")],
-) -> None:
-    """Write results.csv, the plots and report.html again from the records of a study."""
-    _report(folder)
-
-
-@app.command("compare")
-def compare(
-    spec: Annotated[Path, typer.Argument(help="a comparison as YAML, or the folder of one to go on with")],
-    out: Annotated[Path | None, typer.Option(help="folder to write; runs/NAME if not given")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="worker processes; the number of cores if not given")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a comparison begun there")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override a key: seeds=[0,1]")] = None,
-    report_only: Annotated[
-        bool, typer.Option("--report", help="only write the tables again, from the records that are there")
-    ] = False,
-) -> None:
-    """Train one network in several ways with the same seeds and budget; one table, with paired differences to the baseline."""
-    from curvact.lab.comparison import load_comparison
-    from curvact.lab.run_study import run_study
-
-    if spec.is_dir() and (out is not None or set_):
-        raise CurvactError(
-            f"{spec} is a comparison's folder: it goes on as it was begun, without --out and --set"
-        )
-    comparison = load_comparison(spec, set_)
-    folder = spec if spec.is_dir() else out if out is not None else Path("runs") / comparison.name
-    problems = []
-    if not report_only:
-        problems = run_study(comparison, folder, workers=workers, resume=resume or spec.is_dir())
-    _report(folder)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
-
-
-def _report(folder: Path) -> None:
-    from curvact.lab.report.summary import summarize
-    from curvact.lab.report.text import to_terminal
-
-    console = Console()
-    with Console(stderr=True).status("statistics, plots and page"):
-        report = summarize(folder)
-    for grid in report.tables:
-        for table in to_terminal(grid, console.width):
-            console.print(table)
-            console.print()
-    for sentence in report.sentences:
-        console.print(f"• {sentence}", soft_wrap=False, highlight=False)
-    names = ("report.html", "results.csv", "table.md", "table.tex")
-    files = "\n".join(f"{name}: {report.files[name]}" for name in names if name in report.files)
-    console.print(f"\n{files}", highlight=False, soft_wrap=True)
-
-
 def _number(value: float) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
@@ -198,7 +111,7 @@ def main() -> None:
         print(f"curvact: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("curvact: stopped; `curvact study run … --resume` goes on", file=sys.stderr)
+        print("curvact: stopped; `curvact sweep run … --resume` goes on", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,83 +1,108 @@
-"""`curvact train`: a config, a recipe or a run's folder in; a folder with weights, metrics and curves out."""
+"""`curvact train`: one run into a folder, gone on with, or extended."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from curvact.errors import CurvactError
+
+if TYPE_CHECKING:
+    from curvact.lab.spec import RunSpec
 
 training_app = typer.Typer()
 
 
-@training_app.command("train")
+@training_app.command()
 def train(
-    config: Annotated[
-        str | None, typer.Argument(help="a YAML file, a recipe's name, or the folder of a run to go on with")
+    spec: Annotated[
+        str | None,
+        typer.Argument(help="A YAML file, the name of a recipe, or the folder of a run that goes on."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings to change, such as training.epochs=20 seed=1")
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as training.epochs=20 seed=1.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write; runs/NAME if not given")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was begun there")] = False,
-    list_recipes: Annotated[bool, typer.Option("--list-recipes", help="the recipes that come along")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/NAME.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that was begun in that folder.")
+    ] = False,
+    list_recipes: Annotated[
+        bool, typer.Option("--list-recipes", help="List the recipes of curvact.")
+    ] = False,
 ) -> None:
-    """Train adversarially, then attack the best and the last weights on the test split."""
-    from curvact.lab.train_config import read_config, recipes
+    """Train a network adversarially, then attack its best and its last weights on the test split.
 
+    The folder of a finished run with more epochs, such as `curvact train runs/mine training.epochs=40`,
+    extends that run where its schedule allows it.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from curvact.lab.spec import read_spec, recipes
+
+    console = Console()
     if list_recipes:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, about in recipes().items():
             table.add_row(f"[bold]{name}[/]", escape(about))
-        Console().print(table)
+        console.print(table)
         return
-    if config is None:
+    if spec is None:
         raise CurvactError(f"give a YAML file, a run's folder or a recipe: {', '.join(recipes())}")
-    from curvact.lab.train_run import read_history, run_training
-    from curvact.training import Diverged
+    folder = Path(spec) if Path(spec).is_dir() else None
+    if folder is not None and out is not None:
+        raise CurvactError(f"{folder} is the folder of a run: it goes on there, without --out")
+    run = read_spec(spec, settings)
+    where = folder or out or Path("runs") / run.name
+    code = train_into(run, where, resume=resume or folder is not None)
+    if code:
+        raise typer.Exit(code)
 
-    folder = Path(config) if Path(config).is_dir() else None
-    if folder is not None and (out is not None or overrides):
-        raise CurvactError(
-            f"{folder} is the folder of a run: it goes on as it was begun, without --out and overrides"
-        )
-    settings = read_config(config, overrides)
-    where = folder or out or Path("runs") / settings.name
-    try:
-        record = run_training(settings, where, resume=resume or folder is not None)
-    except Diverged as error:
-        print(f"curvact: {settings.name}: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    if not record:
-        return
+
+def train_into(run: RunSpec, where: Path, *, resume: bool) -> int:
+    """Execute a run, draw its curves and print its accuracies. Returns the exit code: 1 for a failed run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from curvact.lab.progress import run_bar
     from curvact.lab.report.training_curves import draw_curves
+    from curvact.lab.run import execute
+    from curvact.lab.store import RECORD_FILE, SPEC_FILE, read_history, read_record
 
-    draw_curves(read_history(where), where / "curves", settings.name)
-    console = Console()
-    if record["status"] == "failed":
-        console.print(f"failed: {record['cause']}")
-        raise typer.Exit(1)
+    errors = Console(stderr=True)
+    if (where / SPEC_FILE).is_file() and not resume:
+        raise CurvactError(f"{where} holds a run already: --resume goes on with it")
+    if (where / RECORD_FILE).is_file() and read_record(where).run == run.id:
+        errors.print(f"{where} has run to its end", soft_wrap=True, highlight=False)
+    with run_bar(run.name, errors) as show:
+        record = execute(run, where, on_event=show)
+    if record.status == "failed":
+        print(f"curvact: {run.name}: {record.cause}", file=sys.stderr)
+        return 1
+    if not record.metrics:  # another process of torchrun has them
+        return 0
+    draw_curves(read_history(where), where / "curves", run.name)
     table = Table(box=None, pad_edge=False)
-    for column in ("weights", "epoch", "clean", f"PGD-{settings.test.steps}"):
+    for column in ("weights", "epoch", "clean", str(run.evaluation.attack)):
         table.add_column(column, justify="left" if column == "weights" else "right")
-    for name, metrics in record["metrics"].items():
-        table.add_row(
-            name,
-            str(metrics["epoch"]),
-            f"{metrics['clean_accuracy']:.2%}",
-            f"{metrics['robust_accuracy']:.2%}",
-        )
+    numbers = record.metrics
+    rows = [("last", record.epochs, "")]
+    if "best_epoch" in numbers:
+        rows.insert(0, ("best", int(numbers["best_epoch"]), "best_"))
+    for name, epoch, prefix in rows:
+        clean, robust = (numbers[f"{prefix}{kind}_accuracy"] for kind in ("clean", "robust"))
+        table.add_row(name, str(epoch), f"{clean:.2%}", f"{robust:.2%}")
+    console = Console()
     console.print(table)
-    if record["note"]:
-        console.print(record["note"])
+    if record.note:
+        console.print(record.note)
     console.print(
-        f"{record['gradient_evaluations']} gradient evaluations, {record['seconds']:.0f} s; {where}/curves.png",
+        f"{record.gradient_evaluations} gradient evaluations, {record.seconds:.0f} s; {where}/curves.png",
         highlight=False,
         soft_wrap=True,
     )
+    return 0

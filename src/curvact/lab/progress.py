@@ -1,0 +1,111 @@
+"""What a terminal shows while runs are executed. Without a terminal: one line an epoch, or a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from curvact.lab.store import Record
+from curvact.training import Epoch, Step
+
+
+@contextmanager
+def run_bar(name: str, console: Console) -> Iterator[Callable[[Step | Epoch], None]]:
+    """A bar over the steps of one run, with its loss and its robust accuracy."""
+    with Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:3.0f} % {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(name, total=None, note="")
+        robust = ""
+
+        def show(event: Step | Epoch) -> None:
+            nonlocal robust
+            if isinstance(event, Step):
+                note = f"epoch {event.epoch}, loss {event.loss:.3f}{robust}"
+                progress.update(task, total=event.total, completed=event.step, note=note)
+                return
+            robust = f", robust {event.validation_robust_accuracy:.1%}"
+            if not console.is_terminal or event.note:
+                console.print(
+                    f"epoch {event.epoch}: loss {event.loss:.3f}, validation {event.validation_accuracy:.1%}, "
+                    f"robust {event.validation_robust_accuracy:.1%}, {event.gradient_evaluations} gradients, "
+                    f"{event.seconds:.1f} s {event.note}".rstrip(),
+                    soft_wrap=True,
+                    highlight=False,
+                )
+
+        yield show
+
+
+class SweepBars:
+    """A bar for the sweep, and one for each run that is being executed."""
+
+    def __init__(self, console: Console, name: str, *, total: int, finished: int) -> None:
+        self.console, self.total, self.finished = console, total, finished
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.sweep = self.progress.add_task(f"[bold]{name}[/] runs", total=total, completed=finished, note="")
+        self.bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> SweepBars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def started(self, label: str, epochs: int) -> None:
+        if label in self.bars:  # run again after its worker died
+            self.progress.remove_task(self.bars.pop(label))
+        self.bars[label] = self.progress.add_task(label, total=epochs, note="epochs")
+
+    def epoch(self, label: str, epoch: Mapping[str, Any]) -> None:
+        note = f"loss {epoch['loss']:.2f}, robust {epoch['validation_robust_accuracy']:.0%}"
+        self.progress.update(self.bars[label], completed=epoch["epoch"], note=note)
+
+    def died(self, label: str, attempt: int) -> None:
+        self.console.print(f"[yellow]a worker died[/] during {label}: attempt {attempt}, it runs again")
+
+    def done(self, label: str, record: Record) -> None:
+        self.finished += 1
+        if label in self.bars:
+            self.progress.remove_task(self.bars.pop(label))
+        note = ""
+        if record.status == "failed":
+            self.console.print(f"[red]failed[/] {label}: {record.cause}", soft_wrap=True)
+        else:
+            robust, clean = record.metrics["robust_accuracy"], record.metrics["clean_accuracy"]
+            note = f"last: robust {robust:.1%}"
+            if not self.console.is_terminal:
+                self.console.print(
+                    f"{self.finished}/{self.total} {label}: robust {robust:.1%}, clean {clean:.1%}, "
+                    f"{record.seconds:.1f} s",
+                    soft_wrap=True,
+                )
+        self.progress.update(self.sweep, completed=self.finished, note=note)

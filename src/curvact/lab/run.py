@@ -1,0 +1,396 @@
+"""One run: train, attack, measure, record. A run's folder explains itself, and a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+
+from curvact.activations import activation, known_curvature
+from curvact.attacks import SuspectModelWarning
+from curvact.data import ExtraImages, Splits, batches_per_epoch, load, open_extra
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
+from curvact.lab.environment import environment
+from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
+from curvact.lab.measure import measure, of_activations, test_accuracies
+from curvact.lab.settings import check_settings
+from curvact.lab.spec import SPEC_FILE, HardwareSpec, RunSpec
+from curvact.lab.store import (
+    ACTIVATION_FILE,
+    ENVIRONMENT_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RECORD_FILE,
+    STATE_FILE,
+    Record,
+    check_run_folder,
+    finished,
+    hash_of,
+    locked,
+    read_history,
+    read_record,
+    write_record,
+)
+from curvact.models import build
+from curvact.models.checkpoint import load_checkpoint, save_checkpoint
+from curvact.models.learned import (
+    LearnedActivation,
+    extract_activation,
+    insert_activation,
+    read_learned,
+    write_learned,
+)
+from curvact.random import generator
+from curvact.training import Compute, Diverged, Epoch, Step, Watch, extension_problem, fit
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+CHANNELS_LAST_FROM = 16
+"""Side of the images from which weights lie channels last.
+
+On 32×32 images a narrow ResNet-18 is then 1.5 times as fast.
+"""
+
+OnEvent = Callable[[Step | Epoch], None]
+
+
+def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: None) -> Record:
+    """Train, attack and analyse what the spec says, in the run's folder, and return its record.
+
+    A finished run is returned as it is. An unfinished run goes on from its state, to the same bits.
+    A finished run whose spec differs in `training.epochs` alone is extended, where its schedule allows it.
+    A run whose loss diverges has a record too, with status "failed" and its cause.
+
+    on_event: called with every `Step` and `Epoch` of training.
+
+    The folder holds spec.yaml, environment.json, metrics.jsonl (one line an epoch), best.safetensors and
+    last.safetensors with their JSON, and record.json. It holds state.safetensors while the run is
+    unfinished, and afterwards where the run can be extended.
+
+    Raises CurvactError for bad input, before anything is written, and for a folder that holds another run.
+    Under `torchrun`, only the first process writes and has a record with metrics.
+    """
+    with launched(spec.hardware) as fabric:
+        return _execute(spec, folder, fabric, on_event)
+
+
+def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> Record:
+    check_loggers(spec)
+    spec, learned, problem = settle(spec, folder)
+    start = prepare(spec, learned)
+    first = fabric.is_global_zero
+    if first and folder.is_dir() and not (folder / LOCK_FILE).exists():
+        check_run_folder(folder, spec)  # so that no lock is left in a folder of something else
+    with locked(folder, wanted=first):
+        if first:
+            before = check_run_folder(folder, spec)
+            if before is None or before.run != spec.id:
+                if before is not None:
+                    _check_extension(before, spec, start, folder)
+                _begin(spec, folder, learned)
+        fabric.barrier()
+        if (folder / RECORD_FILE).is_file():
+            return read_record(folder)
+        run = _Run(spec, folder, fabric, start, on_event)
+        record = run.failed(problem) if problem else run.train_and_measure()
+        if first:
+            write_record(folder, record)
+            if record.status == "done" and not _can_be_extended(spec, start):
+                (folder / STATE_FILE).unlink(missing_ok=True)
+        return record
+
+
+def _begin(spec: RunSpec, folder: Path, learned: LearnedActivation | None) -> None:
+    """What a run's folder holds before training. The spec comes before an older record goes."""
+    if learned is not None:
+        write_learned(folder / ACTIVATION_FILE, learned)
+    atomic_write(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
+    atomic_write(folder / SPEC_FILE, spec.to_yaml())
+    (folder / RECORD_FILE).unlink(missing_ok=True)
+
+
+class _Run:
+    """One execution of a run: the pieces that training, measuring and recording share."""
+
+    def __init__(
+        self, spec: RunSpec, folder: Path, fabric: Fabric, start: Prepared, on_event: OnEvent
+    ) -> None:
+        self.spec, self.folder, self.fabric, self.start, self.on_event = spec, folder, fabric, start, on_event
+        self.first = fabric.is_global_zero
+        self.began = time.perf_counter()
+        self.history = {line["epoch"]: line for line in read_history(folder)}
+        self.loggers = open_loggers(spec, folder) if self.first else []
+
+    def train_and_measure(self) -> Record:
+        spec, data = self.spec, self.start.data
+        model = self.fabric.to_device(self.start.model)
+        data = data if data.train.images.device == self.fabric.device else data.to(self.fabric.device)
+        numbers: dict[str, float] = {}
+        epochs: list[Epoch] = []
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", SuspectModelWarning)
+                if spec.evaluation.activations:
+                    numbers |= of_activations(model, data, spec, "start")
+                epochs = self._fit(model, data)
+                if not self.first:
+                    return self._record([], numbers)
+                self._write_history(epochs)
+                numbers = measure(model, data, spec) | numbers
+                if spec.evaluation.activations:
+                    numbers |= of_activations(model, data, spec, "end")
+                if spec.evaluation.weights == "both":
+                    numbers |= self._best(data, epochs, numbers)
+        except (Diverged, SuspectModelWarning) as error:
+            return self.failed(str(error), epochs)
+        numbers["seconds_per_epoch"] = round(sum(e.seconds for e in epochs) / len(epochs), 4)
+        for logger in self.loggers:
+            logger.finalize("success")
+        return self._record(epochs, numbers)
+
+    def _fit(self, model: nn.Module, data: Splits) -> list[Epoch]:
+        spec = self.spec
+        compute = Compute(self.fabric, spec.hardware.accumulate, spec.hardware.compile)
+        return fit(
+            model,
+            data,
+            spec.training,
+            spec.threat_model,
+            seed=spec.seed,
+            extra=self.start.extra,
+            compute=compute,
+            state=self.folder / STATE_FILE,
+            watch=Watch(on_epoch=self._remember, on_step=self.on_event, on_evaluated=self._keep),
+        )
+
+    def _remember(self, epoch: Epoch) -> None:
+        self.on_event(epoch)
+        self.history[epoch.epoch] = epoch.as_dict()
+        if self.first:
+            self._write_lines(line for number, line in sorted(self.history.items()) if number <= epoch.epoch)
+            for logger in self.loggers:
+                log_epoch(logger, epoch)
+
+    def _write_history(self, epochs: list[Epoch]) -> None:
+        """All epochs, from the state: a run killed between its state and its metrics loses no line."""
+        self._write_lines(epoch.as_dict() for epoch in epochs)
+
+    def _write_lines(self, lines: Iterable[dict[str, Any]]) -> None:
+        atomic_write(self.folder / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _keep(self, model: nn.Module, epoch: Epoch, best: bool) -> None:
+        """Write the weights that were evaluated."""
+        names = ["last", *(["best"] if best else [])]
+        keep = self.spec.logging.keep
+        if keep is not None and epoch.epoch % keep == 0:
+            names.append(f"epoch-{epoch.epoch:04d}")
+        about = {
+            "run": self.spec.id,
+            "data": self.spec.data.model_dump(mode="json"),
+            "threat_model": asdict(self.spec.threat_model),
+            "epoch": epoch.epoch,
+            "gradient_evaluations": epoch.gradient_evaluations,
+        }
+        if self.spec.activation_from is not None:
+            about["activation_from"] = self.spec.activation_from.model_dump(mode="json", exclude={"path"})
+        for name in names:
+            save_checkpoint(self.folder / f"{name}.safetensors", model, self.start.architecture, about)
+
+    def _best(self, data: Splits, epochs: list[Epoch], numbers: dict[str, float]) -> dict[str, float]:
+        """The test accuracies of the best validation epoch's weights."""
+        best = max(epochs, key=lambda e: e.validation_robust_accuracy).epoch
+        accuracies = {key: numbers[key] for key in ("clean_accuracy", "robust_accuracy")}
+        if best != epochs[-1].epoch:
+            model = load_checkpoint(self.folder / "best.safetensors").to(self.fabric.device)
+            width = int(self.start.architecture["size"])
+            accuracies = test_accuracies(_in_memory_format(model, self.spec, width), data, self.spec)
+        return {**{f"best_{key}": value for key, value in accuracies.items()}, "best_epoch": best}
+
+    def failed(self, cause: str, epochs: list[Epoch] | None = None) -> Record:
+        """The record of a run that ended early. A diverged run has no metrics."""
+        record = self._record(epochs or [], {})
+        done = self.history[max(self.history)]["gradient_evaluations"] if self.history else 0
+        return record.model_copy(update={"status": "failed", "cause": cause, "gradient_evaluations": done})
+
+    def _record(self, epochs: list[Epoch], numbers: dict[str, float]) -> Record:
+        data, extra = self.start.data, self.start.extra
+        hashes = {"train": data.train.sha256, "validation": data.validation.sha256, "test": data.test.sha256}
+        if extra is not None:
+            hashes["extra"] = extra.sha256
+        return Record(
+            run=self.spec.id,
+            spec=self.spec,
+            status="done",
+            note=epochs[-1].note if epochs else "",
+            metrics=numbers,
+            epochs=len(epochs),
+            gradient_evaluations=epochs[-1].gradient_evaluations if epochs else 0,
+            max_curvature=known_curvature(activation(self.spec.activation)),
+            test_images=len(data.test.first(self.spec.evaluation.images)),
+            data_sha256=hashes,
+            files=hash_of(self.folder) if self.first else {},
+            seconds=round(time.perf_counter() - self.began, 3),
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from. architecture: the arguments of `curvact.models.build`."""
+
+    data: Splits
+    extra: ExtraImages | None
+    architecture: dict[str, Any]
+    model: nn.Module
+
+
+def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared:
+    """Data, synthetic images and the untrained network of a run.
+
+    learned: the activation that `spec.activation_from` means, see `settle`.
+    Raises CurvactError for data that are missing or damaged, and for a network or an augmentation that
+    does not suit the images.
+    """
+    wanted = spec.data
+    data = load(
+        wanted.name, size=wanted.size, train=wanted.train, validation=wanted.validation, test=wanted.test
+    )
+    channels, height, width = data.train.images.shape[1:]
+    extra = None
+    if wanted.extra is not None:
+        extra = open_extra(
+            wanted.extra,
+            classes=len(data.train.classes),
+            shape=(channels, height, width),
+            fraction=wanted.extra_fraction,
+        )
+    architecture = {
+        **spec.model.model_dump(mode="json"),
+        "activation": spec.activation,
+        "channels": channels,
+        "classes": len(data.train.classes),
+        "size": width,
+        "mean": data.train.mean,
+        "std": data.train.std,
+    }
+    model = build(**architecture, generator=generator(spec.seed, "initialization"))
+    if learned is not None and spec.activation_from is not None:
+        inputs = data.train.inputs(slice(0, 1))
+        insert_activation(model, learned, freeze=spec.activation_from.frozen, inputs=inputs)
+    model = _in_memory_format(model, spec, width)
+    if spec.training.crop > width:
+        raise CurvactError(f"training.crop={spec.training.crop} is larger than the images, {width} pixels")
+    return Prepared(data, extra, architecture, model)
+
+
+def _in_memory_format(model: nn.Module, spec: RunSpec, width: int) -> nn.Module:
+    last = spec.hardware.channels_last
+    if width >= CHANNELS_LAST_FROM if last is None else last:
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model
+
+
+def _check_extension(before: Record, spec: RunSpec, start: Prepared, folder: Path) -> None:
+    """CurvactError where a finished run cannot go on to the epochs of the spec: it says why."""
+    problem = _extension_problem(before.spec, spec, start)
+    if not problem and before.status == "failed":
+        problem = f"it failed: {before.cause}"
+    if not problem and not (folder / STATE_FILE).is_file():
+        problem = f"{folder / STATE_FILE} is missing"
+    if problem:
+        raise CurvactError(
+            f"{folder} holds a run of {before.spec.training.epochs} epochs that cannot go on to "
+            f"{spec.training.epochs}: {problem}; give another --out to train anew"
+        )
+
+
+def _extension_problem(before: RunSpec, after: RunSpec, start: Prepared) -> str:
+    steps = batches_per_epoch(start.data.train, before.training.batch_size, start.extra)
+    return extension_problem(before.training, after.training, steps * before.training.epochs, steps)
+
+
+def _can_be_extended(spec: RunSpec, start: Prepared) -> bool:
+    longer = spec.model_copy(update={"training": replace(spec.training, epochs=spec.training.epochs + 1)})
+    return not _extension_problem(spec, longer, start)
+
+
+def settle(spec: RunSpec, folder: Path) -> tuple[RunSpec, LearnedActivation | None, str]:
+    """The spec with the name, scope and sha256 of its learned activation, and that activation.
+
+    A spec that has the sha256 already is served from the copy in the run's folder, if there is one.
+    The third value says why there is no activation: the run that should have learned it failed.
+    Raises CurvactError for a source that is missing, damaged, or not the activation that the spec means.
+    """
+    wanted = spec.activation_from
+    if wanted is None:
+        return spec, None, ""
+    kept = folder / ACTIVATION_FILE
+    if wanted.sha256 is not None and kept.is_file():
+        learned = read_learned(kept)
+    elif wanted.run is not None:
+        source = folder.parent / wanted.run
+        record = finished(source, wanted.run)
+        if record is None:
+            raise CurvactError(f"{source}, the run that learns the activation, has not finished")
+        if record.status == "failed":
+            return spec, None, f"the run that learns its activation, {wanted.run}, failed: {record.cause}"
+        learned = extract_activation(source / "last.safetensors")
+    else:
+        path = Path(str(wanted.path))
+        learned = extract_activation(path / "best.safetensors") if path.is_dir() else read_learned(path)
+    if wanted.sha256 not in (None, learned.sha256):
+        raise CurvactError(
+            f"{wanted.path or wanted.run} holds another activation than the spec means: its sha256 is "
+            f"{learned.sha256[:12]}…, not {str(wanted.sha256)[:12]}…"
+        )
+    content = spec.model_dump(mode="json")
+    content["activation"], content["model"]["scope"] = learned.name, learned.scope
+    content["activation_from"]["sha256"] = learned.sha256
+    return check_settings(RunSpec, content, "the learned activation"), learned, ""
+
+
+@contextmanager
+def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
+    """Device, precision and processes. Under `torchrun`: one process of several.
+
+    The process group is taken down at the end. Left to the interpreter's exit, gloo's threads sometimes
+    abort the process.
+    """
+    from lightning_fabric import Fabric
+
+    if hardware.threads is not None:
+        torch.set_num_threads(hardware.threads)
+    cuda = torch.cuda.is_available() and hardware.accelerator != "cpu"
+    if hardware.accelerator == "cuda" and not cuda:
+        raise CurvactError(
+            "hardware.accelerator='cuda': torch sees no CUDA device here; allowed are auto and cpu"
+        )
+    if hardware.precision == "16-mixed" and not cuda:
+        raise CurvactError(
+            "hardware.precision='16-mixed' needs a GPU; allowed here are 32-true and bf16-mixed"
+        )
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    fabric = Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        devices=local,
+        num_nodes=max(1, size // local),
+        strategy="ddp" if size > 1 else "auto",
+        precision=hardware.precision,
+    )
+    fabric.launch()
+    try:
+        yield fabric
+    finally:
+        if size > 1:
+            distributed.destroy_process_group()

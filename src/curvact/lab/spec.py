@@ -1,0 +1,342 @@
+"""One run as one typed, frozen value: what to train, on what, how, and what to measure afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+
+from curvact.activations import activation
+from curvact.activations.registry import parse_name
+from curvact.attacks import PGD, ThreatModel
+from curvact.data import DATASETS, names_a_place
+from curvact.errors import CurvactError, nearest
+from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key, read_settings
+from curvact.models import MODELS, arguments_of
+from curvact.training import Recipe
+
+SCHEMA = 4
+"""Part of every run's id. It rises when the meaning of a spec changes."""
+
+SPEC_FILE = "spec.yaml"
+
+
+def _parse_attack(value: Any) -> Any:
+    return PGD.parse(value) if isinstance(value, str) else value
+
+
+def _plain_recipe(value: Any) -> Any:
+    """The settings of a recipe with its attacks parsed, so that pydantic can check the rest."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _parse_attack(item) if key in ("attack", "validation") else item for key, item in value.items()
+    }
+
+
+Attack = Annotated[PGD, BeforeValidator(_parse_attack), PlainSerializer(str)]
+"""A PGD, written as text: `pgd-20` or `pgd(steps=20, step=0.25)`."""
+
+Training = Annotated[Recipe, BeforeValidator(_plain_recipe), PlainSerializer(lambda recipe: recipe.as_dict())]
+
+
+class DataSpec(Strict):
+    """The images of a run.
+
+    name: anything that `curvact.data.load` knows: a data set, or a path.
+    size: images are resized to this side. train, validation, test: at most so many images of each split.
+    extra: a file of synthetic images. extra_fraction: their share of every training batch.
+    """
+
+    name: str = "digits"
+    size: int | None = Field(None, ge=1)
+    train: int | None = Field(None, ge=1)
+    validation: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+    extra: str | None = None
+    extra_fraction: float = Field(0.5, gt=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, content: Any) -> Any:
+        return {"name": content} if isinstance(content, str) else content
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return name if names_a_place(name) else choice(name, list(DATASETS))
+
+
+class ModelSpec(Strict):
+    """The network: a name in `curvact.models.MODELS`, and the arguments of that network, such as width.
+
+    scope: where one activation module is shared. None: what suits the activation.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "mini_resnet"
+    scope: Literal["network", "stage", "layer", "channel"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_arguments(cls, content: Any) -> Any:
+        if isinstance(content, str):
+            content = {"name": content}
+        if not isinstance(content, dict):
+            return content
+        name = content.get("name", "mini_resnet")
+        if not isinstance(name, str) or name not in MODELS:
+            return content
+        defaults = arguments_of(name)
+        for key, value in content.items():
+            if key in ("name", "scope"):
+                continue
+            if key not in defaults:
+                allowed = ", ".join(["scope", *defaults])
+                raise ValueError(
+                    f"{name} has no argument '{key}'{nearest(key, defaults)}; allowed are {allowed}"
+                )
+            problem = argument_problem(key, value, defaults[key])
+            if problem:
+                raise ValueError(problem)
+        return {"name": name, "scope": None, **defaults, **content}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return choice(name, list(MODELS))
+
+
+class ActivationFrom(Strict):
+    """A learned activation that the network starts with.
+
+    path: its file, or a run's folder. run: the id of a run beside this one. Exactly one of the two is given.
+    frozen: whether the activation keeps its values. sha256: of the activation; filled in when the run begins.
+    """
+
+    path: str | None = None
+    run: str | None = Field(None, pattern="^[0-9a-f]{12}$")
+    frozen: bool = True
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ActivationFrom:
+        if (self.path is None) == (self.run is None):
+            raise ValueError("activation_from: give path or run, one of the two")
+        return self
+
+
+class EvaluationSpec(Strict):
+    """How the trained network is attacked.
+
+    attack: the PGD on the test split and on the first `train_images` of the training split.
+    images: at most so many images of the test split. None: all of them.
+    weights: "last" measures the last weights; "both" the weights of the best validation epoch too.
+    autoattack_images: parts of AutoAttack (`autoattack_parts`, fast mode) attack so many test images as well.
+    activations: κ and effective curvature before and after training, and the parameters of the activations.
+    """
+
+    attack: Attack = PGD(20)
+    images: int | None = Field(None, ge=1)
+    train_images: int = Field(512, ge=1)
+    weights: Literal["last", "both"] = "both"
+    autoattack_images: int = Field(0, ge=0)
+    autoattack_parts: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"], ...] = (
+        "apgd-ce",
+        "apgd-t",
+    )
+    activations: bool = False
+
+
+class HessianSpec(Strict):
+    """The Hessian diagonal of the trained network.
+
+    probes, deflation: of the estimator. images: of the training split, in one fixed batch.
+    """
+
+    probes: int = Field(16, ge=4)
+    deflation: int = Field(8, ge=0)
+    images: int = Field(128, ge=1)
+
+
+class AnalysesSpec(Strict):
+    """Analyses of the trained network, see `curvact.lab.analyses`. A list alone names the kinds.
+
+    images: how many are used. attack: the PGD of the adversarial loss.
+    probes: of the Hessian's split. directions: of smoothness. draws: of flatness.
+    """
+
+    kinds: tuple[Literal["hessian", "flatness", "smoothness", "curvature"], ...] = Field(min_length=1)
+    images: int = Field(128, ge=1)
+    attack: Attack = PGD(10)
+    probes: int = Field(32, ge=4)
+    directions: int = Field(3, ge=1)
+    draws: int = Field(10, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_kinds(cls, content: Any) -> Any:
+        return {"kinds": content} if isinstance(content, (list, tuple)) else content
+
+
+class HardwareSpec(Strict):
+    """Where and how a run computes. Several processes come from `torchrun`.
+
+    accelerator: "auto" takes a GPU if torch sees one.
+    precision: of training and of its attack. Weights stay in float32.
+    accumulate: a batch passes the network in so many parts.
+    channels_last: memory format. None: channels last for images from 16 pixels.
+    threads: of each process on a CPU. None: torch's choice, and one in the workers of a sweep.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate: int = Field(1, ge=1)
+    compile: bool = False
+    channels_last: bool | None = None
+    threads: int | None = Field(None, ge=1)
+
+
+class LoggingSpec(Strict):
+    """What is written beside metrics.jsonl. It does not change a run's id.
+
+    keep: the weights of every so many epochs stay, as epoch-0001.safetensors and so on.
+    wandb: a project of Weights & Biases (needs `pip install curvact[wandb]`).
+    """
+
+    keep: int | None = Field(None, ge=1)
+    tensorboard: bool = False
+    wandb: str | None = None
+
+
+class RunSpec(Strict):
+    """One run: train a network, attack it, measure its loss.
+
+    activation: a name such as "rctaf(curvature=6)". It is kept in the form that `str(activation)` gives.
+    A spec may also have the keys `curvature` and `centered`: they choose the member of the family that
+    `activation` names, so "rctaf(beta=1)" with curvature 6 is "rctaf(alpha=16.0, beta=1)".
+    seed: of everything random.
+    """
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    about: str = ""
+    data: DataSpec = DataSpec()
+    model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
+    activation: str = "relu"
+    activation_from: ActivationFrom | None = None
+    threat_model: ThreatModel = ThreatModel("linf", 0.2)
+    training: Training = Recipe()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    hessian: HessianSpec | None = None
+    analyses: AnalysesSpec | None = None
+    hardware: HardwareSpec = HardwareSpec()
+    logging: LoggingSpec = LoggingSpec()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_the_member(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        content = dict(content)
+        family = content.get("activation", "relu")
+        curvature, centered = content.pop("curvature", None), content.pop("centered", False)
+        if isinstance(family, str):
+            content["activation"] = canonical_activation(family, curvature, centered)
+        return content
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits: the hash of everything that determines the run's numbers.
+
+        Equal specs have equal ids on any machine. The name, `about`, `logging`, the accelerator and the
+        path of a learned activation do not count.
+        """
+        content = self.model_dump(mode="json", exclude={"name", "about", "logging"})
+        del content["hardware"]["accelerator"]
+        for key in ("activation_from", "analyses"):
+            if content[key] is None:
+                del content[key]
+        if self.activation_from is not None:
+            # The learned activation decides these two.
+            del content["activation"], content["model"]["scope"]
+            source = content["activation_from"]
+            del source["path"]
+            if source["run"] is not None:
+                del source["sha256"]
+        text = json.dumps({"schema": SCHEMA, **content}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        """The spec as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
+
+
+@cache
+def canonical_activation(family: str, curvature: float | None = None, centered: bool = False) -> str:
+    """The name of a family's member with that κ, in the form that `str(activation)` gives.
+
+    Raises CurvactError for an unknown family, or for a κ that it cannot have.
+
+    >>> canonical_activation("rctaf(beta=1)", 6)
+    'rctaf(alpha=16.0, beta=1)'
+    >>> canonical_activation("silu")
+    'swish(beta=1.0)'
+    """
+    name, parameters = parse_name(family)
+    if curvature is not None:
+        if "curvature" in parameters:
+            raise CurvactError(
+                f"activation={family!r} sets its curvature already: leave out curvature={curvature!r}"
+            )
+        parameters["curvature"] = curvature
+    if centered:
+        parameters["centered"] = True
+    text = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    return str(activation(f"{name}({text})" if text else name))
+
+
+def recipes() -> dict[str, str]:
+    """The recipes that come with curvact: name → one line on each.
+
+    >>> "paf" in recipes()
+    True
+    """
+    folder = resources.files("curvact.lab") / "recipes"
+    files = sorted(f.name for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return {f.removesuffix(".yaml"): yaml.safe_load((folder / f).read_text())["about"] for f in files}
+
+
+def read_spec(source: str | Path, overrides: list[str] | None = None) -> RunSpec:
+    """A run's spec from a YAML file, a run's folder, or the name of a recipe.
+
+    overrides: settings to change, each `key.key=value` with the value in YAML.
+    Raises CurvactError in one line that names the file, the key, the value and what is allowed.
+
+    >>> read_spec("paf", ["training.epochs=1"]).training.epochs
+    1
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / SPEC_FILE
+        if not path.is_file():
+            raise CurvactError(f"{path.parent} holds no run (no {SPEC_FILE}): `curvact train` writes one")
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return read_settings(RunSpec, path, overrides)
+    known = recipes()
+    if str(source) not in known:
+        raise CurvactError(
+            f"no file or folder {source}, and no recipe of that name{nearest(str(source), known)}; "
+            f"recipes are {', '.join(known)}"
+        )
+    content = yaml.safe_load((resources.files("curvact.lab") / "recipes" / f"{source}.yaml").read_text())
+    for override in overrides or []:
+        override_key(content, override)
+    return check_settings(RunSpec, content, f"recipe {source}")

@@ -1,0 +1,216 @@
+"""Many runs from one spec: a base, what varies, and the questions that are asked of the finished table."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from curvact.errors import CurvactError, nearest
+from curvact.lab.settings import Strict, check_settings, override_in, read_settings
+from curvact.lab.spec import RunSpec
+from curvact.lab.statistics import QUESTIONS
+from curvact.lab.statistics.question import Question, question
+from curvact.lab.table import Value
+
+SWEEP_FILE = "sweep.yaml"
+MOST_RUNS = 100_000
+"""A sweep of more runs is refused: a list too many is a likelier cause than the wish."""
+
+Settings = dict[str, Any]
+"""Settings of a RunSpec by dotted key, such as `{"training.objective": "trades(beta=6)"}`."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a sweep. labels: its value on each axis; of a source only its seed."""
+
+    labels: Mapping[str, Value]
+    spec: RunSpec
+    source: str | None = None
+
+    @cached_property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def label(self) -> str:
+        """The run in words, for progress bars and messages."""
+        if self.source is not None:
+            return f"source {self.source}, seed {self.spec.seed}"
+        return ", ".join(_in_words(axis, value) for axis, value in self.labels.items())
+
+
+def _in_words(axis: str, value: Value) -> str:
+    if axis == "curvature" and isinstance(value, (int, float)):
+        return f"κ={value:g}"
+    if isinstance(value, str):
+        return value
+    return f"{axis.rpartition('.')[2]} {value:g}" if isinstance(value, (int, float)) else f"{axis} {value}"
+
+
+class SweepSpec(Strict):
+    """A sweep.
+
+    base: settings of a `RunSpec` that all runs share.
+    grid: lists of values by dotted key. Every combination is a run. The key `curvature` chooses κ within the
+        family that `activation` names; `seed` is the seed.
+    cells: axes of named settings, axis → name → settings by dotted key, such as
+        `{method: {sgd: {}, awp: {training.perturbation: awp(gamma=0.01)}}}`. They combine with each other and
+        with the grid.
+    sources: runs that only learn an activation, by name, with the same seeds. A cell takes it with
+        `activation_from: {source: NAME, frozen: true}`; its `activation` and `model.scope` are the source's.
+    questions: what is asked of the finished table, by kind, with settings. None: each kind that suits the axes.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    question: str = ""
+    base: Settings = Field(default_factory=dict)
+    grid: dict[str, tuple[Value, ...]] = Field(default_factory=lambda: {"seed": (0, 1, 2)})
+    cells: dict[str, dict[str, Settings]] = Field(default_factory=dict)
+    sources: dict[str, Settings] = Field(default_factory=dict)
+    questions: dict[str, Settings] | None = None
+
+    @field_validator("base")
+    @classmethod
+    def _nested(cls, base: Settings) -> Settings:
+        """Dotted keys and names alone, as mappings."""
+        content: Settings = {}
+        for key, value in base.items():
+            short = key in ("data", "model") and isinstance(value, str)
+            override_in(content, key, {"name": value} if short else value, "base")
+        return content
+
+    @field_validator("grid")
+    @classmethod
+    def _values(cls, grid: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
+        for key, values in grid.items():
+            if not values:
+                raise ValueError(f"grid.{key} is an empty list: give at least one value")
+            if len(set(values)) != len(values):
+                raise ValueError(f"grid.{key} names a value twice")
+        return {**grid, "seed": grid.get("seed", (0, 1, 2))}
+
+    @model_validator(mode="after")
+    def _plans_its_runs(self) -> SweepSpec:
+        count = 1
+        for axis, values in self.axes.items():
+            if axis in self.grid and axis in self.cells:
+                raise ValueError(f"{axis!r} is an axis of grid and of cells: give one of them another name")
+            if not values:
+                raise ValueError(f"cells.{axis} names no cell")
+            count *= len(values)
+        if count > MOST_RUNS:
+            raise ValueError(f"{count:,} runs: at most {MOST_RUNS:,} in one sweep")
+        self.asked()
+        for _ in self.planned:
+            pass
+        return self
+
+    @property
+    def axes(self) -> dict[str, tuple[Value, ...]]:
+        """What varies: cells first, then the grid, the seed last."""
+        grid = {key: values for key, values in self.grid.items() if key != "seed"}
+        return {
+            **{axis: tuple(cells) for axis, cells in self.cells.items()},
+            **grid,
+            "seed": self.grid["seed"],
+        }
+
+    def asked(self) -> dict[str, Question] | None:
+        """The questions with their settings, by kind. None: every kind that suits the table."""
+        if self.questions is None:
+            return None
+        return {kind: question(QUESTIONS, kind, settings) for kind, settings in self.questions.items()}
+
+    @cached_property
+    def planned(self) -> tuple[Planned, ...]:
+        """Every run, sources first. A run's id depends on its own spec alone.
+
+        >>> spec = SweepSpec(name="a", base={"activation": "rctaf(beta=0)"}, grid={"curvature": [1, 4], "seed": [0]})
+        >>> [(run.labels["curvature"], run.spec.activation) for run in spec.planned]
+        [(1, 'rctaf(alpha=4.0, beta=0)'), (4, 'rctaf(alpha=16.0, beta=0)')]
+        """
+        return (*self._sources(), *self._runs())
+
+    def _sources(self) -> Iterator[Planned]:
+        for name in self.sources:
+            for seed in self.grid["seed"]:
+                yield Planned({"seed": seed}, self._source(name, seed), name)
+
+    def _source(self, name: str, seed: Value) -> RunSpec:
+        where = f"source {name!r}"
+        if "activation_from" in {**self.base, **self.sources[name]}:
+            raise ValueError(f"{where} has activation_from: a source learns its own activation")
+        return self._spec({**self.sources[name], "seed": seed}, where)
+
+    def _runs(self) -> Iterator[Planned]:
+        axes = self.axes
+        for values in itertools.product(*axes.values()):
+            labels = dict(zip(axes, values, strict=True))
+            settings: Settings = {}
+            for axis, value in labels.items():
+                chosen = self.cells[axis][str(value)] if axis in self.cells else {axis: value}
+                settings |= chosen
+            where = "the run " + ", ".join(_in_words(axis, value) for axis, value in labels.items())
+            yield Planned(labels, self._spec(settings, where))
+
+    def _spec(self, settings: Settings, where: str) -> RunSpec:
+        content = copy.deepcopy(self.base)
+        content.setdefault("name", self.name)
+        origin: Any = None
+        for key, value in settings.items():
+            if key == "activation_from" and isinstance(value, dict) and "source" in value:
+                origin = value
+            else:
+                override_in(content, key, copy.deepcopy(value), where)
+        if origin is not None:
+            name = origin["source"]
+            if name not in self.sources:
+                allowed = ", ".join(self.sources) or "none"
+                raise ValueError(
+                    f"{where}: activation_from.source={name!r}{nearest(str(name), self.sources)}; sources are {allowed}"
+                )
+            for key in ("activation", "curvature", "centered", "model.scope"):
+                if key in settings:
+                    raise ValueError(f"{where}: {key} comes from the source {name!r}: leave it out")
+            source = self._source(name, settings["seed"])
+            content["activation"] = source.activation
+            override_in(content, "model.scope", source.model.scope, where)
+            rest = {key: value for key, value in origin.items() if key != "source"}
+            content["activation_from"] = {**rest, "run": source.id}
+        spec = check_settings(RunSpec, content, where)
+        taken = spec.activation_from
+        if taken is not None and taken.path is not None and taken.sha256 is None:
+            raise ValueError(
+                f"{where}: activation_from.path={taken.path!r} in a sweep: give its sha256 too, "
+                "which `curvact transfer show` prints"
+            )
+        return spec
+
+    def to_yaml(self) -> str:
+        """The spec as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
+
+
+def read_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepSpec:
+    """The spec of a sweep from YAML, or of a sweep's folder; overrides are `key.key=value`.
+
+    What follows `grid.` is one key, dots included: `grid.training.epochs=[10,40]`.
+    Raises CurvactError in one line for what is wrong in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / SWEEP_FILE
+        if not path.is_file():
+            raise CurvactError(
+                f"{path.parent} holds no sweep (no {SWEEP_FILE}): `curvact sweep run` writes one"
+            )
+    return read_settings(SweepSpec, path, overrides, flat=("grid",))

@@ -1,0 +1,249 @@
+"""Run a sweep: what is left of it, side by side, with progress; then its table and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
+from curvact.lab.engines import Job, engine_named
+from curvact.lab.progress import SweepBars
+from curvact.lab.report.sweep.about import SweepAbout, SweepReport
+from curvact.lab.report.sweep.page import report_sweep
+from curvact.lab.run import prepare, settle
+from curvact.lab.store import ENVIRONMENT_FILE, Record, finished, locked
+from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
+from curvact.lab.table import Row, Table
+from curvact.models.learned import extract_activation, insert_activation
+from curvact.workers import Event
+
+RUNS = "runs"
+"""The folder of the runs in a sweep's folder."""
+
+
+def run_sweep(
+    spec: SweepSpec,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    resume: bool = False,
+    engine: str = "local",
+    console: Console | None = None,
+) -> list[str]:
+    """Execute every run of the sweep that has no record in the folder yet.
+
+    workers: runs at a time, one thread each. None: the number of cores. The records do not depend on it.
+    resume: go on in a folder that holds a sweep already. Its spec may have grown: runs that are part of
+        both are not repeated.
+    Returns one line for each run that did not finish because its worker died again and again.
+    Raises CurvactError for a folder that holds something else, a damaged record, or a full disk. Data, a
+    network or a learned activation that a run cannot start from are found before anything is written.
+    """
+    console = console or Console(stderr=True)
+    run_engine = engine_named(engine)
+    workers = workers if workers is not None else os.cpu_count() or 1
+    if workers < 1:
+        raise CurvactError(f"--workers {workers}: must be >= 1")
+    planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
+    _check_folder(folder, spec, resume)
+    left = [run for run in planned if finished(folder / RUNS / run.id, run.id) is None]
+    if not (folder / SWEEP_FILE).exists():
+        _rehearse(left)
+    problems: list[str] = []
+    with locked(folder):
+        atomic_write(folder / SWEEP_FILE, spec.to_yaml())
+        if not left:
+            console.print(f"all {len(planned)} runs of {spec.name} have finished")
+            return []
+        with SweepBars(console, spec.name, total=len(planned), finished=len(planned) - len(left)) as bars:
+            for takes_from_a_run in (False, True):
+                batch = [run for run in left if _takes_from_a_run(run) is takes_from_a_run]
+                ready = [run for run in batch if _source_has_run(run, folder)]
+                for run in batch:
+                    if run not in ready:
+                        problems.append(f"{run.label}: the run that learns its activation has not finished")
+                if not ready:
+                    continue
+                jobs = [Job(run.spec, folder / RUNS / run.id) for run in ready]
+                given_up = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready))
+                for index in given_up:
+                    problems.append(
+                        f"{ready[index].label}: its worker died again and again; --resume tries it again"
+                    )
+    return problems
+
+
+def _seed_by_seed(spec: SweepSpec) -> list[Planned]:
+    """All runs, those of the first seed first: the whole curve shows early."""
+    seeds = {seed: number for number, seed in enumerate(spec.grid["seed"])}
+    return sorted(spec.planned, key=lambda run: (seeds[run.spec.seed], run.source is None))
+
+
+def _check_folder(folder: Path, spec: SweepSpec, resume: bool) -> None:
+    if (folder / SWEEP_FILE).exists():
+        read_sweep(folder)
+        if not resume:
+            raise CurvactError(
+                f"{folder} holds a sweep already: --resume goes on with it, --out chooses another folder"
+            )
+    elif folder.is_file():
+        raise CurvactError(f"{folder} is a file: --out takes a folder")
+    elif folder.exists() and any(
+        file.name not in (".lock", RUNS) and file.suffix != ".tmp" for file in folder.iterdir()
+    ):
+        raise CurvactError(f"{folder} is not empty and holds no sweep: choose another --out")
+
+
+def _show(bars: SweepBars, runs: Sequence[Planned], event: Event) -> None:
+    run = runs[event.job]
+    if event.kind == "start":
+        bars.started(run.label, run.spec.training.epochs)
+    elif event.kind == "epoch":
+        bars.epoch(run.label, event.content)
+    elif event.kind == "died":
+        bars.died(run.label, event.content)
+    elif event.kind == "done":
+        bars.done(run.label, event.content)
+
+
+def _rehearse(runs: Sequence[Planned]) -> None:
+    """Prepare every run that differs in data, network or activation from those before it."""
+    by_id = {run.id: run for run in runs}
+    seen = set()
+    for run in runs:
+        wanted = run.spec.activation_from
+        source = by_id[wanted.run] if wanted is not None and wanted.run in by_id else None
+        key = json.dumps([_shape_of(r) for r in (run, source) if r is not None], sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            if wanted is not None and wanted.path is not None:
+                settled, learned, _ = settle(run.spec, Path(os.devnull))
+                prepare(settled, learned)
+                continue
+            start = prepare(run.spec)
+            if wanted is not None and source is not None:
+                learned = extract_activation(prepare(source.spec).model)
+                insert_activation(
+                    start.model, learned, freeze=wanted.frozen, inputs=start.data.train.inputs(slice(0, 1))
+                )
+        except CurvactError as error:
+            raise CurvactError(f"{run.label}: {error}") from None
+
+
+def _shape_of(run: Planned) -> list[object]:
+    content = run.spec.model_dump(mode="json", include={"data", "model", "activation", "activation_from"})
+    return [content, run.spec.training.crop]
+
+
+def _takes_from_a_run(run: Planned) -> bool:
+    return run.spec.activation_from is not None and run.spec.activation_from.run is not None
+
+
+def _source_has_run(run: Planned, folder: Path) -> bool:
+    wanted = run.spec.activation_from
+    return (
+        wanted is None or wanted.run is None or finished(folder / RUNS / wanted.run, wanted.run) is not None
+    )
+
+
+def sweep_records(spec: SweepSpec, folder: Path) -> list[tuple[Planned, Record]]:
+    """The finished runs of a sweep, without its sources, in the order of its axes."""
+    found = []
+    for run in spec.planned:
+        if run.source is None:
+            record = finished(folder / RUNS / run.id, run.id)
+            if record is not None:
+                found.append((run, record))
+    return found
+
+
+def table_of(spec: SweepSpec, records: Sequence[tuple[Planned, Record]]) -> Table:
+    """The table of a sweep's finished runs."""
+    rows = [
+        Row(r.run, p.labels, r.status, r.cause, r.metrics, r.gradient_evaluations, r.seconds)
+        for p, r in records
+    ]
+    return Table(tuple(spec.axes), tuple(rows))
+
+
+def report(folder: Path) -> SweepReport:
+    """Write results.csv, tables, figures and report.html from the records in a sweep's folder.
+
+    Raises CurvactError for a folder without a sweep, without a finished run, or with a damaged one.
+    """
+    spec = read_sweep(folder)
+    records = sweep_records(spec, folder)
+    if not records:
+        raise CurvactError(f"{folder} has no finished run: `curvact sweep run … --resume` goes on with it")
+    expected = sum(run.source is None for run in spec.planned)
+    about = SweepAbout(
+        name=spec.name,
+        question=spec.question,
+        spec_yaml=spec.to_yaml(),
+        questions=spec.asked(),
+        provenance=_provenance(spec, records, folder),
+        expected=expected,
+        titles=_titles(records),
+        notes=_notes(records),
+        more_seeds=f"curvact sweep run {folder} --set grid.seed=[{{seeds}}]",
+    )
+    return report_sweep(table_of(spec, records), about, folder)
+
+
+def _titles(records: Sequence[tuple[Planned, Record]]) -> dict[str, str]:
+    """The attacks by name, where all runs share them."""
+    specs = {(r.spec.evaluation.attack, r.spec.evaluation.autoattack_parts) for _, r in records}
+    counts = {r.spec.evaluation.autoattack_images for _, r in records}
+    if len(specs) > 1 or len(counts) > 1:
+        return {}
+    ((attack, parts),), (count,) = specs, counts
+    return {
+        "robust_accuracy": str(attack),
+        "train_robust_accuracy": f"{attack}, training images",
+        "subset_robust_accuracy": f"{' + '.join(parts)}, {count} images",
+        "subset_pgd_accuracy": f"{attack}, the same {count} images",
+    }
+
+
+def _notes(records: Sequence[tuple[Planned, Record]]) -> tuple[str, ...]:
+    budgets = {r.spec.training.budget for _, r in records}
+    if len(budgets) == 1 and None not in budgets:
+        (budget,) = budgets
+        return (f"Every run stops at {budget} gradient evaluations, those of its attack included.",)
+    return ()
+
+
+def _provenance(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], folder: Path) -> dict[str, str]:
+    places = [json.loads((folder / RUNS / r.run / ENVIRONMENT_FILE).read_text()) for _, r in records]
+
+    def all_of(key: str) -> str:
+        return ", ".join(sorted({str(place[key]) for place in places}))
+
+    evaluations = sum(r.gradient_evaluations for _, r in records)
+    seconds = sum(r.seconds for _, r in records)
+    data = {f"{r.spec.data.name} (test sha256 {r.data_sha256['test'][:12]})" for _, r in records}
+    attacks = {
+        f"{r.spec.evaluation.attack}, {r.spec.threat_model.norm} ε = {r.spec.threat_model.epsilon:.4g}"
+        for _, r in records
+    }
+    return {
+        "sweep": spec.name,
+        "seeds": ", ".join(map(str, spec.grid["seed"])),
+        "attack": ", ".join(sorted(attacks)),
+        "commit": all_of("commit"),
+        "curvact": all_of("curvact"),
+        "torch": all_of("torch"),
+        "python": all_of("python"),
+        "hardware": all_of("processor"),
+        "activation kernels": all_of("kernels"),
+        "data": ", ".join(sorted(data)),
+        "cost": f"{evaluations:,} gradient evaluations of a batch in training; {seconds:,.0f} s of one worker in all",
+    }

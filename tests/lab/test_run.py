@@ -1,0 +1,349 @@
+"""A run's folder: what it holds, killed and gone on with, extended, and left alone where it is another's."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from curvact.data import load
+from curvact.errors import CurvactError
+from curvact.lab import run as run_module
+from curvact.lab.run import execute, launched
+from curvact.lab.spec import RunSpec, read_spec
+from curvact.lab.store import Record, finished, locked, read_history, read_record
+from curvact.models.checkpoint import load_checkpoint
+
+CLI = [sys.executable, "-m", "curvact", "train"]
+SMALL = [
+    "data={name: digits, train: 200, validation: 50, test: 50}",
+    "model={name: mini_resnet, width: 2, blocks: 1}",
+    "training.batch_size=20",
+    "training.attack=pgd-1",
+    "training.epochs=3",
+    "evaluation.attack=pgd-2",
+    "evaluation.train_images=20",
+]
+
+
+def _same_weights(a: Path, b: Path) -> bool:
+    first, second = (load_checkpoint(path).state_dict() for path in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def _without_times(record: Record) -> dict[str, Any]:
+    metrics = {k: v for k, v in record.metrics.items() if "seconds" not in k}
+    return record.model_dump() | {"seconds": 0, "metrics": metrics}
+
+
+def test_what_a_run_leaves(run_spec: Any, tmp_path: Path) -> None:
+    spec = run_spec(evaluation={"attack": "pgd-2", "train_images": 20, "activations": True}, hessian={})
+    record = execute(spec, tmp_path / "run")
+    assert {p.name for p in (tmp_path / "run").iterdir()} - {".lock"} == {
+        "spec.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "best.json",
+        "best.safetensors",
+        "last.json",
+        "last.safetensors",
+        "record.json",
+    }
+    assert read_spec(tmp_path / "run") == spec
+    assert read_record(tmp_path / "run") == record == finished(tmp_path / "run", spec.id)
+    assert record.status == "done"
+    assert record.run == spec.id
+    assert record.epochs == 1
+    assert record.gradient_evaluations == 5 * 2
+    assert record.max_curvature == pytest.approx(0.5)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    model = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    test = load("digits", train=100, validation=40, test=40).test
+    accuracy = float((model(test.inputs()).argmax(1) == test.labels).double().mean())
+    assert record.metrics["clean_accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    assert record.metrics["best_epoch"] == 1
+    assert record.metrics["best_robust_accuracy"] == record.metrics["robust_accuracy"]
+    assert record.metrics["clean_hessian_rms"] > 0
+    assert record.metrics["curvature_end"] == pytest.approx(0.5)
+
+
+def test_a_finished_run_is_not_repeated(run_spec: Any, tmp_path: Path) -> None:
+    spec = run_spec()
+    first = execute(spec, tmp_path)
+    assert execute(spec.model_copy(update={"name": "other"}), tmp_path) == first
+
+
+def test_the_best_weights_are_measured_from_their_file(run_spec: Any, tmp_path: Path) -> None:
+    """Where the best validation epoch is not the last, its checkpoint gives the numbers."""
+    spec = run_spec(training={"epochs": 4, "learning_rate": 0.3, "schedule": "constant", "warmup": 0})
+    record = execute(spec, tmp_path)
+    history = read_history(tmp_path)
+    best = max(history, key=lambda line: line["validation_robust_accuracy"])["epoch"]
+    assert record.metrics["best_epoch"] == best
+    model = load_checkpoint(tmp_path / "best.safetensors")
+    test = load("digits", train=100, validation=40, test=40).test
+    accuracy = float((model(test.inputs()).argmax(1) == test.labels).double().mean())
+    assert record.metrics["best_clean_accuracy"] == pytest.approx(accuracy, abs=1e-12)
+
+
+def test_killed_and_gone_on_with(tmp_path: Path) -> None:
+    """kill -9 after the first epoch. The folder alone goes on, to the weights and numbers of an unbroken run."""
+    whole = execute(read_spec("digits", SMALL), tmp_path / "whole")
+    command = [*CLI, "digits", *SMALL, "--out", "broken"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert metrics.exists()
+    # Killed between its state and its metrics, a run has lost a line: the state still holds it.
+    metrics.write_text("")
+    broken = execute(read_spec(tmp_path / "broken"), tmp_path / "broken")
+    assert _without_times(whole) == _without_times(broken)
+    for name in ("best", "last"):
+        assert _same_weights(
+            tmp_path / "whole" / f"{name}.safetensors", tmp_path / "broken" / f"{name}.safetensors"
+        )
+    first, second = (
+        [{**line, "seconds": 0} for line in read_history(tmp_path / folder)] for folder in ("whole", "broken")
+    )
+    assert first == second
+    assert not (tmp_path / "broken" / "state.safetensors").exists()
+
+
+def test_a_finished_run_is_extended(run_spec: Any, tmp_path: Path) -> None:
+    """At a constant rate, 1 epoch and 2 more are the same run as 3 epochs: weights, history and record."""
+    constant = {"schedule": "constant", "warmup": 0.0}
+    execute(run_spec(training={**constant, "epochs": 1}), tmp_path / "extended")
+    assert (tmp_path / "extended" / "state.safetensors").exists()
+    longer = run_spec(training={**constant, "epochs": 3})
+    extended = execute(longer, tmp_path / "extended")
+    whole = execute(longer, tmp_path / "whole")
+    assert _without_times(extended) == _without_times(whole)
+    assert _same_weights(tmp_path / "extended" / "last.safetensors", tmp_path / "whole" / "last.safetensors")
+    assert len(read_history(tmp_path / "extended")) == 3
+    assert read_spec(tmp_path / "extended") == longer
+
+
+def test_an_extension_that_its_schedule_forbids_is_refused(run_spec: Any, tmp_path: Path) -> None:
+    execute(run_spec(), tmp_path)
+    assert not (tmp_path / "state.safetensors").exists()
+    before = (tmp_path / "record.json").read_bytes()
+    with pytest.raises(CurvactError, match=r"1 epochs that cannot go on to 3: .*schedule") as caught:
+        execute(run_spec(training={"epochs": 3}), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "record.json").read_bytes() == before
+    with pytest.raises(CurvactError, match=r"another spec \(training.momentum is 0.9 there and 0.5 here\)"):
+        execute(run_spec(training={"momentum": 0.5}), tmp_path)
+
+
+def test_folders_of_something_else_are_left_alone(run_spec: Any, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(CurvactError, match="not empty and holds no run"):
+        execute(run_spec(), tmp_path / "other")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "spec.yaml").write_text(run_spec().to_yaml())
+    with pytest.raises(CurvactError, match=r"another spec \(seed is 0 there and 7 here\)"):
+        execute(run_spec(seed=7), tmp_path / "run")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CurvactError, match="cannot write"):
+        execute(run_spec(), tmp_path / "file")
+
+
+def test_two_processes_do_not_share_a_folder(run_spec: Any, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(CurvactError, match="another process is writing"):
+        execute(run_spec(), tmp_path)
+    assert execute(run_spec(), tmp_path).status == "done"
+
+
+@pytest.mark.parametrize("file", ["last.safetensors", "best.safetensors"])
+def test_one_flipped_bit_is_found(run_spec: Any, tmp_path: Path, file: str) -> None:
+    spec = run_spec()
+    execute(spec, tmp_path)
+    content = bytearray((tmp_path / file).read_bytes())
+    content[-5] ^= 1
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(CurvactError, match=f"{file} is damaged") as caught:
+        finished(tmp_path, spec.id)
+    assert "\n" not in str(caught.value)
+    (tmp_path / file).unlink()
+    with pytest.raises(CurvactError, match=f"{file} is missing"):
+        finished(tmp_path, spec.id)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"schema_version": 3}'])
+def test_damaged_records_are_one_line(run_spec: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(CurvactError, match=r"record\.json is damaged") as caught:
+        finished(tmp_path, run_spec().id)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(CurvactError, match=r"metrics\.jsonl is damaged"):
+        read_history(tmp_path)
+
+
+def test_a_run_that_diverges_leaves_its_cause(run_spec: Any, tmp_path: Path) -> None:
+    spec = run_spec(training={"learning_rate": 1e30, "warmup": 0.0})
+    record = execute(spec, tmp_path)
+    assert record.status == "failed"
+    assert re.match(r"the loss became (nan|inf) at step \d+", record.cause)
+    assert record.metrics == {}
+    assert finished(tmp_path, spec.id) == record
+
+
+def test_a_network_that_is_not_finite_fails_its_run_only(
+    run_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training ends with finite losses, but a weight is NaN when the network is evaluated."""
+    real = run_module.fit
+
+    def poisoned(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        history = real(model, *arguments, **options)
+        with torch.no_grad():
+            next(model.parameters())[0] = float("nan")
+        return history
+
+    monkeypatch.setattr(run_module, "fit", poisoned)
+    record = execute(run_spec(), tmp_path)
+    assert record.status == "failed"
+    assert "NaN" in record.cause
+    assert record.metrics == {}
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    run_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, record: Record) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_record", full)
+        with pytest.raises(OSError, match="No space left"):
+            execute(run_spec(), tmp_path / "run")
+    again = execute(run_spec(), tmp_path / "run")
+    assert _without_times(again) == _without_times(execute(run_spec(), tmp_path / "whole"))
+
+
+def test_tensorboard_has_every_epoch(run_spec: Any, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    execute(run_spec(training={"epochs": 2}, logging={"tensorboard": True}), tmp_path)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("validation_robust_accuracy")] == [1, 2]
+
+
+def test_learned_activations_are_logged(run_spec: Any, tmp_path: Path) -> None:
+    learned = {
+        "activation": "pssilu(learnable=True)",
+        "training": {"epochs": 2, "beta_penalty": 10, "beta_clip": 0.01},
+    }
+    execute(run_spec(**learned, model={"width": 2, "blocks": 1, "scope": "network"}), tmp_path)
+    lines = read_history(tmp_path)
+    for ending in ("alpha", "beta", "curvature"):
+        assert any(key.endswith(ending) for key in lines[-1]["parameters"])
+    assert lines[0]["parameters"] != lines[-1]["parameters"]
+
+
+def test_parts_of_autoattack_and_pgd_see_the_same_images(run_spec: Any, tmp_path: Path) -> None:
+    """PGD on the whole test split again, cut to the first images; and pyautoattack itself on those images."""
+    from pyautoattack import AutoAttack
+
+    from curvact.attacks import ThreatModel, pgd
+    from curvact.random import generator
+
+    evaluation = {"attack": "pgd(steps=2, step=0.4)", "train_images": 40}
+    part = {"autoattack_images": 15, "autoattack_parts": ["apgd-ce"]}
+    spec = run_spec(
+        seed=3,
+        training={"epochs": 6},
+        evaluation={**evaluation, **part},
+        threat_model={"norm": "linf", "epsilon": 0.1},
+    )
+    metrics = execute(spec, tmp_path).metrics
+    model = load_checkpoint(tmp_path / "last.safetensors")
+    test = load("digits", train=100, validation=40, test=40).test
+    x, y = test.inputs(), test.labels
+    random = generator(3, "evaluation/test")
+    attacked = pgd(model, x, y, ThreatModel("linf", 0.1), steps=2, step=0.4, generator=random)
+    with torch.no_grad():
+        stands = (model(x).argmax(1) == y) & (model(attacked).argmax(1) == y)
+    assert metrics["robust_accuracy"] == stands.double().mean()
+    assert metrics["subset_pgd_accuracy"] == stands[:15].double().mean()
+    reference = AutoAttack(model, norm="Linf", eps=0.1, seed=3, version="custom", attacks=["apgd-ce"])
+    x_adv, _ = reference.run_standard_evaluation(x[:15], y[:15])
+    with torch.no_grad():
+        strong = (model(x_adv).argmax(1) == y[:15]).double().mean()
+    # APGD-CE draws its starts in another order in fast mode: an image on the edge may fall in one only.
+    assert metrics["subset_robust_accuracy"] == pytest.approx(float(strong), abs=1.01 / 15)
+
+
+def test_analyses_are_steps_of_a_run(run_spec: Any, tmp_path: Path) -> None:
+    kinds = ["smoothness", "flatness", "curvature", "hessian"]
+    few = {"images": 8, "attack": "pgd-1", "probes": 4, "directions": 1, "draws": 2}
+    smooth = execute(run_spec(analyses={"kinds": kinds, **few}), tmp_path / "smooth").metrics
+    relu = execute(
+        run_spec(activation="relu", analyses={"kinds": ["hessian"], **few}), tmp_path / "relu"
+    ).metrics
+    share = "hessian_adversarial_curvature_share"
+    assert relu[share] == 0 != smooth[share]
+    assert smooth["smoothness_linf_ratio"] > 0
+    assert smooth["flatness_worst"] > 0
+    assert "curvature_effective_mean" in smooth
+
+
+def test_fabric_is_one_process_without_torchrun(run_spec: Any) -> None:
+    with launched(run_spec().hardware) as fabric:
+        assert isinstance(fabric, Fabric)
+        assert fabric.world_size == 1
+
+
+TWO = """
+    import sys
+    from pathlib import Path
+    from torch import distributed
+    from curvact.lab.run import execute
+    from curvact.lab.spec import read_spec
+    record = execute(read_spec("digits", sys.argv[2:]), Path(sys.argv[1]))
+    print("group" if distributed.is_initialized() else "no group", len(record.metrics) > 0)
+"""
+
+
+def test_processes_leave_no_group_behind(tmp_path: Path) -> None:
+    """Under torchrun both processes end with 0 and take their group down before: gloo may abort at exit."""
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent(TWO))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "run"), *SMALL, "training.epochs=1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.strip().splitlines()) == ["no group False", "no group True"]
+    assert "best_robust_accuracy" in read_record(tmp_path / "run").metrics
+
+
+def test_specs_are_values(run_spec: Any) -> None:
+    spec: RunSpec = run_spec()
+    with pytest.raises(ValueError, match="frozen"):
+        spec.seed = 3
+    assert spec.model_copy(update={"training": replace(spec.training, epochs=2)}).id != spec.id

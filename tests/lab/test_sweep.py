@@ -1,0 +1,164 @@
+"""The spec of a sweep: its runs, its axes, growth, and one clear line for every kind of mistake."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from curvact.activations import activation
+from curvact.errors import CurvactError
+from curvact.lab.settings import check_settings
+from curvact.lab.sweep import SweepSpec, read_sweep
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[p.stem for p in SHIPPED])
+def test_every_shipped_sweep_round_trips(path: Path) -> None:
+    spec = read_sweep(path)
+    assert spec.planned
+    again = check_settings(SweepSpec, yaml.safe_load(spec.to_yaml()), "again")
+    assert again.planned == spec.planned
+
+
+def test_the_demo_covers_the_published_range() -> None:
+    spec = read_sweep(ROOT / "sweeps" / "digits.yaml")
+    curvatures = spec.grid["curvature"]
+    assert (len(curvatures), curvatures[0], curvatures[-1]) == (10, 0.1, 200)
+    assert spec.grid["activation"] == ("rctaf(beta=0)", "rctaf(beta=1)")
+    assert len(spec.planned) == 60
+    for run in spec.planned:
+        kappa = activation(run.spec.activation).max_curvature.value  # type: ignore[union-attr]
+        assert kappa == pytest.approx(run.labels["curvature"], rel=1e-12)
+
+
+def test_anything_can_vary(sweep_spec: Any) -> None:
+    """Network, data, objective, decay, family and κ in one sweep: the claim as the papers pose it."""
+    spec = sweep_spec(
+        grid={
+            "model.name": ["mini_resnet", "small_cnn"],
+            "data.train": [60, 80],
+            "training.objective": ["pgd-at", "trades(beta=6)"],
+            "training.weight_decay": [0.0, 0.0005],
+            "activation": ["rctaf(beta=0)", "swish"],
+            "curvature": [1, 6],
+            "seed": [3],
+        },
+        base={"model": {}},
+    )
+    assert len(spec.planned) == 2**6
+    assert tuple(spec.axes)[-1] == "seed"
+    assert len({run.id for run in spec.planned}) == 2**6
+    run = spec.planned[-1]
+    assert run.spec.model.name == "small_cnn"
+    assert run.spec.activation == "swish(beta=12.0)"
+    assert run.spec.seed == 3
+    assert run.spec.training.weight_decay == 0.0005
+
+
+def test_cells_combine_with_each_other_and_the_grid(sweep_spec: Any) -> None:
+    spec = sweep_spec(
+        grid={"seed": [0, 1]},
+        cells={
+            "activation": {"relu": {"activation": "relu"}, "smooth": {"activation": "silu"}},
+            "method": {"sgd": {}, "sam": {"training.perturbation": "sam"}},
+        },
+    )
+    assert [tuple(run.labels.values()) for run in spec.planned[:4]] == [
+        ("relu", "sgd", 0),
+        ("relu", "sgd", 1),
+        ("relu", "sam", 0),
+        ("relu", "sam", 1),
+    ]
+    assert [run.spec.training.perturbation for run in spec.planned[:3]] == ["none", "none", "sam"]
+
+
+def test_a_grid_can_grow_without_changing_the_runs_it_had(sweep_spec: Any) -> None:
+    small = {run.id for run in sweep_spec().planned}
+    grown = {run.id for run in sweep_spec(grid={"curvature": [1, 3, 6], "seed": [0, 1, 2]}).planned}
+    assert len(small) == 4
+    assert small < grown
+    assert {run.id for run in sweep_spec(name="other").planned} == small
+
+
+def test_overrides_reach_every_key(tiny: Path) -> None:
+    spec = read_sweep(tiny, ["grid.training.epochs=[1,2]", "base.data.train=50", "grid.seed=[0]"])
+    assert spec.grid["training.epochs"] == (1, 2)
+    assert {run.spec.training.epochs for run in spec.planned} == {1, 2}
+    assert {run.spec.data.train for run in spec.planned} == {50}
+
+
+def test_sources_come_first_with_their_own_seeds(sweep_spec: Any) -> None:
+    spec = sweep_spec(
+        grid={"seed": [0, 1]},
+        sources={"learned": {"activation": "psilu(alpha=3)", "model.scope": "network"}},
+        cells={"from": {"moved": {"activation_from": {"source": "learned"}, "model.blocks": 2}}},
+    )
+    sources, moved = spec.planned[:2], spec.planned[2:]
+    assert [run.source for run in sources] == ["learned", "learned"]
+    for source, run in zip(sources, moved, strict=True):
+        assert run.spec.activation_from is not None
+        assert run.spec.activation_from.run == source.id
+        assert run.spec.activation_from.frozen
+        assert (run.spec.activation, run.spec.model.scope) == (source.spec.activation, "network")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gird": {}}, "unknown key 'gird'; did you mean 'grid'"),
+        ({"grid": {"curvature": []}}, "grid.curvature is an empty list"),
+        ({"grid": {"curvature": [1, 1]}}, "grid.curvature names a value twice"),
+        ({"grid": {"curvature": ["six"]}}, "curvature"),
+        ({"grid": {"curvature": [0]}}, "curvature=0 in rctaf: curvature must be a finite number > 0"),
+        (
+            {"grid": {"curvature": [1], "activation": ["rtcaf"]}},
+            "unknown activation 'rtcaf'; did you mean 'rctaf'",
+        ),
+        ({"grid": {"curvature": [1], "activation": ["relu"]}}, "'relu' has no curvature to choose"),
+        ({"grid": {"curvature": [1], "activation": ["rctaf(curvature=6)"]}}, "sets its curvature"),
+        ({"grid": {"training.epochs": [0]}}, "epochs=0"),
+        ({"grid": {"training.epoch": [1]}}, "unknown key 'training.epoch'; did you mean 'epochs'"),
+        ({"grid": {"seed": list(range(100_001))}}, "100,001 runs: at most 100,000"),
+        ({"base": {"trainig": {}}}, "unknown key 'trainig'; did you mean 'training'"),
+        ({"cells": {"method": {}}}, "cells.method names no cell"),
+        ({"cells": {"seed": {"a": {}}}}, "'seed' is an axis of grid and of cells"),
+        ({"cells": {"method": {"a": {"activation.x": 3}}}}, "'activation' holds a value, not keys"),
+        (
+            {"cells": {"m": {"a": {"activation_from": {"source": "sprta"}}}}, "sources": {"sparta": {}}},
+            "activation_from.source='sprta'; did you mean 'sparta'",
+        ),
+        ({"cells": {"m": {"a": {"activation_from": {"source": "s"}}}}}, "sources are none"),
+        (
+            {
+                "cells": {"m": {"a": {"activation": "silu", "activation_from": {"source": "s"}}}},
+                "sources": {"s": {"activation": "psilu"}},
+                "grid": {"seed": [0]},
+            },
+            "activation comes from the source 's': leave it out",
+        ),
+        ({"sources": {"s": {"activation_from": {"source": "s"}}}}, "source 's' has activation_from"),
+        ({"cells": {"m": {"a": {"activation_from": {"path": "x.safetensors"}}}}}, "give its sha256 too"),
+        ({"questions": {"curv": {}}}, "questions.curv: no such question; did you mean 'curve'"),
+        (
+            {"questions": {"curve": {"bnd": [1, 2]}}},
+            "questions.curve.bnd: no such setting; did you mean 'band'",
+        ),
+        ({"name": "a/b"}, "name='a/b'"),
+    ],
+)
+def test_mistakes_are_one_clear_line(sweep_spec: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CurvactError, match=message) as caught:
+        sweep_spec(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_documented_sweep_is_one() -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        assert check_settings(SweepSpec, yaml.safe_load(block), "docs").planned

@@ -1,0 +1,289 @@
+"""Running a sweep: the same numbers however it is run, killed or resumed, and nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from curvact.activations import current_parameters
+from curvact.errors import CurvactError
+from curvact.lab.engines import ENGINES, Job, register_engine
+from curvact.lab.engines.local import run_local
+from curvact.lab.run import execute
+from curvact.lab.store import finished
+from curvact.lab.sweep import SweepSpec, read_sweep
+from curvact.lab.sweep_run import report, run_sweep, sweep_records, table_of
+from curvact.models.checkpoint import load_checkpoint
+from curvact.workers import Event
+
+QUIET = Console(quiet=True)
+
+
+def _csv_without_times(path: Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+
+
+def _run(spec: Path, out: Path, *extra: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "curvact", "sweep", "run", str(spec), "--out", str(out), *extra]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def _children(pid: int) -> list[int]:
+    """Worker processes of a run: its children that hold our code (not multiprocessing's resource tracker)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            if int(fields[1]) == pid and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _wait_for(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_content: dict[str, Any]) -> tuple[Path, Path]:
+    """A spec and the folder of an unbroken run of it with one worker."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    spec = folder / "tiny.yaml"
+    spec.write_text(yaml.safe_dump(tiny_content))
+    out = folder / "run"
+    process = _run(spec, out, "--workers", "1")
+    text, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "report.html" in text
+    return spec, out
+
+
+def test_what_a_sweep_leaves(unbroken: tuple[Path, Path]) -> None:
+    spec_path, out = unbroken
+    spec = read_sweep(spec_path)
+    assert read_sweep(out) == spec
+    for name in ("results.csv", "report.html", "sweep.yaml"):
+        assert (out / name).stat().st_size > 0
+    assert list(out.rglob("*.png"))
+    assert {p.name for p in (out / "runs").iterdir()} == {run.id for run in spec.planned}
+    rows = _csv_without_times(out / "results.csv")
+    assert [row["run"] for row in rows] == [run.id for run in spec.planned]
+    assert [float(row["curvature"]) for row in rows] == [1, 1, 6, 6]
+    table = table_of(spec, sweep_records(spec, out))
+    assert table.axes == ("curvature", "seed")
+    assert [row.labels for row in table.rows] == [run.labels for run in spec.planned]
+
+
+def test_a_run_of_a_sweep_is_a_run(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
+    """The same spec by itself gives the same record, bit for bit."""
+    spec, out = unbroken
+    run = read_sweep(spec).planned[0]
+    record = finished(out / "runs" / run.id, run.id)
+    alone = execute(run.spec, tmp_path)
+    assert record is not None
+    assert alone.files == record.files
+    times = {"seconds_per_epoch": 0}
+    assert alone.metrics | times == record.metrics | times
+
+
+def test_two_workers_killed_resumed_and_replaced_give_the_same(
+    unbroken: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """kill -9 of the whole group, then --resume with two workers, one of which is killed: the same table."""
+    spec, out = unbroken
+    there = tmp_path / "run"
+    process = _run(spec, there, "--workers", "1")
+    _wait_for(lambda: list(there.glob("runs/*/record.json")))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = list(there.glob("runs/*/record.json"))
+    assert 1 <= len(done) < 4
+    process = _run(spec, there)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "--resume" in errors
+    before = {p: p.stat().st_mtime_ns for p in done}
+    process = _run(spec, there, "--resume", "--workers", "2")
+    _wait_for(lambda: len(list(there.glob("runs/*/spec.yaml"))) > len(done))
+    os.kill(_children(process.pid)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "a worker died" in errors
+    assert {p: p.stat().st_mtime_ns for p in done} == before
+    assert _csv_without_times(there / "results.csv") == _csv_without_times(out / "results.csv")
+    assert not list(there.rglob("*.tmp"))
+
+
+def test_workers_leave_with_their_driver(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
+    spec, _ = unbroken
+    process = _run(spec, tmp_path / "run", "--workers", "2")
+    _wait_for(lambda: list((tmp_path / "run").glob("runs/*/spec.yaml")))
+    children = _children(process.pid)
+    assert children
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    _wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 10)
+
+
+def test_a_worker_that_keeps_dying_is_given_up(sweep_spec: Any, tmp_path: Path) -> None:
+    kinds = []
+
+    def kill(event: Event) -> None:
+        kinds.append(event.kind)
+        if event.kind == "start" and event.job == 0:
+            os.kill(event.content, signal.SIGKILL)
+
+    runs = sweep_spec(grid={"curvature": [1, 6], "seed": [0]}).planned
+    assert run_local([Job(run.spec, tmp_path / run.id) for run in runs], 1, kill) == [0]
+    assert kinds.count("died") == 3
+    assert kinds.count("done") == 1
+    assert finished(tmp_path / runs[1].id, runs[1].id) is not None
+
+
+def test_a_sweep_grows(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
+    """More seeds or values in the same folder reuse what has run."""
+    spec, out = unbroken
+    there = tmp_path / "run"
+    shutil.copytree(out, there)
+    before = {p: p.stat().st_mtime_ns for p in there.glob("runs/*/record.json")}
+    grown = read_sweep(spec, ["grid.curvature=[1,3,6]", "grid.seed=[0]"])
+    assert run_sweep(grown, there, workers=1, resume=True, console=QUIET) == []
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert len(list(there.glob("runs/*/record.json"))) == 5
+    report(there)
+    assert len(_csv_without_times(there / "results.csv")) == 3
+
+
+def test_a_folder_with_other_things_is_refused(sweep_spec: Any, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "letter.txt").write_text("dear")
+    with pytest.raises(CurvactError, match="not empty and holds no sweep"):
+        run_sweep(sweep_spec(), tmp_path / "x", console=QUIET)
+    with pytest.raises(CurvactError, match="holds no sweep"):
+        report(tmp_path / "x")
+    with pytest.raises(CurvactError, match="--workers 0"):
+        run_sweep(sweep_spec(), tmp_path / "y", workers=0, console=QUIET)
+    with pytest.raises(CurvactError, match="unknown engine 'loca'; did you mean 'local'"):
+        run_sweep(sweep_spec(), tmp_path / "y", engine="loca", console=QUIET)
+    assert not (tmp_path / "y").exists()
+
+
+def test_damaged_runs_are_named(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
+    spec_path, out = unbroken
+    shutil.copytree(out, tmp_path / "run")
+    run = read_sweep(spec_path).planned[0]
+    checkpoint = tmp_path / "run" / "runs" / run.id / "last.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
+    with pytest.raises(CurvactError, match=r"last\.safetensors is damaged") as caught:
+        report(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_run_is_named(sweep_spec: Any, tmp_path: Path) -> None:
+    wild = {"training.learning_rate": 1e30, "training.warmup": 0.0}
+    spec = sweep_spec(grid={"seed": [0]}, cells={"rate": {"calm": {}, "wild": wild}})
+    run_sweep(spec, tmp_path, workers=1, console=QUIET)
+    report(tmp_path)
+    rows = {row["rate"]: row for row in _csv_without_times(tmp_path / "results.csv")}
+    assert rows["calm"]["status"] == "done"
+    assert rows["wild"]["status"] == "failed"
+    assert "the loss became" in rows["wild"]["cause"]
+
+
+LEARNED: dict[str, Any] = {
+    "grid": {"seed": [0]},
+    "sources": {"psilu": {"activation": "psilu(alpha=3)", "model.scope": "network"}},
+    "cells": {
+        "from": {
+            "scratch": {"activation": "psilu(alpha=3)", "model.scope": "network"},
+            "frozen": {"activation_from": {"source": "psilu"}},
+            "warm": {"activation_from": {"source": "psilu", "frozen": False}},
+        },
+        "size": {"deeper": {"model.blocks": 2}},
+    },
+}
+
+
+def test_activations_move_from_sources_to_cells(sweep_spec: Any, tmp_path: Path) -> None:
+    """The frozen one ends where its source ended, the warm one does not."""
+    spec: SweepSpec = sweep_spec(**LEARNED)
+    assert run_sweep(spec, tmp_path, workers=1, console=QUIET) == []
+    kappa = {}
+    for run in spec.planned:
+        model = load_checkpoint(tmp_path / "runs" / run.id / "last.safetensors")
+        (kappa[run.source or run.labels["from"]],) = current_parameters(model).values()
+    assert kappa["frozen"] == kappa["psilu"] != 3
+    assert kappa["warm"] not in (kappa["psilu"], 3)
+    report(tmp_path)
+    rows = _csv_without_times(tmp_path / "results.csv")
+    assert [row["from"] for row in rows] == ["scratch", "frozen", "warm"]
+
+
+def test_a_cell_fails_with_its_source(sweep_spec: Any, tmp_path: Path) -> None:
+    spec = sweep_spec(**LEARNED, base={"training": {"learning_rate": 1e30, "warmup": 0.0, "epochs": 1}})
+    run_sweep(spec, tmp_path, workers=1, console=QUIET)
+    causes = {run.labels["from"]: record.cause for run, record in sweep_records(spec, tmp_path)}
+    assert causes["frozen"].startswith("the run that learns its activation")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": {"data": "cifar10"}}, "cifar10 is not in"),
+        ({"base": {"training": {"crop": 9}}}, "training.crop=9 is larger than the images, 8 pixels"),
+        ({"base": {"model": {"name": "vit", "width": 10}}}, "the width must be a multiple of heads"),
+        ({"base": {"data": {"name": "digits", "extra": "none.npz"}}}, r"no file of extra images none\.npz"),
+        ({"cells": {"data": {"a": {}, "b": {"data": "imagenette"}}}}, "imagenette"),
+        (
+            {
+                "sources": {"sparta": {"activation": "sparta", "model.scope": "network"}},
+                "cells": {"m": {"moved": {"activation_from": {"source": "sparta"}, "model.width": 3}}},
+                "grid": {"seed": [0]},
+            },
+            "^moved, seed 0: .*3",
+        ),
+    ],
+)
+def test_nothing_is_written_where_a_run_cannot_start(
+    sweep_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    """Data of the last cell, an activation that does not fit: found at once, not after an hour."""
+    monkeypatch.setenv("CURVACT_DATA", str(tmp_path / "empty"))
+    with pytest.raises(CurvactError, match=message) as caught:
+        run_sweep(sweep_spec(**change), tmp_path / "out", workers=1, console=QUIET)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One function and one line of registration: here an engine that runs everything in this process."""
+    monkeypatch.setattr("curvact.lab.engines.engine.ENGINES", dict(ENGINES))
+
+    def here(jobs: Any, workers: int, on_event: Any) -> list[int]:
+        for number, job in enumerate(jobs):
+            on_event(Event("start", number, {}))
+            on_event(Event("done", number, execute(job.spec, job.folder)))
+        return []
+
+    register_engine("here", here)
+    spec = sweep_spec(grid={"curvature": [1], "seed": [0]})
+    assert run_sweep(spec, tmp_path, engine="here", console=QUIET) == []
+    assert len(sweep_records(spec, tmp_path)) == 1
