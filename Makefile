@@ -21,7 +21,6 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
-	$(BIN)/lint-imports
 
 bench: $(READY)
 	$(BIN)/python benchmarks/activations.py

@@ -1,15 +1,17 @@
-"""Images a second of training batches (CIFAR-10, crop 4 and flip) on the CPU, against torch's DataLoader with its transforms.
+"""Training images a second (CIFAR-10, crop 4 and flip) on the CPU, against torch's DataLoader.
 
-    python benchmarks/input_pipeline.py [--seconds 2] [--repeats 3] [--threads 1 2] [--batch-sizes 128 512]
+    python benchmarks/input_pipeline.py [--seconds 2] [--repeats 3] [--threads 1 2]
+                                        [--batch-sizes 128 512]
 
-All pipelines run in this process, in turn, `repeats` times, each for about `seconds`. The best and the
-median rate are printed.
+All pipelines run in this process, in turn, `repeats` times, each for about `seconds`. The best and
+the median rate are printed.
 The peers are the usual training scripts: the `__getitem__` of a Dataset sends one image through
-RandomCrop(32, padding=4), RandomHorizontalFlip and ToTensor. torchvision's wheel breaks a CPU torch, so
-these transforms are written out below as in torchvision: once on PIL images, once on uint8 tensors. Like
-torchvision they draw from torch's global generator. Workers persist between epochs, and their start is
-not timed. Each worker has one thread; --threads sets the threads of the process that takes the batches.
-The images are CIFAR-10 from the folder CURVACT_DATA (or ./data), else random images of its shape.
+RandomCrop(32, padding=4), RandomHorizontalFlip and ToTensor. torchvision's wheel breaks a CPU torch.
+So these transforms are written out below as in torchvision: once on PIL images, once on uint8
+tensors. Like torchvision they draw from torch's global generator. Workers persist between epochs,
+and their start is not timed. Each worker has one thread; --threads sets the threads of the process
+that takes the batches. The images are CIFAR-10 from the folder CURVACT_DATA (or ./data), else
+random images of its shape.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def _chance() -> Tensor:
 
 
 class PilImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """As torchvision.datasets.CIFAR10 with RandomCrop(32, padding=4), RandomHorizontalFlip() and ToTensor()."""
+    """torchvision's CIFAR10 with RandomCrop(32, padding=4), RandomHorizontalFlip and ToTensor."""
 
     def __init__(self, images: NDArray[np.uint8], labels: Tensor) -> None:
         self.images, self.labels = images, labels.tolist()
@@ -109,7 +111,7 @@ def ours(data: Dataset, size: int) -> Callable[[int], Batches]:
 
 
 def rate(epochs: Callable[[int], Batches], seconds: float) -> float:
-    """Images a second, whole epochs chained, after 5 batches that start everything; an epoch's own start is timed."""
+    """Images a second over chained epochs, after 5 batches. The start of an epoch is timed."""
     batches = itertools.chain.from_iterable(epochs(epoch) for epoch in itertools.count(1))
     for _ in range(5):
         next(batches)

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 def fake_arrays(name: str, count: int, *, part: int = 0) -> tuple[Array, Array]:
-    """Random images, uint8 N×C×H×W, and labels that go round the classes; the same for the same arguments."""
+    """Random images, uint8 N×C×H×W, and labels of all classes in turn, fixed by the arguments."""
     entry = DATASETS[name]
     random = np.random.default_rng([count, part, *name.encode()])
     images = random.integers(0, 256, (count, *entry.shape), np.uint8)
@@ -29,7 +29,7 @@ def fake_arrays(name: str, count: int, *, part: int = 0) -> tuple[Array, Array]:
 
 
 def write_fake(name: str, root: Path, count: int = 30) -> Path:
-    """`count` training images and half as many test images of a named data set, as its publisher packs them, in root/name."""
+    """Write `count` training and half as many test images into root/name, as the publisher packs them."""
     folder = root / name
     folder.mkdir(parents=True)
     parts = fake_arrays(name, count), fake_arrays(name, (count + 1) // 2, part=1)
@@ -74,7 +74,7 @@ def idx(array: Array) -> bytes:
 
 
 def cifar_batch(images: Array, labels: Array, key: bytes) -> bytes:
-    """A python batch: keys are bytes, as in the files that Python 2 wrote; N×3072 in the order channel, row, column."""
+    """A Python batch. Keys are bytes, as Python 2 wrote them; N×3072 by channel, row, column."""
     content = {
         b"batch_label": b"a batch",
         b"data": images.reshape(len(images), -1),
@@ -99,3 +99,12 @@ def write_svhn(path: Path, images: Array, labels: Array) -> None:
     """SVHN's .mat: X is H×W×C×N; the digit 0 has the label 10."""
     digits = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
     savemat(path, {"X": images.transpose(2, 3, 1, 0), "y": digits}, do_compression=True)
+
+
+def pairs(*parts: Any) -> list[tuple[bytes, int]]:
+    """The images of data sets, or of (images, labels), each with its label, in one fixed order."""
+    found = []
+    for part in parts:
+        images, labels = part if isinstance(part, tuple) else (part.images, part.labels)
+        found += [(np.asarray(i).tobytes(), int(t)) for i, t in zip(images, labels, strict=True)]
+    return sorted(found)

@@ -1,11 +1,11 @@
-"""The library is cheap to import: what only some functions need is imported inside these functions."""
+"""The library is cheap to import: rare packages are imported inside the functions that need them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-RARE = "scipy sklearn PIL pooch requests datasets transformers timm pandas"
+RARE = "scipy sklearn PIL pooch requests datasets transformers timm pandas lightning_fabric"
 
 PROGRAM = """
 import importlib, pkgutil, sys
@@ -15,7 +15,8 @@ for module in pkgutil.walk_packages(curvact.__path__, "curvact."):
     if not module.name.startswith("curvact.lab") and not module.name.endswith("__main__"):
         before = set(sys.modules)
         importlib.import_module(module.name)
-        for name in sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(sys.argv[1:])):
+        new = {name.split(".")[0] for name in set(sys.modules) - before}
+        for name in sorted(new & set(sys.argv[1:])):
             print(module.name, "imports", name)
 """
 

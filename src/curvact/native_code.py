@@ -1,7 +1,8 @@
-"""C where tensor code is too slow: a source file, built on first use by the system's C compiler and called through ctypes.
+"""C files, built by the system's C compiler when they are first used and called through ctypes.
 
-Without a compiler, or with CURVACT_NATIVE=0 in the environment, callers use tensor operations instead. The library lies in
-the folder CURVACT_CACHE, or else in the user's cache folder, under a hash of all that made it.
+Without a compiler, or with CURVACT_NATIVE=0 in the environment, callers use tensor operations. The
+built library is in the folder CURVACT_CACHE, else in the user's cache folder. Its name has a hash
+of the source, the flags, the compiler and the processor.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ _FLAGS = (
     "-shared",
 )
 _TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
-"""Tried in this order: not every compiler and processor knows each."""
+"""Flags in the order of trial: some compilers and processors do not know the first ones."""
 
 _BUILD_SECONDS = 120
 
 
 class Unavailable(Exception):
-    """Why there is no native code."""
+    """The reason why there is no native code."""
 
 
 def compiled(source: Path, macros: Sequence[str] = ()) -> Path:
-    """The library built from a C file, from the cache or built now. Raises Unavailable with the reason."""
+    """The library built from a C file, now or earlier. Raises Unavailable with the reason."""
     if os.environ.get("CURVACT_NATIVE", "1") == "0":
         raise Unavailable("CURVACT_NATIVE=0")
     compiler = _compiler()
@@ -77,7 +78,7 @@ def _version(compiler: list[str]) -> bytes:
 
 
 def _processor() -> bytes:
-    """What -march=native depends on."""
+    """The properties of the processor that -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -87,7 +88,7 @@ def _processor() -> bytes:
 
 
 def _cache() -> Path:
-    """A folder of this user's own that can be written to; a new temporary one where there is no other."""
+    """A folder of this user that can be written to, else a new temporary one."""
     chosen = os.environ.get("CURVACT_CACHE")
     if chosen:
         folder = Path(chosen)
@@ -110,7 +111,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def build(compiler: list[str], source: Path, macros: Sequence[str], library: Path) -> None:
-    """Compile to a name of this process's own, then rename: processes that build at once do not disturb each other."""
+    """Compile to a temporary name, then rename: several processes can build at the same time."""
     handle, temporary = tempfile.mkstemp(prefix=f"{library.stem}-", suffix=".so", dir=library.parent)
     os.close(handle)
     try:
@@ -137,7 +138,7 @@ def build(compiler: list[str], source: Path, macros: Sequence[str], library: Pat
 
 
 def parallel() -> int | None:
-    """The address of GOMP_parallel in the OpenMP runtime that torch itself uses: its threads serve both."""
+    """The address of GOMP_parallel in torch's OpenMP runtime, so that both use the same threads."""
     if sys.platform == "win32":
         return None
     suffix = "dylib" if sys.platform == "darwin" else "so"

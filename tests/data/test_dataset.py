@@ -1,4 +1,4 @@
-"""`Dataset` and `split` on the digits: the split is fixed, and mean and std are of the training split."""
+"""`Dataset` and `split` on the digits: the split is fixed; mean and std are of its training part."""
 
 from __future__ import annotations
 

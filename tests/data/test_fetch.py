@@ -1,4 +1,4 @@
-"""Downloads from a local server: checked, unpacked, whole or not at all; one line for each problem."""
+"""Downloads from a local server: checked, unpacked, whole or not at all; one line a problem."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ quiet = pytest.mark.filterwarnings("ignore::curvact.data.OtherDataWarning")
 
 
 class Server:
-    """A mirror. `files`: by NAME/FILE. `asked`: requested paths. `cut`: paths that end after half."""
+    """A mirror. files: by NAME/FILE. asked: requested paths. cut: paths that end after half."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Tables of the Hugging Face hub: a stand-in in memory, and the real library's where it is installed."""
+"""Tables of the Hugging Face hub: a stand-in, and those of the library where it is installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("aye", "bee", *"cdefghij")
 
 
 class Table:
-    """Rows, and features whose label may know its names: all that is used of a `datasets.Dataset`."""
+    """The part of `datasets.Dataset` in use: rows, and features with or without class names."""
 
     def __init__(
         self, pictures: Any, labels: Any, *, image: str = "img", label: str = "label", names: Any = NAMES

@@ -1,4 +1,4 @@
-"""Every layout gives back the images that were written in it, and each way that a file can be bad is one line naming it."""
+"""Each layout gives back the images that were written; each bad file is one line with its name."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_cifar_batch_as_python_2_and_as_python_3_wrote_it(tmp_path: Path) -> Non
         content = {"data": IMAGES.reshape(7, -1), "labels": LABELS.tolist(), "filenames": ["ü"] * 7}
         path.write_bytes(pickle.dumps(content, protocol=protocol))
         same(layouts.cifar_batch(path))
-    # By hand, as Python 2's pickle names numpy: protocol 2, GLOBAL numpy.core.multiarray._reconstruct.
+    # Python 2's pickles name numpy.core, not numpy._core.
     data = cifar_batch(IMAGES, LABELS, b"labels").replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     path.write_bytes(data)
     same(layouts.cifar_batch(path))
@@ -267,7 +267,7 @@ def picture(path: Path, array: Any, **options: Any) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of 6×6 images, lossless: a colour one, a grey one, one with alpha, and one deeper down."""
+    """Two classes of lossless 6×6 images: colour, grey, with alpha, and in a subfolder."""
     pixels = IMAGES[:, :, :6, :6].transpose(0, 2, 3, 1)
     place = tmp_path / "photos"
     picture(place / "cat" / "b.png", pixels[0])
@@ -365,7 +365,7 @@ def test_bad_folders(folder: Path) -> None:
 
 
 def test_scaling_of_pictures_keeps_the_aspect_and_cuts_out_the_centre(tmp_path: Path) -> None:
-    """Stripes of 4 grey levels, 8 pixels each: the centre half of the wide picture is the middle two."""
+    """Four stripes of 8 pixels: the centre of the wide picture is the middle two."""
     row = np.repeat(np.array([0, 80, 160, 240], np.uint8), 8)
     wide = np.tile(row, (16, 1))
     for array in (wide, wide.T):
@@ -380,7 +380,7 @@ def test_scaling_of_pictures_keeps_the_aspect_and_cuts_out_the_centre(tmp_path: 
 
 
 def test_resize_is_antialiased() -> None:
-    """A checkerboard of single pixels halves to its mean; without antialiasing a quarter picks single pixels."""
+    """A checkerboard of pixels becomes its mean. Without antialiasing, size 4 picks single pixels."""
     board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 200
     images = board.to(torch.uint8).expand(2, 3, 16, 16).contiguous()
     for size in (8, 4):
@@ -400,7 +400,7 @@ def test_resize_keeps_constants_and_range(source: int, size: int, value: int) ->
     out = layouts.resize(noise, size)
     assert int(out.min()) >= int(noise.min())
     assert int(out.max()) <= int(noise.max())
-    # Pillow has its own bilinear filter with antialiasing; both round once or twice: two levels apart at most.
+    # Pillow has its own antialiased bilinear filter. Rounding differs: at most two levels.
     for mine, image in zip(out, noise, strict=True):
         theirs = np.asarray(Image.fromarray(image[0].numpy()).resize((size, size), Image.Resampling.BILINEAR))
         assert np.abs(mine[0].numpy().astype(int) - theirs.astype(int)).max() <= 2

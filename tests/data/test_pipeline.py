@@ -107,27 +107,15 @@ def test_the_batches_of_a_seed_never_change() -> None:
 
 
 def test_shifts_and_flips_are_uniform() -> None:
-    """Each of the 81 shifts: 1,000 times ± 31.4 (binomial). Five standard deviations: 5e-5 in all."""
+    """Each of 81 shifts comes 1,000 ± 31.4 times (binomial). Beyond five deviations: 5e-5 in all."""
     draws = draw(81_000, Augmentation(crop=4, flip=True), 32, 32, generator(3, "test"))
     counts = torch.bincount((draws.shift[:, 0] + 4) * 9 + draws.shift[:, 1] + 4, minlength=81)
     assert len(counts) == 81
     assert int((counts - 1000).abs().max()) < 5 * 31.4
     assert abs(int(draws.flip.sum()) - 40_500) < 5 * 142.3
     assert not draw(99, Augmentation(), 32, 32, generator(0, "x")).flip.any()
-
-
-def test_cutout_paints_one_square_anywhere() -> None:
-    images = torch.full((200, 3, 16, 16), 255, dtype=torch.uint8)
-    augmentation = Augmentation(cutout=5)
-    draws = draw(200, augmentation, 16, 16, generator(0, "test"))
-    fill = torch.tensor([0.1, 0.2, 0.3])
-    got = augment(images, torch.arange(200), augmentation, draws, fill)
-    for i in range(200):
-        expected = np.ones((3, 16, 16), np.float32)
-        y, x = draws.centre[i].tolist()
-        expected[:, max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = fill.numpy()[:, None, None]
-        assert np.array_equal(got[i].numpy(), expected)
-    assert set(draws.centre.flatten().tolist()) == set(range(16))
+    centre = draw(500, Augmentation(cutout=5), 16, 9, generator(0, "x")).centre
+    assert [set(c.tolist()) for c in centre.T] == [set(range(16)), set(range(9))]
 
 
 def test_without_augmentation_an_epoch_is_a_shuffled_pass() -> None:
@@ -137,17 +125,6 @@ def test_without_augmentation_an_epoch_is_a_shuffled_pass() -> None:
     assert len(got) == batches_per_epoch(train, 48) == 27
     assert torch.equal(torch.cat([x for x, _ in got]), train.inputs(order))
     assert torch.equal(torch.cat([y for _, y in got]), train.labels[order])
-
-
-def test_seeds_and_epochs_differ_and_repeat() -> None:
-    train = load("digits").train.first(64)
-
-    def first(seed: int, epoch: int) -> Tensor:
-        return next(epoch_batches(train, 64, seed=seed, epoch=epoch, augmentation=Augmentation(crop=2)))[0]
-
-    assert torch.equal(first(0, 1), first(0, 1))
-    assert not torch.equal(first(0, 1), first(0, 2))
-    assert not torch.equal(first(0, 1), first(1, 1))
 
 
 def test_the_global_random_state_is_neither_read_nor_moved() -> None:

@@ -16,7 +16,7 @@ from curvact.data.layouts import Labelled
 from curvact.errors import CurvactError, nearest
 
 Read = Callable[[Path, int | None], tuple[Labelled, Labelled | None] | None]
-"""From a folder and a size to training and test images. None: the folder does not hold the files."""
+"""From a folder and a size to training and test images. None: the files are not in the folder."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Entry:
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the named data sets: `root`, else the environment's CURVACT_DATA, else `data`."""
+    """The folder of named data sets: `root`, else the environment's CURVACT_DATA, else `data`."""
     return Path(root if root is not None else os.environ.get("CURVACT_DATA") or "data")
 
 

@@ -56,7 +56,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test images. Training chooses its best epoch on the validation split."""
+    """Training, validation and test images. The best epoch is chosen on the validation split."""
 
     train: Dataset
     validation: Dataset
@@ -69,7 +69,7 @@ class Splits:
     def first(
         self, *, train: int | None = None, validation: int | None = None, test: int | None = None
     ) -> Splits:
-        """At most so many images of each split. Mean and std stay those of the whole training split.
+        """At most so many images of each split. Mean and std do not change.
 
         Raises CurvactError for a number below 1.
         """
@@ -122,7 +122,7 @@ def permutation(count: int) -> Tensor:
 
 
 def moments(images: Tensor, index: Tensor, chunk: int = 1024) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of the chosen images in [0, 1], from integer sums."""
+    """Mean and standard deviation of each channel of the chosen images in [0, 1]. Sums are exact."""
     total = torch.zeros(images.shape[1], dtype=torch.int64)
     squares = torch.zeros_like(total)
     for part in torch.split(index, chunk):

@@ -1,4 +1,4 @@
-"""Downloads of named data sets from their publishers or from a mirror, checked against checksums."""
+"""Downloads of named data sets, from their publishers or a mirror, with checksums."""
 
 from __future__ import annotations
 

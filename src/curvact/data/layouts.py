@@ -344,7 +344,7 @@ def fitted(image: Any, size: int) -> Any:
 
 
 def _keep(cache: Path, array: Array) -> None:
-    """Write the cache in place of the old one. Without a cache, images are only read more slowly."""
+    """Write the cache in place of the old one, if possible. Without it, reading is only slower."""
     temporary = cache.with_name(f"{cache.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -121,7 +121,7 @@ def _load_place(name: str, size: int | None) -> Splits:
 
 
 def _read_arrays(path: Path) -> Found:
-    """An .npz (Keras's keys, or images and labels), or {train,test}_{images,labels}.npy in a folder."""
+    """The arrays of an .npz, or {train,test}_{images,labels}.npy in a folder."""
     testing = None
     if path.is_dir():
         training = layouts.npy(path / "train_images.npy", path / "train_labels.npy")

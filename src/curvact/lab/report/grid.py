@@ -1,4 +1,4 @@
-"""A picture of a data set: one row a class."""
+"""A picture of a data set, with one row a class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from curvact.files import atomic_write
 
 
 def draw_grid(dataset: Dataset, path: Path, *, columns: int = 10, rows: int = 10) -> None:
-    """Write a picture (.png, .svg or .pdf) with the first `columns` images of each of the first `rows` classes that have any.
+    """Write a picture of the first `columns` images of the first `rows` classes.
+
+    path: ends in .png, .svg or .pdf.
+    Classes without images are left out. Raises CurvactError for another ending, for a number of
+    columns or rows below 1, and for a folder that does not exist.
 
     >>> import tempfile
     >>> from curvact.data import load
