@@ -13,24 +13,33 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from curvact.activations import Activation, swap_activations
+from curvact.attacks import ThreatModel
+from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.models import (
     MODELS,
     VGG,
+    ActivationSource,
+    Common,
     PreActResNet,
     ResNet,
     SmallCNN,
     ViT,
     WideResNet,
-    activation_source,
     arguments_of,
     build,
+    extract_activation,
+    prepare,
+    register_model,
 )
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
+from curvact.models.registry import COMMON
 from curvact.models.vit import TransformerBlock, attention
 from curvact.random import generator
+from curvact.training import Recipe, fit
 
 TINY: dict[str, dict[str, Any]] = {
     "mini_resnet": {"width": 2},
@@ -350,7 +359,7 @@ def test_block_is_the_pre_norm_encoder_layer_of_torch() -> None:
     theirs = nn.TransformerEncoderLayer(
         width, heads, 4 * width, 0.0, nn.GELU(), batch_first=True, norm_first=True, dtype=torch.float64
     )
-    ours = TransformerBlock(width, heads, 4, activation_source("gelu", "layer"), 1).double()
+    ours = TransformerBlock(width, heads, 4, ActivationSource("gelu", "layer"), 1).double()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -618,16 +627,70 @@ def test_dropout_of_the_wide_resnet() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_takes_the_common_arguments_and_its_own(name: str) -> None:
-    common = {"activation", "channels", "classes", "size", "mean", "std", "scope", "generator"}
     own = arguments_of(name)
-    assert not common & own.keys()
-    builder = MODELS[name]
-    parameters = inspect.signature(builder).parameters
-    assert common | own.keys() <= parameters.keys()
-    assert next(iter(parameters)) == "activation"
-    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[1:])
+    assert not own.keys() & set(COMMON)
+    parameters = list(inspect.signature(MODELS[name]).parameters.values())
+    assert parameters[0].name == "activation"
+    assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters[1:])
+    common: dict[str, Any] = {
+        "channels": 1,
+        "classes": 3,
+        "size": 16,
+        "mean": [0.1],
+        "std": [0.2],
+        "scope": "layer",
+    }
+    assert {"activation", "generator", *common} == set(COMMON)
     with torch.device("meta"):
         assert count(build(name, **own)) == count(build(name))
+    model = build(name, activation="silu", generator=generator(0, "x"), **{**common, **TINY[name]})
+    assert model(images(2, 1, 16)).shape == (2, 3)
+
+
+class Pointwise(nn.Module):
+    """An architecture of somebody else."""
+
+    def __init__(self, activation: Any = "relu", *, width: int = 4, **common: Unpack[Common]) -> None:
+        super().__init__()
+        frame = prepare("pointwise", activation, common, width=width)
+        self.normalize = frame.normalize
+        self.conv = nn.Conv2d(frame.channels, width, 1)
+        self.act = frame.activations(1, width)
+        self.linear = nn.Linear(width, frame.classes)
+        frame.initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.act(self.conv(self.normalize(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_an_architecture_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One class and one call: it is built by name, trained, saved, loaded, and gives its activation."""
+    monkeypatch.setattr("curvact.models.registry.MODELS", MODELS.copy())
+    register_model("pointwise", Pointwise)
+    assert arguments_of("pointwise") == {"width": 4}
+    arguments = {"name": "pointwise", "activation": "psilu", "width": 3, "channels": 1}
+    model = build(**arguments, generator=generator(0, "initialization"))
+    again = build(**arguments, generator=generator(0, "initialization"))
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    recipe = Recipe(epochs=1, batch_size=4, crop=0, flip=False)
+    digits = load("digits", train=4, validation=2, test=2)
+    fit(model, digits, recipe, ThreatModel("linf", 0.1), seed=0)
+    assert not torch.equal(model.conv.weight, again.conv.weight)
+    save_checkpoint(tmp_path / "a.safetensors", model.eval(), arguments, {})
+    x = images(2, 1)
+    assert torch.equal(load_checkpoint(tmp_path / "a.safetensors")(x), model(x))
+    assert extract_activation(tmp_path / "a.safetensors").parameters == 1
+
+
+def test_what_cannot_be_registered() -> None:
+    for name, builder, message in (
+        ("vit", Pointwise, "a model named 'vit' exists"),
+        ("mine", lambda activation, channels: nn.Identity(), "'mine' does not take classes, size, mean, std"),
+    ):
+        with pytest.raises(CurvactError, match=message):
+            register_model(name, builder)
+    with pytest.raises(CurvactError, match="pointwise has no argument 'widht'; did you mean 'width'"):
+        Pointwise(widht=3)  # type: ignore[call-arg]
 
 
 def test_names_fix_their_depth() -> None:

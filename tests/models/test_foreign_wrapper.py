@@ -143,11 +143,11 @@ def test_an_evaluation_on_record() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": lambda x: x}, "logits_of got function: a torch.nn.Module"),
-        ({"mean": [0.5] * 3}, r"mean=\[0.5, 0.5, 0.5\], std=None: both or neither"),
+        ({"model": lambda x: x}, "logits_of got function: it takes a torch.nn.Module"),
+        ({"mean": [0.5] * 3}, r"mean=\[0.5, 0.5, 0.5\], std=None: give both or neither"),
         ({"mean": [0.5] * 3, "std": [0.0] * 3}, "std > 0"),
-        ({"size": 0}, "size=0: one whole number >= 1"),
-        ({"size": (4, 4, 3)}, r"size=\(4, 4, 3\): one whole number"),
+        ({"size": 0}, "size=0: give a whole number >= 1"),
+        ({"size": (4, 4, 3)}, r"size=\(4, 4, 3\): give a whole number"),
         ({"size": (4, 0.5)}, r"size=\(4, 0.5\)"),
         (
             {"model": Theirs(lambda z: {"scores": z, "boxes": z})},

@@ -163,7 +163,7 @@ def test_what_cannot_be_saved_writes_nothing(model: nn.Module, tmp_path: Path) -
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "README.md").write_text("my own")
-    with pytest.raises(CurvactError, match="holds something else than a model"):
+    with pytest.raises(CurvactError, match="has content that is not a model"):
         save_pretrained(model, mine, architecture=ARGUMENTS)
     assert (mine / "README.md").read_text() == "my own"
     with pytest.raises(CurvactError, match="needs architecture="):
@@ -188,15 +188,15 @@ def _edit(folder: Path, **changes: Any) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "holds no model"),
-        (lambda f: (f / "config.json").write_text("{"), "is not the description of a model"),
-        (lambda f: (f / "config.json").write_text("[1]"), "is not the description of a model"),
-        (lambda f: _edit(f, library="transformers"), "is not the description of a model"),
-        (lambda f: _edit(f, activation=3), "is not the description of a model"),
+        (lambda f: (f / "config.json").write_text("{"), "does not describe a model"),
+        (lambda f: (f / "config.json").write_text("[1]"), "does not describe a model"),
+        (lambda f: _edit(f, library="transformers"), "does not describe a model"),
+        (lambda f: _edit(f, activation=3), "does not describe a model"),
         (lambda f: _edit(f, architecture={"name": ["mini_resnet"]}), "lacks its name"),
         (lambda f: _edit(f, architecture={"name": "resnet19"}), "unknown model 'resnet19'"),
         (lambda f: _edit(f, architecture={**ARGUMENTS, "mean": ["a"]}), "does not fit its architecture"),
         (lambda f: _edit(f, architecture={**ARGUMENTS, "width": 4}), "does not fit its architecture"),
-        (lambda f: _edit(f, weights_sha256="0" * 64), "are not the weights that"),
+        (lambda f: _edit(f, weights_sha256="0" * 64), "is not the file of weights that"),
         (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04K*."), "truncated or damaged"),
     ],
@@ -293,7 +293,7 @@ def test_a_repository_comes_from_the_cache(
     x = torch.rand(2, 1, 8, 8, generator=generator(0, "images"))
     assert torch.equal(from_pretrained("owner/name", cache_dir=tmp_path / "cache")(x), model(x))
     with pytest.raises(
-        CurvactError, match="no folder owner/other, and not to be had from the Hugging Face Hub"
+        CurvactError, match="no folder owner/other, and the Hugging Face Hub did not give it"
     ) as error:
         from_pretrained("owner/other", cache_dir=tmp_path / "cache")
     assert "\n" not in str(error.value)

@@ -247,10 +247,10 @@ def test_pssilu_weights_do_not_go_into_a_relu_network() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: small("rctaf(curvature=6)"), "RobustBench's computes rctaf"),
-        (lambda: small(nn.Tanh), r"RobustBench's computes Tanh\(\)"),
+        (lambda: small("rctaf(curvature=6)"), "RobustBench computes rctaf"),
+        (lambda: small(nn.Tanh), r"RobustBench computes Tanh\(\)"),
         (lambda: small(scope="layer"), "different activations"),
-        (lambda: MiniResNet("relu"), "not known here"),
+        (lambda: MiniResNet("relu"), "an unknown network"),
         (lambda: nn.Linear(2, 2), "no layer 'normalize'"),
     ],
 )
@@ -264,11 +264,11 @@ def test_what_robustbench_has_no_class_for_is_not_written(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["init_conv.weight", "layer.0.block.0.conv_0.weight"], "not known here .*init_conv.weight"),
-        (["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "linear.weight"], "not known here"),
-        (["layer1.0.conv1.weight", "linear.weight"], "not known here"),
+        (["init_conv.weight", "layer.0.block.0.conv_0.weight"], r"an unknown network \(init_conv.weight"),
+        (["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "linear.weight"], "an unknown network"),
+        (["layer1.0.conv1.weight", "linear.weight"], "an unknown network"),
         (["conv1.weight", "block1.layer.0.conv1.weight", "fc.weight"], r"\[1, 0, 0\] blocks in its stages"),
-        (["conv1.weight", *(f"block{k}.layer.0.conv1.weight" for k in (1, 2, 3))], "do not have fc.weight"),
+        (["conv1.weight", *(f"block{k}.layer.0.conv1.weight" for k in (1, 2, 3))], "lack fc.weight"),
     ],
 )
 def test_an_unknown_architecture_is_one_clear_line(keys: list[str], message: str) -> None:

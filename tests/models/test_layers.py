@@ -14,8 +14,8 @@ from curvact.activations import RCTAF
 from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.models.layers import (
+    ActivationSource,
     Dropout,
-    activation_source,
     initialize,
     normalization,
     require_sizes,
@@ -75,7 +75,7 @@ def test_initialization_leaves_activations_alone() -> None:
     gate = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1))
     for parameter in gate.parameters():
         nn.init.constant_(parameter, 0.25)
-    source = activation_source(gate, "layer")
+    source = ActivationSource(gate, "layer")
     model = nn.Sequential(nn.Conv2d(1, 1, 3), source(1), source(2))
     nn.init.constant_(model[0].weight, 0.25)  # type: ignore[arg-type]
     initialize(model, generator(0, "initialization"), activations=source.made)
@@ -88,7 +88,7 @@ def test_initialization_leaves_activations_alone() -> None:
     ("scope", "distinct"), [("network", 1), ("stage", 2), ("layer", 4)], ids=lambda v: str(v)
 )
 def test_what_a_source_makes(scope: str, distinct: int) -> None:
-    source = activation_source("rctaf(curvature=6)", scope)  # type: ignore[arg-type]
+    source = ActivationSource("rctaf(curvature=6)", scope)  # type: ignore[arg-type]
     given_out = [source(0), source(0), source(1), source(1)]
     assert len({id(m) for m in given_out}) == distinct
     assert [id(m) for m in source.made] == list(dict.fromkeys(id(m) for m in given_out))
@@ -158,8 +158,8 @@ def test_dropout_seeds_are_drawn_last() -> None:
         (lambda: Dropout(1.0), "dropout=1.0: must be a number in"),
         (lambda: Dropout("half"), "dropout='half'"),  # type: ignore[arg-type]
         (lambda: Dropout(float("nan")), "dropout=nan"),
-        (lambda: activation_source(lambda: 3, "layer")(0), "made 3: it must make an nn.Module"),  # type: ignore[arg-type, return-value]
-        (lambda: activation_source("relu", "block"), "scope 'block': allowed are network, stage, layer"),  # type: ignore[arg-type]
+        (lambda: ActivationSource(lambda: 3, "layer")(0), "made 3: it must make an nn.Module"),  # type: ignore[arg-type, return-value]
+        (lambda: ActivationSource("relu", "block"), "scope 'block': allowed are network, stage, layer"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]

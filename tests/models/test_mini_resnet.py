@@ -8,7 +8,7 @@ from torch import nn
 
 from curvact.activations import Activation
 from curvact.errors import CurvactError
-from curvact.models import MiniResNet, Normalize, activation_source, build
+from curvact.models import ActivationSource, MiniResNet, Normalize, build
 from curvact.random import generator
 
 
@@ -118,7 +118,7 @@ def test_compiles_as_one_graph_with_our_activation() -> None:
         (lambda: build("mini_resent"), "unknown model 'mini_resent'; did you mean 'mini_resnet'"),
         (lambda: MiniResNet("relu", width=0), "width=0"),
         (lambda: MiniResNet("rleu"), "did you mean 'relu'"),
-        (lambda: activation_source("relu", "channels"), "scope 'channels'"),  # type: ignore[arg-type]
+        (lambda: ActivationSource("relu", "channels"), "scope 'channels'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]

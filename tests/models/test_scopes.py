@@ -18,7 +18,7 @@ from curvact.activations import (
     current_parameters,
 )
 from curvact.errors import CurvactError
-from curvact.models import MODELS, activation_source, build
+from curvact.models import MODELS, ActivationSource, build
 from curvact.random import generator
 
 TINY: dict[str, dict[str, Any]] = {
@@ -166,12 +166,12 @@ def test_a_users_own_activation_by_channel() -> None:
 
 
 def test_scopes_unless_told_otherwise() -> None:
-    assert activation_source("relu").scope == "layer"
-    assert activation_source("psilu").scope == "network"
-    assert activation_source(PSiLU).scope == "network"
-    assert activation_source(lambda: activation("psilu")).scope == "layer"
-    assert activation_source("sparta(variant=full, norm=True)").scope == "layer"
-    assert activation_source("psilu", "stage").scope == "stage"
+    assert ActivationSource("relu").scope == "layer"
+    assert ActivationSource("psilu").scope == "network"
+    assert ActivationSource(PSiLU).scope == "network"
+    assert ActivationSource(lambda: activation("psilu")).scope == "layer"
+    assert ActivationSource("sparta(variant=full, norm=True)").scope == "layer"
+    assert ActivationSource("psilu", "stage").scope == "stage"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -188,16 +188,16 @@ def test_nothing_to_learn_by_channel_is_one_clear_line(name: str, form: str) -> 
     ("call", "message"),
     [
         (
-            lambda: activation_source("psilu", "channels"),
+            lambda: ActivationSource("psilu", "channels"),
             "scope 'channels': allowed are network, stage, layer, channel",
         ),  # type: ignore[arg-type]
-        (lambda: activation_source("psilu", "channel")(1), "scope 'channel' needs the number of channels"),
+        (lambda: ActivationSource("psilu", "channel")(1), "scope 'channel' needs the number of channels"),
         (
-            lambda: activation_source(nn.PReLU, "channel")(1, 8),
-            "needs an Activation of curvact's or of yours, at PReLU",
+            lambda: ActivationSource(nn.PReLU, "channel")(1, 8),
+            "needs a subclass of curvact's Activation, at PReLU",
         ),
         (
-            lambda: activation_source(PSiLU(), "channel"),
+            lambda: ActivationSource(PSiLU(), "channel"),
             "needs a name or a factory of activations, not one module",
         ),
     ],

@@ -1,87 +1,50 @@
 """Activations: families, names, κ of anything, and swapping activations inside any module."""
 
-from curvact.activations import functional
-from curvact.activations.base import Activation, Elementwise, ScaledActivation
-from curvact.activations.curvature import Peak, max_curvature
-from curvact.activations.families.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
-from curvact.activations.families.power_gate import PowerGate
-from curvact.activations.families.pssilu import FixedPSSiLU, PSSiLU, SSiLU
-from curvact.activations.families.rcr import RCRAF
-from curvact.activations.families.rct import RCTAF
-from curvact.activations.families.sparta import Sparta
-from curvact.activations.families.squareplus import Squareplus
-from curvact.activations.families.standard import ELU, GELU, Mish, ReLU, Softplus
-from curvact.activations.families.swish import SiLU, Swish
-from curvact.activations.kernels.execution import kernel_info, set_fusion
-from curvact.activations.learned import (
-    activation_parameters,
-    clip_beta_gradient,
-    constrain_,
-    current_curvature,
-    current_parameters,
-    known_curvature,
-    penalty,
-)
-from curvact.activations.registry import (
-    ActivationLike,
-    act_layer,
-    activation,
-    activation_names,
-    as_factory,
-    default_scope,
-    name_of,
-    register,
-    takes_channels,
-)
-from curvact.activations.swap import Replacement, SwapReport, swap_activations
-
-__all__ = [
-    "ELU",
-    "GELU",
-    "PELU",
-    "RCRAF",
-    "RCTAF",
-    "Activation",
-    "ActivationLike",
-    "Elementwise",
-    "FixedPSSiLU",
-    "Mish",
-    "PReLU",
-    "PReLUPlus",
-    "PSSiLU",
-    "PSiLU",
-    "PSoftplus",
-    "Peak",
-    "PowerGate",
-    "ReBLU",
-    "ReLU",
-    "Replacement",
-    "SSiLU",
-    "ScaledActivation",
-    "SiLU",
-    "Softplus",
-    "Sparta",
-    "Squareplus",
-    "SwapReport",
-    "Swish",
-    "act_layer",
-    "activation",
-    "activation_names",
-    "activation_parameters",
-    "as_factory",
-    "clip_beta_gradient",
-    "constrain_",
-    "current_curvature",
-    "current_parameters",
-    "default_scope",
-    "functional",
-    "kernel_info",
-    "known_curvature",
-    "max_curvature",
-    "name_of",
-    "penalty",
-    "register",
-    "set_fusion",
-    "swap_activations",
-    "takes_channels",
-]
+from curvact.activations import functional as functional
+from curvact.activations.base import Activation as Activation
+from curvact.activations.base import Elementwise as Elementwise
+from curvact.activations.base import ScaledActivation as ScaledActivation
+from curvact.activations.curvature import Peak as Peak
+from curvact.activations.curvature import max_curvature as max_curvature
+from curvact.activations.families.paf import PELU as PELU
+from curvact.activations.families.paf import PReLU as PReLU
+from curvact.activations.families.paf import PReLUPlus as PReLUPlus
+from curvact.activations.families.paf import PSiLU as PSiLU
+from curvact.activations.families.paf import PSoftplus as PSoftplus
+from curvact.activations.families.paf import ReBLU as ReBLU
+from curvact.activations.families.power_gate import PowerGate as PowerGate
+from curvact.activations.families.pssilu import FixedPSSiLU as FixedPSSiLU
+from curvact.activations.families.pssilu import PSSiLU as PSSiLU
+from curvact.activations.families.pssilu import SSiLU as SSiLU
+from curvact.activations.families.rcr import RCRAF as RCRAF
+from curvact.activations.families.rct import RCTAF as RCTAF
+from curvact.activations.families.sparta import Sparta as Sparta
+from curvact.activations.families.squareplus import Squareplus as Squareplus
+from curvact.activations.families.standard import ELU as ELU
+from curvact.activations.families.standard import GELU as GELU
+from curvact.activations.families.standard import Mish as Mish
+from curvact.activations.families.standard import ReLU as ReLU
+from curvact.activations.families.standard import Softplus as Softplus
+from curvact.activations.families.swish import SiLU as SiLU
+from curvact.activations.families.swish import Swish as Swish
+from curvact.activations.kernels.execution import kernel_info as kernel_info
+from curvact.activations.kernels.execution import set_fusion as set_fusion
+from curvact.activations.learned import activation_parameters as activation_parameters
+from curvact.activations.learned import clip_beta_gradient as clip_beta_gradient
+from curvact.activations.learned import constrain_ as constrain_
+from curvact.activations.learned import current_curvature as current_curvature
+from curvact.activations.learned import current_parameters as current_parameters
+from curvact.activations.learned import known_curvature as known_curvature
+from curvact.activations.learned import penalty as penalty
+from curvact.activations.registry import ActivationLike as ActivationLike
+from curvact.activations.registry import act_layer as act_layer
+from curvact.activations.registry import activation as activation
+from curvact.activations.registry import activation_names as activation_names
+from curvact.activations.registry import as_factory as as_factory
+from curvact.activations.registry import default_scope as default_scope
+from curvact.activations.registry import name_of as name_of
+from curvact.activations.registry import register as register
+from curvact.activations.registry import takes_channels as takes_channels
+from curvact.activations.swap import Replacement as Replacement
+from curvact.activations.swap import SwapReport as SwapReport
+from curvact.activations.swap import swap_activations as swap_activations

@@ -1,79 +1,72 @@
-"""Checks of the parameters of activations: each returns the value, or raises CurvactError with its name and family."""
+"""Checks of the parameters of activations.
+
+Each returns the number as a float, or raises CurvactError with its value, name and family. A
+tensor, which only functional forms take, is returned as it is.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 from torch import Tensor
 
 from curvact.activations.kernels.shape import Scale
 from curvact.errors import CurvactError
 
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+Number = TypeVar("Number", bound=Scale)
 
 
-def finite(value: float, name: str, where: str) -> float:
+def finite(value: Number, name: str, where: str) -> Number:
     """A finite number."""
-    if not _number(value) or not math.isfinite(value):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a finite number")
-    return float(value)
+    return _checked(value, True, name, where, "a finite number")
 
 
-def positive(value: float, name: str, where: str) -> float:
+def positive(value: Number, name: str, where: str) -> Number:
     """A finite number above 0."""
-    if not _number(value):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a number > 0")
-    if not (math.isfinite(value) and value > 0):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a finite number > 0")
-    return float(value)
+    return _checked(value, _is_number(value) and value > 0, name, where, "a finite number > 0")
 
 
-def nonzero(value: float, name: str, where: str) -> float:
+def nonzero(value: Number, name: str, where: str) -> Number:
     """A finite number other than 0."""
-    if not _number(value) or not math.isfinite(value):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a finite number other than 0")
-    if value == 0:
+    if _is_number(value) and value == 0:
         raise CurvactError(
-            f"{name}={value!r} in {where}: {name} must not be 0: the gradient of |{name}| is 0 there, so it would never move"
+            f"{name}={value!r} in {where}: {name} must not be 0, because |{name}| has no gradient there"
         )
-    return float(value)
+    return _checked(value, True, name, where, "a finite number other than 0")
 
 
-def below_one(value: float, name: str, where: str) -> float:
+def below_one(value: Number, name: str, where: str) -> Number:
     """A number of size below 1."""
-    if not _number(value) or not abs(value) < 1:
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be a number with |{name}| < 1")
-    return float(value)
+    return _checked(value, _is_number(value) and abs(value) < 1, name, where, f"a number with |{name}| < 1")
 
 
 def one_of(value: int, allowed: range, name: str, where: str) -> int:
     """A whole number of the range."""
-    if not _number(value) or value != int(value) or int(value) not in allowed:
-        raise CurvactError(
-            f"{name}={value!r} in {where}: {name} must be a whole number from {allowed.start} to {allowed.stop - 1}"
-        )
-    return int(value)
+    holds = _is_number(value) and value == int(value) and int(value) in allowed
+    numbers = f"a whole number from {allowed.start} to {allowed.stop - 1}"
+    return int(_checked(value, holds, name, where, numbers))
 
 
-def positive_scale(value: Scale, name: str, where: str) -> Scale:
-    """A tensor as it is, or a finite number above 0."""
-    return value if isinstance(value, Tensor) else positive(value, name, where)
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def nonzero_scale(value: Scale, name: str, where: str) -> Scale:
-    """A tensor as it is, or a finite number other than 0."""
-    return value if isinstance(value, Tensor) else nonzero(value, name, where)
+def _checked(value: Number, holds: bool, name: str, where: str, allowed: str) -> Number:
+    if isinstance(value, Tensor):
+        return value
+    if not (_is_number(value) and holds):
+        raise CurvactError(f"{name}={value!r} in {where}: {name} must be {allowed}")
+    return float(value)  # type: ignore[return-value]
 
 
 def written(value: float | Tensor) -> str:
-    """The shortest text that parses back to the same number; of a tensor, its entry of largest size."""
+    """The shortest text that parses back to the same number; of a tensor, the largest entry."""
     return repr(value) if isinstance(value, int) else repr(float(present(value)))
 
 
 def present(parameter: float | Tensor) -> float:
-    """The present value of a parameter; of several, the one of largest size (NaN if one is NaN)."""
+    """The value of a parameter; of several, the one of largest size (NaN if one is NaN)."""
     if not isinstance(parameter, Tensor):
         return parameter
     flat = parameter.detach().flatten()

@@ -1,4 +1,4 @@
-"""What an activation is: an elementwise module that knows its slope, its curvature and where that is largest."""
+"""What an activation is: an elementwise module that knows its slope, its curvature and its κ."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ LEAST_SCALE = 1e-6
 class Activation(nn.Module):
     """An elementwise activation. Abstract: subclass it and write `forward`.
 
-    `slope`, `curvature` and `max_curvature` follow from `forward` by automatic differentiation and a numerical search; a family
-    that has closed forms overrides them. `str(act)` is a name that `curvact.activation` parses back to an equal activation.
-    Every subclass also takes `inplace` and ignores it, so that it can stand for `nn.ReLU` in other people's networks.
+    `slope`, `curvature` and `max_curvature` follow from `forward` by automatic differentiation and
+    a numerical search; a family that has closed forms overrides them. `str(act)` is a name that
+    `curvact.activation` parses back to an equal activation. Every subclass also takes `inplace` and
+    ignores it, so that it can stand for `nn.ReLU` in other people's networks.
 
     >>> class Cubic(Activation):
     ...     def forward(self, x):
@@ -41,7 +42,8 @@ class Activation(nn.Module):
 
     Class attributes that a family may set:
 
-    default_scope: how widely an architecture shares it by default: "network" if its authors share it so, else "layer".
+    default_scope: how widely an architecture shares it by default: "network" if its authors share
+        it so, else "layer".
     shareable: whether several places of a network may share one.
     maps_only: whether it needs N×C×H×W or N×C inputs.
     learned_by_default: whether its parameters are trained unless `learnable=False`.
@@ -98,10 +100,11 @@ class Activation(nn.Module):
         return f"{self.family()}({', '.join(filter(None, parts))})".removesuffix("()")
 
     def per_channel_(self, channels: int, *, maps: bool = True) -> None:
-        """Give each channel a value of its own of every scalar parameter, in place: the scope "channel".
+        """Give each channel its own value of every scalar parameter, in place: the scope "channel".
 
-        maps: inputs are …×C×H×W and parameters become C×1×1; otherwise inputs are …×C and parameters C.
-        The name then ends in `channels=C`, shows the values that are largest in size, and does not parse.
+        maps: inputs are …×C×H×W and parameters become C×1×1; otherwise inputs are …×C and
+            parameters C.
+        The name then ends in `channels=C`, shows the values of largest size, and does not parse.
         Raises CurvactError if there are no parameters, or others than scalars.
         """
         own = {name: p for name, p in self._parameters.items() if p is not None}
@@ -121,7 +124,7 @@ class Activation(nn.Module):
         self._channels = channels
 
     def constrain_(self) -> None:
-        """Bring learned parameters back to the domain of the family, in place: call it after every optimizer step."""
+        """Bring learned parameters back to their domain, in place, after an optimizer step."""
 
     def __repr__(self) -> str:
         return self.name
@@ -129,7 +132,7 @@ class Activation(nn.Module):
     __str__ = __repr__
 
     def _described(self, *names: str) -> str:
-        """`name=value` of these parameters and of the options that differ from their defaults, as `extra_repr` returns it."""
+        """`name=value` of these parameters, and the options that differ from their defaults."""
         parts = [f"{name}={written(getattr(self, name))}" for name in names]
         if self.learnable != self.learned_by_default:
             parts.append(f"learnable={self.learnable}")
@@ -149,11 +152,17 @@ def _without_inplace(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ScaledActivation(Activation):
-    """σ(x) = φ(αx)/α for a fixed φ: α sets the curvature, κ = α·max|φ''|, and any κ > 0 is met exactly. Abstract. [derived]
+    """σ(x) = φ(αx)/α for a fixed φ. Abstract. [derived]
 
-    A family sets the class attributes `formula` (φ, unless it depends on other parameters and is given to `__init__`),
-    `scale_name` (what its constructor calls α) and `others` (its other parameters).
+    α sets the curvature, κ = α·max|φ''|, and any κ > 0 is met exactly.
 
+    A family sets these class attributes:
+
+    formula: φ. If it depends on other parameters, the family overrides `unit_shape` instead.
+    scale_name: the name of α in its constructor. others: the names of its other parameters.
+    signed: whether |α| takes the place of α. Otherwise `constrain_` keeps α > 0, by reflection.
+
+    alpha: a finite number, > 0 unless `signed`, else not 0.
     learnable: α becomes a trainable scalar parameter.
     centered: σ(x) − σ(0) instead of σ(x).
     """
@@ -162,16 +171,14 @@ class ScaledActivation(Activation):
     scale_name: ClassVar[str] = "alpha"
     others: ClassVar[tuple[str, ...]] = ()
     signed: ClassVar[bool] = False
-    """Whether |α| takes the place of α. Otherwise `constrain_` keeps α > 0, by reflection."""
 
     alpha: float | nn.Parameter
 
-    def __init__(
-        self, alpha: float, *, learnable: bool, centered: bool, formula: Shape | None = None
-    ) -> None:
+    def __init__(self, alpha: float = 1.0, *, learnable: bool = False, centered: bool = False) -> None:
         super().__init__()
-        alpha = (nonzero if self.signed else positive)(alpha, self.scale_name, self.family())
-        shape = self.formula if formula is None else formula
+        check = nonzero if self.signed else positive
+        alpha = check(alpha, self.scale_name, self.family())
+        shape = self.unit_shape()
         self.shape = replace(shape, centered=True) if centered else shape
         self.centered = centered
         self.learnable = learnable
@@ -179,9 +186,13 @@ class ScaledActivation(Activation):
 
     @classmethod
     def from_curvature(cls, curvature: float, *, learnable: bool = False, centered: bool = False) -> Self:
-        """The member with κ = `curvature` exactly. It keeps that κ in training unless `learnable`."""
+        """The member with κ = `curvature` exactly. Training keeps that κ unless `learnable`."""
         kappa = positive(curvature, "curvature", cls.family())
         return cls(kappa / cls.formula.peak, learnable=learnable, centered=centered)
+
+    def unit_shape(self) -> Shape:
+        """φ and its derivatives, for the other parameters of this activation."""
+        return self.formula
 
     def forward(self, x: Tensor) -> Tensor:
         return apply(x, self._scale(), self.shape)
@@ -253,6 +264,6 @@ def size(parameter: float | Tensor) -> float | Tensor:
 
 
 def away_from_zero_(parameter: Tensor) -> None:
-    """At least LEAST_SCALE in size, in place, with its sign: the gradient of |α| is 0 at 0, and α would stay at 0."""
+    """Make it LEAST_SCALE or more in size, in place: at 0 |α| has no gradient and would stay."""
     least = torch.full_like(parameter, LEAST_SCALE).copysign_(parameter)
     parameter.copy_(torch.where(parameter.abs() < LEAST_SCALE, least, parameter))

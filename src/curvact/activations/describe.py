@@ -1,4 +1,4 @@
-"""The properties of an activation: κ, limits, output at 0, monotone or not, positive on negative inputs or not."""
+"""Properties of an activation: κ, limits, output at 0, monotonicity, sign on negative inputs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ _RESOLUTION = 1e-12
 
 @dataclass(frozen=True)
 class Description:
-    """What `curvact activation` prints. Limits are read off at ±1e4, the other properties on a float64 grid over ±50/κ and ±1e4.
+    """What `curvact activation` prints.
+
+    Limits are values at ±1e4; the other properties hold on a float64 grid over ±50/κ and ±1e4.
 
     slope_low, slope_high: slope as x → −∞ and +∞.
-    value_low: value as x → −∞; infinite where it does not settle. gap_high: lim σ(x) − slope_high·x as x → +∞.
+    value_low: value as x → −∞; infinite if it does not settle.
+    gap_high: lim σ(x) − slope_high·x as x → +∞.
     monotone: the slope is nowhere negative. least_slope: the least slope.
     positive_on_negative: σ(x) > 0 for some x < 0. largest_on_negative: sup of σ over x < 0.
     """

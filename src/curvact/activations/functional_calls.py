@@ -1,4 +1,4 @@
-"""Functional activations in forward methods, such as F.relu(x): found by torch.fx and in the source, or rewritten to modules."""
+"""Functional activations in forward methods, such as F.relu(x): found, or rewritten to modules."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 def trace(model: nn.Module, match: Match, new: list[nn.Module]) -> torch.fx.Graph:
-    """The graph of the model, with activations and the modules `new` as leaves. Raises CurvactError if torch.fx cannot."""
+    """The graph of the model; activations and the modules `new` are leaves. May raise CurvactError."""
     added = {id(m) for m in new}
     try:
         with _untouched(model), warnings.catch_warnings():
@@ -86,7 +86,7 @@ def _owner(node: torch.fx.Node) -> tuple[str, str]:
 
 
 def functional_calls(model: nn.Module, match: Match, new: list[nn.Module]) -> tuple[str, ...]:
-    """`path: name` of the functional activations in all forward methods, except in those of activations."""
+    """`path: name` of the functional activations in forward, by torch.fx and by the source."""
     added = {id(m) for m in new}
     wanted = functional_names(match)
 
@@ -124,7 +124,7 @@ def _transparent(model: nn.Module, opaque: Callable[[nn.Module], bool]) -> Itera
 
 
 def _in_source(function: Any, owner: type, seen: set[Any] | None = None) -> list[str]:
-    """Names of the activations that a function calls, through methods of `owner` and plain functions of the same package."""
+    """Names of the activations that a function calls, also through methods and its own package."""
     seen = set() if seen is None else seen
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
@@ -192,7 +192,7 @@ def _inside(node: ast.expr, me: str | None) -> bool:
 def rewrite(
     model: nn.Module, graph: torch.fx.Graph, match: Match, make: Make
 ) -> tuple[nn.Module, list[tuple[str, str, nn.Module]]]:
-    """The model as a GraphModule with a submodule for every functional activation; path, name and module of each."""
+    """The model as a GraphModule with modules for calls of activations; each place."""
     sites: list[tuple[torch.fx.Node, str, str, int]] = []
     count: dict[str, int] = {}
     wanted = functional_names(match)

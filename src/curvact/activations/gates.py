@@ -1,4 +1,4 @@
-"""Tensor code that several families share: softplus, sigmoids and a ramp without overflow, NaN or seams."""
+"""Tensor code that several families share, without overflow or NaN."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from curvact.activations.kernels.polynomials import polynomial
 from curvact.activations.kernels.shape import SATURATED, Scale, compiled_once
 
 FLAT = 1e3
-"""Beyond |u| = 1000 the gates are exactly 0 or 1 in float64: inputs are cut there if 0·inf would give NaN."""
+"""Beyond |u| = 1000 the gates are 0 or 1 in float64. Inputs are cut there: no 0·inf."""
 
 
 def scaled_softplus(x: Tensor, alpha: Scale) -> Tensor:
-    """softplus(αx)/α without overflow, and without the seam that torch's own threshold of 20 leaves in float64."""
+    """softplus(αx)/α, without the step of 2e-9 at αx = 20 that `F.softplus` has."""
     if compiled_once():
         e = decay(x * alpha)
         return ramp(x) + over(e * polynomial("softplus", e - 0.5), alpha)
@@ -52,7 +52,7 @@ def floor(x: Tensor, alpha: Scale) -> Tensor:
 
 
 def sigmoids(u: Tensor) -> tuple[Tensor, Tensor]:
-    """sigmoid(u) and sigmoid(−u), each to its own relative accuracy; one exponential in compiled code."""
+    """sigmoid(u) and sigmoid(−u), each to its own relative accuracy."""
     if not compiled_once():
         return torch.sigmoid(u), torch.sigmoid(-u)
     e = decay(u)

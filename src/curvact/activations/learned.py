@@ -1,4 +1,4 @@
-"""What training needs to know of learned activations: their parameters, κ, PSSiLU's penalty and clipping, constraints. [paper]"""
+"""Learned activations in training: parameters, κ, constraints, penalty and clipping of PSSiLU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from curvact.errors import CurvactError
 
 
 def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of all activations in the model, each once: those of ours, of users' subclasses, and of `nn.PReLU`.
+    """The parameters of all activations in the model, each once; also those of `nn.PReLU`.
 
     >>> from curvact.activations import activation
     >>> model = nn.Sequential(nn.Linear(2, 2), activation("pssilu(learnable=True)"))
@@ -28,13 +28,15 @@ def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def current_parameters(model: nn.Module) -> dict[str, float]:
-    """The learned parameters of every distinct activation, by path, for logs. One of several entries gives .min, .mean and .max.
+    """The learned parameters of every distinct activation, by path, for logs.
 
-    An activation in several places is under its first path. The values are fetched from the device at once.
+    A parameter of several entries gives .min, .mean and .max. An activation in several places is
+    under its first path. All values leave the device in one transfer.
 
     >>> from curvact.activations import activation
-    >>> current_parameters(nn.Sequential(activation("psilu(alpha=2)"), nn.ReLU(), activation("sparta(variant=agnostic)")))
-    {'0.alpha': 2.0, '2.beta': 1.0, '2.weight.min': 0.0, '2.weight.mean': 0.0, '2.weight.max': 0.0}
+    >>> model = nn.Sequential(activation("psilu(alpha=2)"), activation("sparta(variant=agnostic)"))
+    >>> current_parameters(model)
+    {'0.alpha': 2.0, '1.beta': 1.0, '1.weight.min': 0.0, '1.weight.mean': 0.0, '1.weight.max': 0.0}
     """
     names: list[str] = []
     values: list[Tensor] = []
@@ -51,12 +53,12 @@ def current_parameters(model: nn.Module) -> dict[str, float]:
 
 
 def current_curvature(model: nn.Module) -> dict[str, float]:
-    """κ of every distinct learned activation at its present parameters, by path; over channels, the largest.
+    """κ of every distinct learned activation, by path; over channels, the largest.
 
-    Infinite for a kink, NaN where the parameters are beyond the family. What has no κ (Sparta) is left out.
+    Infinite for a kink, NaN if the parameters left their domain. Sparta has no κ: it is left out.
 
     >>> from curvact.activations import activation
-    >>> current_curvature(nn.Sequential(activation("psilu(alpha=3)"), activation("sparta(channels=2)")))
+    >>> current_curvature(nn.Sequential(activation("psilu(alpha=3)"), nn.ReLU()))
     {'0': 1.5}
     """
     found: dict[str, float] = {}
@@ -82,9 +84,9 @@ def known_curvature(module: nn.Module) -> float | None:
 
 
 def penalty(model: nn.Module, coefficient: float = 10.0) -> Tensor:
-    """coefficient·Σ|β| over the distinct learned β of PSSiLU in the model, to be added to the loss [paper, arXiv 2110.05626].
+    """coefficient·Σ|β| over the learned β of PSSiLU, a term of the loss [paper, arXiv 2110.05626].
 
-    A β of several channels counts with each. A scalar on the model's device; 0 where there is none.
+    A β of several channels counts with each. A scalar on the model's device; 0 without such a β.
 
     >>> penalty(nn.Sequential(PSSiLU(beta=0.25, learnable=True), PSSiLU(beta=0.5))).item()
     2.5
@@ -98,10 +100,12 @@ def penalty(model: nn.Module, coefficient: float = 10.0) -> Tensor:
 
 @torch.no_grad()
 def clip_beta_gradient(model: nn.Module, norm: float = 0.01) -> None:
-    """Scale the gradient of each learned β of PSSiLU down to this norm, in place [paper, arXiv 2110.05626; 0.1 with TRADES].
+    """Scale the gradient of each learned β of PSSiLU down to this norm, in place [paper].
 
-    To be called after the backward pass, before weight decay and momentum. Each β is clipped by itself (the paper has one; a β
-    of several channels is one vector). Nothing waits for the device. A gradient that is not finite stays so.
+    arXiv 2110.05626 takes 0.01, and 0.1 with TRADES. Call it after the backward pass, before weight
+    decay and momentum. Each β is clipped by itself (the paper has one; a β of several channels is
+    one vector). Nothing waits for the device. A gradient that is not finite stays so.
+    Raises CurvactError for a norm that is not finite and > 0.
     """
     if not (math.isfinite(norm) and norm > 0):
         raise CurvactError(f"norm={norm!r} in clip_beta_gradient: it must be a finite number > 0")
@@ -111,9 +115,9 @@ def clip_beta_gradient(model: nn.Module, norm: float = 0.01) -> None:
 
 
 def constrain_(model: nn.Module) -> None:
-    """Bring every activation's learned parameters back to where its family is defined: to be called after every optimizer step.
+    """Bring the learned parameters of all activations back to their domains, in place.
 
-    Nothing waits for the device.
+    Call it after every optimizer step. Nothing waits for the device.
 
     >>> act = PSSiLU(beta=0.5, learnable=True)
     >>> _ = act.beta.data.fill_(1.5)

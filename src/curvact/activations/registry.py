@@ -1,4 +1,4 @@
-"""Activations by name: `rctaf(curvature=6, beta=1)` from a string, and the registry to which users add their own."""
+"""Activations by name, such as `rctaf(curvature=6)`, and the registry to which users add theirs."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def activation_names() -> list[str]:
 def register(name: str, factory: Factory) -> None:
     """Add an activation under a name, so that strings such as `name(parameter=1)` build it.
 
-    factory: a class or function that returns a module. Its parameters are those of the name. If it has a classmethod
-        `from_curvature`, `name(curvature=…)` calls that. If it has a parameter `channels`, an architecture gives it the number
-        of channels at the activation's place.
+    factory: a class or function that returns a module. Its parameters are those of the name. If it
+        has a classmethod `from_curvature`, `name(curvature=…)` calls that. If it has a parameter
+        `channels`, an architecture gives it the number of channels at the activation's place.
     Raises CurvactError for a name that is taken or is no identifier.
 
     >>> import torch
@@ -85,8 +85,8 @@ def register(name: str, factory: Factory) -> None:
 def activation(name: str) -> nn.Module:
     """Build an activation from its name, such as `relu` or `rctaf(curvature=6, beta=1)`.
 
-    Parameters are keywords with numbers, True or False, or a word if the family takes one (`sparta(variant=full)`);
-    `curvature=κ` calls the family's `from_curvature`.
+    Parameters are keywords with numbers, True or False, or a word if the family takes one
+    (`sparta(variant=full)`); `curvature=κ` calls the family's `from_curvature`.
     Raises CurvactError that names what is unknown and the nearest allowed name.
 
     >>> activation("rctaf(curvature=6, beta=1)")
@@ -125,7 +125,9 @@ def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:
-    """Family and parameters of a name. Raises CurvactError unless it has the form `family(parameter=number, …)`.
+    """Family and parameters of a name.
+
+    Raises CurvactError unless it has the form `family(parameter=number, …)`.
 
     >>> parse_name("RCTAF(curvature=6, beta=1)")
     ('rctaf', {'curvature': 6, 'beta': 1})
@@ -167,7 +169,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:
 
 
 def takes_channels(factory: Callable[..., nn.Module]) -> bool:
-    """Whether the factory has a free parameter `channels`: an architecture then gives it the number of channels."""
+    """Whether the factory has a free parameter `channels`, which an architecture then gives."""
     if isinstance(factory, partial) and "channels" in factory.keywords:
         return False
     try:
@@ -177,9 +179,11 @@ def takes_channels(factory: Callable[..., nn.Module]) -> bool:
 
 
 def as_factory(activation_like: ActivationLike) -> Callable[..., nn.Module]:
-    """What a network calls for each activation it needs: from a name, a factory, or a module (which every place then shares).
+    """What a network calls for each activation that it needs.
 
-    If `takes_channels` is true of it, it is called with `channels=`, the number of channels at the place.
+    activation_like: a name, a factory, or a module, which every place then shares.
+    If `takes_channels` is true of the result, it is called with `channels=`, the number of channels
+    at the place.
 
     >>> as_factory("silu")()
     swish(beta=1.0)
@@ -206,7 +210,8 @@ def as_factory(activation_like: ActivationLike) -> Callable[..., nn.Module]:
 def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module]:
     """A function without arguments that makes a new module at each call; a module is copied.
 
-    Raises CurvactError, naming `where`, for an activation that needs the number of channels of its place.
+    Raises CurvactError, naming `where`, for an activation that needs the number of channels of its
+    place.
     """
     if isinstance(activation_like, nn.Module):
         module = activation_like
@@ -214,20 +219,22 @@ def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module
     factory = as_factory(activation_like)
     if isinstance(activation_like, str) and takes_channels(factory):
         raise CurvactError(
-            f"{activation_like!r} in {where} needs the number of channels at each place, which is not known here: build one of "
-            "curvact's architectures with it, or write channels=... if all places have as many"
+            f"{activation_like!r} in {where} needs the number of channels at each place, which is not known: "
+            "write channels=... if all places have as many, or build one of curvact's architectures with it"
         )
     return factory
 
 
 @dataclass(frozen=True)
 class act_layer:
-    """An activation as networks of other people take it: `act_layer=cv.act_layer("rctaf(curvature=6)")` in timm.
+    """An activation for networks that take an `act_layer`, such as those of timm.
 
-    Called like `nn.ReLU`, as `layer()` or `layer(inplace=True)`, it makes a new module; all arguments are ignored.
+    Called like `nn.ReLU`, as `layer()` or `layer(inplace=True)`, it makes a new module. It ignores
+    all arguments.
 
     activation: a name, a factory or a module, which is copied.
-    Raises CurvactError for a bad name, and for an activation that needs the number of channels of its place.
+    Raises CurvactError for a bad name, and for an activation that needs the number of channels of
+    its place.
 
     >>> layer = act_layer("rctaf(curvature=6)")
     >>> layer(inplace=True)
@@ -248,10 +255,10 @@ class act_layer:
 
 
 def default_scope(activation_like: ActivationLike) -> str:
-    """How widely an architecture shares it by default: "network" if its authors share it so, else "layer".
+    """How widely an architecture shares it by default: "network" or "layer".
 
-    >>> default_scope("psilu"), default_scope("pssilu(learnable=True)"), default_scope("rctaf(learnable=True)")
-    ('network', 'network', 'layer')
+    >>> default_scope("psilu"), default_scope("rctaf(learnable=True)")
+    ('network', 'layer')
     """
     made = as_factory(activation_like)() if isinstance(activation_like, str) else activation_like
     return str(getattr(made, "default_scope", "layer"))

@@ -1,4 +1,4 @@
-"""Which modules and functional calls of a model are activations: selectors, and the activations of torch."""
+"""Which modules and functional calls of a model are activations."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ TORCH_ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.PReLU,
     *(kind for kind in FUNCTIONAL.values() if kind not in _GATES),
 )
-"""The modules of torch.nn that count as activations by default. Sigmoids do not: mostly they are gates and outputs."""
+"""What counts as an activation by default. Sigmoids do not: mostly they are gates and outputs."""
 
 
 def matcher(selector: Selector | None) -> Match:
-    """The predicate on modules that a selector means; None: activations of torch.nn, and modules with slope and curvature."""
+    """A selector as a predicate; None: those of torch.nn, and modules with slope and curvature."""
     if selector is None:
         return lambda m: isinstance(m, TORCH_ACTIVATIONS) or is_activation(m)
     if isinstance(selector, nn.Module):

@@ -1,4 +1,4 @@
-"""Swapping activations inside any `nn.Module`: modules, functions kept as attributes, functional calls in `forward`. [ours]"""
+"""Swapping activations inside any `nn.Module`: modules, functions and functional calls. [ours]"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Functional = Literal["warn", "rewrite", "ignore"]
 
 @dataclass(frozen=True)
 class Replacement:
-    """One place. path: dotted; old, new: as text; hooks: how many hooks of the old module are gone."""
+    """One place. path: dotted; old, new: as text; hooks: number of lost hooks of the old module."""
 
     path: str
     old: str
@@ -40,7 +40,8 @@ class Replacement:
 class SwapReport:
     """What `swap_activations` did. len() is the number of places replaced.
 
-    model: the model with its new activations; the one passed in, unless it was an activation itself, was rewritten or copied.
+    model: the model with its new activations. It is the given one, unless that was an activation
+        itself, or was rewritten or copied.
     replaced: every place, in the order of the model.
     functional: functional calls that were not replaced, as `path: name`.
     """
@@ -77,29 +78,34 @@ def swap_activations(
 ) -> SwapReport:
     """Replace the activations of a model, in place, and report every place.
 
-    from_: what to replace: a class, a name of a torch.nn class such as "ReLU" (curvact's class of that name too), a tuple of
-        these, one module object, or a predicate on modules (for functional calls it is asked about the torch.nn module of
-        that name, with default arguments). None: the activations of torch.nn (`selection.TORCH_ACTIVATIONS`) and every
+    from_: what to replace: a class, a name of a torch.nn class such as "ReLU" (curvact's class of
+        that name too), a tuple of these, one module object, or a predicate on modules (for
+        functional calls it is asked about the torch.nn module of that name, with default
+        arguments). None: the activations of torch.nn (`selection.TORCH_ACTIVATIONS`) and every
         module that has `slope` and `curvature`.
-    to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a module, which is
-        copied unless shared="one".
-    shared: "keep": a module object that was used at several places becomes one new module at all of them. "separate": every
-        place gets its own. "one": the whole model gets one. A place is an attribute: a module that one forward calls twice
-        is one place. A functional call has a module of its own ("keep": the same at every call of that line).
-    functional: what happens to `F.relu(x)`, `torch.relu(x)` and `x.relu()` in `forward`. "warn": a UserWarning and the report
-        name them. "rewrite": torch.fx traces the model and modules replace them; `report.model` is then a GraphModule, a new
-        object that shares parameters and submodules with the old (as always with fx, control flow and the training flag of
-        functional dropout are fixed, and only forward survives). "ignore": do not look.
+    to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a
+        module, which is copied unless shared="one".
+    shared: "keep": a module object that was used at several places becomes one new module at all of
+        them. "separate": every place gets its own. "one": the whole model gets one. A place is an
+        attribute: a module that one forward calls twice is one place. A functional call has a
+        module of its own ("keep": the same at every call of that line).
+    functional: what happens to `F.relu(x)`, `torch.relu(x)` and `x.relu()` in `forward`. "warn": a
+        UserWarning and the report name them. "rewrite": torch.fx traces the model and modules
+        replace them; `report.model` is then a GraphModule, a new object that shares parameters and
+        submodules with the old (as always with fx, control flow and the training flag of functional
+        dropout are fixed, and only forward survives). "ignore": do not look.
     inplace: False works on a deep copy, `report.model`.
 
-    Functions kept as attributes (`nn.TransformerEncoderLayer.activation`) are replaced too. That layer's fused inference
-    path would ignore the new activation, and is switched off. New modules take training mode, device and dtype from their
-    surroundings. An optimizer made earlier does not hold the parameters of new, learnable activations. Not recognised:
-    activations written out as `clamp(min=0)` or `maximum`, modules kept in plain lists, and functional calls that neither
+    Functions kept as attributes (`nn.TransformerEncoderLayer.activation`) are replaced too. That
+    layer's fused inference path would ignore the new activation, and is switched off. New modules
+    take training mode, device and dtype from their surroundings. An optimizer made earlier does not
+    hold the parameters of new, learnable activations. Not recognised: activations written out as
+    `clamp(min=0)` or `maximum`, modules kept in plain lists, and functional calls that neither
     torch.fx nor the source of forward shows.
 
-    Warns (UserWarning) if nothing was found, with the types of module seen. Raises CurvactError for a bad argument, for
-    TorchScript, and for functional="rewrite" of a model that torch.fx cannot trace; the model is then unchanged.
+    Warns (UserWarning) if nothing was found, with the types of module seen. Raises CurvactError for
+    a bad argument, for TorchScript, and for functional="rewrite" of a model that torch.fx cannot
+    trace; the model is then unchanged.
 
     >>> from curvact.activations import RCTAF
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -153,7 +159,7 @@ def swap_activations(
 
 
 class _Maker:
-    """Makes the new modules, as many as `shared` says, and fits them into their surroundings. made: all of them."""
+    """Makes the new modules, as many as `shared` says, with the dtype and mode around them."""
 
     def __init__(self, to: ActivationLike | None, shared: Sharing, model: nn.Module) -> None:
         self.shared = shared
@@ -167,7 +173,7 @@ class _Maker:
             self.factory = lambda: to
 
     def __call__(self, old: nn.Module | None, parent: nn.Module, key: Any = None) -> nn.Module:
-        """The new module for `old`, or for the functional call `key`, that will live in `parent`."""
+        """The new module in `parent` for `old`, or for the functional call `key`."""
         if self.shared == "one":
             key = "one"
         elif self.shared == "keep":
@@ -255,7 +261,8 @@ def _replace(place: _Place, make: _Maker, model: nn.Module) -> Replacement:
     else:
         parent._modules[place.name] = new
     if hasattr(parent, "activation_relu_or_gelu"):
-        # nn.TransformerEncoderLayer's fused inference path computes ReLU or GELU by this flag, whatever `activation` is.
+        # nn.TransformerEncoderLayer's fused inference path computes ReLU or GELU by this flag,
+        # whatever `activation` is.
         parent.activation_relu_or_gelu = 0  # type: ignore[assignment]
         for module in model.modules():
             if isinstance(module, nn.TransformerEncoder) and parent in module.layers:

@@ -1,4 +1,4 @@
-"""Models that others built, as attacks and evaluation want them: [0, 1] images in, one tensor of logits out."""
+"""Classifiers that others built, as modules from images in [0, 1] to one tensor of logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from curvact.models.layers import Normalize
 
 
 class Foreign(nn.Module):
-    """What `logits_of` returns. model: the classifier as it came. normalize: in front of it. size: what it is resized to."""
+    """A wrapped classifier, made by `logits_of`. model: the classifier. normalize: the layer before it.
+
+    size: height and width to which images are resized, or None.
+    """
 
     def __init__(self, model: nn.Module, normalize: nn.Module, size: tuple[int, int] | None) -> None:
         super().__init__()
@@ -41,19 +44,19 @@ def logits_of(
     std: Sequence[float] | None = None,
     size: int | tuple[int, int] | None = None,
 ) -> Foreign:
-    """Any image classifier as a module from N×C×H×W images in [0, 1] to N×classes logits, in eval mode.
+    """Any image classifier as a module from N×C×H×W in [0, 1] to N×classes logits, in eval mode.
 
-    model: returns the logits, a tuple that begins with them, or an object or dict with `logits` (Hugging Face). It is not
-        copied: it is put in eval mode and becomes `model` of the result. It is fed in its own dtype; half precision comes out
-        as float32.
-    mean, std: one of each a channel, as the images were normalized in its training. They become part of the model, so that
-        attacks and ε stay in [0, 1]. Where None, what the model says of itself (`pretrained_cfg` of timm), else nothing is done:
-        a model that normalizes by itself. Hugging Face keeps them in the image processor: `image_mean` and `image_std`. Three of
-        them make three channels of a grey image.
-    size: height and width that the model wants (one number for both): images of another size are resized inside, bilinear with
-        antialiasing, so that ε counts in the pixels of the data set.
-    Raises CurvactError for a mean without a std, numbers that do not fit, a size < 1, or outputs without logits (at the first
-    call).
+    model: returns the logits, a tuple that begins with them, or an object or dict with `logits`
+        (Hugging Face). It is not copied: it goes into eval mode and becomes `model` of the result.
+        It gets images in its own dtype. Logits in half precision are returned as float32.
+    mean, std: the normalization of its training images, one number for each channel. It becomes part
+        of the model, so that ε is in units of [0, 1]. None: the constants that the model carries
+        (`pretrained_cfg` of timm), else no normalization. Hugging Face keeps them in the image
+        processor (`image_mean`, `image_std`). With three constants, grey images get three channels.
+    size: height and width that the model needs (one number for both). Other images are resized inside
+        the model, bilinear with antialiasing, so that ε is in the pixels of the data set.
+    Raises CurvactError for a mean without a std, constants that do not fit, a size < 1, and, at the
+    first call, for outputs without logits.
 
     >>> from types import SimpleNamespace
     >>> class Theirs(torch.nn.Linear):
@@ -64,14 +67,14 @@ def logits_of(
     (torch.Size([2, 10]), False)
     """
     if not isinstance(model, nn.Module):
-        raise CurvactError(f"logits_of got {type(model).__name__}: a torch.nn.Module that classifies images")
+        raise CurvactError(f"logits_of got {type(model).__name__}: it takes a torch.nn.Module")
     if (mean is None) != (std is None):
-        raise CurvactError(f"logits_of got mean={mean}, std={std}: both or neither")
+        raise CurvactError(f"logits_of got mean={mean}, std={std}: give both or neither")
     if mean is None or std is None:
-        mean, std = _told(model)
+        mean, std = _carried_constants(model)
     shape = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
     if shape is not None and (len(shape) != 2 or not all(isinstance(s, int) and s >= 1 for s in shape)):
-        raise CurvactError(f"logits_of got size={size}: one whole number >= 1, or two, height and width")
+        raise CurvactError(f"logits_of got size={size}: give a whole number >= 1, or (height, width)")
     normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std, grey=True)
     weight = next(model.parameters(), None)
     if weight is not None:
@@ -79,7 +82,7 @@ def logits_of(
     return Foreign(model, normalize, shape).eval()
 
 
-def _told(model: nn.Module) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+def _carried_constants(model: nn.Module) -> tuple[Sequence[float] | None, Sequence[float] | None]:
     """Mean and std in the configuration that timm's models carry."""
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, Mapping):
@@ -100,7 +103,7 @@ def _logits(outputs: Any, name: str) -> Tensor:
         holds = "no logits"
     if not isinstance(found, Tensor):
         raise CurvactError(
-            f"{name} returns {type(outputs).__name__} with {holds}: logits_of takes a tensor, a tuple that begins with one, or "
-            "an object or dict with `logits`"
+            f"{name} returns {type(outputs).__name__} with {holds}: logits_of takes a tensor, a tuple that "
+            "begins with one, or an object or dict with `logits`"
         )
     return found

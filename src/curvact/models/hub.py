@@ -1,4 +1,4 @@
-"""Trained models as folders with a model card, which others can load: here, and from the Hugging Face Hub if it is installed."""
+"""Trained models as folders with a model card, shared as files or by the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ from curvact.activations import Activation, default_scope, known_curvature, name
 from curvact.activations.registry import parse_name
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.models.checkpoint import (
+    SIDECAR_KEYS,
+    find_weights,
+    read_run_record,
+    read_sidecar,
+    read_tensors,
+    rebuild,
+    state_of,
+)
 from curvact.models.hashing import model_hash
-from curvact.models.weights import TOLD, read_sidecar, read_tensors, rebuild, state_of
 
 WEIGHTS, CONFIG, SIDECAR, CARD = "model.safetensors", "config.json", "model.json", "README.md"
 LIBRARY = "curvact"
 
-_SUCH = {
+_EXAMPLES = {
     "architecture": '{"name": "resnet18"}',
     "about": '{"data": {"name": "cifar10"}}',
     "about['architecture']": '{"name": "resnet18"}',
@@ -38,7 +46,7 @@ MARKS: dict[str, str] = {
     **dict.fromkeys(("pssilu", "pssilu_fixed", "ssilu", "psilu", "psoftplus", "reblu"), _PAF),
     **dict.fromkeys(("prelu", "prelu_plus", "pelu"), _PAF),
 }
-"""Provenance of an activation by family, for the card. Families that are not here are the usual ones of the literature."""
+"""Provenance of an activation by family, for the card. Other families are of the literature."""
 
 
 def save_pretrained(
@@ -51,15 +59,17 @@ def save_pretrained(
     name: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write a model as a folder: model.safetensors, config.json (model.json is its copy) and a model card, README.md.
+    """Write a model as a folder: model.safetensors, config.json, its copy model.json, and README.md.
 
-    source: a checkpoint's file, or a run's folder for its best weights; architecture, data and the run's own measurement come
-        from the JSON files beside it. Or a model: architecture then holds the arguments of `curvact.models.build`.
-    about: more to say of the model, such as data, threat_model and config. records: evaluations of just these weights, as
-        `EvaluationRecord` or the path of its JSON. name: title of the card. license: an SPDX name, for the card's header.
-    What is in the folder from an earlier call is replaced. `curvact evaluate FOLDER/model.safetensors` works.
-    Raises CurvactError, before anything is written, for a folder that holds something else, a record of other weights, and an
-    architecture that the weights do not fit.
+    source: a checkpoint file, or a run folder (its best weights). Architecture, data and the run's own
+        measurement come from the JSON files in the same folder. Or a model: then give `architecture`.
+    architecture: `name` and arguments of `curvact.models.build`.
+    about: further facts about the model, such as data, threat_model and config.
+    records: evaluations of exactly these weights, as `EvaluationRecord` or path of its JSON file.
+    name: title of the card. license: an SPDX name.
+    The files of an earlier call are replaced. README.md is the model card.
+    Raises CurvactError, before anything is written, for a folder with other content, a record of
+    other weights, and weights that do not fit the architecture.
 
     >>> import tempfile
     >>> from curvact.models import build
@@ -69,24 +79,26 @@ def save_pretrained(
     psilu(alpha=3.0)
     """
     target = Path(folder)
+    measured: list[dict[str, Any]] = []
     if isinstance(source, nn.Module):
         if architecture is None:
             raise CurvactError(
                 "save_pretrained of a model needs architecture=, the name and arguments of curvact.models.build"
             )
-        _mapping("architecture", architecture)
+        _require_dict("architecture", architecture)
         tensors, known = state_of(source), {"architecture": dict(architecture)}
-        measured: list[dict[str, Any]] = []
     else:
-        tensors, known, measured = _read_run(Path(source))
+        tensors, known, measured = _read_checkpoint(find_weights(source))
     if about is not None:
-        _mapping("about", about)
+        _require_dict("about", about)
         for key in ("architecture", "data"):
             if about.get(key) is not None:
-                _mapping(f"about[{key!r}]", about[key])
-    config = _describe(tensors, {**known, **(about or {})}, measured, records, name, license)
+                _require_dict(f"about[{key!r}]", about[key])
+    digest = model_hash(tensors)
+    measured += [_row(record, digest) for record in records]
+    config = _describe(tensors, {**known, **(about or {})}, measured, name, license)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not _is_ours(target))):
-        raise CurvactError(f"{target} holds something else than a model of curvact's: give another folder")
+        raise CurvactError(f"{target} has content that is not a model of curvact: give another folder")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,29 +110,28 @@ def save_pretrained(
 def from_pretrained(
     source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> nn.Module:
-    """The model, in eval mode, of a folder, or of a repository `owner/name` on the Hugging Face Hub.
+    """The model of a folder, or of a repository `owner/name` on the Hugging Face Hub, in eval mode.
 
-    Its weights have the type that they were saved in. A repository needs `huggingface_hub`. revision: its branch, tag or commit.
-    cache_dir: where downloads are kept.
-    Raises CurvactError, in one line, for what is missing, damaged, not curvact's, or has other weights than its config says.
+    Weights keep the type in which they were saved. A repository needs `huggingface_hub`.
+    revision: branch, tag or commit of the repository. cache_dir: folder for downloads.
+    Raises CurvactError for a model that is missing, damaged, not of curvact, or whose weights are not
+    those that config.json describes.
     """
     if Path(source).is_dir():
         return _read(Path(source))[0]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise CurvactError(f"no folder {source}, and it is no repository's name, which is owner/name")
+        raise CurvactError(f"no folder {source}, and no name of a repository, which is owner/name")
     try:
         kind = hub_class()
         model: nn.Module = kind.from_pretrained(str(source), revision=revision, cache_dir=cache_dir).model
-    except Exception as error:  # of huggingface_hub and of whatever it reaches the network by
+    except Exception as error:  # huggingface_hub and its network libraries raise many kinds
         why = " ".join(str(error).split())
-        raise CurvactError(
-            f"no folder {source}, and not to be had from the Hugging Face Hub: {why}"
-        ) from None
+        raise CurvactError(f"no folder {source}, and the Hugging Face Hub did not give it: {why}") from None
     return model
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """What a folder's config.json says: architecture, activation with κ, measurements, provenance."""
+    """The content of a folder's config.json: architecture, activation with κ, measurements, origin."""
     file = Path(folder) / CONFIG
     try:
         content = json.loads(file.read_text())
@@ -130,18 +141,19 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         ):
             raise TypeError
     except OSError:
-        raise CurvactError(f"{folder} holds no model: there is no {CONFIG}") from None
+        raise CurvactError(f"{folder} holds no model: {CONFIG} is missing") from None
     except (ValueError, KeyError, TypeError):
-        raise CurvactError(f"{file} is not the description of a model of curvact's") from None
+        raise CurvactError(f"{file} does not describe a model of curvact") from None
     return dict(content)
 
 
 @cache
 def hub_class() -> Any:
-    """`HubModel`, a module with huggingface_hub's mixin: from_pretrained, save_pretrained, push_to_hub; its `.model` is ours.
+    """The class `HubModel`: a module with huggingface_hub's mixin. Its attribute `model` is ours.
 
-    `hub_class().from_pretrained(FOLDER).push_to_hub("owner/name")` publishes what `save_pretrained` wrote.
-    Raises CurvactError where huggingface_hub is not installed.
+    It has from_pretrained, save_pretrained and push_to_hub.
+    `hub_class().from_pretrained(FOLDER).push_to_hub("owner/name")` publishes a folder of
+    `save_pretrained`. Raises CurvactError if huggingface_hub is not installed.
     """
     try:
         from huggingface_hub import (  # type: ignore[import-not-found, unused-ignore]
@@ -182,17 +194,16 @@ def hub_class() -> Any:
         ) -> HubModel:
             folder = Path(model_id)
             if not folder.is_dir():
-                options = {
-                    "force_download": force_download,
-                    "local_files_only": local_files_only,
-                    "token": token,
-                }
-                files = [WEIGHTS, CONFIG]
-                folder = Path(
-                    snapshot_download(
-                        model_id, revision=revision, cache_dir=cache_dir, allow_patterns=files, **options
-                    )
+                download = snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    allow_patterns=[WEIGHTS, CONFIG],
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
                 )
+                folder = Path(download)
             return cls(*_read(folder))
 
     return HubModel
@@ -202,26 +213,41 @@ def hub_class() -> Any:
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """The model card of a description, see `read_description`: Markdown with the Hub's header."""
-    activation = config["activation"]
-    tags = ["adversarial-robustness", "image-classification"]
+    """The model card of a description (`read_description`): Markdown with the Hub's header."""
+    activation, architecture, data = config["activation"], config["architecture"], config.get("data")
     header = ["---", f"library_name: {LIBRARY}", "pipeline_tag: image-classification", "tags:"]
-    header += [f"- {tag}" for tag in tags]
+    header += ["- adversarial-robustness", "- image-classification"]
     if config.get("license"):
         header.append(f"license: {json.dumps(config['license'])}")
-    architecture = config["architecture"]
-    lines = [*header, "---", "", f"# {_text(config['name'])}", ""]
-    data = config.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
     trained = f", trained on {_text(data)}" if data else ""
-    lines += [f"{_text(architecture['name'])} with `{_text(activation['name'])}`{trained}.", ""]
-    lines += ["Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.", ""]
-    lines += ["```python", "from curvact import from_pretrained", ""]
-    lines += ['model = from_pretrained("FOLDER or owner/name")', "```", "", "## Activation", ""]
-    lines += [f"- before training: `{_text(architecture.get('activation', 'relu'))}`"]
-    lines += [f"- now: `{_text(activation['name'])}`", f"- κ = sup|σ″|: {_curvature(activation)}"]
-    lines += [f"- extra parameters: {activation['parameters']}, scope: {_text(activation['scope'])}"]
-    lines += [f"- provenance: {_text(activation['mark'])}", "", "## Measured", ""]
+    lines = [
+        *header,
+        "---",
+        "",
+        f"# {_text(config['name'])}",
+        "",
+        f"{_text(architecture['name'])} with `{_text(activation['name'])}`{trained}.",
+        "",
+        "Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.",
+        "",
+        "```python",
+        "from curvact import from_pretrained",
+        "",
+        'model = from_pretrained("FOLDER or owner/name")',
+        "```",
+        "",
+        "## Activation",
+        "",
+        f"- before training: `{_text(architecture.get('activation', 'relu'))}`",
+        f"- now: `{_text(activation['name'])}`",
+        f"- κ = sup|σ″|: {_curvature(activation)}",
+        f"- extra parameters: {activation['parameters']}, scope: {_text(activation['scope'])}",
+        f"- provenance: {_text(activation['mark'])}",
+        "",
+        "## Measured",
+        "",
+    ]
     lines += _measured_table(config["measured"])
     for title, key in (("Architecture", "architecture"), ("Training", "config"), ("Origin", "origin")):
         if config.get(key):
@@ -233,7 +259,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 
 def _measured_table(measured: list[dict[str, Any]]) -> list[str]:
     if not measured:
-        return ["Nothing is on record: no robustness is claimed."]
+        return ["Nothing was measured: no robustness is claimed."]
     lines = [
         "| attack | threat model | images | clean | robust |",
         "|---|---|---|---:|---:|",
@@ -247,7 +273,7 @@ def _measured_table(measured: list[dict[str, Any]]) -> list[str]:
     if any(row.get("standard_error") is not None for row in measured):
         lines += ["", "± is one binomial standard error of the robust accuracy."]
     if not any(row.get("ensemble") for row in measured):
-        lines += ["", "No whole AutoAttack is among them: robust accuracies are upper bounds."]
+        lines += ["", "None is a complete AutoAttack: robust accuracies are upper bounds."]
     findings = [_text(finding) for row in measured for finding in row.get("findings", [])]
     return [*lines, *(["", "Findings of the checks:", ""] if findings else []), *(f"- {f}" for f in findings)]
 
@@ -264,7 +290,7 @@ def _curvature(activation: Mapping[str, Any]) -> str:
 
 
 def _text(value: object) -> str:
-    """One line that cannot break a table, a code span or a header."""
+    """The value as one line that is safe in a table, a code span and a header."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "ʼ").replace("<", "&lt;")
 
 
@@ -275,25 +301,22 @@ def _describe(
     tensors: Mapping[str, Tensor],
     known: Mapping[str, Any],
     measured: list[dict[str, Any]],
-    records: Iterable[Any],
     name: str | None,
     license: str | None,
 ) -> dict[str, Any]:
-    digest = model_hash(tensors)
-    rows = [*measured, *(_row(record, digest) for record in records)]
+    """The content of config.json."""
     model = rebuild(known["architecture"], tensors, "the model", keep_types=True)
     activation = _activation(model, known["architecture"])
-    title = name or f"{known['architecture'].get('name')}, {activation['name']}"
     config = {
         "schema": 1,
         "library": LIBRARY,
         "version": __version__,
-        "name": title,
+        "name": name or f"{known['architecture'].get('name')}, {activation['name']}",
         "license": license,
         **{key: value for key, value in known.items() if value is not None},
         "activation": activation,
-        "measured": rows,
-        "weights_sha256": digest,
+        "measured": measured,
+        "weights_sha256": model_hash(tensors),
     }
     for key, value in config.items():
         try:
@@ -305,9 +328,11 @@ def _describe(
     return dict(json.loads(json.dumps(config)))
 
 
-def _mapping(what: str, value: object) -> None:
+def _require_dict(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise CurvactError(f"{what}={value!r} in save_pretrained: it must be a dict, such as {_SUCH[what]}")
+        raise CurvactError(
+            f"{name}={value!r} in save_pretrained: it must be a dict, such as {_EXAMPLES[name]}"
+        )
 
 
 def _activation(model: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,7 +361,7 @@ def _activation(model: nn.Module, architecture: Mapping[str, Any]) -> dict[str, 
 
 
 def _row(record: Any, digest: str) -> dict[str, Any]:
-    """One line of the card's table, from an evaluation record or its file."""
+    """A row of the card's table, from an evaluation record or its file."""
     where = "the record"
     if isinstance(record, (str, Path)):
         where = f"the record {record}"
@@ -360,7 +385,7 @@ def _row(record: Any, digest: str) -> dict[str, Any]:
             "count": count,
             "clean": float(record["clean_accuracy"]),
             "robust": robust,
-            "standard_error": (robust * (1 - robust) / count) ** 0.5,
+            "standard_error": _standard_error(robust, count),
             "findings": [str(finding) for finding in record["findings"]],
         }
         flags = str(record["robust_correct"])
@@ -369,60 +394,48 @@ def _row(record: Any, digest: str) -> dict[str, Any]:
         raise CurvactError(f"{where} is no evaluation record: see `curvact evaluate`") from None
     if of != digest:
         raise CurvactError(
-            f"{where} is of other weights (sha256 {of[:12]}…) than these ({digest[:12]}…): evaluate these"
+            f"{where} is of other weights (sha256 {of[:12]}…, not {digest[:12]}…): evaluate these weights"
         )
     if len(flags) != count or abs(flags.count("1") / count - robust) > 1e-9:
         raise CurvactError(f"{where}: robust_accuracy={robust} of {count} images does not fit its flags")
     return row
 
 
-def _read_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """Weights, description and measurement of a checkpoint."""
-    if path.is_dir():
-        names = ("best.safetensors", "model.safetensors")
-        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    if not path.is_file():
-        raise CurvactError(f"no checkpoint file {path}")
+def _standard_error(accuracy: float, count: int) -> float:
+    """Binomial standard error."""
+    return float((accuracy * (1 - accuracy) / count) ** 0.5)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
+    """Weights, description and measurements of a checkpoint."""
     sidecar = read_sidecar(path)
-    known = {key: sidecar[key] for key in ("architecture", *TOLD) if key in sidecar}
-    measured: list[dict[str, Any]] = []
+    known = {key: sidecar[key] for key in ("architecture", *SIDECAR_KEYS) if key in sidecar}
+    record = read_run_record(path)
+    if record is None:
+        return read_tensors(path), known, []
+    config = record.content["config"]
     try:
-        record = json.loads((path.parent / "record.json").read_text())
-        if record.get("run", record.get("trial")) == sidecar.get("run", sidecar.get("trial")):
-            config, metrics = record["config"], record["metrics"]
-            trial = "trial" in record
-            metrics = metrics if trial else metrics[path.stem]
-            test = config["evaluation"] if trial else config["test"]
-            count = record.get("test_images") if trial else metrics.get("images")
-            robust = float(metrics["robust_accuracy"])
-            error = {"standard_error": (robust * (1 - robust) / int(count)) ** 0.5} if count else {}
-            measured.append(
-                {
-                    "attack": f"pgd-{test['steps']}",
-                    "ensemble": False,
-                    "norm": str(config["threat_model"]["norm"]),
-                    "epsilon": float(config["threat_model"]["epsilon"]),
-                    "data": f"{config['data']['name']}, test",
-                    "count": count,
-                    "clean": float(metrics["clean_accuracy"]),
-                    "robust": robust,
-                    **error,
-                }
-            )
-            origin = {
-                key: record[key]
-                for key in ("environment", "data_sha256", "gradient_evaluations")
-                if key in record
-            }
-            if isinstance(
-                config.get("activation_from"), dict
-            ):  # where it lay on this machine concerns nobody
-                learned = {k: v for k, v in config["activation_from"].items() if k != "path"}
-                config = {**config, "activation_from": learned}
-            known |= {"config": config, "origin": origin}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return read_tensors(path), known, measured
+        robust = float(record.metrics["robust_accuracy"])
+        row = {
+            "attack": record.attack,
+            "ensemble": False,
+            "norm": str(config["threat_model"]["norm"]),
+            "epsilon": float(config["threat_model"]["epsilon"]),
+            "data": f"{config['data']['name']}, test",
+            "count": record.images,
+            "clean": float(record.metrics["clean_accuracy"]),
+            "robust": robust,
+        }
+        if record.images:
+            row["standard_error"] = _standard_error(robust, record.images)
+    except (KeyError, TypeError, ValueError):
+        return read_tensors(path), known, []
+    keys = ("environment", "data_sha256", "gradient_evaluations")
+    origin = {key: record.content[key] for key in keys if key in record.content}
+    if isinstance(config.get("activation_from"), dict):  # its path is of this machine only
+        learned = {key: value for key, value in config["activation_from"].items() if key != "path"}
+        config = {**config, "activation_from": learned}
+    return read_tensors(path), {**known, "config": config, "origin": origin}, [row]
 
 
 # ---- files ----
@@ -439,10 +452,10 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any
 def _read(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     config = read_description(folder)
     if not (folder / WEIGHTS).is_file():
-        raise CurvactError(f"{folder} holds no weights: there is no {WEIGHTS}")
+        raise CurvactError(f"{folder} holds no weights: {WEIGHTS} is missing")
     tensors = read_tensors(folder / WEIGHTS)
     if model_hash(tensors) != config.get("weights_sha256"):
-        raise CurvactError(f"{folder / WEIGHTS} are not the weights that {folder / CONFIG} describes")
+        raise CurvactError(f"{folder / WEIGHTS} is not the file of weights that {folder / CONFIG} describes")
     return rebuild(config["architecture"], tensors, str(folder), keep_types=True), config
 
 

@@ -1,16 +1,17 @@
-"""Weights that others can read: RobustBench's ResNet, PreActResNet, WideResNet and PAF_WideResNet to and from our networks.
+"""Exchanges weights with RobustBench's ResNet, PreActResNet, WideResNet and PAF_WideResNet.
 
-The attribute names are the same on both sides. What differs, and is mapped and checked here:
+Attribute names are the same in both libraries. These differences are mapped and checked:
 
-- *Normalization.* Ours is a layer, `normalize`. RobustBench's classes take images in [0, 1] as they are (all plain entries,
-  Dai2021Parameterizing among them), or hold buffers `mu` and `sigma`, or sit behind an `ImageNormalizer` (`normalize_model`).
-  **Without such constants a file means mean 0, std 1**, and that is what loading sets. Some entries keep the constants in
-  their class and not in the file: for these give `mean` and `std` (docs/interchange.md lists them).
-- *Activation.* PAF networks share one PSSiLU, which their files repeat for every block (`activation.alpha`,
-  `block1.layer.0.activation.alpha`, …); ours has it once.
-- *Wrapping*: `{"state_dict": …}` and the like, `module.` of DataParallel, `model.` or `1.` of a normalizing wrapper.
-- `num_batches_tracked`, absent from old files, counts as 0; `sub_block1` of TRADES-type files, which no forward pass uses, is
-  left out, and so is `model_preact_hl1`, which RobustBench's loader drops from Andriushchenko2020Understanding.
+- *Normalization.* Ours is the layer `normalize`. Most of RobustBench's classes take images in [0, 1]
+  as they are; others hold buffers `mu` and `sigma`, or sit behind an `ImageNormalizer`
+  (`normalize_model`). **A file without such constants means mean 0, std 1.** Some entries keep the
+  constants in their class and not in the file: give `mean` and `std` for them (docs/interchange.md).
+- *Activation.* PAF networks share one PSSiLU. Their files repeat it in every block
+  (`activation.alpha`, `block1.layer.0.activation.alpha`, …); ours hold it once.
+- *Wrapping*: `{"state_dict": …}` and the like, `module.` of DataParallel, `model.` or `1.` of a
+  normalizing wrapper.
+- `num_batches_tracked`, absent from old files, counts as 0. `sub_block1` of TRADES-type files and
+  `model_preact_hl1` of Andriushchenko2020Understanding are left out: no forward pass uses them.
 """
 
 from __future__ import annotations
@@ -25,22 +26,21 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from curvact import models
 from curvact.activations import Activation, ActivationLike, PSSiLU, ReLU, name_of
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.models.checkpoint import copy_of, read_tensors
 from curvact.models.layers import Dropout, Normalize
+from curvact.models.registry import build
 
 StateDict = dict[str, Tensor]
 PathLike = str | os.PathLike[str]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last")
-"""Entries under which training scripts put the weights, tried in this order."""
+"""Keys under which training scripts store the weights, in the order of the search."""
 
 _SUFFIXES = (".pt", ".pth", ".safetensors")
 _SHARED = re.compile(r"(?:.+\.)?act(?:ivation|\d+)\.(\w+)")
@@ -52,10 +52,11 @@ _MEAN, _STD = ("mu", "mean"), ("sigma", "std")
 
 
 def read_state_dict(path: PathLike) -> StateDict:
-    """The weights in a file of torch.save or, by its suffix, of safetensors: name → tensor, on the CPU, wrappers taken off.
+    """The weights in a file of torch.save or (by its suffix) safetensors, on the CPU, unwrapped.
 
-    Only tensors and plain containers are read, never arbitrary pickles.
-    Raises CurvactError, in one line, for a file that is missing, damaged, holds no weights, or needs to run code to be read.
+    Only tensors and plain containers are read. No code of the file runs.
+    Raises CurvactError for a file that is missing, damaged, holds no weights, or cannot be read
+    without running code.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "model.pt"
@@ -66,22 +67,20 @@ def read_state_dict(path: PathLike) -> StateDict:
     path = Path(path)
     if not path.is_file():
         raise CurvactError(f"no file of weights {path}")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_safetensors(path.read_bytes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CurvactError(f"{path} is truncated or no safetensors file: {_line(error)}") from None
     except OSError as error:
         raise CurvactError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:
         wanted = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
         if isinstance(error, UnpicklingError) and wanted:
             raise CurvactError(
-                f"{path} holds more than tensors ({wanted[1]}): reading it could run any code, so it is refused; "
-                "have its weights saved as plain tensors"
+                f"{path} holds more than tensors ({wanted[1]}): reading it could run any code, so it is "
+                "refused; save its weights as plain tensors"
             ) from None
         raise CurvactError(
             f"{path} is truncated or no file of torch.save ({path.stat().st_size} bytes)"
@@ -90,9 +89,9 @@ def read_state_dict(path: PathLike) -> StateDict:
 
 
 def write_state_dict(path: PathLike, state_dict: Mapping[str, Tensor]) -> None:
-    """Write plain tensors whole or not at all: torch.save's format for `.pt` and `.pth`, or `.safetensors`.
+    """Write plain tensors, whole or not at all: as torch.save for .pt and .pth, or as .safetensors.
 
-    Raises CurvactError for another suffix, and where the file cannot be written.
+    Raises CurvactError for another suffix, and if the file cannot be written.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "model.safetensors"
@@ -103,7 +102,7 @@ def write_state_dict(path: PathLike, state_dict: Mapping[str, Tensor]) -> None:
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         raise CurvactError(f"cannot tell the format of {path}: the name has to end in {', '.join(_SUFFIXES)}")
-    tensors = {name: _plain(tensor) for name, tensor in state_dict.items()}
+    tensors = {name: copy_of(tensor) for name, tensor in state_dict.items()}
     if path.suffix == ".safetensors":
         atomic_write(path, save_safetensors(tensors))
         return
@@ -113,10 +112,10 @@ def write_state_dict(path: PathLike, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def unwrap(content: Any, where: str = "the state dict") -> StateDict:
-    """The weights inside what training scripts save, such as `{"epoch": 3, "state_dict": {...}}`.
+    """The weights in the content of a training script's file, such as `{"epoch": 3, "net": {…}}`.
 
-    Of the entries in `WRAPPERS` the first that is there counts, also where they are nested.
-    Raises CurvactError if there are no weights, or something among them that is no tensor.
+    The first key of `WRAPPERS` that exists counts, also inside another one.
+    Raises CurvactError if there are no weights, or if one of them is no tensor.
 
     >>> unwrap({"epoch": 3, "net": {"fc.bias": torch.ones(2)}})
     {'fc.bias': tensor([1., 1.])}
@@ -137,15 +136,16 @@ def unwrap(content: Any, where: str = "the state dict") -> StateDict:
     return {str(key): value for key, value in content.items()}
 
 
-# ---- what a state dict is ----
+# ---- the architecture of a state dict ----
 
 
 def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `curvact.models.build` for the network that these weights belong to, from their names and shapes.
+    """The arguments of `curvact.models.build` for the network of these weights.
 
-    Two things leave no trace: the activation, and where a PreActResNet takes its shortcuts from. That is read off the batch norm
-    before the classifier, with which all of RobustBench's entries take them from the activated input.
-    Raises CurvactError where they are none of ResNet-18/34, PreActResNet-18 and WideResNet.
+    Names and shapes do not show the activation, nor where a PreActResNet takes its shortcuts from.
+    With a batch norm before the classifier, the shortcuts start at the activated input, as in all
+    such entries of RobustBench.
+    Raises CurvactError for other networks than ResNet-18 and -34, PreActResNet-18 and WideResNet.
 
     >>> from curvact.models import build
     >>> architecture_of(build("wide_resnet", depth=10, widen_factor=1, classes=7).state_dict())
@@ -159,8 +159,8 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         width = len(state["block1.layer.0.conv1.weight"])
         if len(set(blocks)) > 1 or width % 16:
             raise CurvactError(
-                f"no WideResNet has {blocks} blocks in its stages and {width} channels in the first: "
-                "equal numbers of blocks and a multiple of 16"
+                f"no WideResNet has {blocks} blocks in its stages and {width} channels in the first: it "
+                "has equal numbers of blocks and a multiple of 16 channels"
             )
         size = {"depth": 6 * blocks[0] + 4, "widen_factor": width // 16}
         return {"name": "wide_resnet", **size, "channels": stem.shape[1], "classes": _classes(state, "fc")}
@@ -178,7 +178,7 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 "classes": _classes(state, "linear"),
             }
     raise CurvactError(
-        f"weights of a network that is not known here ({_some(list(state))}): known are RobustBench's ResNet-18 and -34, "
+        f"weights of an unknown network ({_some(list(state))}): known are RobustBench's ResNet-18 and -34, "
         "PreActResNet-18, WideResNet and PAF_WideResNet"
     )
 
@@ -189,19 +189,20 @@ def _count(state: StateDict, pattern: str) -> int:
 
 def _classes(state: StateDict, layer: str) -> int:
     if f"{layer}.weight" not in state:
-        raise CurvactError(f"the weights do not have {layer}.weight, which tells the number of classes")
+        raise CurvactError(f"the weights lack {layer}.weight, which shows the number of classes")
     return len(state[f"{layer}.weight"])
 
 
 def _tidy(state: StateDict) -> StateDict:
-    """Without prefixes and sub_block1, with normalization as ours and a shared activation once."""
+    """The weights by our names: no prefixes, no unused weights, a shared activation once."""
     stems = [name.removesuffix("conv1.weight") for name in state if name.endswith("conv1.weight")]
     roots = [stem for stem in stems if not re.search(r"(?:block|layer)\d", stem)]
     if len(roots) > 1:
         roots = [root for root in roots if f"{root}fc.weight" in state or f"{root}linear.weight" in state]
     if len(roots) > 1:
         raise CurvactError(
-            f"the weights of {len(roots)} networks in one state dict, under {_some(map(repr, roots))}: give those of one"
+            f"the weights of {len(roots)} networks in one state dict, under {_some(map(repr, roots))}: give "
+            "those of one"
         )
     root = roots[0] if roots else ""
     out: StateDict = {}
@@ -235,12 +236,13 @@ def from_robustbench(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> None:
-    """Copy weights of a RobustBench network (or of a file of ours) into `model`, all of them or, on an error, none.
+    """Copy weights of RobustBench (or ours) into `model`: all of them or, on an error, none.
 
-    state_dict: as saved, wrapped or not. model: the same architecture of ours; with learnable PSSiLU it is one for the whole
-    network (scope="network").
-    mean, std: the normalization to use, one number a channel. By default that of the state dict, or 0 and 1 where it has none.
-    Raises CurvactError, in one line, that names what is missing, not expected, or of another shape.
+    state_dict: as saved, wrapped or not. model: our network of the same architecture. A learnable
+    PSSiLU must be shared by the whole network (scope="network").
+    mean, std: normalization to set, one number for each channel. Default: that of the state dict,
+    else 0 and 1.
+    Raises CurvactError with the names of weights that are missing, unexpected, or of another shape.
 
     >>> from curvact.models import build
     >>> model = build("wide_resnet", depth=10, widen_factor=1, classes=10)
@@ -289,28 +291,29 @@ def from_robustbench(
 
 
 def to_robustbench(model: nn.Module) -> StateDict:
-    """Weights that RobustBench's class of this architecture loads with strict=True; copies, on the CPU.
+    """Copies of the weights, on the CPU, as RobustBench's class of this architecture loads them (strict).
 
-    Normalization becomes `mu` and `sigma`, as in the entries that normalize (a class needs these two buffers then), or nothing
-    where it is mean 0, std 1. PSSiLU becomes `activation.alpha` and `.beta`, at the top and in every block.
-    Raises CurvactError for an architecture or an activation that RobustBench's classes do not have: those compute ReLU or one
-    PSSiLU for the whole network.
+    The normalization becomes `mu` and `sigma`, which the class then needs as buffers; mean 0 and
+    std 1 are left out. PSSiLU becomes `activation.alpha` and `.beta`, at the top and in every block.
+    Raises CurvactError for architectures and activations that RobustBench's classes do not have. They
+    compute ReLU, or one PSSiLU for the whole network.
 
     >>> from curvact.models import build
-    >>> model = build("wide_resnet", depth=10, widen_factor=1, activation="pssilu(learnable=True)", scope="network")
-    >>> [name for name in to_robustbench(model) if name.endswith("alpha")]
-    ['activation.alpha', 'block1.layer.0.activation.alpha', 'block2.layer.0.activation.alpha', 'block3.layer.0.activation.alpha']
+    >>> act = "pssilu(learnable=True)"
+    >>> model = build("wide_resnet", depth=10, widen_factor=1, activation=act, scope="network")
+    >>> [name for name in to_robustbench(model) if name.endswith("alpha")][:2]
+    ['activation.alpha', 'block1.layer.0.activation.alpha']
     """
     shared = _shared_pssilu(model)
-    state = {name: _plain(tensor) for name, tensor in _targets(model).items()}
+    state = {name: copy_of(tensor) for name, tensor in _targets(model).items()}
     architecture_of(state)
     mean, std = state.pop("normalize.mean"), state.pop("normalize.std")
     if bool((mean != 0).any()) or bool((std != 1).any()):
         state["mu"], state["sigma"] = mean[None], std[None]
     if shared is None:
         return state
-    # This also stands for a fixed PSSiLU, which has no parameters of its own.
-    scales = {p: _plain(torch.as_tensor(getattr(shared, p))).reshape(1) for p in ("alpha", "beta")}
+    # A fixed PSSiLU has no parameters, and is written as one that has.
+    scales = {p: copy_of(torch.as_tensor(getattr(shared, p))).reshape(1) for p in ("alpha", "beta")}
     blocks = [name.removesuffix("conv1.weight") for name in state if name.endswith(".conv1.weight")]
     for home in ["", *blocks]:
         state |= {f"{home}activation.{p}": tensor.clone() for p, tensor in scales.items()}
@@ -325,15 +328,16 @@ def model_from_robustbench(
     std: Sequence[float] | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """The network that a file (or state dict) of weights belongs to, with them, in eval mode.
+    """The network of a file (or state dict) of weights, with these weights, in eval mode.
 
-    activation: PSSiLU by default where the weights have its parameters, else ReLU, as in RobustBench's classes. **Weights do not
-    tell any other**: give it.
-    mean, std: as in `from_robustbench`. arguments: further ones of `curvact.models.build`, before those of `architecture_of`.
+    activation: default PSSiLU if the weights have its parameters, else ReLU, as in RobustBench's
+    classes. **Weights do not show any other activation**: give it.
+    mean, std: as in `from_robustbench`. arguments: of `curvact.models.build`, in place of those that
+    `architecture_of` finds.
     Raises CurvactError as `read_state_dict`, `architecture_of` and `from_robustbench` do.
 
-    >>> from curvact.models import build
-    >>> model = build("wide_resnet", depth=10, widen_factor=1, activation="pssilu(learnable=True)", scope="network")
+    >>> act = "pssilu(learnable=True)"
+    >>> model = build("wide_resnet", depth=10, widen_factor=1, activation=act, scope="network")
     >>> model_from_robustbench(to_robustbench(model)).activation
     pssilu(alpha=1.0, beta=9.99999993922529e-09, learnable=True)
     """
@@ -341,13 +345,13 @@ def model_from_robustbench(
     architecture = architecture_of(state)
     if activation is None:
         activation = "pssilu(learnable=True)" if "activation.alpha" in _tidy(state) else "relu"
-    model = models.build(**{"activation": activation, "scope": "network"} | architecture | arguments)
+    model = build(**{"activation": activation, "scope": "network"} | architecture | arguments)
     from_robustbench(state, model, mean=mean, std=std)
     return model.eval()
 
 
 def _targets(model: nn.Module) -> StateDict:
-    """The tensors of our network by the names they have in a tidied state dict."""
+    """The tensors of our network by the names that `_tidy` gives them."""
     structure = {
         f"{path}." if path else "" for path, module in model.named_modules() if not _is_activation(module)
     }
@@ -359,18 +363,18 @@ def _targets(model: nn.Module) -> StateDict:
             out[full] = tensor
         elif shared.setdefault(name, tensor) is not tensor:
             raise CurvactError(
-                f"this {type(model).__name__} has several activations with parameters of their own: RobustBench's networks share "
-                'one; build it with scope="network"'
+                f"this {type(model).__name__} has several activations with parameters of their own: "
+                'RobustBench\'s networks share one; build it with scope="network"'
             )
     if "normalize.mean" not in out:
         raise CurvactError(
-            f"this {type(model).__name__} has no layer 'normalize': it is no network of curvact's"
+            f"this {type(model).__name__} has no layer 'normalize': it is not a network of curvact"
         )
     return out | {f"activation.{name}": tensor for name, tensor in shared.items()}
 
 
 def _is_activation(module: nn.Module) -> bool:
-    """Whether it is one of ours, or neither a layer (but for the activations of torch) nor built of modules."""
+    """Whether it is an activation: ours, torch's, or a module without submodules that is no layer."""
     kind = type(module).__module__
     layer = kind.startswith("torch.nn.modules.") and kind != "torch.nn.modules.activation"
     built = next(module.children(), None) is not None
@@ -378,25 +382,21 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _shared_pssilu(model: nn.Module) -> PSSiLU | None:
-    """The one PSSiLU of a network, None if it computes ReLU."""
+    """The PSSiLU of a network, or None if its activation is ReLU."""
     found = {module for module in model.modules() if _is_activation(module)}
     other = [m for m in found if not isinstance(m, (PSSiLU, ReLU, nn.ReLU))]
     if other:
         raise CurvactError(
-            f"no class of RobustBench's computes {name_of(other[0])}: only relu and pssilu can be exchanged "
+            f"no class in RobustBench computes {name_of(other[0])}: only relu and pssilu can be exchanged "
             "(write_state_dict saves the weights of any model)"
         )
     shaped = [m for m in found if isinstance(m, PSSiLU)]
     if len({(str(m), id(m) if m.learnable else 0) for m in shaped}) > 1 or 0 < len(shaped) < len(found):
         raise CurvactError(
-            f"this {type(model).__name__} has {len(found)} different activations: RobustBench's networks share one; "
-            'build it with scope="network"'
+            f"this {type(model).__name__} has {len(found)} different activations: RobustBench's networks "
+            'share one; build it with scope="network"'
         )
     return shaped[0] if shaped else None
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
 
 
 def _some(names: Iterable[str]) -> str:
@@ -404,7 +404,3 @@ def _some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

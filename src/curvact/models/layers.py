@@ -1,19 +1,80 @@
-"""What every architecture shares: normalization as a layer, activations by sharing scope, weights from a generator."""
+"""Parts of every architecture: common arguments, normalization, activations by scope, weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, cast, get_args
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from curvact.activations import Activation, ActivationLike, as_factory, default_scope, takes_channels
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, nearest
 
 Scope = Literal["network", "stage", "layer", "channel"]
 Layout = Literal["maps", "vectors", "tokens"]
-"""What an activation gets: N×C×H×W, N×C or N×T×C."""
+"""Shape of an activation's inputs: N×C×H×W, N×C or N×T×C."""
+
+
+class Common(TypedDict, total=False):
+    """The arguments that every architecture takes, beside `activation` and its own.
+
+    channels, classes: number of image channels (default 3) and of classes (default 10).
+    size: side of the square images in pixels (default 32).
+    mean, std: normalization of the images, one number for each channel. It is the first layer of the
+        network, so inputs are images in [0, 1]. Default: 0.5 and 0.5.
+    scope: which places share one activation module, see `ActivationSource`. Default: the
+        activation's own scope.
+    generator: source of the initial weights. Default: torch's global generator.
+    """
+
+    channels: int
+    classes: int
+    size: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    scope: Scope | None
+    generator: torch.Generator | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The common arguments after `prepare` has checked them. normalize: the first layer.
+
+    activations: gives each place of the network its activation.
+    """
+
+    channels: int
+    classes: int
+    size: int
+    normalize: Normalize
+    activations: ActivationSource
+    generator: torch.Generator | None
+
+    def initialize(self, model: nn.Module, **options: Any) -> None:
+        """Draw the weights of the finished model. options: as in `initialize`."""
+        initialize(model, self.generator, activations=self.activations.made, **options)
+
+
+def prepare(model: str, activation: ActivationLike, common: Common, **sizes: object) -> Frame:
+    """Check the common arguments and the sizes of the architecture `model`, and fill in defaults.
+
+    sizes: the architecture's own arguments that must be whole numbers >= 1.
+    Raises CurvactError for an unknown or bad argument.
+
+    >>> prepare("vit", "relu", {"classes": 100}, width=192).classes
+    100
+    """
+    for key in common:
+        if key not in Common.__annotations__:
+            allowed = [*sizes, *Common.__annotations__]
+            raise CurvactError(f"{model} has no argument '{key}'{nearest(key, allowed)}")
+    channels, classes, size = common.get("channels", 3), common.get("classes", 10), common.get("size", 32)
+    require_sizes(model, channels=channels, classes=classes, size=size, **sizes)
+    source = ActivationSource(activation, common.get("scope"))
+    normalize = normalization(channels, common.get("mean"), common.get("std"))
+    return Frame(channels, classes, size, normalize, source, common.get("generator"))
 
 
 def require_sizes(model: str, **sizes: object) -> None:
@@ -30,17 +91,34 @@ def require_sizes(model: str, **sizes: object) -> None:
 
 
 def require_square(model: str, x: Tensor, size: int) -> None:
-    """Raise CurvactError unless the images of a batch are size×size: for models whose last layers depend on it."""
+    """Raise CurvactError unless the images are size×size. For models with layers of that size."""
     if x.shape[-2:] != (size, size):
-        raise CurvactError(
-            f"this {model} was built with size={size} and got images of {x.shape[-2]}×{x.shape[-1]} pixels"
-        )
+        got = f"{x.shape[-2]}×{x.shape[-1]}"
+        raise CurvactError(f"this {model} was built with size={size} and got images of {got} pixels")
+
+
+def stage(
+    block: Callable[..., nn.Module],
+    source: ActivationSource,
+    number: int,
+    inputs: int,
+    outputs: int,
+    count: int,
+    **options: Any,
+) -> nn.Sequential:
+    """`count` residual blocks: block(inputs, outputs, stride, source, number, **options).
+
+    The first block changes the width and, except in stage 1, halves the size.
+    """
+    shapes = [(inputs, 1 if number == 1 else 2), *[(outputs, 1)] * (count - 1)]
+    return nn.Sequential(*(block(i, outputs, stride, source, number, **options) for i, stride in shapes))
 
 
 class Normalize(nn.Module):
-    """(x − mean)/std per channel: part of the model, so that attacks work on inputs in [0, 1]. N×C×H×W in and out.
+    """(x − mean)/std for each channel, as a layer: attacks then work on images in [0, 1].
 
-    grey: images of one channel become as many as there are constants; otherwise another number of channels is a CurvactError.
+    Takes and returns N×C×H×W. grey: images of one channel become as many channels as there are
+    constants. Any other number of channels is a CurvactError.
 
     >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
     2.0
@@ -58,18 +136,19 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Broadcasting would run a grey image through a network for colours. A proxy of torch.fx has no shape to look at.
-        if isinstance(x, Tensor) and (
-            x.dim() < 3 or x.shape[-3] not in ((1, len(self.mean)) if self.grey else (len(self.mean),))
-        ):
+        # Broadcasting would accept a grey image in a network for colours. torch.fx passes a proxy,
+        # which has no shape.
+        channels = len(self.mean)
+        allowed = (1, channels) if self.grey else (channels,)
+        if isinstance(x, Tensor) and (x.dim() < 3 or x.shape[-3] not in allowed):
             raise CurvactError(
-                f"images of shape {tuple(x.shape)} for a network of {len(self.mean)} channels: give N×{len(self.mean)}×H×W"
+                f"images of shape {tuple(x.shape)} for a network of {channels} channels: give N×{channels}×H×W"
             )
         return (x - self.mean) / self.std
 
 
 def normalization(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalize:
-    """The first layer of a model for so many channels; without mean and std it maps [0, 1] to [−1, 1].
+    """The first layer of a network. Without mean and std it maps [0, 1] to [−1, 1].
 
     >>> normalization(1, None, None)(torch.zeros(1, 1, 1, 1)).item()
     -1.0
@@ -80,26 +159,41 @@ def normalization(channels: int, mean: Sequence[float] | None, std: Sequence[flo
     return Normalize(mean, std)
 
 
-class ActivationSource:
-    """From a place in a network to the activation to use there. `made`: all that it has given out, each once.
+def check_scope(scope: str) -> Scope:
+    """The scope, if it is one. Otherwise CurvactError."""
+    if scope not in get_args(Scope):
+        raise CurvactError(f"activation scope {scope!r}: allowed are {', '.join(get_args(Scope))}")
+    return cast(Scope, scope)
 
-    scope: as in `activation_source`, resolved.
+
+class ActivationSource:
+    """Gives each place of a network its activation. made: the modules given so far, each once.
+
+    scope: which places share a module. "network": all. "stage": those of one stage. "layer": none.
+        "channel": none, and each channel has learned parameters of its own. None: the scope of the
+        activation itself (`default_scope`).
+    A factory with an argument `channels` gets the number of channels at the place; only places of
+    equal width then share a module. An activation given as a module is shared by all places.
+
+    >>> source = ActivationSource("silu", "stage")
+    >>> source(1) is source(1), source(1) is source(2)
+    (True, False)
+    >>> source = ActivationSource("sparta")
+    >>> source(1, 64) is source(2, 64), source(1, 64) is source(2, 128)
+    (True, False)
     """
 
     def __init__(self, activation: ActivationLike, scope: Scope | None = None) -> None:
-        chosen = default_scope(activation) if scope is None else scope
-        if chosen not in get_args(Scope):
-            raise CurvactError(f"activation scope {chosen!r}: allowed are {', '.join(get_args(Scope))}")
-        if chosen == "channel" and isinstance(activation, nn.Module):
+        self.scope = check_scope(default_scope(activation) if scope is None else scope)
+        if self.scope == "channel" and isinstance(activation, nn.Module):
             raise CurvactError("scope 'channel' needs a name or a factory of activations, not one module")
-        self.scope = cast(Scope, chosen)
         self.made: list[nn.Module] = []
         self._factory = as_factory(activation)
         self._sized = takes_channels(self._factory)
         self._shared: dict[tuple[int, int | None], nn.Module] = {}
 
     def __call__(self, stage: int, channels: int | None = None, layout: Layout = "maps") -> nn.Module:
-        """The activation for a place of that stage, with so many channels (only some activations and scopes need them)."""
+        """The activation for a place. channels: needed by some activations and scopes only."""
         if self.scope in ("layer", "channel"):
             return self._make(channels, layout)
         key = (0 if self.scope == "network" else stage, channels if self._sized else None)
@@ -114,13 +208,10 @@ class ActivationSource:
         if isinstance(module, Activation):
             self._check(module, layout)
         if self.scope == "channel":
-            if not isinstance(module, Activation) or channels is None:
-                lack = (
-                    "needs an Activation of curvact's or of yours"
-                    if channels
-                    else "needs the number of channels"
-                )
-                raise CurvactError(f"scope 'channel' {lack}, at {module}")
+            if channels is None:
+                raise CurvactError(f"scope 'channel' needs the number of channels, at {module}")
+            if not isinstance(module, Activation):
+                raise CurvactError(f"scope 'channel' needs a subclass of curvact's Activation, at {module}")
             module.per_channel_(channels, maps=layout == "maps")
         if not any(module is made for made in self.made):
             self.made.append(module)
@@ -129,38 +220,21 @@ class ActivationSource:
     def _check(self, module: Activation, layout: Layout) -> None:
         if module.maps_only and layout == "tokens":
             raise CurvactError(
-                f"{module.name} gates by neighbouring pixels, and this network has a sequence of tokens: choose a convolutional "
-                "network, or another activation"
+                f"{module.name} needs neighbouring pixels, and this network has a sequence of tokens: "
+                "choose a convolutional network or another activation"
             )
         if not module.shareable and self.scope in ("network", "stage"):
             raise CurvactError(
-                f"{module.name} keeps the statistics of its place and cannot be shared: use scope='layer' not {self.scope!r}"
+                f"{module.name} keeps statistics of its place and cannot be shared: "
+                f"use scope='layer', not {self.scope!r}"
             )
 
 
-def activation_source(activation: ActivationLike, scope: Scope | None = None) -> ActivationSource:
-    """A function from the stage number (and channels and layout) of a place to the activation to use there.
-
-    scope: "network" (one module for all), "stage" (one a stage), "layer" (a new one at every place) or "channel" (that, with
-    learned parameters for each channel); None: the activation's own, see `default_scope`. A factory that takes `channels`
-    is called with their number, and what it makes is shared among places of equal width only. A module given as the activation is
-    one object, so every place shares it whatever the scope.
-
-    >>> source = activation_source("silu", "stage")
-    >>> source(1) is source(1), source(1) is source(2)
-    (True, False)
-    >>> source = activation_source("sparta")
-    >>> source(1, 64) is source(2, 64), source(1, 64) is source(2, 128)
-    (True, False)
-    """
-    return ActivationSource(activation, scope)
-
-
 class Dropout(nn.Module):
-    """While training, each entry is 0 with probability `rate` and divided by 1 − rate otherwise. The mean is kept. Any shape.
+    """In training, sets each entry to 0 with probability `rate` and divides the rest by 1 − rate.
 
-    The masks come from a generator of its own, seeded by `seed`, which `initialize` draws: torch's global state is not
-    touched. Inside `torch.compile`, which takes no generators, they do come from the global one.
+    Any shape. The masks come from a generator of the layer itself. Its seed is drawn by `initialize`.
+    Inside `torch.compile`, which supports no generators, they come from torch's global one.
 
     >>> layer = Dropout(0.5)
     >>> sorted(set(layer(torch.ones(99)).tolist())), layer.eval()(torch.ones(1)).item()
@@ -184,7 +258,7 @@ class Dropout(nn.Module):
         return x * kept / (1 - self.rate)
 
     def masks(self, device: torch.device) -> torch.Generator:
-        """The generator of the masks, which training keeps with its state."""
+        """The generator of the masks. Training saves it with its own state."""
         if self._masks is None or self._masks.device != device:
             self._masks = torch.Generator(device=device).manual_seed(self.seed)
         return self._masks
@@ -202,11 +276,11 @@ def initialize(
     fan: Literal["fan_in", "fan_out"] = "fan_out",
     lecun: bool = False,
 ) -> None:
-    """Weights from the generator: He-normal convolutions, uniform ±1/√fan-in linear layers, norms at 1 and 0.
+    """Draw all weights: He-normal convolutions, uniform ±1/√fan-in linear layers, norms at 1 and 0.
 
-    generator: None is torch's global one. activations: modules left as they are; they bring their own parameters.
-    fan: of the convolutions; "fan_in" keeps the scale of the forward pass where there is no batch norm.
-    lecun: all convolutions and linear layers have normal weights of variance 1/fan-in instead, and biases of 0.
+    generator: None means torch's global generator. activations: modules that keep their values.
+    fan: of the convolutions. "fan_in" keeps the scale of the forward pass without batch norm.
+    lecun: convolutions and linear layers get normal weights of variance 1/fan-in and biases 0.
     """
     if generator is None:
         generator = torch.default_generator

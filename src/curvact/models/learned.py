@@ -1,4 +1,4 @@
-"""Taking a learned activation out of a trained network, as a small file, and putting it, frozen or not, into another network."""
+"""Moves a learned activation from one network to another: extract, write, read, insert."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,29 @@ from curvact.activations.registry import parse_name
 from curvact.activations.selection import TORCH_ACTIVATIONS
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.models.checkpoint import load_checkpoint
-from curvact.models.layers import Normalize, Scope
-from curvact.models.weights import TOLD, read_sidecar, read_tensors, state_of
+from curvact.models.checkpoint import (
+    SIDECAR_KEYS,
+    find_weights,
+    read_run_record,
+    read_sidecar,
+    read_tensors,
+    rebuild,
+    state_of,
+)
+from curvact.models.hashing import tensor_bytes
+from curvact.models.layers import Normalize, Scope, check_scope
 
 KIND = "learned activation"
-KEPT = "activation.safetensors"
-"""A run that began with a learned activation keeps a copy of it under this name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """What one activation module learned. places: where the source network had it, in the order of its forward pass.
+    """The learned values of one activation module.
 
-    widths: channels at these places. channels: the width that its parameters belong to, None for parameters of any width.
-    maps: whether its inputs were N×C×H×W. tensors: its parameters and, for batch norm inside, buffers.
+    places: the module's paths in the source network, in the order of its forward pass.
+    widths: the numbers of channels at these places. channels: the width that the parameters belong
+    to, None for parameters of any width. maps: the inputs were N×C×H×W.
+    tensors: parameters, and buffers of batch norm inside, by name.
     """
 
     places: tuple[str, ...]
@@ -48,11 +56,11 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class LearnedActivation:
-    """A learned activation, apart from any network. Made by `extract_activation` and `read_learned`.
+    """A learned activation without its network, from `extract_activation` or `read_learned`.
 
-    name: as `curvact.activation` parses it, at its learned values where they are the same everywhere. scope: how the source
-    network shared it. groups: one for each distinct module. provenance: where it comes from: checkpoint and its hash,
-    architecture, data, accuracies if known. Two are the same if their `sha256` are.
+    name: as `curvact.activation` parses it. scope: how the source network shared it. groups: one for
+    each distinct module. provenance: checkpoint and its hash, architecture, data, accuracies if known.
+    Two learned activations are equal if their `sha256` are.
     """
 
     name: str
@@ -62,32 +70,62 @@ class LearnedActivation:
 
     @property
     def sha256(self) -> str:
-        """Of name, scope, groups and all values; not of the provenance."""
-        digest = hashlib.sha256(json.dumps(_plain(self), sort_keys=True).encode())
+        """Hash of name, scope, groups and all values, without the provenance."""
+        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
         for group in self.groups:
             for _, tensor in sorted(group.tensors.items()):
-                digest.update(_bytes(tensor))
+                digest.update(tensor_bytes(tensor))
         return digest.hexdigest()
 
     @property
     def parameters(self) -> int:
-        """How many parameters it adds to the network it came from."""
+        """The number of parameters that it adds to its source network."""
         return sum(p.numel() for module in self.modules() for p in module.parameters())
 
     def modules(self) -> list[Activation]:
         """A new module for each group, with the learned values."""
         return [_module(self.name, self.scope, group) for group in self.groups]
 
+    def description(self) -> dict[str, Any]:
+        """Name, scope and groups as JSON, with types and shapes in place of the tensors."""
+        groups = [
+            {
+                "places": list(group.places),
+                "widths": list(group.widths),
+                "channels": group.channels,
+                "maps": group.maps,
+                "tensors": {k: [str(t.dtype), *t.shape] for k, t in sorted(group.tensors.items())},
+            }
+            for group in self.groups
+        ]
+        return {"activation": self.name, "scope": self.scope, "groups": groups}
 
-# ---- taking out ----
+
+def _module(name: str, scope: str, group: Group) -> Activation:
+    factory = as_factory(name)
+    module = factory(channels=group.channels) if takes_channels(factory) else factory()
+    if not isinstance(module, Activation):
+        raise CurvactError(f"{name} is not an activation of curvact")
+    if scope == "channel":
+        module.per_channel_(group.channels or 0, maps=group.maps)
+    try:
+        module.load_state_dict(dict(group.tensors))
+    except RuntimeError as error:
+        raise CurvactError(
+            f"the parameters of {group.places[0]} are not those of {name}: {' '.join(str(error).split())}"
+        ) from None
+    return module
+
+
+# ---- extract ----
 
 
 def extract_activation(source: nn.Module | str | Path, *, inputs: Tensor | None = None) -> LearnedActivation:
-    """The learned activation of a model, of a checkpoint file, or of a run's folder (its best weights).
+    """The learned activation of a model, a checkpoint file, or a run folder (its best weights).
 
-    The network runs once, on a copy in eval mode, to see the widths at every place; inputs: images for that, N×C×H×W, where
-    curvact cannot tell their size from the network.
-    Raises CurvactError, naming the layer, where nothing is learned or the network has several kinds of activations.
+    A copy of the network runs once in eval mode, which shows the width at every place.
+    inputs: images for that run, N×C×H×W. Needed if curvact cannot find their size in the network.
+    Raises CurvactError, with the layer, if nothing is learned or the activations differ in kind.
 
     >>> from curvact.models import MiniResNet
     >>> learned = extract_activation(MiniResNet("psilu(alpha=3)", scope="network"))
@@ -96,22 +134,28 @@ def extract_activation(source: nn.Module | str | Path, *, inputs: Tensor | None 
     """
     if isinstance(source, nn.Module):
         return _extract(source, None, {"architecture": {"name": type(source).__name__}}, inputs)
-    path = Path(source)
-    if path.is_dir():
-        path = path / "best.safetensors"
-    model = load_checkpoint(path)
+    path = find_weights(source)
     sidecar = read_sidecar(path)
     architecture = sidecar["architecture"]
-    provenance: dict[str, Any] = {
+    model = rebuild(architecture, read_tensors(path), f"the checkpoint {path}")
+    record = read_run_record(path)
+    metrics = sidecar.get("metrics") if record is None else record.metrics
+    accuracies = {
+        key: value
+        for key, value in (metrics if isinstance(metrics, dict) else {}).items()
+        if isinstance(value, float) and key.endswith("accuracy")
+    }
+    attack = {"attack": record.attack} if accuracies and record is not None else {}
+    provenance = {
         "checkpoint": path.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "architecture": architecture,
-        **{key: sidecar[key] for key in TOLD if key in sidecar},
-        **_measured(path, sidecar),
+        **{key: sidecar[key] for key in SIDECAR_KEYS if key in sidecar},
+        **accuracies,
+        **attack,
     }
     if inputs is None:
-        size = int(architecture.get("size", 32))
-        inputs = _grey(int(architecture.get("channels", 3)), size, size)
+        inputs = _grey(int(architecture.get("channels", 3)), *[int(architecture.get("size", 32))] * 2)
     try:
         return _extract(model, architecture.get("scope"), provenance, inputs)
     except CurvactError as error:
@@ -121,39 +165,39 @@ def extract_activation(source: nn.Module | str | Path, *, inputs: Tensor | None 
 def _extract(
     model: nn.Module, scope: str | None, provenance: dict[str, Any], inputs: Tensor | None
 ) -> LearnedActivation:
-    places = [p for p in _places(model, inputs) if p.called]
+    places = [place for place in _places(model, inputs) if place.widths]
     if not places:
         raise CurvactError(f"{type(model).__name__} has no activation modules, so none that was learned")
     by_module: dict[int, list[_Place]] = {}
     for place in places:
         by_module.setdefault(id(place.module), []).append(place)
-    for place in places:
         _require_learned(place)
-    name = _name(places[0])
-    scope = _scope(_shared_as(by_module, places, name) if scope is None else scope, "the source")
-    sized = takes_channels(as_factory(name)) or scope == "channel"
-    groups = tuple(_group(own, sized) for own in by_module.values())
+    family, given = parse_name(cast(Activation, places[0].module).name)
+    given.pop("channels", None)
+    name = f"{family}({', '.join(f'{k}={v}' for k, v in given.items())})".removesuffix("()")
+    factory = as_factory(name)
+    sized = takes_channels(factory)
+    kind = type(factory(channels=1) if sized else factory())
+    scope = check_scope(_scope_of(by_module, places, sized) if scope is None else scope)
+    groups = tuple(_group(own, sized or scope == "channel") for own in by_module.values())
     for own, group in zip(by_module.values(), groups, strict=True):
-        place = own[0]
-        again = _module(name, scope, group) if type(place.module) is _class(name) else None
-        if again is None or str(again) != str(place.module):
+        module = own[0].module
+        if type(module) is not kind or str(_module(name, scope, group)) != str(module):
             raise CurvactError(
-                f"{place.path} is {place.module} and {places[0].path} is {places[0].module}: only a network with one kind of "
-                "activation, built by name, has one to take out"
+                f"{own[0].path} is {module} and {places[0].path} is {places[0].module}: only a network "
+                "with one kind of activation, built by name, has one to extract"
             )
-    about = {
-        **provenance,
-        "curvature": [_kappa(own[0].module) for own in by_module.values()],
-        "curvact": __version__,
-    }
-    return LearnedActivation(name, scope, groups, about)
+    curvature = [_finite_curvature(own[0].module) for own in by_module.values()]
+    return LearnedActivation(
+        name, scope, groups, {**provenance, "curvature": curvature, "curvact": __version__}
+    )
 
 
 def _require_learned(place: _Place) -> None:
     state = place.module.state_dict()
     if not isinstance(place.module, Activation) or not state:
         raise CurvactError(
-            f"{place.path} is {place.module}, which has learned nothing: there is no learned activation to take out"
+            f"{place.path} is {place.module}, which has learned nothing: there is no activation to extract"
         )
     for key, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -166,35 +210,24 @@ def _group(places: list[_Place], sized: bool) -> Group:
     widths = tuple(dict.fromkeys(w for place in places for w in place.widths))
     if sized and len(widths) > 1:
         raise CurvactError(
-            f"{places[0].path} is used at {len(widths)} widths ({', '.join(map(str, widths))}) and has parameters for one"
+            f"{places[0].path} is used at {len(widths)} widths ({', '.join(map(str, widths))}) and has "
+            "parameters for one"
         )
     paths = tuple(place.path for place in places)
     return Group(paths, widths, widths[0] if sized else None, places[0].maps, state_of(places[0].module))
 
 
-def _name(place: _Place) -> str:
-    """The name that an architecture builds such activations from."""
-    family, given = parse_name(cast(Activation, place.module).name)
-    given.pop("channels", None)
-    return f"{family}({', '.join(f'{k}={v}' for k, v in given.items())})".removesuffix("()")
-
-
-def _class(name: str) -> type:
-    factory = as_factory(name)
-    return type(factory(channels=1) if takes_channels(factory) else factory())
-
-
-def _shared_as(by_module: Mapping[int, list[_Place]], places: Sequence[_Place], name: str) -> str:
-    """How a network shares its activations, from what is shared."""
+def _scope_of(by_module: Mapping[int, list[_Place]], places: Sequence[_Place], sized: bool) -> str:
+    """The scope by which a network shares its activations. sized: their parameters belong to a width."""
     if any(getattr(place.module, "_channels", None) for place in places):
         return "channel"
     widths = [own[0].widths for own in by_module.values()]
-    if len(by_module) == 1 or (takes_channels(as_factory(name)) and len(set(widths)) == len(widths)):
+    if len(by_module) == 1 or (sized and len(set(widths)) == len(widths)):
         return "network"
     return "layer" if len(by_module) == len(places) else "stage"
 
 
-def _kappa(module: nn.Module) -> float | None:
+def _finite_curvature(module: nn.Module) -> float | None:
     try:
         kappa = known_curvature(module)
     except CurvactError:
@@ -202,40 +235,23 @@ def _kappa(module: nn.Module) -> float | None:
     return kappa if kappa is not None and abs(kappa) != float("inf") else None
 
 
-def _measured(path: Path, sidecar: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run's record says of these weights, if it is there."""
-    metrics = sidecar.get("metrics")
-    attack: dict[str, Any] = {}
-    try:
-        record = json.loads((path.parent / "record.json").read_text())
-        if metrics is None and record["run"] == sidecar.get("run"):
-            metrics = record["metrics"][path.stem]
-            attack = {"attack": f"pgd-{record['config']['test']['steps']}"}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    if not isinstance(metrics, dict):
-        return {}
-    numbers = {k: v for k, v in metrics.items() if isinstance(v, float) and k.endswith("accuracy")}
-    return {**numbers, **attack} if numbers else {}
-
-
-# ---- putting in ----
+# ---- insert ----
 
 
 def insert_activation(
     model: nn.Module, learned: LearnedActivation, *, freeze: bool = True, inputs: Tensor | None = None
 ) -> nn.Module:
-    """Put the learned activation at every place of the model that has an activation, in place, and return the model.
+    """Replace every activation of the model by the learned one, in place, and return the model.
 
-    freeze: its parameters have requires_grad False, so that no optimizer moves them, and batch norm inside it keeps its
-        statistics; otherwise they start at the learned values and are trained on.
+    freeze: the parameters get requires_grad False, and batch norm inside keeps its statistics.
+        Otherwise training goes on from the learned values.
     inputs: as in `extract_activation`.
 
-    Scope "network": one module everywhere; where its parameters belong to a width (Sparta), the one of the same width.
-    "stage": the model must share its activations among as many groups (build it with scope="stage"), which are matched in the
-    order of the forward pass and must have the same widths where parameters belong to one.
-    "layer" and "channel": the model must have the same places, by name.
-    Raises CurvactError, naming the layer and both widths, before anything is changed.
+    Scope "network": one module everywhere. If its parameters belong to a width (Sparta), each place
+    gets the module of its width. "stage": the model needs as many groups of places that share a
+    module (build it with scope="stage"). They are matched in the order of the forward pass. "layer"
+    and "channel": the model must have the same places, by name.
+    Raises CurvactError, with the layer and both widths, before anything is changed.
 
     >>> from curvact.models import build
     >>> learned = extract_activation(build("resnet18", activation="psilu(alpha=3)", width=2))
@@ -244,9 +260,10 @@ def insert_activation(
     (psilu(alpha=3.0), False)
     """
     places = _places(model, inputs)
-    if not any(place.called for place in places):
+    if not any(place.widths for place in places):
         raise CurvactError(
-            f"{type(model).__name__} has no activation modules to replace: for functional calls see curvact.swap_activations"
+            f"{type(model).__name__} has no activation modules to replace: for functional calls see "
+            "curvact.swap_activations"
         )
     chosen = _match(places, learned)
     modules = learned.modules()
@@ -255,47 +272,47 @@ def insert_activation(
         module.to(device=anchor.device, dtype=anchor.dtype if anchor.is_floating_point() else None)
         module.train(model.training)
         module.requires_grad_(not freeze)
-        if freeze:
-            _fix_norms(module)
+        for path, norm in list(module.named_modules()) if freeze else ():
+            if isinstance(norm, _BatchNorm):
+                _set_module(module, path, _FixedNorm(norm))
     for path, index in chosen.items():
-        parent, _, own = path.rpartition(".")
-        setattr(model.get_submodule(parent), own, modules[index])
+        _set_module(model, path, modules[index])
     return model
 
 
+_ADVICE = "use a network of the same widths, or learn sparta(variant=agnostic), which fits any width"
+
+
 def _match(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, int]:
-    """From path to the number of the group that belongs there."""
-    called = [place for place in places if place.called]
+    """The number of the group for each path."""
+    called = [place for place in places if place.widths]
     rule = {"network": _by_width, "stage": _by_order, "layer": _by_path, "channel": _by_path}[learned.scope]
     chosen = rule(called, learned)
     for place in called:
         width = learned.groups[chosen[place.path]].channels
         if width is not None and place.widths != (width,):
             raise CurvactError(
-                f"{place.path} has {' and '.join(map(str, place.widths))} channels, and {learned.name} was learned there for "
-                f"{width}: {_ADVICE}"
+                f"{place.path} has {' and '.join(map(str, place.widths))} channels, and {learned.name} was "
+                f"learned there for {width}: {_ADVICE}"
             )
-    # Second names of a module that is used under another one follow it.
+    # A module may have a second path that the forward pass does not use: it gets the same group.
     by_module = {id(place.module): chosen[place.path] for place in called}
-    others = {p.path: by_module[id(p.module)] for p in places if not p.called and id(p.module) in by_module}
-    return {**chosen, **others}
-
-
-_ADVICE = "use a network of the same widths, or learn sparta(variant=agnostic), which fits any"
+    unused = [place for place in places if not place.widths and id(place.module) in by_module]
+    return {**chosen, **{place.path: by_module[id(place.module)] for place in unused}}
 
 
 def _by_width(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, int]:
-    widths = {group.channels: index for index, group in enumerate(learned.groups)}
-    if None in widths:
+    groups = {group.channels: index for index, group in enumerate(learned.groups)}
+    if None in groups:
         return {place.path: 0 for place in places}
     chosen = {}
     for place in places:
-        if len(place.widths) != 1 or place.widths[0] not in widths:
+        if len(place.widths) != 1 or place.widths[0] not in groups:
             raise CurvactError(
-                f"{place.path} has {' and '.join(map(str, place.widths))} channels, and {learned.name} was learned for "
-                f"{', '.join(map(str, widths))}: {_ADVICE}"
+                f"{place.path} has {' and '.join(map(str, place.widths))} channels, and {learned.name} was "
+                f"learned for {', '.join(map(str, groups))}: {_ADVICE}"
             )
-        chosen[place.path] = widths[place.widths[0]]
+        chosen[place.path] = groups[place.widths[0]]
     return chosen
 
 
@@ -303,33 +320,33 @@ def _by_order(places: Sequence[_Place], learned: LearnedActivation) -> dict[str,
     order: dict[int, int] = {}
     for place in places:
         order.setdefault(id(place.module), len(order))
-    there = len(learned.groups)
-    if len(order) != there:
-        odd = next((p for p in places if order[id(p.module)] == there), places[-1])
+    count = len(learned.groups)
+    if len(order) != count:
+        odd = next((p for p in places if order[id(p.module)] == count), places[-1])
         raise CurvactError(
-            f"the activation was learned with scope='stage' in {there} groups, and this network has {len(order)} ({odd.path} "
-            f"is in group {order[id(odd.module)] + 1}): build it with scope='stage' and as many stages, or "
-            "learn with scope='network'"
+            f"the activation was learned with scope='stage' in {count} groups, and this network has "
+            f"{len(order)} ({odd.path} is in group {order[id(odd.module)] + 1}): build it with "
+            "scope='stage' and as many stages, or learn with scope='network'"
         )
     return {place.path: order[id(place.module)] for place in places}
 
 
 def _by_path(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, int]:
     known = {path: index for index, group in enumerate(learned.groups) for path in group.places}
-    here = {place.path for place in places}
-    odd = next((p.path for p in places if p.path not in known), None)
-    lack = next((path for path in known if path not in here), None)
-    if odd or lack:
-        where = f"{odd} has none there" if odd else f"{lack} is not in this network"
+    paths = [place.path for place in places]
+    extra = next((path for path in paths if path not in known), None)
+    missing = next((path for path in known if path not in paths), None)
+    if extra or missing:
+        where = f"none was learned for {extra}" if extra else f"{missing} is not in this network"
         raise CurvactError(
-            f"the activation was learned with scope='{learned.scope}', one for each of {len(known)} places, and {where}: only "
-            "the same architecture can take it; learn with scope='network' to move it to others"
+            f"the activation was learned with scope='{learned.scope}', for {len(known)} places, and {where}: "
+            "only the same architecture can take it; learn with scope='network' to move it to others"
         )
-    return {place.path: known[place.path] for place in places}
+    return {path: known[path] for path in paths}
 
 
 class _FixedNorm(nn.Module):
-    """Batch norm by its running statistics, in train mode too; its state has the names of `nn.BatchNorm2d`."""
+    """Batch norm by its running statistics, also in train mode. Its state has the same names."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
@@ -345,32 +362,21 @@ class _FixedNorm(nn.Module):
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
 
 
-def _fix_norms(module: nn.Module) -> None:
-    for path, norm in list(module.named_modules()):
-        if isinstance(norm, _BatchNorm):
-            parent, _, own = path.rpartition(".")
-            setattr(module.get_submodule(parent), own, _FixedNorm(norm))
-
-
-# ---- places ----
+# ---- the places of activations in a network ----
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a network has an activation. widths: channels of what it gets, none if no forward pass goes through it."""
+    """A path that leads to an activation. widths: channels of its inputs, () if it is never called."""
 
     path: str
     module: nn.Module
     widths: tuple[int, ...]
     maps: bool
 
-    @property
-    def called(self) -> bool:
-        return bool(self.widths)
-
 
 class _Probe(nn.Module):
-    """An activation that notes the shapes of its inputs under its path."""
+    """Records the shapes of an activation's inputs under its path."""
 
     def __init__(self, path: str, inner: nn.Module, seen: dict[str, list[torch.Size]]) -> None:
         super().__init__()
@@ -382,44 +388,45 @@ class _Probe(nn.Module):
 
 
 def _places(model: nn.Module, inputs: Tensor | None) -> list[_Place]:
-    """Every place by path, those that the forward pass goes through first and in its order. The model is left as it is."""
+    """Every place, first those of the forward pass in its order. The model does not change."""
     found: dict[str, nn.Module] = {}
-    kinds: tuple[type[nn.Module], ...] = (Activation, *TORCH_ACTIVATIONS)
     for path, module in model.named_modules(remove_duplicate=False):
         inside = any(path.startswith(f"{outer}.") for outer in found)
-        if path and not inside and isinstance(module, kinds):
+        if path and not inside and isinstance(module, (Activation, *TORCH_ACTIVATIONS)):
             found[path] = module
     if not found:
         return []
     seen: dict[str, list[torch.Size]] = {}
     twin = copy.deepcopy(model).eval()
     for path in found:
-        parent, _, own = path.rpartition(".")
-        home = twin.get_submodule(parent)
-        inner = home.get_submodule(own)
+        inner = twin.get_submodule(path)
         if not isinstance(inner, _Probe):
-            setattr(home, own, _Probe(path, inner, seen))
+            _set_module(twin, path, _Probe(path, inner, seen))
     anchor = next(model.parameters(), torch.zeros(()))
     images = _images(model) if inputs is None else inputs
     try:
         with torch.no_grad():
             twin(images.to(device=anchor.device, dtype=anchor.dtype))
     except Exception as error:
-        why = " ".join(str(error).split())
         raise CurvactError(
-            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)} ({why}): give it a batch as inputs="
+            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)} "
+            f"({' '.join(str(error).split())}): give it a batch as inputs="
         ) from None
-    order = [*seen, *(path for path in found if path not in seen)]
-    return [_Place(path, found[path], *_widths(seen.get(path, []))) for path in order]
+    places = []
+    for path in dict.fromkeys([*seen, *found]):
+        shapes = seen.get(path, [])
+        widths = tuple(dict.fromkeys(s[-1] if len(s) == 3 else s[1] for s in shapes))
+        places.append(_Place(path, found[path], widths, all(len(s) == 4 for s in shapes)))
+    return places
 
 
-def _widths(shapes: Sequence[torch.Size]) -> tuple[tuple[int, ...], bool]:
-    widths = tuple(dict.fromkeys(s[-1] if len(s) == 3 else s[1] for s in shapes))
-    return widths, all(len(s) == 4 for s in shapes)
+def _set_module(model: nn.Module, path: str, new: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)
 
 
 def _images(model: nn.Module) -> Tensor:
-    """Images that one of curvact's networks takes."""
+    """An image for one of curvact's networks."""
     normalize = getattr(model, "normalize", None)
     channels = normalize.mean.numel() if isinstance(normalize, Normalize) else 3
     size = getattr(model, "size", 32)
@@ -427,7 +434,7 @@ def _images(model: nn.Module) -> Tensor:
 
 
 def _grey(channels: int, *size: int) -> Tensor:
-    """One image, which takes no memory however large its file says it is."""
+    """One grey image. It takes no memory, so a huge size in a stranger's file does no harm."""
     return torch.full((1, channels, 1, 1), 0.5).expand(1, channels, *size)
 
 
@@ -435,7 +442,7 @@ def _grey(channels: int, *size: int) -> Tensor:
 
 
 def write_learned(path: str | Path, learned: LearnedActivation) -> None:
-    """Write `path` (safetensors) and the .json beside it, both whole or none."""
+    """Write `path` (safetensors) and the JSON file beside it, both or none."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CurvactError(f"{path}: the name of a learned activation's file must end in .safetensors")
@@ -443,7 +450,7 @@ def write_learned(path: str | Path, learned: LearnedActivation) -> None:
     content = {
         "schema": 1,
         "kind": KIND,
-        **_plain(learned),
+        **learned.description(),
         "parameters": learned.parameters,
         "sha256": learned.sha256,
         "provenance": dict(learned.provenance),
@@ -459,7 +466,8 @@ def write_learned(path: str | Path, learned: LearnedActivation) -> None:
 def read_learned(path: str | Path) -> LearnedActivation:
     """The learned activation of a file.
 
-    Raises CurvactError, in one line, for a file that is missing, damaged, changed since it was written, or something else.
+    Raises CurvactError for a file that is missing, damaged, changed since it was written, or of
+    another kind.
 
     >>> import tempfile
     >>> from curvact.models import MiniResNet
@@ -477,33 +485,23 @@ def read_learned(path: str | Path) -> LearnedActivation:
     sidecar = path.with_suffix(".json")
     try:
         content = json.loads(sidecar.read_text())
-        foreign = content["kind"] != KIND or content["schema"] != 1
+        known = content["kind"] == KIND and content["schema"] == 1
     except OSError:
         raise CurvactError(f"no description {sidecar} beside {path}: the two files go together") from None
     except (ValueError, KeyError, TypeError):
-        foreign = True
-    if foreign:
+        known = False
+    if not known:
         raise CurvactError(
-            f"{path} is no learned activation, as {sidecar} says: take it out by `curvact transfer extract`"
+            f"{path} is no learned activation, as {sidecar} says: extract it by `curvact transfer extract`"
         )
     tensors = read_tensors(path)
     try:
-        groups = []
-        for index, plain in enumerate(content["groups"]):
-            own = {k.removeprefix(f"{index}."): t for k, t in tensors.items() if k.startswith(f"{index}.")}
-            channels = plain["channels"]
-            if channels is not None and not any(channels in t.shape for t in own.values()):
-                raise ValueError(f"group {index} has no tensor for {channels} channels")
-            places, widths = tuple(map(str, plain["places"])), tuple(map(int, plain["widths"]))
-            groups.append(Group(places, widths, channels, bool(plain["maps"]), own))
-        learned = LearnedActivation(
-            str(content["activation"]),
-            _scope(content["scope"], str(path)),
-            tuple(groups),
-            dict(content["provenance"]),
-        )
+        groups = tuple(_read_group(index, plain, tensors) for index, plain in enumerate(content["groups"]))
+        scope, provenance = check_scope(content["scope"]), dict(content["provenance"])
+        learned = LearnedActivation(str(content["activation"]), scope, groups, provenance)
         learned.modules()
-        same = learned.sha256 == content["sha256"] and sum(len(g.tensors) for g in groups) == len(tensors)
+        complete = sum(len(group.tensors) for group in groups) == len(tensors)
+        same = complete and learned.sha256 == content["sha256"]
     except CurvactError as error:
         raise CurvactError(f"the learned activation {path} cannot be used: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -512,47 +510,16 @@ def read_learned(path: str | Path) -> LearnedActivation:
         ) from None
     if not same:
         raise CurvactError(
-            f"the learned activation {path} does not fit its description {sidecar} (another sha256): take it out again"
+            f"the learned activation {path} does not fit its description {sidecar} (another sha256): "
+            "extract it again"
         )
     return learned
 
 
-def _plain(learned: LearnedActivation) -> dict[str, Any]:
-    groups = [
-        {
-            "places": list(group.places),
-            "widths": list(group.widths),
-            "channels": group.channels,
-            "maps": group.maps,
-            "tensors": {k: [str(t.dtype), *t.shape] for k, t in sorted(group.tensors.items())},
-        }
-        for group in learned.groups
-    ]
-    return {"activation": learned.name, "scope": learned.scope, "groups": groups}
-
-
-def _module(name: str, scope: str, group: Group) -> Activation:
-    factory = as_factory(name)
-    module = factory(channels=group.channels) if takes_channels(factory) else factory()
-    if not isinstance(module, Activation):
-        raise CurvactError(f"{name} is no activation of curvact's")
-    if scope == "channel":
-        module.per_channel_(group.channels or 0, maps=group.maps)
-    try:
-        module.load_state_dict(dict(group.tensors))
-    except RuntimeError as error:
-        raise CurvactError(
-            f"the parameters of {group.places[0]} are not those of {name}: {' '.join(str(error).split())}"
-        ) from None
-    return module
-
-
-def _scope(scope: str, where: str) -> Scope:
-    if scope not in get_args(Scope):
-        raise CurvactError(f"{where}: activation scope {scope!r}: allowed are {', '.join(get_args(Scope))}")
-    return cast(Scope, scope)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+def _read_group(index: int, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Group:
+    own = {k.removeprefix(f"{index}."): t for k, t in tensors.items() if k.startswith(f"{index}.")}
+    channels = plain["channels"]
+    if channels is not None and not any(channels in t.shape for t in own.values()):
+        raise ValueError(f"group {index} has no tensor for {channels} channels")
+    places, widths = tuple(map(str, plain["places"])), tuple(map(int, plain["widths"]))
+    return Group(places, widths, channels, bool(plain["maps"]), own)

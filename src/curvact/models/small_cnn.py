@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from curvact.activations import ActivationLike
-from curvact.models.layers import (
-    Scope,
-    activation_source,
-    initialize,
-    normalization,
-    require_sizes,
-    require_square,
-)
+from curvact.models.layers import Common, prepare, require_square
 
 
 class SmallCNN(nn.Module):
-    """Four 3×3 convolutions (width, width, 2·width, 2·width; the second and the fourth with stride 2), a hidden layer, a head.
+    """Four 3×3 convolutions, a hidden linear layer and a linear head.
 
-    No batch norm, so that training and evaluation are one function. The last feature map has a quarter of the size; from 16×16
-    places on it is averaged in squares, down to between 8×8 and 15×15.
+    The convolutions have width, width, 2·width and 2·width channels. The second and the fourth halve
+    the size. A last feature map of 16×16 or more is averaged in squares, to at least 8×8. Without
+    batch norm the model computes the same function in train and eval mode.
 
-    activation: a name, a factory or a module. scope: "network", "stage" (the two widths, the hidden layer), "layer" or "channel":
-    what has one of its own; None: see `activation_source`.
-    channels, classes: of the data. size: side of the images in pixels, which must then be so large.
-    mean, std: the data's normalization, which is the first layer. generator: of the initial weights.
-    Maps N×channels×size×size in [0, 1] to N×classes logits. Raises CurvactError for a bad argument and other sizes of images.
+    activation: a name, a factory or a module. width, hidden: of the first convolution and of the
+    hidden layer. Other arguments: `Common`; stages 1 and 2 are the two widths, 3 the hidden layer.
+    Maps N×channels×size×size in [0, 1] to N×classes logits. Raises CurvactError for a bad argument
+    and for images of another size.
 
+    >>> import torch
     >>> SmallCNN("rctaf(curvature=6)", channels=1, size=28)(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
@@ -39,37 +31,31 @@ class SmallCNN(nn.Module):
         self,
         activation: ActivationLike = "relu",
         *,
-        channels: int = 3,
-        classes: int = 10,
-        size: int = 32,
         width: int = 16,
         hidden: int = 128,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        scope: Scope | None = None,
-        generator: torch.Generator | None = None,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__()
-        require_sizes("small_cnn", channels=channels, classes=classes, size=size, width=width, hidden=hidden)
-        self.size = size
-        source = activation_source(activation, scope)
-        if source.scope == "network":
-            self.activation = source(0, width)
-        self.normalize = normalization(channels, mean, std)
-        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1)
-        self.act1 = source(1, width)
+        frame = prepare("small_cnn", activation, common, width=width, hidden=hidden)
+        act = frame.activations
+        self.size = frame.size
+        if act.scope == "network":
+            self.activation = act(0, width)
+        self.normalize = frame.normalize
+        self.conv1 = nn.Conv2d(frame.channels, width, 3, 1, 1)
+        self.act1 = act(1, width)
         self.conv2 = nn.Conv2d(width, width, 3, 2, 1)
-        self.act2 = source(1, width)
+        self.act2 = act(1, width)
         self.conv3 = nn.Conv2d(width, 2 * width, 3, 1, 1)
-        self.act3 = source(2, 2 * width)
+        self.act3 = act(2, 2 * width)
         self.conv4 = nn.Conv2d(2 * width, 2 * width, 3, 2, 1)
-        self.act4 = source(2, 2 * width)
-        side = -(-size // 4)
+        self.act4 = act(2, 2 * width)
+        side = -(-frame.size // 4)
         self.average = max(1, side // 8)
         self.hidden = nn.Linear(2 * width * (side // self.average) ** 2, hidden)
-        self.act5 = source(3, hidden, "vectors")
-        self.linear = nn.Linear(hidden, classes)
-        initialize(self, generator, activations=source.made, fan="fan_in")
+        self.act5 = act(3, hidden, "vectors")
+        self.linear = nn.Linear(hidden, frame.classes)
+        frame.initialize(self, fan="fan_in")
 
     def forward(self, x: Tensor) -> Tensor:
         require_square("small_cnn", x, self.size)

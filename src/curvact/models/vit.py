@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from curvact.activations import ActivationLike
 from curvact.errors import CurvactError
-from curvact.models.layers import (
-    ActivationSource,
-    Scope,
-    activation_source,
-    initialize,
-    normalization,
-    require_sizes,
-    require_square,
-)
+from curvact.models.layers import ActivationSource, Common, prepare, require_sizes, require_square
 
 POSITIONS = 0.5
-"""Standard deviation of the initial positions: with the usual 0.02 small models hardly tell places apart for many epochs."""
+"""Standard deviation of the initial positions. At the usual 0.02, small models need many epochs
+before they tell places apart."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(qkᵀ/√d)v for q, k, v of shape …×tokens×d, in plain tensor code: fused kernels have no second derivative.
+    """softmax(qkᵀ/√d)v for q, k, v of shape …×tokens×d.
+
+    Written in plain tensor operations, because fused kernels have no second derivative.
 
     >>> attention(torch.zeros(2, 3), torch.rand(2, 3), torch.tensor([[1.0], [3.0]]))
     tensor([[2.],
@@ -69,19 +63,19 @@ class TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer (arXiv 2010.11929): patches, learned positions, pre-norm blocks, norm, mean of the tokens, linear head.
+    """Vision transformer (arXiv 2010.11929): patches, positions, pre-norm blocks, mean of the tokens.
 
-    There is no class token. The activation is in the MLPs; attention has a softmax as always. Weights start LeCun-normal and
-    positions with deviation 0.5, not at the usual 0.02: small models then train in a fraction of the epochs, by SGD too [ours].
+    It has no class token. The activation is in the MLPs; attention keeps its softmax. Weights start
+    LeCun-normal and positions with deviation 0.5 instead of 0.02: small models then train in a
+    fraction of the epochs, also by SGD [ours].
 
-    activation: a name, a factory or a module. scope: "network", "stage" or "layer" (both are a block here) or
-    "channel": what has one of its own; None: see `activation_source`.
-    channels, classes: of the data. size: side of the images in pixels, which must then be so large.
-    patch: side of a patch; None: 16 from size 96, else about an eighth of the size and at least 2 (4 at 28 and 32). The image
-    is padded with zeros after the normalization, as equally on all sides as can be, to a multiple of it.
-    depth: number of blocks. width: of a token, a multiple of `heads`. mlp_ratio: hidden width of the MLPs in widths.
-    mean, std: the data's normalization, which is the first layer. generator: of the initial weights.
-    Maps N×channels×size×size in [0, 1] to N×classes logits. Raises CurvactError for a bad argument and other sizes of images.
+    activation: a name, a factory or a module. patch: side of a patch in pixels; None: 16 from size
+    96, else about an eighth of the size and at least 2 (4 at 28 and 32). After the normalization the
+    image is padded with zeros on all sides to a multiple of the patch.
+    depth: number of blocks. width: of a token, a multiple of `heads`. mlp_ratio: hidden width of the
+    MLPs divided by `width`. Other arguments: `Common`; each block is a stage.
+    Maps N×channels×size×size in [0, 1] to N×classes logits. Raises CurvactError for a bad argument
+    and for images of another size.
 
     >>> model = ViT("rctaf(curvature=6)", depth=2, width=24)
     >>> model(torch.rand(2, 3, 32, 32)).shape, model.pos_embed.shape
@@ -92,30 +86,17 @@ class ViT(nn.Module):
         self,
         activation: ActivationLike = "relu",
         *,
-        channels: int = 3,
-        classes: int = 10,
-        size: int = 32,
         width: int = 192,
         depth: int = 6,
         heads: int = 3,
         mlp_ratio: int = 4,
         patch: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        scope: Scope | None = None,
-        generator: torch.Generator | None = None,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__()
-        require_sizes(
-            "vit",
-            channels=channels,
-            classes=classes,
-            size=size,
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-        )
+        sizes = {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
+        frame = prepare("vit", activation, common, **sizes)
+        act, size = frame.activations, frame.size
         if patch is None:
             patch = 16 if size >= 96 else min(size, max(2, round(size / 8)))
         require_sizes("vit", patch=patch)
@@ -126,19 +107,18 @@ class ViT(nn.Module):
         self.size = size
         missing = -size % patch
         self.padding = (missing // 2, missing - missing // 2) * 2
-        source = activation_source(activation, scope)
-        if source.scope == "network":
-            self.activation = source(0, mlp_ratio * width, "tokens")
-        self.normalize = normalization(channels, mean, std)
-        self.patch_embed = nn.Conv2d(channels, width, patch, patch)
+        if act.scope == "network":
+            self.activation = act(0, mlp_ratio * width, "tokens")
+        self.normalize = frame.normalize
+        self.patch_embed = nn.Conv2d(frame.channels, width, patch, patch)
         self.pos_embed = nn.Parameter(torch.empty(1, ((size + missing) // patch) ** 2, width))
         self.blocks = nn.Sequential(
-            *(TransformerBlock(width, heads, mlp_ratio, source, number + 1) for number in range(depth))
+            *(TransformerBlock(width, heads, mlp_ratio, act, number) for number in range(1, depth + 1))
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
-        initialize(self, generator, activations=source.made, lecun=True)
-        nn.init.normal_(self.pos_embed, std=POSITIONS, generator=generator)
+        self.head = nn.Linear(width, frame.classes)
+        frame.initialize(self, lecun=True)
+        nn.init.normal_(self.pos_embed, std=POSITIONS, generator=frame.generator)
 
     def forward(self, x: Tensor) -> Tensor:
         require_square("vit", x, self.size)

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from curvact.activations import ActivationLike
 from curvact.errors import CurvactError
-from curvact.models.layers import (
-    ActivationSource,
-    Dropout,
-    Scope,
-    activation_source,
-    initialize,
-    normalization,
-    require_sizes,
-)
+from curvact.models.layers import ActivationSource, Common, Dropout, prepare, stage
 
 
 class WideBlock(nn.Module):
-    """conv(dropout(act(bn(conv(z))))) + shortcut with z = act(bn(x)): x, or a 1×1 convolution of z where the width changes."""
+    """conv(dropout(act(bn(conv(z))))) + shortcut with z = act(bn(x)) and 3×3 convolutions.
+
+    The shortcut is x, or a 1×1 convolution of z where the width changes.
+    """
 
     def __init__(
-        self, inputs: int, width: int, stride: int, source: ActivationSource, stage: int, dropout: Dropout
+        self, inputs: int, width: int, stride: int, source: ActivationSource, stage: int, *, dropout: float
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
@@ -33,7 +27,7 @@ class WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.act2 = source(stage, width)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.convShortcut = nn.Conv2d(inputs, width, 1, stride, bias=False) if inputs != width else None
 
@@ -44,17 +38,18 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-widen_factor (arXiv 1605.07146): a 3×3 stem of width 16, three stages of pre-activation blocks of 16, 32 and
-    64 times the widen factor, batch norm, activation and a global average.
+    """WRN-depth-widen_factor (arXiv 1605.07146): a 3×3 stem of width 16 and three stages of blocks.
 
-    activation: a name, a factory or a module. scope: "network", "stage", "layer" or "channel": what has one of its own; None:
-    see `activation_source`. The last one, `activation`, is stage 0, and the only one with scope="network".
-    channels, classes: of the data. size: side of the images; nothing depends on it, and 224 pixels are slow.
-    mean, std: the data's normalization, which is the first layer. generator: of the initial weights.
-    depth: 6n + 4 for n blocks a stage. dropout: probability inside the blocks.
+    The stages have 16, 32 and 64 times the widen factor channels. Batch norm, activation (stage 0), a
+    global average and a linear head follow.
+
+    activation: a name, a factory or a module. depth: 6n + 4 for n blocks a stage. dropout:
+    probability inside the blocks. Other arguments: `Common`; nothing depends on `size`.
     Maps N×channels×H×W in [0, 1] to N×classes logits. Raises CurvactError for a bad argument.
 
-    >>> model = WideResNet("rctaf(curvature=6, learnable=True)", depth=10, widen_factor=1, scope="network")
+    >>> import torch
+    >>> act = "rctaf(curvature=6, learnable=True)"
+    >>> model = WideResNet(act, depth=10, widen_factor=1, scope="network")
     >>> next(model.named_parameters())[0], model(torch.rand(2, 3, 32, 32)).shape
     ('activation.alpha', torch.Size([2, 10]))
     """
@@ -63,54 +58,31 @@ class WideResNet(nn.Module):
         self,
         activation: ActivationLike = "relu",
         *,
-        channels: int = 3,
-        classes: int = 10,
-        size: int = 32,
         depth: int = 28,
         widen_factor: int = 10,
         dropout: float = 0.0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        scope: Scope | None = None,
-        generator: torch.Generator | None = None,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__()
-        require_sizes(
-            "wide_resnet",
-            channels=channels,
-            classes=classes,
-            size=size,
-            depth=depth,
-            widen_factor=widen_factor,
-        )
+        frame = prepare("wide_resnet", activation, common, depth=depth, widen_factor=widen_factor)
         if depth < 10 or depth % 6 != 4:
             raise CurvactError(f"wide_resnet got depth={depth}: must be 6n + 4: 10, 16, 22, 28, 34, ...")
-        source = activation_source(activation, scope)
-        self.activation = source(0, 64 * widen_factor)
-        self.normalize = normalization(channels, mean, std)
-        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        act = frame.activations
+        width = 16 * widen_factor
+        self.activation = act(0, 4 * width)
+        self.normalize = frame.normalize
+        self.conv1 = nn.Conv2d(frame.channels, 16, 3, 1, 1, bias=False)
 
-        def stage(number: int, inputs: int) -> nn.Sequential:
-            outputs = 16 * widen_factor * 2 ** (number - 1)
-            blocks = [
-                WideBlock(
-                    outputs if later else inputs,
-                    outputs,
-                    2 if number > 1 and not later else 1,
-                    source,
-                    number,
-                    Dropout(dropout),
-                )
-                for later in range((depth - 4) // 6)
-            ]
-            return nn.Sequential(OrderedDict(layer=nn.Sequential(*blocks)))
+        def block(number: int, inputs: int, outputs: int) -> nn.Sequential:
+            blocks = stage(WideBlock, act, number, inputs, outputs, (depth - 4) // 6, dropout=dropout)
+            return nn.Sequential(OrderedDict(layer=blocks))
 
-        self.block1 = stage(1, 16)
-        self.block2 = stage(2, 16 * widen_factor)
-        self.block3 = stage(3, 32 * widen_factor)
-        self.bn1 = nn.BatchNorm2d(64 * widen_factor)
-        self.fc = nn.Linear(64 * widen_factor, classes)
-        initialize(self, generator, activations=source.made)
+        self.block1 = block(1, 16, width)
+        self.block2 = block(2, width, 2 * width)
+        self.block3 = block(3, 2 * width, 4 * width)
+        self.bn1 = nn.BatchNorm2d(4 * width)
+        self.fc = nn.Linear(4 * width, frame.classes)
+        frame.initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(self.normalize(x)))))

@@ -1,4 +1,4 @@
-"""The curvature κ = sup|σ''| of any scalar function or elementwise module, measured, with its place and a stated error. [ours]"""
+"""κ = sup|σ''| of any scalar function or elementwise module, measured, with an error. [ours]"""
 
 from __future__ import annotations
 
@@ -22,37 +22,45 @@ def max_curvature(
     resolution: float = 1e-6,
     max_evaluations: int = 20_000_000,
 ) -> Peak:
-    """κ = sup|f''| over the domain, and where, for any elementwise module or function of tensors, arrays or Python floats.
+    """κ = sup|f''| over the domain, and the place where it is attained.
 
-    Everything is measured from what `f` returns, in float64 on the CPU. A module is copied first, so the caller's stays as it
-    is (dtype, mode, gradients). Slope and curvature come from autograd; where it gives none, or contradicts the values
-    (straight-through estimators, backward passes that are not differentiable, plain Python functions), they are finite
-    differences, and the error is larger. A function that computes in lower precision is measured on the points of that
-    precision.
+    f: an elementwise module, or a function of tensors, arrays or Python floats.
+    domain: finite (low, high).
+    resolution: of the slope, > 0.
+    max_evaluations: of f, at single points.
 
-    Found, anywhere in the domain, however narrow and however far out (S = max(1, |slope|) there):
+    Everything is measured from what `f` returns, in float64 on the CPU. A module is copied first:
+    its dtype, mode and gradients stay. Slope and curvature come from autograd. If autograd gives
+    none, or contradicts the values (straight-through estimators, backward passes without a
+    derivative, plain Python functions), they are finite differences, and the error is larger. A
+    function that computes in lower precision is measured on the points of that precision.
+
+    The search finds, anywhere in the domain, with S = max(1, |slope|):
 
     - every change of the slope by more than `resolution`·S;
-    - every excursion of the slope that comes back, if its area (the integral of the excursion) is more than
-      1e-4·`resolution`·S and more than the rounding of f there (1e-11 to 1e-10 at |x| = 1e4);
-    - a kink, κ = ∞: a slope change of more than `resolution`·S, most of it within 1e-11·max(1, |x|), or a jump of the value
-      by more than `resolution`·max(1, |x|, |f|). With finite differences of f that width is 1.2e-7·√max(1, |x|); in lower
-      precision it is at least 16 units in the last place of x.
+    - every excursion of the slope that comes back, if its area (the integral of the excursion) is
+      more than 1e-4·`resolution`·S and more than the rounding of f (1e-11 to 1e-10 at |x| = 1e4);
+    - a kink, κ = ∞: a slope change of more than `resolution`·S, most of it within
+      1e-11·max(1, |x|), or a jump of the value by more than `resolution`·max(1, |x|, |f|). With
+      finite differences of f that width is 1.2e-7·√max(1, |x|). In lower precision it is at least
+      16 units in the last place of x.
 
-    Missed: slope changes below these thresholds, however sharp (`F.softplus` has a step of 2e-9 at 20); features closer
-    together than the samples that cancel each other in value and slope (a dip of the value that is narrower than 1 % of |x|
-    and leaves both as before; a plain up-and-down of the slope is not of this kind); whatever is outside the domain.
+    It misses:
 
-    The error covers the search (the highest upper estimate of any cell: the quartic through its five curvatures, plus that
-    quartic's mismatch; about 1e-9·κ above value or less), rounding (8 times what the floats around the peak show), and with
-    finite differences their own step error. It is infinite where the curvature still grows at the smallest width. It is no
-    proof: it does not cover what is listed as missed.
+    - slope changes below these thresholds, however sharp (`F.softplus` has a step of 2e-9 at 20);
+    - features that are closer together than the samples and cancel each other in value and slope,
+      such as a dip of the value that is narrower than 1 % of |x| and changes nothing beside it;
+    - whatever is outside the domain.
 
-    Of equal peaks the one nearest to 0 is given, and of ±x the positive one.
+    The error has three parts: the search (the highest upper estimate of any cell, about 1e-9·κ or
+    less), rounding (8 times the scatter of the floats around the peak), and the step error of
+    finite differences. It is infinite if the curvature still grows at the smallest width. It is no
+    proof: it does not cover what the search misses.
 
-    domain: finite (low, high). resolution: of the slope, > 0. max_evaluations: of f, at single points.
-    Raises CurvactError for a bad domain or resolution, for an f that is not elementwise, is NaN or infinite in the domain (the
-    place is named), or bends in more places than max_evaluations can resolve. Takes well under a second for common activations.
+    Of equal peaks the result is the one nearest to 0, and of ±x the positive one.
+    Raises CurvactError for a bad domain or resolution, and for an f that is not elementwise, that
+    is NaN or infinite in the domain (the message names the place), or that bends in more places
+    than max_evaluations can resolve. Common activations take well under a second.
 
     >>> import torch
     >>> max_curvature(torch.tanh)  # 4/(3√3) at artanh(1/√3)

@@ -1,4 +1,4 @@
-"""Value, slope and curvature at points, by autograd or by finite differences with a stated error."""
+"""Value, slope and curvature at points, by autograd or by finite differences with an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LADDER = 0.1 * 0.25 ** np.arange(12)
 
 @dataclass(frozen=True)
 class Points:
-    """Samples of f, all arrays of one length. slope_error, curvature_error: of the finite differences, 0 with autograd."""
+    """Samples of f, arrays of one length. The errors are of finite differences, 0 with autograd."""
 
     x: Array
     value: Array
@@ -72,12 +72,12 @@ class Probe:
         return np.asarray(np.maximum(1e-11 * np.maximum(1.0, np.abs(x)), coarse * np.abs(x)))
 
     def reach(self, x: Array) -> Array:
-        """How far from a jump of the curvature the finite differences can be wrong; 0 with autograd."""
+        """How far from a jump of the curvature finite differences can be wrong; 0 with autograd."""
         size = np.sqrt(np.maximum(1.0, np.abs(x)))
         return 0.0 * x if self.order == 2 else 8 * np.maximum(self.width(x), 1.2e-7 * size)
 
     def consistent(self) -> bool:
-        """Whether autograd's slope, and curvature, are those of the values: not so at more than 1 % of the points means no."""
+        """Whether autograd's slope and curvature fit the values at 99 % of the points or more."""
         x = self.call.snap(spread(self.domain, 400)[1:-1])
         size = np.maximum(1.0, np.abs(x))
         step = self.eps**0.4 * (np.sqrt(size) if self.call.dtype is torch.float64 else size)
@@ -160,7 +160,7 @@ class _Steps:
 
 
 def _first_difference(here: Array, around: list[Array], h: Array, eps: float) -> tuple[Array, Array]:
-    """Derivative and error from values at x − 2h, x − h, x + h, x + 2h for a ladder of h, each of shape (steps, points)."""
+    """Derivative and error from values at x ± h and x ± 2h; h has shape (steps, points)."""
     a, b, c, d = (p.reshape(h.shape) for p in around)
     estimate = (8 * (c - b) - (d - a)) / (12 * h)
     noise = 4 * eps * np.maximum(np.abs(here), np.maximum(np.abs(a), np.abs(d))) / h
@@ -175,7 +175,7 @@ def _second_difference(here: Array, around: list[Array], h: Array, eps: float) -
 
 
 def _best_step(estimate: Array, noise: Array) -> tuple[Array, Array]:
-    """Of a ladder of estimates, the one whose change over the next two steps plus noise is least; that sum is the error."""
+    """The estimate with the least error: its change over the next two steps, plus noise."""
     change = np.abs(np.diff(estimate, axis=0))
     error = change[:-1] + change[1:] + noise[:-2] + noise[1:-1]
     error = np.where(np.isfinite(error), error, np.inf)

@@ -1,4 +1,4 @@
-"""How the search calls a function: with tensors, arrays or numbers, in its own precision, with autograd if it can."""
+"""How the search calls a function: with tensors, arrays or numbers, and with autograd if it can."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def name_of(f: object) -> str:
 
 
 class NoDerivative(Exception):
-    """Autograd gives no usable derivative of the order asked for."""
+    """Autograd gives no usable derivative of this order."""
 
 
 class ScalarFunction:
-    """f as a function of float64 arrays, with its precision, and whether autograd reaches through it.
+    """f as a function of float64 arrays, with its precision.
 
     values: `x -> f(x)` for a 1-D float64 array.
-    tensors: the function of tensors, or None where f takes only arrays or floats.
+    tensors: the function of tensors, or None if f takes only arrays or floats.
+    differentiable: whether autograd reaches through f.
     eps: the precision in which f computes; inputs are rounded to it.
     """
 
@@ -131,7 +132,7 @@ class ScalarFunction:
         self.tensors = f
 
     def _find_precision(self, x: Array, y: Array) -> None:
-        """Lower the precision where f rounds its input although its output is float64."""
+        """Lower the precision if f rounds its input although its output is float64."""
         moves = np.abs(np.diff(y)) > 0
         moving = np.append(moves, False) | np.insert(moves, 0, False)
         if not moving.any():
@@ -140,7 +141,8 @@ class ScalarFunction:
             rounded = torch.from_numpy(x).to(dtype).to(torch.float64).numpy()
             usable = moving & np.isfinite(rounded) & (rounded != x)
             if usable.sum() >= 8 and np.array_equal(self.values(rounded)[usable], y[usable]):
-                # A step function agrees too; one that rounds its input also has a slope where it is flat.
+                # A step function agrees too; one that rounds its input also has a slope where it is
+                # flat.
                 if self.tensors is not None and not np.any(self._slopes(x[usable])):
                     return
                 self.dtype = dtype

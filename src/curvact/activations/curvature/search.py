@@ -1,8 +1,9 @@
 """The search for the largest |σ''|, in two parts.
 
-First the domain is cut into cells until, in each of them, the function is what a quintic polynomial through the value, slope
-and curvature at the two ends predicts. Then the cells that could still hold the maximum of |σ''| are cut further, until their
-upper estimates meet the largest curvature seen.
+First the domain is cut into cells until, in each of them, the function is what a quintic polynomial
+through the value, slope and curvature at the two ends predicts. Then the cells that could still
+hold the maximum of |σ''| are cut further, until their upper estimates meet the largest curvature
+seen.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from curvact.activations.curvature.derivatives import Points, Probe, join
 from curvact.activations.curvature.function import Array, NoDerivative, quiet, spread
 
 NODES = np.array([0.28, 0.5, 0.72])
-"""Where a cell is sampled, in parts of its width. A step J of the slope anywhere in the cell shows as ≥ 0.30 J at one of them."""
+"""Places of the samples in a cell. A step J of the slope in the cell shows as ≥ 0.30 J at one."""
 STEP_SHARE = 0.25
 """The slope may deviate by this part of the resolution; below the 0.30 of NODES."""
 AREA_SHARE = 0.5e-4
-"""The value may deviate by this part of the resolution. An excursion of the slope of area A shows as ≥ A/2 at the middle."""
+"""The same for the value. An excursion of the slope of area A shows as ≥ A/2 at the middle."""
 NOISE_FACTOR = 8.0
-"""Rounding is taken to be at most this many times what pairs of samples, or a floor of a few last digits, show."""
+"""Rounding is at most this many times what pairs of samples, or the last digits, show."""
 RELATIVE_GAP = 1e-9
-"""The search for the maximum ends when no cell could exceed the largest curvature seen by more than this part of it."""
+"""The search ends when no cell could exceed the largest curvature seen by more than this part."""
 CELLS = 1200
 WAVE = 6000
 
@@ -48,7 +49,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells [left.x, right.x]. noise: rounding of value, slope and curvature seen so far, shape (3, cells)."""
+    """Cells [left.x, right.x]. noise: rounding of value, slope and curvature, shape (3, cells)."""
 
     left: Points
     right: Points
@@ -63,7 +64,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Cells with their inner samples: value, slope, curvature and its error of shape (len(NODES), cells)."""
+    """Cells with their inner samples: arrays of shape (len(NODES), cells)."""
 
     cells: Cells
     middle: Points
@@ -84,7 +85,7 @@ class Sampled:
 
 
 class Record:
-    """All curvatures seen, in pieces. jumps: cells of the smallest width in which the curvature jumps."""
+    """All curvatures seen. jumps: cells of the smallest width in which the curvature jumps."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[Array, Array, Array]] = []
@@ -179,7 +180,7 @@ def _sample_cells(probe: Probe, cells: Cells, record: Record) -> Sampled:
 
 
 def _surprise(s: Sampled) -> tuple[Array, Array]:
-    """How far value and slope inside are from the quintic through value, slope and curvature at the ends."""
+    """How far value and slope inside are from the quintic through the ends."""
     left, right = s.cells.left, s.cells.right
     h, t = right.x - left.x, s.t
     t2, t3, t4, t5 = t**2, t**3, t**4, t**5
@@ -200,7 +201,8 @@ def _surprise(s: Sampled) -> tuple[Array, Array]:
         )
         / 2
     )
-    # At small h the rounding of `rise` spoils that slope: there the cubic through the end slopes and curvatures is better.
+    # At small h the rounding of `rise` spoils that slope: there the cubic through the end slopes
+    # and curvatures is better.
     cubic = (
         left.slope * (1 - 3 * t2 + 2 * t3)
         + right.slope * (3 * t2 - 2 * t3)
@@ -212,7 +214,7 @@ def _surprise(s: Sampled) -> tuple[Array, Array]:
 
 
 def _resolve(probe: Probe, start: Cells, resolution: float, record: Record) -> tuple[Cells, float | None]:
-    """Cut cells until each is as its ends predict. Returns those cells, and the kink nearest to 0 if there is one."""
+    """Cut cells until their ends predict them; return them and the kink nearest to 0, or None."""
     leaves: list[Cells] = []
     kink: float | None = None
     stack = [start]
@@ -223,7 +225,8 @@ def _resolve(probe: Probe, start: Cells, resolution: float, record: Record) -> t
             cells = cells.take(near <= abs(kink))
             near = near[near <= abs(kink)]
         if len(cells) > WAVE:
-            # The nearest to 0 first: where there are kinks without end, one of them ends the search.
+            # The nearest to 0 first: where there are kinks without end, one of them ends the
+            # search.
             nearest = np.argsort(near, kind="stable")
             stack.append(cells.take(nearest[WAVE:]))
             cells = cells.take(nearest[:WAVE])
@@ -265,7 +268,10 @@ def _concatenate(parts: list[Cells]) -> Cells:
 
 
 def _is_kink(probe: Probe, cells: Cells, resolution: float) -> NDArray[np.bool_]:
-    """Whether, in cells of the smallest width, slope or value jump: most of their change over five widths is inside the cell."""
+    """Whether slope or value jump in cells of the smallest width.
+
+    They do if most of the change over five widths is inside the cell.
+    """
     left, right = cells.left, cells.right
     h = right.x - left.x
     low, high = probe.domain
@@ -296,7 +302,8 @@ def _simplest(a: float, b: float) -> float:
     return (a + b) / 2
 
 
-# The quartic through the curvatures at 0, NODES and 1 on a fine grid, and the cubic without the middle one at the middle.
+# The quartic through the curvatures at 0, NODES and 1 on a fine grid, and the cubic without the
+# middle one at the middle.
 _ALL = np.array([0.0, *NODES, 1.0])
 _FINE = np.linspace(0.0, 1.0, 17)
 _TO_FINE = np.vander(_FINE, 5) @ np.linalg.inv(np.vander(_ALL, 5))
@@ -306,7 +313,7 @@ _TO_MIDDLE = np.vander(_ALL[2:3], 4) @ np.linalg.inv(np.vander(_OTHERS, 4))
 
 
 def _climb(probe: Probe, cells: Cells, resolution: float, record: Record) -> float:
-    """Cut cells that could hold the maximum, until each is known to `RELATIVE_GAP`. Returns the highest upper estimate left."""
+    """Cut cells that could hold the maximum; return the highest upper estimate that is left."""
     ceiling = 0.0
     stack = [cells]
     while stack:
@@ -342,7 +349,8 @@ def _climb(probe: Probe, cells: Cells, resolution: float, record: Record) -> flo
         open_ = (upper > record.best * (1 - 2 * RELATIVE_GAP)) & (
             upper > seen + RELATIVE_GAP * record.best + slack
         )
-        # Where the quartic is plainly no description, no estimate from it can close a cell of such curvature.
+        # Where the quartic is plainly no description, no estimate from it can close a cell of such
+        # curvature.
         open_ |= (mismatch + missed > 1e-3 * upper + slack) & (upper > 0.5 * record.best)
         size = np.maximum(np.abs(left.x), np.abs(right.x))
         smallest = h <= np.maximum(probe.width(size), probe.reach(size) / 8)
@@ -357,7 +365,7 @@ def _climb(probe: Probe, cells: Cells, resolution: float, record: Record) -> flo
 
 
 def _top(fine: Array) -> tuple[Array, Array, Array]:
-    """Of functions on the fine points, (17, n): maximum by a parabola, its place in [0, 1], what the parabola may miss."""
+    """Maxima of functions on the fine points, (17, n), by parabolas; places; what they may miss."""
     n = fine.shape[1]
     column = np.arange(n)
     peak = np.argmax(fine, axis=0)
@@ -377,7 +385,7 @@ def _top(fine: Array) -> tuple[Array, Array, Array]:
 
 
 def _beside_jumps(probe: Probe, cells: Cells, best: float) -> float:
-    """Upper estimate of the curvature beside cells of the smallest width; infinite where it does not level off towards them."""
+    """Upper estimate of the curvature beside the smallest cells; infinite if it keeps growing."""
     low, high = probe.domain
     h = np.maximum(cells.right.x - cells.left.x, probe.reach(cells.left.x))
     ceiling = 0.0
@@ -432,7 +440,7 @@ def _clusters(mark: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _refine(probe: Probe, x: Array, size: Array, first: int, last: int, blur: float) -> tuple[float, float]:
-    """The place and height of one peak: the vertex of a parabola if it is one, the point nearest to 0 on a plateau."""
+    """Place and height of a peak: the vertex of a parabola; on a plateau, the point nearest to 0."""
     height = float(size[first : last + 1].max())
     flat = np.flatnonzero(size[first : last + 1] >= height - 8 * probe.eps * height) + first
     at = float(x[flat[np.argmin(np.abs(x[flat]))]])

@@ -1,6 +1,7 @@
-"""The other parametric activations of arXiv 2110.05626: PReLU, PELU, PReLU+, ReBLU, PSiLU and PSoftplus. [paper]; κ [derived].
+"""The parametric activations of arXiv 2110.05626 but PSSiLU. [paper]; κ [derived].
 
-The first four are affine in their parameter, σ(x) = f(x) + α·h(x), with a bend at 0; the last two are Swish and softplus at |α|.
+The first four are affine in their parameter, σ(x) = f(x) + α·h(x), with a bend at 0; the last two
+are Swish and softplus at |α|.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.activations.arguments import finite, nonzero_scale
+from curvact.activations.arguments import finite, nonzero
 from curvact.activations.base import Activation, ScaledActivation, size
 from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
@@ -30,7 +31,7 @@ _FAR = 1e18
 
 
 Part = Callable[[Tensor, int], Tensor]
-"""`(x, order) -> derivative of that order`, 0 to 2, in code that autograd can differentiate further."""
+"""`(x, order) -> derivative of that order`, 0 to 2, in code that autograd can differentiate."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Parts:
 
 
 def _combine(x: Tensor, alpha: Scale, parts: Parts, order: int) -> Tensor:
-    """The derivative of σ of that order, 0 to 2, differentiable in x and α. Half precision is rounded once."""
+    """The derivative of σ of that order, 0 to 2, differentiable. Half precision is rounded once."""
     full = wide(x)
     # A fixed α of exactly 0 is left out: at ±∞ it would give 0·∞.
     if isinstance(alpha, Tensor) or alpha != 0:
@@ -55,7 +56,7 @@ def _combine(x: Tensor, alpha: Scale, parts: Parts, order: int) -> Tensor:
 
 
 class _Affine(torch.autograd.Function):
-    """σ outside functorch transforms and the compiler: what autograd makes of `_combine`, but only x is kept for backward."""
+    """σ outside functorch transforms and the compiler; only its inputs are kept for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, parts: Parts) -> Tensor:
@@ -134,54 +135,38 @@ _REBLU = Parts(_ramp, _hyperbola)
 
 
 def prelu(x: Tensor, alpha: Scale = 0.0) -> Tensor:
-    """x for x > 0, αx below [paper]. alpha: a number, or a tensor.
-
-    >>> prelu(torch.tensor([-2.0, 1.0]), 0.5)
-    tensor([-1.,  1.])
-    """
-    return _affine(x, _checked(alpha, "prelu"), _PRELU)
+    """x for x > 0, αx below [paper]. alpha: a number, or a tensor."""
+    return _affine(x, finite(alpha, "alpha", "prelu"), _PRELU)
 
 
 def pelu(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """x for x > 0, α(eˣ − 1) below [paper]. alpha: a number, or a tensor.
-
-    >>> pelu(torch.tensor([-2.0, 1.0]), 0.5)
-    tensor([-0.4323,  1.0000])
-    """
-    return _affine(x, _checked(alpha, "pelu"), _PELU)
+    """x for x > 0, α(eˣ − 1) below [paper]. alpha: a number, or a tensor."""
+    return _affine(x, finite(alpha, "alpha", "pelu"), _PELU)
 
 
 def prelu_plus(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """αx for x > 0, 0 below [paper]. alpha: a number, or a tensor.
-
-    >>> prelu_plus(torch.tensor([-2.0, 1.0]), 3.0)
-    tensor([0., 3.])
-    """
-    return _affine(x, _checked(alpha, "prelu_plus"), _PRELU_PLUS)
+    """αx for x > 0, 0 below [paper]. alpha: a number, or a tensor."""
+    return _affine(x, finite(alpha, "alpha", "prelu_plus"), _PRELU_PLUS)
 
 
 def reblu(x: Tensor, alpha: Scale = 0.0) -> Tensor:
-    """x + α(√(x² + 1) − 1) for x > 0, 0 below [paper]. alpha: a number, or a tensor.
-
-    >>> reblu(torch.tensor([-1.0, 1.0]), 0.5)
-    tensor([0.0000, 1.2071])
-    """
-    return _affine(x, _checked(alpha, "reblu"), _REBLU)
-
-
-def _checked(alpha: Scale, where: str) -> Scale:
-    return alpha if isinstance(alpha, Tensor) else finite(alpha, "alpha", where)
+    """x + α(√(x² + 1) − 1) for x > 0, 0 below [paper]. alpha: a number, or a tensor."""
+    return _affine(x, finite(alpha, "alpha", "reblu"), _REBLU)
 
 
 class _AffineActivation(Activation):
-    """What the families affine in α share. Abstract."""
+    """What the families affine in α share. Abstract.
+
+    kinkless: the α at which the slope does not jump, and κ at that α.
+    """
 
     alpha: float | nn.Parameter
     default_scope = "network"
     learned_by_default = True
     parts: ClassVar[Parts]
+    kinkless: ClassVar[tuple[float, float] | None] = None
 
-    def __init__(self, alpha: float, *, learnable: bool, centered: bool) -> None:
+    def __init__(self, alpha: float = 1.0, *, learnable: bool = True, centered: bool = False) -> None:
         super().__init__()
         alpha = finite(alpha, "alpha", self.family())
         self.learnable = learnable
@@ -197,36 +182,39 @@ class _AffineActivation(Activation):
     def curvature(self, x: Tensor) -> Tensor:
         return _combine(x, self.alpha, self.parts, 2)
 
+    @property
+    def max_curvature(self) -> Peak:
+        if self.kinkless is None:
+            return Peak(math.inf, 0.0)
+        smooth, kappa = self.kinkless
+        everywhere = bool((torch.as_tensor(self.alpha) == smooth).all())
+        return Peak(kappa if everywhere else math.inf, 0.0)
+
     def extra_repr(self) -> str:
         return self._described("alpha")
-
-    def _everywhere(self, value: float) -> bool:
-        """Whether α, in every channel, is `value`."""
-        return bool((self.alpha == value).all()) if isinstance(self.alpha, Tensor) else self.alpha == value
 
 
 class PReLU(_AffineActivation):
     """x for x > 0, αx below [paper, arXiv 2110.05626]; κ is 0 at α = 1 and infinite otherwise.
 
-    alpha: a finite number, a trainable scalar if `learnable`. It starts at 0, as ReLU, and moves from there.
+    alpha: a finite number, a trainable scalar if `learnable`. It starts at 0, as ReLU, and moves.
     centered: accepted and without effect, since σ(0) = 0.
 
-    >>> PReLU()(torch.tensor([-2.0, 1.0])).detach(), PReLU(0.5, learnable=False)(torch.tensor([-2.0, 1.0]))
-    (tensor([0., 1.]), tensor([-1.,  1.]))
+    >>> PReLU()(torch.tensor([-2.0, 1.0])).detach()
+    tensor([0., 1.])
     """
 
     parts = _PRELU
+    kinkless = (1.0, 0.0)
 
     def __init__(self, alpha: float = 0.0, *, learnable: bool = True, centered: bool = False) -> None:
         super().__init__(alpha, learnable=learnable, centered=centered)
 
-    @property
-    def max_curvature(self) -> Peak:
-        return Peak(0.0 if self._everywhere(1.0) else math.inf, 0.0)
-
 
 class PELU(_AffineActivation):
-    """x for x > 0, α(eˣ − 1) below [paper, arXiv 2110.05626]; κ is 1 at α = 1, a supremum, and infinite otherwise.
+    """x for x > 0, α(eˣ − 1) below [paper, arXiv 2110.05626].
+
+    κ is 1 at α = 1, a supremum, and infinite otherwise.
 
     alpha: a finite number, a trainable scalar if `learnable`.
     centered: accepted and without effect, since σ(0) = 0.
@@ -236,17 +224,13 @@ class PELU(_AffineActivation):
     """
 
     parts = _PELU
-
-    def __init__(self, alpha: float = 1.0, *, learnable: bool = True, centered: bool = False) -> None:
-        super().__init__(alpha, learnable=learnable, centered=centered)
-
-    @property
-    def max_curvature(self) -> Peak:
-        return Peak(1.0 if self._everywhere(1.0) else math.inf, 0.0)
+    kinkless = (1.0, 1.0)
 
 
 class PReLUPlus(_AffineActivation):
-    """PReLU+: αx for x > 0, 0 below [paper, arXiv 2110.05626]; κ is 0 at α = 0 and infinite otherwise.
+    """PReLU+: αx for x > 0, 0 below [paper, arXiv 2110.05626].
+
+    κ is 0 at α = 0 and infinite otherwise.
 
     alpha: a finite number, a trainable scalar if `learnable`.
     centered: accepted and without effect, since σ(0) = 0.
@@ -257,19 +241,15 @@ class PReLUPlus(_AffineActivation):
 
     _family = "prelu_plus"
     parts = _PRELU_PLUS
-
-    def __init__(self, alpha: float = 1.0, *, learnable: bool = True, centered: bool = False) -> None:
-        super().__init__(alpha, learnable=learnable, centered=centered)
-
-    @property
-    def max_curvature(self) -> Peak:
-        return Peak(0.0 if self._everywhere(0.0) else math.inf, 0.0)
+    kinkless = (0.0, 0.0)
 
 
 class ReBLU(_AffineActivation):
-    """x + α(√(x² + 1) − 1) for x > 0, 0 below [paper, arXiv 2110.05626]. κ is infinite; away from 0 |σ″| stays below |α|.
+    """x + α(√(x² + 1) − 1) for x > 0, 0 below [paper, arXiv 2110.05626].
 
-    alpha: a finite number, a trainable scalar if `learnable`. It starts at 0, as ReLU, and moves from there.
+    κ is infinite; away from 0 |σ″| stays below |α|.
+
+    alpha: a finite number, a trainable scalar if `learnable`. It starts at 0, as ReLU, and moves.
     centered: accepted and without effect, since σ(0) = 0.
 
     >>> ReBLU(0.5, learnable=False)(torch.tensor([-1.0, 1.0]))
@@ -281,36 +261,25 @@ class ReBLU(_AffineActivation):
     def __init__(self, alpha: float = 0.0, *, learnable: bool = True, centered: bool = False) -> None:
         super().__init__(alpha, learnable=learnable, centered=centered)
 
-    @property
-    def max_curvature(self) -> Peak:
-        return Peak(math.inf, 0.0)
-
 
 # ---- Swish and softplus at |α| ----
 
 
 def psilu(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """x·sigmoid(|α|x) [paper]. alpha: a number other than 0, or a tensor.
-
-    >>> psilu(torch.tensor([0.0, 1.0]), -12.0)
-    tensor([0.0000, 1.0000])
-    """
-    return apply(x, size(nonzero_scale(alpha, "alpha", "psilu")), SWISH)
+    """x·sigmoid(|α|x) [paper]. alpha: a number other than 0, or a tensor."""
+    return apply(x, size(nonzero(alpha, "alpha", "psilu")), SWISH)
 
 
 def psoftplus(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """softplus(|α|x)/|α| [paper]. alpha: a number other than 0, or a tensor.
-
-    >>> psoftplus(torch.tensor([0.0, 3.0]), -24.0)
-    tensor([0.0289, 3.0000])
-    """
-    return apply(x, size(nonzero_scale(alpha, "alpha", "psoftplus")), rct_shape(0))
+    """softplus(|α|x)/|α| [paper]. alpha: a number other than 0, or a tensor."""
+    return apply(x, size(nonzero(alpha, "alpha", "psoftplus")), rct_shape(0))
 
 
 class PSiLU(ScaledActivation):
     """x·sigmoid(|α|x) [paper, arXiv 2110.05626], with κ = |α|/2 at 0.
 
-    alpha: a finite number other than 0, because the gradient of |α| is 0 there; a trainable scalar if `learnable`.
+    alpha: a finite number other than 0, because the gradient of |α| is 0 there; a trainable scalar
+        if `learnable`.
     centered: accepted and without effect, since σ(0) = 0.
 
     >>> PSiLU(), PSiLU.from_curvature(6)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvact.activations.arguments import one_of, positive, positive_scale
+from curvact.activations.arguments import one_of, positive
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import fade, over, scaled_softplus, sigmoids
 from curvact.activations.kernels.autograd import apply
@@ -59,19 +59,22 @@ def _shape(n: int) -> Shape:
 
 
 def power_gate(x: Tensor, alpha: Scale = 4.0, n: int = 2) -> Tensor:
-    """The power gate of x: see `PowerGate`, whose values it has. alpha: a number > 0, or a tensor; n: 1 to 16.
+    """The values of `PowerGate` at x. alpha: a number > 0, or a tensor; n: 1 to 16.
 
     >>> power_gate(torch.tensor([0.0, 10.0]))
     tensor([0.0483, 9.7500])
     """
     shape = _shape(one_of(n, POWERS, "n", "powergate"))
-    return apply(x, positive_scale(alpha, "alpha", "powergate"), shape)
+    return apply(x, positive(alpha, "alpha", "powergate"), shape)
 
 
 class PowerGate(ScaledActivation):
-    """σ' = sigmoid(αx)ⁿ: softplus(αx)/α − Σ_{k<n} sᵏ/(kα), with κ = α(n/(n+1))^(n+1) at x = ln(n)/α. [derived]
+    """σ' = sigmoid(αx)ⁿ, so σ = softplus(αx)/α − Σ_{k<n} sᵏ/(kα). [derived]
 
-    The asymptote is x − H_{n−1}/α. For x < 0 the value has an absolute, not a relative accuracy (as RCT-AF).
+    κ = α(n/(n+1))^(n+1) at x = ln(n)/α.
+
+    The asymptote is x − H_{n−1}/α. For x < 0 the value has an absolute, not a relative accuracy (as
+    RCT-AF).
 
     alpha: scale, a finite number > 0.
     n: power of the gate, 1 to 16; n = 1 is softplus(αx)/α.
@@ -87,9 +90,11 @@ class PowerGate(ScaledActivation):
     def __init__(
         self, alpha: float = 4.0, n: int = 2, *, learnable: bool = False, centered: bool = False
     ) -> None:
-        n = one_of(n, POWERS, "n", "powergate")
-        super().__init__(alpha, learnable=learnable, centered=centered, formula=_shape(n))
-        self.n = n
+        self.n = one_of(n, POWERS, "n", "powergate")
+        super().__init__(alpha, learnable=learnable, centered=centered)
+
+    def unit_shape(self) -> Shape:
+        return _shape(self.n)
 
     @classmethod
     def from_curvature(

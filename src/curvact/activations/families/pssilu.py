@@ -1,6 +1,7 @@
-"""PSSiLU and its kin SSiLU, the shifted SiLUs of arXiv 2110.05626: Swish minus a straight line. [paper]; κ [derived].
+"""PSSiLU and SSiLU, the shifted SiLUs of arXiv 2110.05626. [paper]; κ [derived].
 
-With S_α(x) = x·sigmoid(|α|x) and c = |β|/(1 − |β|), the sum below keeps a β far below rounding (1 − 1e-8 is 1 in float32):
+With S_α(x) = x·sigmoid(|α|x) and c = |β|/(1 − |β|), the sum below keeps a β far below rounding (1 −
+1e-8 is 1 in float32):
 
     σ(x) = x(sigmoid(|α|x) − |β|)/(1 − |β|) = S_α(x) + c·S_α(−x)        [derived]
 """
@@ -8,12 +9,12 @@ With S_α(x) = x·sigmoid(|α|x) and c = |β|/(1 − |β|), the sum below keeps 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from curvact.activations.arguments import below_one, nonzero, nonzero_scale, positive, present
+from curvact.activations.arguments import below_one, nonzero, positive
 from curvact.activations.base import Activation, away_from_zero_, size
 from curvact.activations.curvature import Peak
 from curvact.activations.families.swish import SWISH
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BETA_LIMIT = 1 - 2**-10
-"""`constrain_` keeps a learned |β| at or below this. Closer to 1, σ differs from 0 by rounding only."""
+"""`constrain_` keeps a learned |β| below this. Closer to 1, σ differs from 0 by rounding only."""
 
 
 # ---- the formula ----
 
 
 def _combine(x: Tensor, alpha: Scale, c: Scale, order: int) -> Tensor:
-    """The derivative of S_α(x) + c·S_α(−x) of that order, 0 to 2, differentiable in all three. Half precision is rounded once."""
+    """The derivative of S_α(x) + c·S_α(−x) of an order, 0 to 2. Half precision is rounded once."""
     full = wide(x)
     if order > 0:
         out = (1 + c) * derivative(full, alpha, SWISH, order)
@@ -53,7 +54,7 @@ def _by_alpha(x: Tensor, alpha: Scale) -> Tensor:
 
 
 class _Value(torch.autograd.Function):
-    """σ outside functorch transforms and the compiler: what autograd makes of `_combine`, but only x is kept for backward."""
+    """σ outside functorch transforms and the compiler; only its inputs are kept for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, c: Scale) -> Tensor:
@@ -124,46 +125,38 @@ def _scales(alpha: Scale, beta: Scale, *, signed: bool = False) -> tuple[Scale, 
 
 
 def pssilu(x: Tensor, alpha: Scale = 1.0, beta: Scale = 1e-8) -> Tensor:
-    """x(sigmoid(|α|x) − |β|)/(1 − |β|) [paper]. alpha: a number other than 0; beta: a number of size below 1; or tensors.
+    """x(sigmoid(|α|x) − |β|)/(1 − |β|) [paper]. alpha: not 0; beta: of size below 1; or tensors.
 
     >>> pssilu(torch.tensor([-1.0, 0.0, 1.0]), 9.0, 0.25)
     tensor([0.3332, 0.0000, 0.9998])
     """
-    return _shifted(x, *_scales(_checked(alpha, "pssilu"), _checked_beta(beta, "pssilu")))
+    return _checked(x, alpha, beta, "pssilu")
 
 
 def pssilu_fixed(x: Tensor, alpha: Scale = 1.0, beta: Scale = 0.3) -> Tensor:
-    """x(sigmoid(|α|x) − β)/(1 − β) [paper]. alpha: a number other than 0; beta: a number of size below 1; or tensors.
-
-    >>> pssilu_fixed(torch.tensor([0.0, 1.0]))
-    tensor([0.0000, 0.6158])
-    """
-    scales = _scales(_checked(alpha, "pssilu_fixed"), _checked_beta(beta, "pssilu_fixed"), signed=True)
-    return _shifted(x, *scales)
+    """x(sigmoid(|α|x) − β)/(1 − β) [paper]. alpha: not 0; beta: of size below 1; or tensors."""
+    return _checked(x, alpha, beta, "pssilu_fixed", signed=True)
 
 
 def ssilu(x: Tensor, beta: Scale = 0.1) -> Tensor:
-    """x(sigmoid(x) − β)/(1 − β) [paper]. beta: a number of size below 1, or a tensor.
-
-    >>> ssilu(torch.tensor([0.0, 1.0]))
-    tensor([0.0000, 0.7012])
-    """
-    return _shifted(x, *_scales(1.0, _checked_beta(beta, "ssilu"), signed=True))
+    """x(sigmoid(x) − β)/(1 − β) [paper]. beta: a number of size below 1, or a tensor."""
+    return _checked(x, 1.0, beta, "ssilu", signed=True)
 
 
-def _checked(alpha: Scale, where: str) -> Scale:
-    return nonzero_scale(alpha, "alpha", where)
-
-
-def _checked_beta(beta: Scale, where: str) -> Scale:
-    return beta if isinstance(beta, Tensor) else below_one(beta, "beta", where)
+def _checked(x: Tensor, alpha: Scale, beta: Scale, where: str, *, signed: bool = False) -> Tensor:
+    alpha, beta = nonzero(alpha, "alpha", where), below_one(beta, "beta", where)
+    return _shifted(x, *_scales(alpha, beta, signed=signed))
 
 
 # ---- the activations ----
 
 
 class _Shifted(Activation):
-    """S_α(x) + c·S_α(−x): what all members share. Abstract."""
+    """S_α(x) + c·S_α(−x): what all members share. Abstract. signed: whether β keeps its sign."""
+
+    alpha: float | nn.Parameter
+    beta: float | nn.Parameter
+    signed: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
         return _shifted(x, *self._scales())
@@ -174,19 +167,45 @@ class _Shifted(Activation):
     def curvature(self, x: Tensor) -> Tensor:
         return _combine(x, *self._scales(), 2)
 
+    @property
+    def max_curvature(self) -> Peak:
+        alphas, betas = torch.broadcast_tensors(_numbers(self.alpha), _numbers(self.beta))
+        peaks = [
+            self._peak(a, b if self.signed else abs(b))
+            for a, b in zip(alphas.tolist(), betas.tolist(), strict=True)
+        ]
+        return max(peaks, key=lambda peak: peak.value)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        if isinstance(self.alpha, Tensor):
+            away_from_zero_(self.alpha)
+        if isinstance(self.beta, Tensor):
+            self.beta.clamp_(-BETA_LIMIT, BETA_LIMIT)
+
+    def extra_repr(self) -> str:
+        return self._described("alpha", "beta")
+
     def _scales(self) -> tuple[Scale, Scale]:
         """|α| and c; of learned ones, tensors that autograd follows."""
-        raise NotImplementedError
+        return _scales(self.alpha, self.beta, signed=self.signed)
+
+    def _peak(self, alpha: float, beta: float) -> Peak:
+        if not (0 < abs(alpha) < math.inf and abs(beta) < 1):
+            raise CurvactError(f"{self} has no κ: it needs a finite α other than 0 and |β| < 1")
+        return Peak(abs(alpha) / (2 * (1 - beta)), 0.0)
 
 
 class PSSiLU(_Shifted):
-    """x(sigmoid(|α|x) − |β|)/(1 − |β|) [paper, arXiv 2110.05626], with κ = |α|/(2(1 − |β|)) at 0 [derived].
+    """x(sigmoid(|α|x) − |β|)/(1 − |β|) [paper, arXiv 2110.05626].
 
-    σ(0) = 0, and σ(x) → |β||x|/(1 − |β|) as x → −∞: positive for x < ln(|β|/(1 − |β|))/|α|.
+    κ = |α|/(2(1 − |β|)) at 0 [derived]. σ(0) = 0, and σ(x) → |β||x|/(1 − |β|) as x → −∞: positive
+    for x < ln(|β|/(1 − |β|))/|α|.
 
-    alpha: a finite number other than 0. beta: a number with |β| < 1; if it is learned, `constrain_` keeps |β| ≤ 1 − 2⁻¹⁰.
-    learnable: α and β become parameters of shape (1,), as in the paper's checkpoints, and a network shares them by default.
-        β = 0 is an error then: the gradient of |β| is 0 there, so it would never move.
+    alpha: a finite number other than 0.
+    beta: a number with |β| < 1; if it is learned, `constrain_` keeps |β| ≤ 1 − 2⁻¹⁰.
+    learnable: α and β become parameters of shape (1,), as in the paper's checkpoints, and a network
+        shares them by default. β = 0 is an error then: it would never move.
     centered: accepted and without effect, since σ(0) = 0.
     Raises CurvactError for a parameter out of range.
 
@@ -197,9 +216,6 @@ class PSSiLU(_Shifted):
     tensor([0.3332, 0.0000, 0.9998])
     """
 
-    alpha: float | nn.Parameter
-    beta: float | nn.Parameter
-
     def __init__(
         self, alpha: float = 1.0, beta: float = 1e-8, *, learnable: bool = False, centered: bool = False
     ) -> None:
@@ -207,17 +223,14 @@ class PSSiLU(_Shifted):
         alpha, beta = nonzero(alpha, "alpha", "pssilu"), below_one(beta, "beta", "pssilu")
         self.learnable = learnable
         self.centered = centered
+        if learnable and beta == 0:
+            raise CurvactError(
+                "beta=0 in a learnable pssilu: |β| has no gradient at 0 and would never move; start at 1e-8"
+            )
         if learnable:
-            if beta == 0:
-                raise CurvactError(
-                    "beta=0 in a learnable pssilu: |β| has no gradient at 0 and would never move; start at 1e-8"
-                )
             self.default_scope = "network"
-            self.alpha = nn.Parameter(torch.tensor([alpha]))
-            self.beta = nn.Parameter(torch.tensor([beta]))
-        else:
-            self.alpha = alpha
-            self.beta = beta
+        self.alpha = nn.Parameter(torch.tensor([alpha])) if learnable else alpha
+        self.beta = nn.Parameter(torch.tensor([beta])) if learnable else beta
 
     @classmethod
     def from_curvature(
@@ -228,28 +241,14 @@ class PSSiLU(_Shifted):
         alpha = 2 * kappa * (1 - abs(below_one(beta, "beta", "pssilu")))
         return cls(alpha, beta, learnable=learnable, centered=centered)
 
-    @property
-    def max_curvature(self) -> Peak:
-        pairs = zip(_each(self.alpha), _each(self.beta), strict=True)
-        return max((_peak(self, alpha, abs(beta)) for alpha, beta in pairs), key=lambda peak: peak.value)
-
-    @torch.no_grad()
-    def constrain_(self) -> None:
-        if isinstance(self.alpha, Tensor) and isinstance(self.beta, Tensor):
-            away_from_zero_(self.alpha)
-            self.beta.clamp_(-BETA_LIMIT, BETA_LIMIT)
-
-    def extra_repr(self) -> str:
-        return self._described("alpha", "beta")
-
-    def _scales(self) -> tuple[Scale, Scale]:
-        return _scales(self.alpha, self.beta)
-
 
 class FixedPSSiLU(_Shifted):
-    """x(sigmoid(|α|x) − β)/(1 − β) with β fixed [paper, arXiv 2110.05626], κ = |α|/(2|1 − β|) at 0 [derived]: `pssilu_fixed`.
+    """`pssilu_fixed`: x(sigmoid(|α|x) − β)/(1 − β) with β fixed [paper, arXiv 2110.05626].
 
-    alpha: a finite number other than 0; a trainable scalar if `learnable`. beta: a number with |β| < 1, never learned.
+    κ = |α|/(2|1 − β|) at 0 [derived].
+
+    alpha: a finite number other than 0; a trainable scalar if `learnable`.
+    beta: a number with |β| < 1, never learned.
     centered: accepted and without effect, since σ(0) = 0.
     Raises CurvactError for a parameter out of range.
 
@@ -258,9 +257,9 @@ class FixedPSSiLU(_Shifted):
     (pssilu_fixed(alpha=1.0, beta=0.3), 0.714285714)
     """
 
-    alpha: float | nn.Parameter
     default_scope = "network"
     learned_by_default = True
+    signed = True
     _family = "pssilu_fixed"
 
     def __init__(
@@ -277,29 +276,16 @@ class FixedPSSiLU(_Shifted):
     def from_curvature(
         cls, curvature: float, beta: float = 0.3, *, learnable: bool = False, centered: bool = False
     ) -> Self:
-        """The member with κ = `curvature`: α = 2κ(1 − β). It keeps its α in training unless `learnable`."""
+        """The member with κ = `curvature`: α = 2κ(1 − β). Training keeps α unless `learnable`."""
         kappa = positive(curvature, "curvature", cls._family)
         alpha = 2 * kappa * (1 - below_one(beta, "beta", cls._family))
         return cls(alpha, beta, learnable=learnable, centered=centered)
 
-    @property
-    def max_curvature(self) -> Peak:
-        return _peak(self, self.alpha, self.beta)
-
-    @torch.no_grad()
-    def constrain_(self) -> None:
-        if isinstance(self.alpha, Tensor):
-            away_from_zero_(self.alpha)
-
-    def extra_repr(self) -> str:
-        return self._described("alpha", "beta")
-
-    def _scales(self) -> tuple[Scale, Scale]:
-        return _scales(self.alpha, self.beta, signed=True)
-
 
 class SSiLU(_Shifted):
-    """x(sigmoid(x) − β)/(1 − β) with β fixed [paper, arXiv 2110.05626], κ = 1/(2|1 − β|) at 0 [derived]. Nothing is learned.
+    """x(sigmoid(x) − β)/(1 − β) with β fixed [paper, arXiv 2110.05626]. Nothing is learned.
+
+    κ = 1/(2|1 − β|) at 0 [derived].
 
     beta: a number with |β| < 1.
     centered: accepted and without effect, since σ(0) = 0.
@@ -310,31 +296,18 @@ class SSiLU(_Shifted):
     (ssilu(beta=0.1), 0.555555556)
     """
 
+    alpha = 1.0
+    signed = True
+
     def __init__(self, beta: float = 0.1, *, centered: bool = False) -> None:
         super().__init__()
         self.beta = below_one(beta, "beta", "ssilu")
         self.centered = centered
 
-    @property
-    def max_curvature(self) -> Peak:
-        return _peak(self, 1.0, self.beta)
-
     def extra_repr(self) -> str:
         return self._described("beta")
 
-    def _scales(self) -> tuple[Scale, Scale]:
-        return _scales(1.0, self.beta, signed=True)
 
-
-def _peak(act: Activation, alpha: float | Tensor, beta: float) -> Peak:
-    scale = abs(present(alpha))
-    if not (0 < scale < math.inf and abs(beta) < 1):
-        raise CurvactError(f"{act} has no κ: it needs a finite α other than 0 and |β| < 1")
-    return Peak(scale / (2 * (1 - beta)), 0.0)
-
-
-def _each(parameter: float | Tensor) -> list[float]:
-    if not isinstance(parameter, Tensor):
-        return [parameter]
-    values: list[float] = parameter.detach().flatten().tolist()
-    return values
+def _numbers(parameter: float | Tensor) -> Tensor:
+    """The values of a parameter, in float64."""
+    return torch.as_tensor(parameter, dtype=torch.float64).detach().flatten()

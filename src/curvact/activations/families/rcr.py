@@ -1,4 +1,4 @@
-"""RCR-AF: softplus(αx)/α, clipped from above if γ is given. [paper, arXiv 2507.22446]; the clip is [ours]."""
+"""RCR-AF: softplus(αx)/α [paper, arXiv 2507.22446], clipped from above if γ is given [ours]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from curvact.activations.arguments import positive, positive_scale
+from curvact.activations.arguments import positive
 from curvact.activations.base import Activation
 from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 
 def rcraf(x: Tensor, alpha: Scale = 1.0, gamma: Scale | None = None) -> Tensor:
-    """min(softplus(αx)/α, γ) [paper]; the clip is [ours]. alpha, gamma: numbers > 0, or tensors; gamma: None for no clip.
+    """min(softplus(αx)/α, γ) [paper]; the clip is [ours].
+
+    alpha, gamma: numbers > 0, or tensors; gamma=None for no clip.
 
     >>> import torch
     >>> rcraf(torch.tensor([0.0, 9.0]), 10.0, gamma=6.0)
     tensor([0.0693, 6.0000])
     """
-    out = apply(x, positive_scale(alpha, "alpha", "rcraf"), rct_shape(0))
-    return out if gamma is None else out.clamp(max=positive_scale(gamma, "gamma", "rcraf"))
+    out = apply(x, positive(alpha, "alpha", "rcraf"), rct_shape(0))
+    return out if gamma is None else out.clamp(max=positive(gamma, "gamma", "rcraf"))
 
 
 class RCRAF(Activation):
-    """RCR-AF: softplus(αx)/α [paper, arXiv 2507.22446], clipped from above at γ if it is given [ours].
+    """RCR-AF: softplus(αx)/α [paper, arXiv 2507.22446], clipped from above at γ [ours].
 
-    κ = α/4 without a clip. With one, the slope jumps at the clip and κ is infinite: keep it out of κ sweeps.
+    κ = α/4 without a clip. With one, the slope jumps at the clip and κ is infinite: keep it out of
+    κ sweeps.
 
     alpha: scale, a finite number > 0.
     gamma: upper bound of σ, a finite number > 0, or None.

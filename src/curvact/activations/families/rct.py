@@ -1,4 +1,4 @@
-"""RCT-AF: an activation whose slope is a gate, sharpened by repeated smoothstep. [ours], after arXiv 2603.23860."""
+"""RCT-AF: its slope is a gate, sharpened by smoothstep. [ours], after arXiv 2603.23860."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvact.activations.arguments import one_of, positive, positive_scale
+from curvact.activations.arguments import one_of, positive
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import decay, fade, over, ramp, scaled_softplus
 from curvact.activations.kernels.autograd import apply
@@ -90,22 +90,25 @@ def rct_shape(beta: int) -> Shape:
 
 
 def rctaf(x: Tensor, alpha: Scale = 4.0, beta: int = 0) -> Tensor:
-    """RCT-AF of x [ours]: see `RCTAF`, whose values it has. alpha: a number > 0, or a tensor; beta: 0 to 3.
+    """The values of `RCTAF` at x [ours]. alpha: a number > 0, or a tensor; beta: 0 to 3.
 
     >>> rctaf(torch.tensor([0.0, 1.0]), 16.0, beta=1)
     tensor([0.0277, 1.0000])
     """
     shape = rct_shape(one_of(beta, BETAS, "beta", "rctaf"))
-    return apply(x, positive_scale(alpha, "alpha", "rctaf"), shape)
+    return apply(x, positive(alpha, "alpha", "rctaf"), shape)
 
 
 class RCTAF(ScaledActivation):
-    """Recursive curvature-tunable activation: σ' = g_β(αx), with g_0 the sigmoid and g_{k+1} = 3g_k² − 2g_k³. [ours]
+    """Recursive curvature-tunable activation: σ' = g_β(αx). [ours]
 
-    κ = (α/4)(3/2)^β at x = 0 [derived]; β = 0 is softplus(αx)/α, which is RCR-AF [paper]. The native kernel and
-    compiled code (see `kernel_info`) compute σ − relu as one product, and σ ≥ 0. Plain tensor operations compute
-    [softplus(αx) − R_β(4s(1−s))]/α. For x < 0 the two terms cancel: the value then has an absolute error of a few units of
-    rounding of 1/α, and can be slightly negative.
+    g_0 is the sigmoid and g_{k+1} = 3g_k² − 2g_k³.
+
+    κ = (α/4)(3/2)^β at x = 0 [derived]; β = 0 is softplus(αx)/α, which is RCR-AF [paper]. The
+    native kernel and compiled code (see `kernel_info`) compute σ − relu as one product, and σ ≥ 0.
+    Plain tensor operations compute [softplus(αx) − R_β(4s(1−s))]/α. For x < 0 the two terms cancel:
+    the value then has an absolute error of a few units of rounding of 1/α, and can be slightly
+    negative.
 
     alpha: scale, a finite number > 0.
     beta: number of smoothstep passes, 0 to 3.
@@ -125,9 +128,11 @@ class RCTAF(ScaledActivation):
     def __init__(
         self, alpha: float = 4.0, beta: int = 0, *, learnable: bool = False, centered: bool = False
     ) -> None:
-        beta = one_of(beta, BETAS, "beta", "rctaf")
-        super().__init__(alpha, learnable=learnable, centered=centered, formula=rct_shape(beta))
-        self.beta = beta
+        self.beta = one_of(beta, BETAS, "beta", "rctaf")
+        super().__init__(alpha, learnable=learnable, centered=centered)
+
+    def unit_shape(self) -> Shape:
+        return rct_shape(self.beta)
 
     @classmethod
     def from_curvature(

@@ -1,4 +1,4 @@
-"""Sparta: a gate that looks at neighbouring pixels, X ⊙ sigmoid(g_θ(X)). [ours], after arXiv 2105.08269."""
+"""Sparta: a gate of neighbouring pixels, X ⊙ sigmoid(g_θ(X)). [ours], after arXiv 2105.08269."""
 
 from __future__ import annotations
 
@@ -19,27 +19,34 @@ VARIANTS = ("depthwise", "full", "agnostic")
 
 
 class Sparta(Activation):
-    """X ⊙ sigmoid(g_θ(X)), a spatially attentive gate that is learned with the weights. [ours, after arXiv 2105.08269]
+    """X ⊙ sigmoid(g_θ(X)), a spatially attentive, learned gate. [ours, after arXiv 2105.08269]
 
-    The formula of the paper was not available. Without batch norm Sparta starts as Swish(β) exactly; β → ∞ is ReLU.
+    The formula of the paper was not available. Without batch norm Sparta starts as Swish(β)
+    exactly; β → ∞ is ReLU.
 
-    variant "depthwise": g is a depthwise 3×3 convolution with zero padding and no bias. θ is C×1×3×3 and starts with β at the
-        centre and 0 elsewhere.
-    variant "full": g is a C→C 3×3 convolution. θ is C×C×3×3 and starts with β at the centre of the diagonal.
-        With norm=True batch norm follows. Its weight starts at β, the convolution's at 1. In eval mode this is Swish(β), up to
-        a factor of 1 − 5e-6 inside the gate; in train mode x·sigmoid(β(x − μ)/s) with the batch's mean and deviation by channel.
-    variant "agnostic": g(X) = bX + w ∗ [mean_c X, max_c X], with a scalar b, which starts at β, and a 2→1 3×3 convolution w,
-        which starts at 0. All channels share it: 19 parameters fit any number of channels. The term bX is needed because
-        x·sigmoid(β·mean_c X) is Swish only if all channels are equal.
+    variant "depthwise": g is a depthwise 3×3 convolution with zero padding and no bias. θ is
+        C×1×3×3 and starts with β at the centre and 0 elsewhere.
+    variant "full": g is a C→C 3×3 convolution. θ is C×C×3×3 and starts with β at the centre of the
+        diagonal. With norm=True batch norm follows. Its weight starts at β, the convolution's at 1.
+        In eval mode this is Swish(β), up to a factor of 1 − 5e-6 inside the gate; in train mode
+        x·sigmoid(β(x − μ)/s) with the batch's mean and deviation by channel.
+    variant "agnostic": g(X) = bX + w ∗ [mean_c X, max_c X], with a scalar b, which starts at β, and
+        a 2→1 3×3 convolution w, which starts at 0. All channels share it: 19 parameters fit any
+        number of channels. The term bX is needed because x·sigmoid(β·mean_c X) is Swish only if all
+        channels are equal.
 
-    Inputs are N×C×H×W, C×H×W or N×C. N×C counts as images of one pixel: only the centre taps act. Maps smaller than the
-    kernel are padded with zeros. Sequences N×T×C (transformers) are an error.
+    Inputs are N×C×H×W, C×H×W or N×C. N×C counts as images of one pixel: only the centre taps act.
+    Maps smaller than the kernel are padded with zeros. Sequences N×T×C (transformers) are an error.
 
-    channels: C. An architecture gives it; without it "depthwise" and "full" have no parameters yet and cannot be called.
-    beta: a finite number. norm: "full" only; each place then keeps statistics of its own and needs scope="layer".
-    learnable: False for a gate that training does not change. centered: accepted and without effect, since Sparta(0) = 0.
+    channels: C. An architecture gives it; without it "depthwise" and "full" have no parameters yet
+        and cannot be called.
+    beta: a finite number. norm: "full" only; each place then keeps statistics of its own and needs
+        scope="layer".
+    learnable: False for a gate that training does not change. centered: accepted and without
+        effect, since Sparta(0) = 0.
     Sparta is no function of one number: its slope, curvature and κ are a CurvactError.
-    By default an architecture shares one θ among all places of equal width, so that θ moves from ResNet-18 to ResNet-34.
+    By default an architecture shares one θ among all places of equal width, so that θ moves from
+    ResNet-18 to ResNet-34.
     Raises CurvactError for a bad argument and for inputs of another number of channels.
 
     >>> act = Sparta(8, beta=2.0)
@@ -135,7 +142,7 @@ class Sparta(Activation):
         return ", ".join(parts + [f"channels={self.channels}"] * (self.channels is not None))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]:
-        """x as N×C×H×W, g before batch norm as a function of maps and parameters, and its parameters."""
+        """x as N×C×H×W, the function g without batch norm, and the parameters of g."""
         floating(x)
         if self.weight is None:
             raise CurvactError(

@@ -1,4 +1,4 @@
-"""Standard activations: softplus, GELU, Mish, ReLU and ELU (for SiLU see `swish`). κ is [derived]."""
+"""Standard activations: softplus, GELU, Mish, ReLU and ELU. κ is [derived]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.activations.arguments import positive, positive_scale
+from curvact.activations.arguments import positive
 from curvact.activations.base import Activation, ScaledActivation
 from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
@@ -20,12 +20,8 @@ from curvact.activations.kernels.shape import SATURATED, Scale, Shape, compiled_
 
 
 def softplus(x: Tensor, beta: Scale = 1.0) -> Tensor:
-    """softplus(bx)/b, without the seam of `F.softplus` at 20. beta: b, a number > 0, or a tensor.
-
-    >>> softplus(torch.tensor([0.0, 3.0]), 24.0)
-    tensor([0.0289, 3.0000])
-    """
-    return apply(x, positive_scale(beta, "beta", "softplus"), rct_shape(0))
+    """softplus(bx)/b, without the step of `F.softplus` at 20. beta: a number > 0, or a tensor."""
+    return apply(x, positive(beta, "beta", "softplus"), rct_shape(0))
 
 
 class Softplus(ScaledActivation):
@@ -81,12 +77,8 @@ _GELU = Shape(
 
 
 def gelu(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """x·Φ(αx), Φ the normal distribution. alpha: a number > 0, or a tensor.
-
-    >>> gelu(torch.tensor([-1.0, 1.0]))
-    tensor([-0.1587,  0.8413])
-    """
-    return apply(x, positive_scale(alpha, "alpha", "gelu"), _GELU)
+    """x·Φ(αx), Φ the normal distribution. alpha: a number > 0, or a tensor."""
+    return apply(x, positive(alpha, "alpha", "gelu"), _GELU)
 
 
 class GELU(ScaledActivation):
@@ -101,9 +93,6 @@ class GELU(ScaledActivation):
 
     formula = _GELU
 
-    def __init__(self, alpha: float = 1.0, *, learnable: bool = False, centered: bool = False) -> None:
-        super().__init__(alpha, learnable=learnable, centered=centered)
-
 
 # ---- Mish ----
 
@@ -114,7 +103,7 @@ def _mish_value(x: Tensor, alpha: Scale) -> Tensor:
 
 
 def _mish_parts(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sigmoid(u), t = tanh(softplus(u)) and 1 − t², all from the sigmoid: nothing overflows or cancels."""
+    """sigmoid(u), t = tanh(softplus(u)) and 1 − t², without overflow or cancellation."""
     s, c = sigmoids(u)
     # With e = eᵘ = s/c: t = ((1+e)² − 1)/((1+e)² + 1) = (1 − c²)/(1 + c²).
     d = 1 / (1 + c * c)
@@ -145,12 +134,8 @@ _MISH = Shape(
 
 
 def mish(x: Tensor, alpha: Scale = 1.0) -> Tensor:
-    """x·tanh(softplus(αx)). alpha: a number > 0, or a tensor.
-
-    >>> mish(torch.tensor([-1.0, 1.0]))
-    tensor([-0.3034,  0.8651])
-    """
-    return apply(x, positive_scale(alpha, "alpha", "mish"), _MISH)
+    """x·tanh(softplus(αx)). alpha: a number > 0, or a tensor."""
+    return apply(x, positive(alpha, "alpha", "mish"), _MISH)
 
 
 class Mish(ScaledActivation):
@@ -164,9 +149,6 @@ class Mish(ScaledActivation):
     """
 
     formula = _MISH
-
-    def __init__(self, alpha: float = 1.0, *, learnable: bool = False, centered: bool = False) -> None:
-        super().__init__(alpha, learnable=learnable, centered=centered)
 
 
 # ---- with a kink, or a jump of the curvature, at 0 ----
@@ -205,7 +187,8 @@ class ReLU(Activation):
 class ELU(Activation):
     """x for x > 0, α(eˣ − 1) below.
 
-    κ = 1 at α = 1, a supremum approached as x → 0 from below. Otherwise the slope jumps at 0 and κ is infinite.
+    κ = 1 at α = 1, a supremum approached as x → 0 from below. Otherwise the slope jumps at 0 and κ
+    is infinite.
 
     alpha: a finite number > 0.
     centered: accepted and without effect, since σ(0) = 0.

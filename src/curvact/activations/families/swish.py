@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.activations.arguments import positive_scale
+from curvact.activations.arguments import positive
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import FLAT, floor, sigmoids
 from curvact.activations.kernels.autograd import apply
@@ -50,7 +50,7 @@ def swish(x: Tensor, beta: Scale = 1.0) -> Tensor:
     >>> swish(torch.tensor([-1.0, 2.0]), 12.0)
     tensor([-6.1442e-06,  2.0000e+00])
     """
-    return apply(x, positive_scale(beta, "beta", "swish"), SWISH)
+    return apply(x, positive(beta, "beta", "swish"), SWISH)
 
 
 class Swish(ScaledActivation):

@@ -1,1 +1,1 @@
-"""How activations are computed: autograd functions, native C code on the CPU, compiled code on a GPU, plain tensor code."""
+"""How activations are computed: autograd, native C code, compiled and plain tensor code."""

@@ -1,12 +1,14 @@
-"""Autograd for σ(x) = φ(αx)/α: analytic derivatives of every order, and only the input is kept for the backward pass.
+"""Autograd for σ(x) = φ(αx)/α: analytic derivatives, and only the input is kept for backward.
 
-A family is a `Shape`: φ and its derivatives as plain tensor code. Everything else is common to all families. With
-`D_k(x) = α^(k-1) φ⁽ᵏ⁾(αx)`, the k-th derivative of σ, one rule covers every order [derived]:
+A family is a `Shape`: φ and its derivatives as plain tensor code. Everything else is common to all
+families. With `D_k(x) = α^(k-1) φ⁽ᵏ⁾(αx)`, the k-th derivative of σ, one rule covers every order
+[derived]:
 
     ∂D_k/∂x = D_(k+1),    ∂D_0/∂α = (uφ'(u) − φ(u))/α²,    ∂D_1/∂α = x D_2/α      (u = αx)
 
-Orders 0 and 1 are `autograd.Function`s, so that a network stores one tensor for each activation. Order 2 is plain tensor code,
-which autograd differentiates further. Inside `torch.compile` the same plain code is used, and the compiler fuses it.
+Orders 0 and 1 are `autograd.Function`s, so that a network stores one tensor for each activation.
+Order 2 is plain tensor code, which autograd differentiates further. Inside `torch.compile` the same
+plain code is used, and the compiler fuses it.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def scale_derivative(
     """∂D_order/∂α, elementwise, for order 0 or 1, from `d(x, alpha, shape, k)` = D_k(x)."""
     if order == 1:
         return x * d(x, alpha, shape, 2) / alpha
-    # For an even remainder uφ' − φ is even too, and at −|u| nothing cancels: exact also where x is large.
+    # For an even remainder uφ' − φ is even too, and at −|u| nothing cancels, however large x is.
     at = -x.abs() if shape.even else x
     return (at * d(at, alpha, shape, 1) - d(at, alpha, shape, 0)) / alpha
 
@@ -106,7 +108,7 @@ def _jvp(ctx: Any, *tangents: Any) -> Tensor:
 
 
 class _Eager(torch.autograd.Function):
-    """D_order of order 0 and 1 outside functorch transforms: the rules of `_Derivative` at a third of the call overhead."""
+    """D_0 and D_1 outside functorch transforms: `_Derivative` at a third of the call overhead."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, shape: Shape, order: int) -> Tensor:
@@ -118,7 +120,7 @@ class _Eager(torch.autograd.Function):
 
 
 class _Derivative(torch.autograd.Function):
-    """D_order of order 0 and 1 under functorch transforms, which need `setup_context` and a rule for vmap."""
+    """D_0 and D_1 under functorch transforms, which need `setup_context` and a rule for vmap."""
 
     @staticmethod
     def forward(x: Tensor, alpha: Scale, shape: Shape, order: int) -> Tensor:
@@ -152,7 +154,7 @@ class _Derivative(torch.autograd.Function):
 
 
 class _Traced(torch.autograd.Function):
-    """σ under `torch.compile`: plain code both ways. Under transforms there the compiler differentiates `evaluate` instead."""
+    """σ under `torch.compile` without transforms: plain code forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Scale, shape: Shape) -> Tensor:

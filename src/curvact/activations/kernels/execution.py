@@ -1,4 +1,4 @@
-"""What computes a formula without an autograd graph: a native kernel, one compiled kernel, or plain tensor operations."""
+"""Which code computes a formula: a native kernel, one compiled kernel, or tensor operations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curvact.activations.kernels.shape import Scale, Shape, evaluate
 from curvact.errors import CurvactError
 
 CHUNK = 1 << 16
-"""Elements that a thread works on at a time on the CPU, so that the intermediate results of a formula stay in the cache."""
+"""Elements that a thread works on at a time, so that intermediate results stay in the cache."""
 
 Fusion = Literal["auto", "compiled", "plain"]
 _fusion: Fusion = "auto"
@@ -26,12 +26,14 @@ _fusion: Fusion = "auto"
 def set_fusion(mode: Fusion) -> None:
     """Choose what computes an activation outside `torch.compile`.
 
-    "auto" (the default): the native kernel on a CPU with a C compiler (see `kernel_info`), one compiled kernel on CUDA, and
-    plain tensor operations otherwise.
-    "compiled": one kernel by `torch.compile` on any device. The first call of each family compiles it, which takes seconds.
+    "auto" (the default): the native kernel on a CPU with a C compiler (see `kernel_info`), one
+    compiled kernel on CUDA, and plain tensor operations otherwise.
+    "compiled": one kernel by `torch.compile` on any device. The first call of each family compiles
+    it, which takes seconds.
     "plain": tensor operations everywhere.
 
-    The modes differ by rounding only. The mode never changes by itself, so that a run repeats bit for bit.
+    The modes differ by rounding only. The mode never changes by itself, so that a run repeats bit
+    for bit.
     Raises CurvactError for another mode.
 
     >>> set_fusion("plain"); set_fusion("auto")
@@ -43,7 +45,9 @@ def set_fusion(mode: Fusion) -> None:
 
 
 def kernel_info() -> str:
-    """What computes activations on the CPU, for records, such as `native (gcc 12.2, avx512)` or `plain (no C compiler)`.
+    """What computes activations on the CPU, for records.
+
+    Such as `native (gcc 12.2, avx512)` or `plain (no C compiler)`.
 
     The first call builds the native kernel.
 
@@ -106,7 +110,7 @@ def _has_triton() -> bool:
 
 
 def _is_memory(x: Tensor) -> bool:
-    """Whether x lies in memory and nothing watches operations on it: no subclass, no fake or lazy tensor, no tracing."""
+    """Whether x lies in plain memory: no subclass, no fake or lazy tensor, no tracing."""
     return (
         type(x) in (Tensor, Parameter)
         and torch._C._has_storage(x)

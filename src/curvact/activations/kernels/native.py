@@ -1,6 +1,7 @@
-"""The CPU kernel of the activations: `native.c`, built on first use by the system's C compiler and called through ctypes.
+"""The CPU kernel, `native.c`: built on first use by the system's C compiler, called by ctypes.
 
-Without a kernel (see `curvact.native_code`) activations run as plain tensor operations. The first call in a process decides.
+Without a kernel (see `curvact.native_code`) activations run as plain tensor operations. The first
+call in a process decides.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _reason: str | None = None
 def run(
     x: Tensor, grad: Tensor | None, native: Native, order: int, alpha: float, centered: bool
 ) -> Tensor | None:
-    """σ (order 0) or σ' (order 1) at x, times `grad` if it is given. None if the kernel cannot compute it.
+    """σ (order 0) or σ' (order 1) at x, times `grad` if given; None if the kernel cannot.
 
     x: a plain strided tensor on the CPU. grad: of the same dtype.
     """
@@ -118,7 +119,7 @@ def _open(path: Path) -> _Library:
 
 
 def _sound(function: Callable[..., int]) -> bool:
-    """Whether softplus and its slope come out right: a guard against a compiler that breaks floating-point rules."""
+    """Whether softplus and its slope are right: a compiler may break floating-point rules."""
     points = [-math.inf, -100.0, -3.0, -0.5, 0.0, 0.5, 3.0, 100.0, math.inf]
     for order in (0, 1):
         x, out = array("d", points), array("d", bytes(8 * len(points)))

@@ -15,7 +15,7 @@ Scale = float | Tensor
 """α: a positive number, or a tensor that broadcasts against the input without enlarging it."""
 
 SATURATED = 40.0
-"""Beyond |u| = 40 every gate differs from 0 or 1 by less than e⁻⁴⁰ = 4e-18, under float64 resolution of the value."""
+"""Beyond |u| = 40 every gate differs from 0 or 1 by less than e⁻⁴⁰ = 4e-18."""
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -47,7 +47,7 @@ class Shape:
 
 
 def evaluate(x: Tensor, alpha: Scale, shape: Shape, order: int) -> Tensor:
-    """The derivative of σ of that order, 0 to 2, at x. Half precision is computed in float32 and rounded once."""
+    """The derivative of σ of that order, 0 to 2, at x. Half precision is rounded once."""
     dtype = x.dtype
     x = wide(x)
     if order == 0:
@@ -74,13 +74,14 @@ def floating(x: Tensor) -> Tensor:
 
 
 def transformed() -> bool:
-    """Whether a functorch transform (grad, vmap, jvp) is running: results may be wrapped, so nothing is written in place."""
+    """Whether a functorch transform (grad, vmap, jvp) runs: then nothing is written in place."""
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def compiled_once() -> bool:
     """Whether torch.compile traces the formula and no transform differentiates it.
 
-    Then many small operations are cheap and an exponential is not, and a formula may be a polynomial fitted to the function.
+    Then many small operations are cheap and an exponential is not, and a formula may be a
+    polynomial fitted to the function.
     """
     return torch.compiler.is_compiling() and not transformed()

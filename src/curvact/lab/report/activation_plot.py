@@ -19,7 +19,8 @@ from curvact.files import atomic_write
 def draw_activations(modules: Sequence[nn.Module | str], path: Path, reach: float | None = None) -> Path:
     """Draw σ, σ' and σ'' of several activations side by side, and return the path.
 
-    path: a .png, .svg or .pdf file. reach: half the width of the x axis; by default it shows the widest bend.
+    path: a .png, .svg or .pdf file. reach: half the width of the x axis; by default it shows the
+        widest bend.
     """
     acts = [as_activation(module) for module in modules]
     if reach is None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from curvact.errors import CurvactError
 from curvact.models import build
-from curvact.models.weights import read_sidecar, read_tensors, rebuild, state_of
+from curvact.models.checkpoint import read_sidecar, read_tensors, rebuild, state_of
 
 ARGUMENTS: dict[str, Any] = {"name": "mini_resnet", "activation": "sparta", "width": 2, "channels": 1}
 

@@ -1,0 +1,98 @@
+"""The table of architectures, and building a model by its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from curvact.errors import CurvactError, nearest
+from curvact.models.layers import Common
+from curvact.models.mini_resnet import MiniResNet
+from curvact.models.preact_resnet import PreActResNet
+from curvact.models.resnet import ResNet
+from curvact.models.small_cnn import SmallCNN
+from curvact.models.vgg import VGG
+from curvact.models.vit import ViT
+from curvact.models.wide_resnet import WideResNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mini_resnet": MiniResNet,
+    "small_cnn": SmallCNN,
+    "resnet18": partial(ResNet, depth=18),
+    "resnet34": partial(ResNet, depth=34),
+    "preact_resnet18": PreActResNet,
+    "wide_resnet": WideResNet,
+    "wrn-28-10": partial(WideResNet, depth=28),
+    "wrn-34-10": partial(WideResNet, depth=34),
+    "vgg16_bn": VGG,
+    "vit": ViT,
+}
+"""Builders by name. An argument that a `partial` fixes belongs to the name: `build` refuses it."""
+
+COMMON = ("activation", *Common.__annotations__)
+"""The arguments that every model takes."""
+
+
+def register_model(name: str, builder: Callable[..., nn.Module]) -> None:
+    """Add an architecture, so that `build`, checkpoints and configs know it by its name.
+
+    builder: a class or function that returns a module from N×channels×size×size images in [0, 1] to
+    N×classes logits. It must take the arguments in `COMMON`, for example as
+    `(activation="relu", *, width=8, **common)`; `curvact.models.layers.prepare` checks them.
+    Raises CurvactError for a name that is taken and for a builder that lacks an argument.
+
+    >>> class Linear(nn.Sequential):
+    ...     def __init__(self, activation="relu", *, channels=3, classes=10, size=32, **common):
+    ...         super().__init__(nn.Flatten(), nn.Linear(channels * size**2, classes))
+    >>> register_model("linear", Linear)
+    >>> build("linear", channels=1, size=8)[1]
+    Linear(in_features=64, out_features=10, bias=True)
+    >>> del MODELS["linear"]
+    """
+    if name in MODELS:
+        raise CurvactError(f"a model named '{name}' exists: choose another name")
+    parameters = inspect.signature(builder).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        lacking = [key for key in COMMON if key not in parameters]
+        if lacking:
+            raise CurvactError(f"the builder of '{name}' does not take {', '.join(lacking)}")
+    MODELS[name] = builder
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """A model by name, from N×channels×size×size images in [0, 1] to N×classes logits.
+
+    arguments: `activation`, those of `curvact.models.layers.Common`, and the model's own ones
+    (`arguments_of`). Raises CurvactError for an unknown name or argument and for a bad value.
+
+    >>> type(build("mini_resnet", activation="silu", channels=1)).__name__
+    'MiniResNet'
+    """
+    allowed = [*COMMON, *arguments_of(name)]
+    for key in arguments:
+        if key not in allowed:
+            raise CurvactError(
+                f"{name} has no argument '{key}'{nearest(key, allowed)}; allowed are {', '.join(allowed)}"
+            )
+    return MODELS[name](**arguments)
+
+
+def arguments_of(name: str) -> dict[str, Any]:
+    """The arguments that this model has beside the common ones, with their defaults.
+
+    >>> arguments_of("resnet18")
+    {'width': 64, 'stem': None}
+    """
+    if name not in MODELS:
+        raise CurvactError(f"unknown model '{name}'{nearest(name, MODELS)}; known are {', '.join(MODELS)}")
+    builder = MODELS[name]
+    fixed = builder.keywords if isinstance(builder, partial) else {}
+    return {
+        key: parameter.default
+        for key, parameter in inspect.signature(builder).parameters.items()
+        if key not in COMMON and key not in fixed and parameter.kind is not parameter.VAR_KEYWORD
+    }
