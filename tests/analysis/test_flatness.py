@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from curvact.analysis.flatness import average_flatness, displaced, worst_case_flatness
+from curvact.analysis import Loss, average_flatness, worst_case_flatness
+from curvact.analysis.weights import moving
 from curvact.attacks import ThreatModel, fgsm, pgd
 from curvact.errors import CurvactError
 from curvact.models import build
@@ -56,7 +59,7 @@ def symmetric(n: int, seed: int) -> Tensor:
 
 def test_an_isotropic_bowl_rises_by_the_same_in_every_direction() -> None:
     w = torch.tensor([3.0, -4.0])
-    result = average_flatness(Bowl([w], [w], [2 * torch.eye(2)]), X, Y, None, radius=0.5, loss=output)
+    result = average_flatness(Loss(Bowl([w], [w], [2 * torch.eye(2)]), X, Y, loss=output), None, radius=0.5)
     # ½·2·(0.5·5)² at every ν; ν is scaled in float64, so that only rounding is left.
     assert result.flatness == pytest.approx(6.25, rel=1e-12)
     assert result.standard_error < 1e-12
@@ -69,7 +72,7 @@ def test_a_bowl_away_from_its_minimum_rises_by_the_traces(away: float) -> None:
     weights = [torch.randn(n, generator=seeded(n), dtype=torch.float64) for n in (3, 6)]
     matrices = [symmetric(3, 1), symmetric(6, 2)]
     model = Bowl(weights, [w - away for w in weights], matrices)
-    result = average_flatness(model, X, Y, None, radius=0.3, draws=600, loss=output)
+    result = average_flatness(Loss(model, X, Y, loss=output), None, radius=0.3, draws=600)
     # E ν = 0 and E ννᵀ = r²/n on a sphere, tensors independent: ½ Σ_t r_t² tr A_t / n_t.
     truth = sum(
         0.5 * (0.3 * w.norm()) ** 2 * a.trace() / len(w) for w, a in zip(weights, matrices, strict=True)
@@ -97,7 +100,7 @@ def test_the_spheres_of_every_tensor_and_what_stays() -> None:
         sizes.append(len(images))
         return images
 
-    result = average_flatness(model.train(), x, y, attack, draws=3, radius=0.25, batch_size=4)
+    result = average_flatness(Loss(model.train(), x, y, batch_size=4), attack, draws=3, radius=0.25)
     assert sizes == [4, 2] * 4  # the model itself and three draws, attacked anew in each batch
     norms = {name for name in start if "bn" in name or "shortcut.1" in name}
     assert all(not moved.any() for offsets in seen[:2] for moved in offsets.values())
@@ -124,7 +127,7 @@ def test_directions_are_uniform_on_the_sphere() -> None:
         return x
 
     start = model.weight.detach().clone()
-    average_flatness(model, X, Y, attack, draws=2000, loss=lambda out, y: out[:, 0])
+    average_flatness(Loss(model, X, Y, loss=lambda out, y: out[:, 0]), attack, draws=2000)
     angles = np.sort(np.arctan2(*np.array(seen[1:]).T) / (2 * np.pi) + 0.5)
     gap = np.abs(angles - (np.arange(2000) + 0.5) / 2000).max()
     assert gap < 1.95 / math.sqrt(2000)  # Kolmogorov and Smirnov at one in a thousand
@@ -150,7 +153,7 @@ def test_the_attack_runs_at_the_moved_weights() -> None:
         visited.append(model.w.detach().numpy().copy())
         return fgsm(net, images, labels, threat)
 
-    result = average_flatness(model, x, y, attack, draws=5)
+    result = average_flatness(Loss(model, x, y), attack, draws=5)
 
     def adversarial(w: np.ndarray) -> float:
         margins = (2 * y.numpy() - 1) * (x.numpy() @ w) - 0.05 * np.abs(w).sum()
@@ -171,12 +174,12 @@ def test_batches_change_nothing_and_the_seed_decides(batch: int, seed: int) -> N
     def attack(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return fgsm(net, images, labels, ThreatModel("l2", 0.1))
 
-    whole = average_flatness(model, x, y, attack, draws=3, seed=seed)
-    parts = average_flatness(model, x, y, attack, draws=3, seed=seed, batch_size=batch)
+    whole = average_flatness(Loss(model, x, y), attack, draws=3, seed=seed)
+    parts = average_flatness(Loss(model, x, y, batch_size=batch), attack, draws=3, seed=seed)
     assert parts.losses == pytest.approx(whole.losses, rel=1e-12)
-    assert average_flatness(model, x, y, attack, draws=3, seed=seed + 1).losses != whole.losses
+    assert average_flatness(Loss(model, x, y), attack, draws=3, seed=seed + 1).losses != whole.losses
     # A draw does not depend on how many there are.
-    assert average_flatness(model, x, y, attack, draws=2, seed=seed).losses == whole.losses[:2]
+    assert average_flatness(Loss(model, x, y), attack, draws=2, seed=seed).losses == whole.losses[:2]
 
 
 # ---- worst case ----
@@ -194,7 +197,7 @@ def test_a_slope_rises_by_the_sum_of_the_tensors_norms() -> None:
                 2 * self.b
             ).sum() * torch.ones(len(x)).double()
 
-    result = worst_case_flatness(Slope(), X, Y, None, radius=0.1, steps=20, restarts=2, loss=output)
+    result = worst_case_flatness(Loss(Slope(), X, Y, loss=output), None, radius=0.1, steps=20, restarts=2)
     # Σ_t ξ‖w_t‖‖g_t‖ = 0.1·5·1 + 0.1·3·2√3
     assert result.flatness == pytest.approx(0.5 + 0.6 * math.sqrt(3), rel=1e-7)
     # From a random start a step of an eighth of the radius turns the last bit of the way slowly.
@@ -206,7 +209,7 @@ def test_a_bowl_rises_along_its_top_eigenvector() -> None:
     w = torch.randn(5, generator=seeded(4), dtype=torch.float64)
     model = Bowl([w], [w], [matrix])
     result = worst_case_flatness(
-        model, X, Y, None, radius=0.2, steps=60, weight_step=0.5, restarts=4, loss=output
+        Loss(model, X, Y, loss=output), None, radius=0.2, steps=60, weight_step=0.5, restarts=4
     )
     top = torch.linalg.eigvalsh(matrix)[-1]
     truth = (0.5 * top * (0.2 * w.norm()) ** 2).item()
@@ -229,7 +232,7 @@ def test_two_weights_and_the_inputs_jointly_against_a_fine_grid() -> None:
     x = (0.15 + 0.7 * torch.rand(3, 2, generator=seeded(8))).double()
     y = torch.tensor([0, 1, 0])
     result = worst_case_flatness(
-        model, x, y, ThreatModel("linf", epsilon), radius=radius, steps=40, restarts=6, seed=3
+        Loss(model, x, y), ThreatModel("linf", epsilon), radius=radius, steps=40, restarts=6, seed=3
     )
 
     angles, lengths = np.linspace(0, 2 * np.pi, 121), np.linspace(0, 1, 21)
@@ -258,7 +261,7 @@ def test_a_longer_attack_is_not_taken_for_sharpness() -> None:
     def weak(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return pgd(net, images, labels, threat, steps=1, step=0.1, start="none")
 
-    tiny = worst_case_flatness(model, x, y, threat, attack=weak, radius=1e-9, restarts=1)
+    tiny = worst_case_flatness(Loss(model, x, y), threat, attack=weak, radius=1e-9, restarts=1)
     with torch.no_grad():
         weak_loss = nn.functional.cross_entropy(model(weak(model, x, y)), y).item()
     assert tiny.loss > weak_loss + 0.1
@@ -277,11 +280,11 @@ def test_the_ball_holds_and_batches_change_nothing() -> None:
         return fgsm(net, images, labels, ThreatModel("l2", 0.1))
 
     options = {"attack": attack, "radius": 0.05, "steps": 6, "restarts": 1}
-    whole = worst_case_flatness(model, x, y, ThreatModel("l2", 0.1), **options)  # type: ignore[arg-type]
+    whole = worst_case_flatness(Loss(model, x, y), ThreatModel("l2", 0.1), **options)  # type: ignore[arg-type]
     assert largest == pytest.approx(
         [0.05] * 4, rel=1e-6
     )  # the best points lie on the boundary of every tensor's ball
-    parts = worst_case_flatness(model, x, y, ThreatModel("l2", 0.1), batch_size=4, **options)  # type: ignore[arg-type]
+    parts = worst_case_flatness(Loss(model, x, y, batch_size=4), ThreatModel("l2", 0.1), **options)  # type: ignore[arg-type]
     assert parts.flatness == pytest.approx(whole.flatness, rel=1e-9)
 
 
@@ -289,9 +292,11 @@ def test_more_radius_is_never_flatter_and_threats_without_reach_are_none() -> No
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(2, 4), nn.SiLU(), nn.Linear(4, 3)).double()
     x, y = torch.rand(9, 2, generator=seeded(1)).double(), torch.arange(9) % 3
-    rises = [worst_case_flatness(model, x, y, None, radius=r, restarts=2).flatness for r in (0.01, 0.03, 0.1)]
+    rises = [
+        worst_case_flatness(Loss(model, x, y), None, radius=r, restarts=2).flatness for r in (0.01, 0.03, 0.1)
+    ]
     assert 0 < rises[0] < rises[1] < rises[2]
-    still = worst_case_flatness(model, x, y, ThreatModel("linf", 0.0), radius=0.03, restarts=2)
+    still = worst_case_flatness(Loss(model, x, y), ThreatModel("linf", 0.0), radius=0.03, restarts=2)
     assert still.flatness == pytest.approx(rises[1], rel=1e-9)
 
 
@@ -321,9 +326,11 @@ def test_parameters_modes_and_flags_come_back_bit_for_bit_also_from_an_error(
 
     def run() -> None:
         if worst:
-            worst_case_flatness(model, x, y, ThreatModel("linf", 0.1), attack=attack, steps=2, restarts=2)
+            worst_case_flatness(
+                Loss(model, x, y), ThreatModel("linf", 0.1), attack=attack, steps=2, restarts=2
+            )
         else:
-            average_flatness(model, x, y, attack, draws=2)
+            average_flatness(Loss(model, x, y), attack, draws=2)
 
     if fail_at is None:
         run()
@@ -346,45 +353,46 @@ def test_tied_and_excluded_parameters() -> None:
         nn.InstanceNorm1d(2, affine=True),
     )
     model[2].weight = model[0].weight
-    with displaced(model) as weights:
-        assert weights.names == ("0.weight", "0.bias", "2.bias")
-        assert weights.size == 8
-    with displaced(model, ["2.weight"]) as weights:  # another name of a tied one
-        assert weights.names == ("0.bias", "2.bias")
-    with displaced(model, lambda name: name.endswith("bias")) as weights:
-        assert weights.names == ("0.weight",)
+    x, y = torch.rand(3, 2), torch.tensor([0, 1, 0])
+
+    def names(normalization: bool, exclude: Any = ()) -> tuple[str, ...]:
+        with moving(Loss(model, x, y, exclude=exclude), "test", normalization=normalization) as weights:
+            return weights.names
+
+    assert names(False) == ("0.weight", "0.bias", "2.bias")
+    assert names(False, ["2.weight"]) == ("0.bias", "2.bias")  # another name of a tied one
+    assert names(False, lambda name: name.endswith("bias")) == ("0.weight",)
+    assert names(True)[2:4] == ("1.weight", "1.bias")
 
 
 def test_errors_and_json() -> None:
     model = nn.Linear(2, 2)
-    for text, options in {
-        "draws=1": {"draws": 1},
-        "radius=0": {"radius": 0},
-        "radius=nan": {"radius": math.nan},
-        "batch_size=0": {"batch_size": 0},
-        "did you mean 'weight'": {"exclude": ["weigth"]},
-        "give a collection": {"exclude": "weight"},
-        "no parameters to perturb": {"exclude": ["weight", "bias"]},
-        "one number an example": {"loss": lambda out, y: out.mean()},
-    }.items():
+    loss = Loss(model, X, Y)
+    cases: list[tuple[str, Callable[[], object]]] = [
+        ("draws=1", lambda: average_flatness(loss, None, draws=1)),
+        ("radius=0", lambda: average_flatness(loss, None, radius=0)),
+        ("radius=nan", lambda: worst_case_flatness(loss, None, radius=math.nan)),
+        ("no parameters to move", lambda: average_flatness(loss.excluding(["weight", "bias"]), None)),
+        (
+            "one number for each example",
+            lambda: average_flatness(Loss(model, X, Y, loss=lambda out, y: out.mean()), None),
+        ),
+        ("steps=0", lambda: worst_case_flatness(loss, None, steps=0)),
+        ("restarts=0", lambda: worst_case_flatness(loss, None, restarts=0)),
+        ("weight_step=-1", lambda: worst_case_flatness(loss, None, weight_step=-1)),
+    ]
+    for text, call in cases:
         with pytest.raises(CurvactError, match=text):
-            average_flatness(model, X, Y, None, **options)  # type: ignore[arg-type]
-    with pytest.raises(CurvactError, match="5 inputs and 4 targets"):
-        worst_case_flatness(model, X, Y[:4], None)
-    for text, options in {
-        "steps=0": {"steps": 0},
-        "restarts=0": {"restarts": 0},
-        "weight_step=-1": {"weight_step": -1},
-    }.items():
-        with pytest.raises(CurvactError, match=text):
-            worst_case_flatness(model, X, Y, None, **options)  # type: ignore[arg-type]
-    broken = average_flatness(model, X, Y, None, draws=2, loss=lambda out, y: out[:, 0] * math.nan)
+            call()
+    broken = average_flatness(Loss(model, X, Y, loss=lambda out, y: out[:, 0] * math.nan), None, draws=2)
     record = json.loads(json.dumps(broken.as_dict(), allow_nan=False))
     assert record["kind"] == "average"
     assert record["flatness"] is None
     assert record["losses"] == [None, None]
     seen: list[tuple[int, int | None]] = []
-    found = worst_case_flatness(model, X, Y, None, steps=1, restarts=3, on_progress=lambda *p: seen.append(p))
+    found = worst_case_flatness(
+        Loss(model, X, Y), None, steps=1, restarts=3, on_progress=lambda *p: seen.append(p)
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["kind"] == "worst"
 
@@ -392,6 +400,6 @@ def test_errors_and_json() -> None:
 def test_the_ascent_works_where_gradients_are_off() -> None:
     model = nn.Linear(2, 2)
     threat = ThreatModel("linf", 0.1)
-    wanted = worst_case_flatness(model, X, Y, threat, steps=2, restarts=2, radius=0.1)
+    wanted = worst_case_flatness(Loss(model, X, Y), threat, steps=2, restarts=2, radius=0.1)
     with torch.no_grad():
-        assert worst_case_flatness(model, X, Y, threat, steps=2, restarts=2, radius=0.1) == wanted
+        assert worst_case_flatness(Loss(model, X, Y), threat, steps=2, restarts=2, radius=0.1) == wanted

@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvact.analysis.input_flatness import (
-    input_flatness,
-    input_gradient,
-    input_spectrum,
-    linearity_error,
-)
+from curvact.analysis import Loss, input_flatness, input_gradient, input_spectrum, linearity_error
 from curvact.attacks.losses import ce
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -78,12 +73,12 @@ def dense(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_the_ends_of_the_spectrum_are_those_of_the_dense_hessian(activation: nn.Module) -> None:
     model, x, y = network(activation)
     values = torch.linalg.eigvalsh(dense(model, x, y))
-    found = input_spectrum(model, x, y, steps=32)  # as many as there are inputs: exact up to rounding
+    found = input_spectrum(Loss(model, x, y), steps=32)  # as many as there are inputs: exact up to rounding
     torch.testing.assert_close(found.top, values[:, -1], rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(found.bottom, values[:, 0], rtol=1e-9, atol=1e-10)
     assert (found.residual < 1e-7).all()
     # Fewer steps stay within the spectrum, and an eigenvalue lies within the residual.
-    rough = input_spectrum(model, x, y, steps=6)
+    rough = input_spectrum(Loss(model, x, y), steps=6)
     assert (rough.top <= values[:, -1] + 1e-10).all()
     assert (rough.bottom >= values[:, 0] - 1e-10).all()
     assert ((values - rough.top[:, None]).abs().amin(1) <= rough.residual + 1e-10).all()
@@ -107,7 +102,7 @@ def test_torchs_attention_has_an_input_hessian() -> None:
         torch.manual_seed(0)
         model = Transformer().double()
     x, y = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([0, 2])
-    found = input_spectrum(model, x, y, steps=12)  # as many as there are inputs
+    found = input_spectrum(Loss(model, x, y), steps=12)  # as many as there are inputs
     with sdpa_kernel(SDPBackend.MATH):
         values = torch.linalg.eigvalsh(dense(model, x, y))
     torch.testing.assert_close(found.top, values[:, -1], rtol=1e-9, atol=1e-10)
@@ -117,7 +112,7 @@ def test_torchs_attention_has_an_input_hessian() -> None:
 def test_float32_gives_the_same_to_its_precision() -> None:
     model, x, y = network(nn.Softplus())
     values = torch.linalg.eigvalsh(dense(model, x, y))
-    found = input_spectrum(model.float(), x.float(), y, steps=20)
+    found = input_spectrum(Loss(model.float(), x.float(), y), steps=20)
     torch.testing.assert_close(found.top, values[:, -1], rtol=1e-3, atol=1e-4)
 
 
@@ -138,7 +133,9 @@ def test_any_symmetric_matrix_even_one_whose_krylov_space_ends_early(seed: int, 
     elif kind == "zero":
         a = torch.zeros(size, size, dtype=torch.float64)
     model = Quadratic(a, a[0].clone())
-    found = input_spectrum(model, torch.rand(3, size, dtype=torch.float64), torch.zeros(3), loss=own_loss)
+    found = input_spectrum(
+        Loss(model, torch.rand(3, size, dtype=torch.float64), torch.zeros(3), loss=own_loss)
+    )
     values = torch.linalg.eigvalsh(a)
     torch.testing.assert_close(found.top, values[-1].expand(3), rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(found.bottom, values[0].expand(3), rtol=1e-8, atol=1e-9)
@@ -148,11 +145,7 @@ def test_a_linear_loss_is_flat() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False)).double()
     x = torch.rand(3, 4, dtype=torch.float64)
     found = input_flatness(
-        model,
-        x,
-        torch.zeros(3),
-        {"l2": ThreatModel("l2", 0.1)},
-        loss=lambda outputs, y: outputs[:, 0],
+        Loss(model, x, torch.zeros(3), loss=lambda outputs, y: outputs[:, 0]), {"l2": ThreatModel("l2", 0.1)}
     )
     assert found.top_eigenvalue.tolist() == [0, 0, 0]
     assert (found.linearity_error["l2"] < 1e-15).all()
@@ -165,13 +158,15 @@ def test_the_gradient_is_the_closed_form() -> None:
     a, b = symmetric(4, 1), torch.arange(4.0, dtype=torch.float64)
     x = torch.rand(5, 1, 2, 2, dtype=torch.float64)
     expected = ((x.flatten(1) - 0.5) @ a + b).view_as(x)
-    torch.testing.assert_close(input_gradient(Quadratic(a, b), x, torch.zeros(5), loss=own_loss), expected)
+    torch.testing.assert_close(
+        input_gradient(Loss(Quadratic(a, b), x, torch.zeros(5), loss=own_loss)), expected
+    )
 
 
 def test_batch_norm_is_in_eval_mode() -> None:
     model, x, y = network(nn.Softplus())
-    whole = input_gradient(model, x, y)
-    alone = torch.cat([input_gradient(model, x[i : i + 1], y[i : i + 1]) for i in range(6)])
+    whole = input_gradient(Loss(model, x, y))
+    alone = torch.cat([input_gradient(Loss(model, x[i : i + 1], y[i : i + 1])) for i in range(6)])
     torch.testing.assert_close(whole, alone)
 
 
@@ -184,7 +179,7 @@ def test_the_linearity_error_of_a_quadratic(seed: int) -> None:
         torch.rand(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
     )
     found = linearity_error(
-        model, x, torch.zeros(2), ThreatModel("l2", 0.2), loss=own_loss, steps=60, restarts=8
+        Loss(model, x, torch.zeros(2), loss=own_loss), ThreatModel("l2", 0.2), steps=60, restarts=8
     )
     exact = 0.5 * 0.2**2 * torch.linalg.eigvalsh(a).abs().max()
     assert (found <= exact * (1 + 1e-12)).all()
@@ -194,7 +189,9 @@ def test_the_linearity_error_of_a_quadratic(seed: int) -> None:
     corners = 0.1 * np.array(list(itertools.product((-1, 1), repeat=5)))
     best = 0.5 * np.einsum("ni,ij,nj->n", corners, definite.numpy(), corners).max()
     model = Quadratic(definite, torch.ones(5, dtype=torch.float64))
-    found = linearity_error(model, x, torch.zeros(2), ThreatModel("linf", 0.1), loss=own_loss, restarts=20)
+    found = linearity_error(
+        Loss(model, x, torch.zeros(2), loss=own_loss), ThreatModel("linf", 0.1), restarts=20
+    )
     assert (found <= best * (1 + 1e-12)).all()
     assert (found >= 0.95 * best).all()
 
@@ -213,7 +210,7 @@ def test_the_linearity_error_stays_in_the_box() -> None:
 
     model = Watched(torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
     found = linearity_error(
-        model, torch.zeros(1, 1).double(), torch.zeros(1), ThreatModel("l2", 0.3), loss=watched
+        Loss(model, torch.zeros(1, 1).double(), torch.zeros(1), loss=watched), ThreatModel("l2", 0.3)
     )
     assert found.item() == pytest.approx(0.045)
     assert all(float(x.min()) >= 0 for x in seen)
@@ -225,7 +222,7 @@ def test_everything_of_the_model_stays() -> None:
     model[1].eval()  # type: ignore[union-attr,operator]
     model[0].weight.requires_grad_(False)  # type: ignore[union-attr]
     before = copy.deepcopy(model.state_dict())
-    input_flatness(model, x, y, {"linf": ThreatModel("linf", 0.03)}, ascent_steps=2, lanczos_steps=3)
+    input_flatness(Loss(model, x, y), {"linf": ThreatModel("linf", 0.03)}, ascent_steps=2, lanczos_steps=3)
     assert [m.training for m in model] == [True, False, True, True, True]  # type: ignore[attr-defined]
     assert not model[0].weight.requires_grad  # type: ignore[union-attr]
     assert model[4].weight.requires_grad  # type: ignore[union-attr]
@@ -239,19 +236,16 @@ def test_batches_progress_and_the_record() -> None:
     seen: list[tuple[int, int | None]] = []
     threats = {"linf": ThreatModel("linf", 0.03), "l2": ThreatModel("l2", 0.2)}
     found = input_flatness(
-        model,
-        x,
-        y,
+        Loss(model, x, y, batch_size=4),
         threats,
         lanczos_steps=32,
-        batch_size=4,
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 2), (2, 2)]
-    whole = input_flatness(model, x, y, lanczos_steps=32)
+    whole = input_flatness(Loss(model, x, y), lanczos_steps=32)
     for name in ("gradient_norm", "gradient_l1", "top_eigenvalue", "bottom_eigenvalue"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
-    again = input_flatness(model, x, y, threats, lanczos_steps=32, batch_size=4)
+    again = input_flatness(Loss(model, x, y, batch_size=4), threats, lanczos_steps=32)
     assert torch.equal(found.linearity_error["l2"], again.linearity_error["l2"])
     record = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert record["inputs"] == 6
@@ -276,38 +270,30 @@ def spoiled() -> nn.Module:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: input_flatness(nn.Identity(), X, Y[:1]), "2 inputs and 1 targets in input_flatness"),
-        (lambda: input_flatness(nn.Identity(), X, Y, batch_size=0), "batch_size=0"),
-        (lambda: input_flatness(nn.Identity(), X[:0], Y[:0]), "0 inputs and 0 targets in input_flatness"),
-        (lambda: input_flatness(nn.Identity(), 2 + X, Y, {"l2": BALL}), r"images lie in \[2"),
-        (lambda: input_flatness(spoiled(), X, Y), "'bias' of the model holds NaN in input_flatness"),
+        (lambda: input_flatness(Loss(nn.Identity(), 2 + X, Y), {"l2": BALL}), r"images lie in \[2"),
+        (lambda: input_flatness(Loss(spoiled(), X, Y)), "'bias' of the model holds NaN in input_flatness"),
         (
-            lambda: input_flatness(nn.Identity(), X / 0, Y),
+            lambda: input_flatness(Loss(nn.Identity(), X / 0, Y)),
             "the inputs in input_flatness hold NaN or infinity",
         ),
         (
-            lambda: input_gradient(nn.Identity(), X.byte(), Y),
+            lambda: input_gradient(Loss(nn.Identity(), X.byte(), Y)),
             "inputs of torch.uint8 in input_gradient: they must be floating point",
         ),
-        (lambda: input_spectrum(nn.Identity(), X, Y[:1]), "2 inputs and 1 targets in input_spectrum"),
+        (lambda: linearity_error(Loss(nn.Identity(), X - 1, Y), BALL), "images lie in"),
         (
-            lambda: linearity_error(nn.Identity(), X[:0], Y[:0], BALL),
-            "0 inputs and 0 targets in linearity_error",
-        ),
-        (lambda: linearity_error(nn.Identity(), X - 1, Y, BALL), "images lie in"),
-        (
-            lambda: input_gradient(spoiled(), X, Y),
+            lambda: input_gradient(Loss(spoiled(), X, Y)),
             "the gradient of example 0 is not finite in input_gradient",
         ),
         (
-            lambda: input_spectrum(spoiled(), X, Y),
+            lambda: input_spectrum(Loss(spoiled(), X, Y)),
             "the gradient of example 0 is not finite in input_spectrum",
         ),
-        (lambda: linearity_error(spoiled(), X, Y, BALL), "linearity error of example 0 is not finite"),
-        (lambda: input_spectrum(nn.Identity(), X, Y, steps=0), "steps=0 of Lanczos"),
-        (lambda: linearity_error(nn.Identity(), X, Y, ThreatModel("l2", 1), restarts=0), "restarts=0"),
+        (lambda: linearity_error(Loss(spoiled(), X, Y), BALL), "linearity error of example 0 is not finite"),
+        (lambda: input_spectrum(Loss(nn.Identity(), X, Y), steps=0), "steps=0 of Lanczos"),
+        (lambda: linearity_error(Loss(nn.Identity(), X, Y), ThreatModel("l2", 1), restarts=0), "restarts=0"),
         (
-            lambda: input_gradient(nn.Identity(), X, Y, loss=lambda o, y: o.sum()),
+            lambda: input_gradient(Loss(nn.Identity(), X, Y, loss=lambda o, y: o.sum())),
             r"the loss has shape \(\) for 2",
         ),
     ],

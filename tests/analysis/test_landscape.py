@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from curvact.analysis.landscape import filter_normalized_direction, loss_landscape
+from curvact.analysis import Loss, filter_normalized_direction, loss_landscape
 from curvact.attacks import ThreatModel, fgsm
 from curvact.errors import CurvactError
 from curvact.models import build
@@ -39,15 +39,15 @@ Y = torch.arange(7) % 3
 @given(st.integers(0, 10_000), st.integers(0, 1))
 def test_every_filter_has_the_norm_of_the_models(seed: int, index: int) -> None:
     model = small()
-    direction = filter_normalized_direction(model, seed=seed, index=index)
+    direction = filter_normalized_direction(Loss(model, X, Y), seed=seed, index=index)
     assert set(direction) == {"0.weight", "4.weight"}  # neither biases nor batch norm
     for name, part in direction.items():
         for filter_, own in zip(part, model.get_parameter(name), strict=True):
             assert np.linalg.norm(filter_.numpy()) == pytest.approx(
                 np.linalg.norm(own.detach().numpy()), rel=1e-13
             )
-    again = filter_normalized_direction(model, seed=seed, index=index)
-    other = filter_normalized_direction(model, seed=seed, index=1 - index)
+    again = filter_normalized_direction(Loss(model, X, Y), seed=seed, index=index)
+    other = filter_normalized_direction(Loss(model, X, Y), seed=seed, index=1 - index)
     assert all(torch.equal(part, again[name]) for name, part in direction.items())
     assert not any(torch.equal(part, other[name]) for name, part in direction.items())
 
@@ -56,7 +56,7 @@ def test_a_filter_of_zeros_does_not_move() -> None:
     model = small()
     with torch.no_grad():
         model[0].weight[1].zero_()
-    direction = filter_normalized_direction(model)["0.weight"]
+    direction = filter_normalized_direction(Loss(model, X, Y))["0.weight"]
     assert not direction[1].any()
     assert direction[0].any()
 
@@ -65,10 +65,10 @@ def test_every_point_of_the_square_against_a_separate_evaluation() -> None:
     model = small().eval()
     threat = ThreatModel("linf", 0.1)
     result = loss_landscape(
-        model, X, Y, lambda m, x, y: fgsm(m, x, y, threat), points=5, span=0.5, seed=3, batch_size=3
+        Loss(model, X, Y, batch_size=3), lambda m, x, y: fgsm(m, x, y, threat), points=5, span=0.5, seed=3
     )
     assert result.coordinates == (-0.5, -0.25, 0.0, 0.25, 0.5)
-    axes = [filter_normalized_direction(model, seed=3, index=i) for i in (0, 1)]
+    axes = [filter_normalized_direction(Loss(model, X, Y), seed=3, index=i) for i in (0, 1)]
     for i, a in enumerate(result.coordinates):
         for j, b in enumerate(result.coordinates):
             other = copy.deepcopy(model)
@@ -101,7 +101,7 @@ def test_the_attack_of_a_linear_model_in_closed_form() -> None:
     threat = ThreatModel("linf", epsilon)
     directions = [{"w": torch.tensor([[1.0, 0.0]])}, {"w": torch.tensor([[0.0, 2.0]])}]
     result = loss_landscape(
-        Linear(), x, y, lambda m, x, y: fgsm(m, x, y, threat), directions=directions, points=7, span=2.0
+        Loss(Linear(), x, y), lambda m, x, y: fgsm(m, x, y, threat), directions=directions, points=7, span=2.0
     )
     for i, a in enumerate(result.coordinates):
         for j, b in enumerate(result.coordinates):
@@ -123,14 +123,17 @@ def test_a_scale_passed_between_layers_does_not_change_the_picture() -> None:
         other[0].weight.mul_(100)
         other[2].weight.div_(100)
     x = torch.rand(9, 5).double()
-    one, two = (loss_landscape(m, x, torch.arange(9) % 3, points=5) for m in (model, other))
+    one, two = (loss_landscape(Loss(m, x, torch.arange(9) % 3), points=5) for m in (model, other))
     np.testing.assert_allclose(one.clean, two.clean, rtol=1e-10)
     assert one.norms[0] != pytest.approx(two.norms[0], rel=0.5)
 
 
 def test_one_direction_is_the_middle_of_two() -> None:
     model = small()
-    line, square = loss_landscape(model, X, Y, directions=1, points=5), loss_landscape(model, X, Y, points=5)
+    line, square = (
+        loss_landscape(Loss(model, X, Y), directions=1, points=5),
+        loss_landscape(Loss(model, X, Y), points=5),
+    )
     assert [row[0] for row in line.clean] == [row[2] for row in square.clean]
     assert (line.dimensions, line.adversarial, line.cosine, line.centre[1]) == (1, None, None, None)
     assert all(len(row) == 1 for row in line.clean)
@@ -153,9 +156,9 @@ def test_everything_comes_back(fails: bool) -> None:
 
     if fails:
         with pytest.raises(KeyboardInterrupt):
-            loss_landscape(model, x, y, attack, points=3)
+            loss_landscape(Loss(model, x, y), attack, points=3)
     else:
-        assert loss_landscape(model, x, y, attack, points=3).centre[0] > 0
+        assert loss_landscape(Loss(model, x, y), attack, points=3).centre[0] > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert modes == [m.training for m in model.modules()]
     assert all(p.requires_grad for p in model.parameters())
@@ -173,24 +176,22 @@ def test_errors_progress_and_json() -> None:
         "names '0.wieght'": {"directions": [{"0.wieght": torch.zeros(3, 1, 3, 3)}]},
         "names '1.weight'": {"directions": [{"1.weight": torch.zeros(3)}]},
         r"must be \(3, 1, 3, 3\)": {"directions": [{"0.weight": torch.zeros(3)}]},
-        "no filters": {"exclude": lambda name: "weight" in name},
     }.items():
         with pytest.raises(CurvactError, match=text):
-            loss_landscape(model, X, Y, **options)  # type: ignore[arg-type]
-    with pytest.raises(CurvactError, match="7 inputs and 6 targets"):
-        loss_landscape(model, X, Y[:6])
+            loss_landscape(Loss(model, X, Y), **options)  # type: ignore[arg-type]
+    with pytest.raises(CurvactError, match="no filters"):
+        loss_landscape(Loss(model, X, Y, exclude=lambda name: "weight" in name))
     seen: list[tuple[int, int | None]] = []
     result = loss_landscape(
-        model,
-        X,
-        Y,
+        Loss(model, X, Y, loss=lambda out, y: out[:, 0].exp().exp().exp()),
         directions=1,
         points=3,
         on_progress=lambda *p: seen.append(p),
-        loss=lambda out, y: out[:, 0].exp().exp().exp(),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    broken = loss_landscape(model, X, Y, directions=1, points=3, loss=lambda out, y: out[:, 0] * math.inf)
+    broken = loss_landscape(
+        Loss(model, X, Y, loss=lambda out, y: out[:, 0] * math.inf), directions=1, points=3
+    )
     record = json.loads(json.dumps(broken.as_dict(), allow_nan=False))
     assert record["clean"] == [[None]] * 3
     assert len(result.clean) == 3

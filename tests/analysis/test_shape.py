@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvact.activations import PSSiLU, activation_names
-from curvact.analysis.shape import activation_shape, empirical_lipschitz, shape_table
-from curvact.attacks import ThreatModel, ensemble, pgd
+from curvact.analysis import ShapeSettings, activation_shape, empirical_lipschitz, shape_table
+from curvact.attacks import PGD, ThreatModel, ensemble
 from curvact.errors import CurvactError
 from curvact.models import build
 
@@ -168,8 +168,7 @@ def test_a_table_where_all_is_known() -> None:
         x,
         y,
         threat,
-        largest_radius=0.08,
-        square_queries=30,
+        ShapeSettings(largest_radius=0.08, square_queries=30),
         on_progress=lambda *p: progress.append(p),
     )
     row = table.rows[0]
@@ -212,8 +211,8 @@ def test_several_models_are_measured_alike_and_left_alone() -> None:
     before = {name: copy.deepcopy(model.state_dict()) for name, model in models.items()}
     x, y = torch.rand(12, 1, 8, 8, generator=seeded(2)), torch.arange(12) % 3
     random = torch.get_rng_state()
-    options = {"attack_steps": 3, "radius_steps": 2, "lipschitz_steps": 3}
-    table = shape_table(models, x, y, ThreatModel("l2", 0.5), **options)  # type: ignore[arg-type]
+    settings = ShapeSettings(PGD(3), halvings=2, lipschitz_steps=3)
+    table = shape_table(models, x, y, ThreatModel("l2", 0.5), settings)
     rows = {row.model: row for row in table.rows}
     assert list(rows) == list(models)
     assert rows["rctaf(curvature=6)"].shape is not None
@@ -238,32 +237,19 @@ def test_another_attack_and_errors() -> None:
     model = Linear(nn.SiLU())
     x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
     threat = ThreatModel("linf", 0.1)
-    seen = []
-
-    def attack(net: object, x: Tensor, y: Tensor) -> Tensor:
-        seen.append(len(x))
-        return pgd(net, x, y, threat, steps=1)  # type: ignore[arg-type]
-
-    table = shape_table({"a": model}, x, y, threat, attack=attack, batch_size=2)
-    assert seen == [2, 1]
-    assert table.settings["attack_steps"] is None
+    table = shape_table({"a": model}, x, y, threat, ShapeSettings(PGD(1, step=0.5)), batch_size=2)
+    assert table.settings["attack"] == "pgd(steps=1, step=0.5)"
     for text, arguments in {
         "0 models": ({}, x, y, threat),
         "0 images": ({"a": model}, x[:0], y[:0], threat),
         "3 images, 2 labels": ({"a": model}, x, y[:2], threat),
         "epsilon=0": ({"a": model}, x, y, ThreatModel("linf", 0)),
         r"\[0, 1\]": ({"a": model}, x + 9, y, threat),
+        r"attack=pgd-0, batch_size=512 in shape_table": ({"a": model}, x, y, threat, ShapeSettings(PGD(0))),
     }.items():
         with pytest.raises(CurvactError, match=text):
             shape_table(*arguments)
-
-
-def test_no_steps_and_no_batches_are_named() -> None:
-    model, x = Linear(nn.SiLU()), torch.full((2, 1, 2, 2), 0.5)
-    y, threat = torch.zeros(2, dtype=torch.int64), ThreatModel("linf", 0.1)
-    with pytest.raises(CurvactError, match="attack_steps=0, batch_size=512 in shape_table: at least 1"):
-        shape_table({"a": model}, x, y, threat, attack_steps=0)
-    with pytest.raises(CurvactError, match="attack_steps=20, batch_size=0 in shape_table: at least 1"):
+    with pytest.raises(CurvactError, match="batch_size=0 in shape_table: at least 1"):
         shape_table({"a": model}, x, y, threat, batch_size=0)
     with pytest.raises(CurvactError, match="batch_size=0 in empirical_lipschitz"):
         empirical_lipschitz(model, x, radius=0.1, batch_size=0)

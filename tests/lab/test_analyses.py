@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,33 +12,31 @@ import torch
 from torch import nn
 
 from curvact.analysis import Loss, SpectralDensity, trace
-from curvact.attacks import ThreatModel
+from curvact.analysis.records import plain
+from curvact.attacks import PGD, ThreatModel
 from curvact.data import Splits, load
 from curvact.errors import CurvactError
 from curvact.lab.analyses import (
     KINDS,
+    FlatnessSettings,
+    HessianSettings,
     density_record,
     flatness_analysis,
     hessian_analysis,
     linf_radius,
     own_parameters,
-    plain,
     run_analyses,
 )
 from curvact.lab.record import model_hash
+from curvact.lab.spec import AnalysesSpec
 from curvact.models import build
 from curvact.random import generator
 
 THREAT = ThreatModel("linf", 0.1)
-SMALL: dict[str, Any] = {
-    "images": 8,
-    "attack_steps": 2,
-    "probes": 16,
-    "directions": 2,
-    "draws": 2,
-    "worst_steps": 2,
-    "worst_restarts": 1,
-}
+
+
+def small(*kinds: Any) -> AnalysesSpec:
+    return AnalysesSpec(kinds=kinds, images=8, attack=PGD(2), probes=16, directions=2, draws=2)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def test_every_kind_gives_finite_numbers_under_its_name_and_leaves_the_model(dig
     model = network("pssilu(learnable=True)").train()
     before = model_hash(model)
     begun: list[str] = []
-    found = run_analyses(model, digits, THREAT, set(KINDS), seed=1, on_kind=begun.append, **SMALL)
+    found = run_analyses(model, digits, THREAT, small(*reversed(KINDS)), seed=1, on_kind=begun.append)
     assert begun == list(KINDS)
     assert all(type(value) is float and math.isfinite(value) for value in found.values())
     assert {name.split("_")[0] for name in found} == set(KINDS)
@@ -73,15 +72,16 @@ def test_every_kind_gives_finite_numbers_under_its_name_and_leaves_the_model(dig
         "curvature_effective_mean",
     ):
         assert name in found
-    cheap = run_analyses(model, digits, THREAT, ("flatness", "curvature"), seed=1, **SMALL)
+    cheap = run_analyses(model, digits, THREAT, small("flatness", "curvature"), seed=1)
     assert cheap == {name: found[name] for name in cheap}
 
 
 def test_numbers_are_those_of_the_records(digits: Splits) -> None:
     model = network()
-    found = run_analyses(model, digits, THREAT, ["flatness", "hessian"], seed=2, **SMALL)
+    found = run_analyses(model, digits, THREAT, small("flatness", "hessian"), seed=2)
     x, y = digits.test.inputs(slice(8)), digits.test.labels[:8]
-    record = flatness_analysis(model, x, y, THREAT, seed=2, attack_steps=2, draws=2, steps=2, restarts=1)
+    settings = FlatnessSettings(draws=2, restarts=3)
+    record = flatness_analysis(Loss(model, x, y), THREAT, settings, attack=PGD(2), seed=2)
     assert found["flatness_average"] == record["average"]["flatness"]
     assert found["flatness_worst"] == record["worst"]["flatness"]
     # The trace by probes against the exact one: 5 standard errors.
@@ -91,7 +91,7 @@ def test_numbers_are_those_of_the_records(digits: Splits) -> None:
 
 
 def test_a_kink_has_no_effective_curvature(digits: Splits) -> None:
-    assert run_analyses(network("relu"), digits, THREAT, ["curvature"], images=8) == {}
+    assert run_analyses(network("relu"), digits, THREAT, small("curvature")) == {}
 
 
 def test_an_l2_threat_model_is_matched_from_its_side(digits: Splits) -> None:
@@ -104,27 +104,23 @@ def test_an_l2_threat_model_is_matched_from_its_side(digits: Splits) -> None:
 
 def test_adversarial_loss_is_the_higher(digits: Splits) -> None:
     x, y = digits.train.inputs(slice(4)), digits.train.labels[:4]
-    record = hessian_analysis(network(), x, y, THREAT, what=["norms"], probes=4, deflation=0, attack_steps=3)
+    settings = HessianSettings(what=("norms",), probes=4, deflation=0)
+    record = hessian_analysis(Loss(network(), x, y), THREAT, settings, attack=PGD(3))
     losses = record["losses"]
     assert losses["adversarial"]["norms"]["loss"] > losses["clean"]["norms"]["loss"]
 
 
 @pytest.mark.parametrize(
-    ("kinds", "message"),
+    ("settings", "what", "message"),
     [
-        (["hesian"], "kinds names 'hesian' in run_analyses; did you mean 'hessian'?"),
-        ([], r"kinds=\[\] in run_analyses: give one or more of hessian, flatness"),
-        ("hessian", "kinds='hessian' in run_analyses"),
+        (HessianSettings, ("norm",), "what names 'norm' in HessianSettings; did you mean 'norms'?"),
+        (HessianSettings, (), "what=() in HessianSettings: give one or more of norms, split"),
+        (FlatnessSettings, "worst", "what='worst' in FlatnessSettings"),
     ],
 )
-def test_unknown_kinds(digits: Splits, kinds: Any, message: str) -> None:
-    with pytest.raises(CurvactError, match=message.replace("?", r"\?")):
-        run_analyses(network(), digits, THREAT, kinds)
-
-
-def test_bad_sizes(digits: Splits) -> None:
-    with pytest.raises(CurvactError, match="images=0, batch_size=128 in run_analyses"):
-        run_analyses(network(), digits, THREAT, ["curvature"], images=0)
+def test_unknown_parts(settings: Any, what: Any, message: str) -> None:
+    with pytest.raises(CurvactError, match=re.escape(message)):
+        settings(what=what)
 
 
 def test_own_parameters_are_those_of_the_activations() -> None:
@@ -161,13 +157,13 @@ def test_a_split_that_does_not_hold_says_nothing_of_the_curvature(
     digits: Splits, arguments: dict[str, Any]
 ) -> None:
     model = build(**arguments, channels=1, generator=generator(0, "initialization"))
-    found = run_analyses(model, digits, THREAT, ["hessian"], **SMALL)
+    found = run_analyses(model, digits, THREAT, small("hessian"))
     for label in ("clean", "adversarial"):
         assert found[f"hessian_{label}_split_holds"] == 0
         for name in ("curvature_share", "curvature_share_se", "cosine", "base_norm", "curvature_norm"):
             assert f"hessian_{label}_{name}" not in found
         assert f"hessian_{label}_trace" in found
-    holds = run_analyses(network(), digits, THREAT, ["hessian"], **SMALL)
+    holds = run_analyses(network(), digits, THREAT, small("hessian"))
     assert holds["hessian_clean_split_holds"] == 1
 
 

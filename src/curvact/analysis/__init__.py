@@ -1,7 +1,9 @@
-"""What the loss looks like: Hessian, smoothness, flatness, landscapes, shapes and theory, for any model."""
+"""The loss of a model and its shape: Hessian, smoothness, flatness, landscapes, activations on data.
+
+`Loss(model, x, y)` is the loss as a function of the parameters. The analyses are functions of it.
+"""
 
 from curvact.analysis.calls import CallSite, call_sites
-from curvact.analysis.danskin import AttackSensitivity, attack_sensitivity
 from curvact.analysis.effective_curvature import (
     EffectiveCurvature,
     EffectiveCurvatureChange,
@@ -36,24 +38,28 @@ from curvact.analysis.hessian import (
     top_eigenvalues,
     trace,
 )
-from curvact.analysis.input_flatness import InputFlatness, input_flatness, linearity_error
+from curvact.analysis.input_flatness import (
+    InputFlatness,
+    input_flatness,
+    input_gradient,
+    input_spectrum,
+    linearity_error,
+)
 from curvact.analysis.landscape import Landscape, filter_normalized_direction, loss_landscape
-from curvact.analysis.linear_theory import TheoryCheck, check_theory, illustrate
 from curvact.analysis.loss import Loss, LossFunction
+from curvact.analysis.matching import Matched, match_radii, seeded
 from curvact.analysis.shape import (
     ActivationShape,
     ShapeRow,
+    ShapeSettings,
     ShapeTable,
     activation_shape,
     empirical_lipschitz,
     shape_table,
 )
 from curvact.analysis.smoothness import (
-    Matched,
     SmoothnessReport,
     TrajectorySmoothness,
-    fixed_pgd,
-    match_radii,
     replayed,
     smoothness_report,
     trajectory_smoothness,
@@ -61,7 +67,6 @@ from curvact.analysis.smoothness import (
 
 __all__ = [
     "ActivationShape",
-    "AttackSensitivity",
     "AverageFlatness",
     "CallSite",
     "DiagonalEstimate",
@@ -79,20 +84,18 @@ __all__ = [
     "Matched",
     "NormEstimate",
     "ShapeRow",
+    "ShapeSettings",
     "ShapeTable",
     "SiteCurvature",
     "SmoothnessReport",
     "SpectralDensity",
     "SplitVectors",
-    "TheoryCheck",
     "Trace",
     "TrajectorySmoothness",
     "WorstFlatness",
     "activation_shape",
-    "attack_sensitivity",
     "average_flatness",
     "call_sites",
-    "check_theory",
     "diagonal_norms",
     "diagonal_split",
     "effective_curvature",
@@ -100,15 +103,16 @@ __all__ = [
     "empirical_lipschitz",
     "exact_diagonal",
     "filter_normalized_direction",
-    "fixed_pgd",
     "ggn_diagonal",
     "hutchinson_diagonal",
-    "illustrate",
     "input_flatness",
+    "input_gradient",
+    "input_spectrum",
     "linearity_error",
     "loss_landscape",
     "match_radii",
     "replayed",
+    "seeded",
     "shape_table",
     "smoothness_report",
     "spectral_density",

@@ -1,10 +1,10 @@
-"""Analysis room: effective curvature, κ times the spread of the pre-activations, and the share of units that bend, by call site.
+"""Effective curvature, κ times the spread of the pre-activations, and the share of curved units, by call site.
 
 At each call of an activation σ on pre-activations a (values of C channels over inputs and positions)
 
     effective curvature = κ·s,    s = √((1/C) Σ_c Var a_c),    κ = sup|σ″|.
 
-It does not change where a scale is moved between σ_α(x) = σ₁(αx)/α and the layers around it, as κ does. [derived]
+A scale may move between σ_α(x) = σ₁(αx)/α and the layers around it. κ then changes, κ·s does not. [derived]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -23,24 +23,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from curvact.activations import max_curvature
 from curvact.activations.selection import Selector, matcher
 from curvact.analysis.calls import CallSite, Function, call_sites, curvature_at, identity_of, watched
-from curvact.analysis.records import OnProgress, finite
+from curvact.analysis.records import OnProgress, finite, plain
 from curvact.attacks.pgd import mode
 from curvact.errors import CurvactError
 
 Batches = Tensor | Iterable[Tensor | Sequence[Tensor]]
 
 HALF, TENTH = 0.5, 0.1
-"""Where a unit counts as curved: |σ″(a)| at least this part of κ. [ours]"""
+"""A unit counts as curved where |σ″(a)| is at least this part of κ. [ours]"""
 
 
 @dataclass(frozen=True)
 class SiteCurvature:
-    """What one call site does on data.
+    """One call site on data.
 
     max_curvature: κ; infinite for a kink, NaN where it cannot be measured (channels with slopes of their own).
-    spread: s. effective: κ·s. mean: of the pre-activations. channels, values: how many there were.
-    curved_half, curved_tenth: the share of units (of one input, at one position) with |σ″(a)| ≥ κ/2 and ≥ κ/10; None where κ is
-    0, infinite or not known.
+    spread: s. effective: κ·s. mean: of the pre-activations. channels, values: their numbers.
+    curved_half, curved_tenth: the share of units (of one input, at one position) with |σ″(a)| ≥ κ/2 and ≥ κ/10; None where κ
+    is 0, infinite or not known.
     """
 
     site: str
@@ -57,7 +57,7 @@ class SiteCurvature:
 
 @dataclass(frozen=True)
 class EffectiveCurvature:
-    """Every call site of a model, in the order of the forward pass. inputs: how many were seen.
+    """Every call site of a model, in the order of the forward pass. inputs: the number of examples.
 
     batch_statistics: whether batch norm used the statistics of each batch.
     """
@@ -73,17 +73,13 @@ class EffectiveCurvature:
         return sum(values) / len(values) if all(map(math.isfinite, values)) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what is infinite or not known is None; `kinks` counts the sites with infinite κ."""
+        """For JSON: None for infinite or unknown numbers; `kinks` counts the sites with infinite κ."""
         return {
             "inputs": self.inputs,
             "batch_statistics": self.batch_statistics,
             "mean": self.mean,
             "kinks": sum(math.isinf(site.max_curvature) for site in self.sites),
-            "sites": [
-                {key: finite(value) for key, value in asdict(site).items()}
-                | {"kink": math.isinf(site.max_curvature)}
-                for site in self.sites
-            ],
+            "sites": [{**plain(site), "kink": math.isinf(site.max_curvature)} for site in self.sites],
         }
 
 
@@ -95,7 +91,7 @@ class EffectiveCurvatureChange:
     after: EffectiveCurvature
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: `before`, `after`, and `ratio`, after over before by call site (None where it is not finite)."""
+        """For JSON: `before`, `after`, and `ratio`: after over before by call site, None where it is not finite."""
         ratios = {
             old.site: finite(new.effective / old.effective if old.effective else math.nan)
             for old, new in zip(self.before.sites, self.after.sites, strict=True)
@@ -115,18 +111,17 @@ def effective_curvature(
 ) -> EffectiveCurvature:
     """Effective curvature and the share of curved units at every call site of a model, in eval mode. [derived; the shares: ours]
 
-    An activation module that many layers share has a call site for each of its calls. Found: the activations that
-    `swap_activations` replaces by default, and functional calls of them (`F.relu(x)`, `x.relu()`).
-    The variance is merged over batches in float64 (Chan et al. 1979) and divided by the number of values. The model is left as
-    it was.
+    A shared activation module has a call site for each of its calls. Found are the activations that `swap_activations` replaces
+    by default, and functional calls of them (`F.relu(x)`, `x.relu()`). The variance is merged over batches in float64 (Chan
+    et al. 1979) and divided by the number of values. The model is left as it was.
 
     x: inputs (N, …), taken `batch_size` at a time, or an iterable of batches (tensors, or sequences that start with one).
-    match: other modules to look at, as `from_` of `swap_activations`: a class, a name, a predicate on modules.
+    match: other modules to find, as `from_` of `swap_activations`: a class, a name, a predicate on modules.
     channel: the dimension of the channels in pre-activations. None: 1, but the last one for tokens (N, T, C).
-    batch_statistics: batch norm uses each batch's own statistics; right for a model before training, whose running statistics
-        are not those of any data. The running statistics stay.
-    Raises CurvactError where there is nothing to look at, where calls differ between batches, for values that are not finite, and
-    with batch_statistics for a batch that has only one value a channel somewhere.
+    batch_statistics: batch norm uses the statistics of each batch. Right for a model before training, whose running statistics
+        belong to no data. The running statistics stay.
+    Raises CurvactError for no inputs or no activations, for calls that differ between batches, for values that are not finite,
+    and with batch_statistics for a batch that has only one value for a channel somewhere.
 
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.SiLU())
     >>> _ = nn.init.constant_(model[0].weight, 3.0)
@@ -193,8 +188,8 @@ def effective_curvature_change(
 ) -> EffectiveCurvatureChange:
     """`effective_curvature` of one network before and after training, on the same inputs.
 
-    Batch norm uses the statistics of each batch by default, for both: before training the running ones are of no data.
-    Raises CurvactError if the two do not have the same call sites.
+    Batch norm uses the statistics of each batch by default, for both: before training the running ones belong to no data.
+    Other arguments as `effective_curvature`. Raises CurvactError if the two do not have the same call sites.
 
     >>> old, new = nn.Sequential(nn.Linear(2, 2), nn.SiLU()), nn.Sequential(nn.Linear(2, 2), nn.SiLU())
     >>> list(effective_curvature_change(old, new, torch.rand(8, 2)).as_dict()["ratio"])
@@ -255,7 +250,7 @@ def _own_statistics(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def _enough_for(batch_statistics: bool, images: int) -> Iterator[None]:
-    """Torch's refusal to take the variance of a single value, in our words."""
+    """Torch refuses to take the variance of a single value; the same refusal as a CurvactError."""
     try:
         yield
     except ValueError as error:

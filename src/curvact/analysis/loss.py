@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvact.analysis.products import Graph, differentiate, flatten
 from curvact.attacks.losses import ce
-from curvact.attacks.pgd import mode
+from curvact.attacks.pgd import Attack, frozen, mode
 from curvact.errors import CurvactError, nearest
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +50,7 @@ class Loss:
         name. Frozen parameters (`requires_grad=False`) count unless excluded. Tied parameters count once.
     training: the mode of the model while an analysis runs.
 
-    Raises CurvactError for data that do not fit together, for an unknown name in `exclude`, and where no parameter is left.
+    Raises CurvactError for data that do not fit together and for an unknown name in `exclude`.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.ones_(model.weight)
@@ -105,6 +105,11 @@ class Loss:
 
     @property
     def params(self) -> list[Tensor]:
+        """The same as a list. CurvactError where no parameter is left."""
+        if not self._free:
+            raise CurvactError(
+                f"no parameters left to measure in {self.where}: the model has none, or all are excluded"
+            )
         return list(self._free.values())
 
     @property
@@ -130,10 +135,11 @@ class Loss:
     # ---- while an analysis runs ----
 
     @contextmanager
-    def running(self, where: str) -> Iterator[None]:
-        """The model in its mode, for as long as the analysis `where` runs.
+    def running(self, where: str, *, twice: bool = True) -> Iterator[None]:
+        """The model in its mode, for as long as the analysis `where` runs. The modes are put back after.
 
-        The modes are put back after. Buffers are read from copies. A second `running` inside changes nothing.
+        twice: the analysis differentiates twice, which fused attention cannot: attention then takes torch's plain form.
+        A second `running` inside changes nothing.
         """
         if self._where:
             yield
@@ -141,8 +147,7 @@ class Loss:
         self._where = where
         self._divide()
         try:
-            # Fused attention has no second derivative.
-            with mode(self.model, self.training), sdpa_kernel(SDPBackend.MATH):
+            with mode(self.model, self.training), sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
                 yield
         finally:
             self._where = ""
@@ -157,10 +162,6 @@ class Loss:
                 fixed[same[0]] = param.detach()
             else:
                 free[same[0]] = param.detach().requires_grad_()
-        if not free:
-            raise CurvactError(
-                "no parameters left to measure in Loss: the model has none, or all are excluded"
-            )
         self._fixed, self._free = fixed, free
 
     def forward(self, x: Tensor, free: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -173,7 +174,7 @@ class Loss:
 
     def batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         """(share of all examples, x, y), on the device of the parameters."""
-        device = next(iter(self._free.values())).device
+        device = next((p.device for p in self.model.parameters()), None)
         seen = 0
         for x, y in self._source():
             seen += len(x)
@@ -183,6 +184,61 @@ class Loss:
                 f"batches in {self.where} gave {self.images} images at first and {seen} later: "
                 "every pass must give the same data"
             )
+
+    def inputs(self) -> list[Batch]:
+        """All batches (x, y). CurvactError for inputs that are not floating point or not finite. Waits for the device."""
+        found = [(x, y) for _, x, y in self.batches()]
+        for x, _ in found:
+            if not x.is_floating_point():
+                raise CurvactError(
+                    f"inputs of {x.dtype} in {self.where}: they must be floating point, in [0, 1]"
+                )
+            if not bool(x.isfinite().all()):
+                raise CurvactError(f"the inputs in {self.where} hold NaN or infinity")
+        return found
+
+    def attacked(self, attack: Attack | None) -> Loss:
+        """The same loss at attacked inputs; the perturbations are held fixed from then on. None: the loss itself.
+
+        >>> from curvact.attacks import PGD, ThreatModel
+        >>> loss = Loss(nn.Linear(4, 2), torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))
+        >>> loss.attacked(PGD(5).on(ThreatModel("linf", 0.1))).gradient()[0] > loss.gradient()[0]
+        True
+        """
+        if attack is None:
+            return self
+        with self.running("Loss.attacked", twice=False):
+            pairs = [(self.attack(attack, x, y), y) for _, x, y in self.batches()]
+        other = copy.copy(self)
+        other._source, other._graphs = lambda: iter(pairs), {}
+        return other
+
+    def of(self, x: Tensor, y: Tensor) -> Loss:
+        """The same loss on other data, all at once."""
+        return Loss(self.model, x, y, loss=self.function, exclude=self._excluded, training=self.training)
+
+    def attack(self, attack: Attack | None, x: Tensor, y: Tensor) -> Tensor:
+        """The attacked inputs of one batch, detached; no parameter asks for a gradient meanwhile."""
+        if attack is None:
+            return x
+        with frozen(self.model):
+            points = attack(self.model, x, y)
+        if not isinstance(points, Tensor) or points.shape != x.shape:
+            got = tuple(points.shape) if isinstance(points, Tensor) else type(points).__name__
+            raise CurvactError(
+                f"an attack in {self.where} returned {got} for inputs {tuple(x.shape)}: "
+                "it must return one point for each, of its shape"
+            )
+        return points.detach()
+
+    def check_values(self) -> None:
+        """CurvactError for NaN in a parameter or buffer of the model; the message names it. Waits for the device."""
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        if tensors:
+            flags = torch.stack([tensor.detach().isnan().any() for _, tensor in tensors]).tolist()
+            for (name, _), flag in zip(tensors, flags, strict=True):
+                if flag:
+                    raise CurvactError(f"{name!r} of the model holds NaN in {self.where}")
 
     def value(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar."""
@@ -363,24 +419,3 @@ def check_examples(x: Tensor, y: Tensor, where: str) -> None:
             raise CurvactError(f"{name} in {where} is {got}: a tensor with one row for each example")
     if len(x) != len(y) or len(x) == 0:
         raise CurvactError(f"{len(x)} inputs and {len(y)} targets in {where}: as many of each, at least 1")
-
-
-def check_inputs(x: Tensor, y: Tensor, where: str, batch_size: int = 1) -> None:
-    """`check_examples`, and that x can be differentiated by: floating point, finite. Waits for the device."""
-    check_examples(x, y, where)
-    if batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size} in {where}: it must be at least 1")
-    if not x.is_floating_point():
-        raise CurvactError(f"inputs of {x.dtype} in {where}: they must be floating point, images in [0, 1]")
-    if not bool(x.isfinite().all()):
-        raise CurvactError(f"the inputs in {where} hold NaN or infinity")
-
-
-def check_values(model: nn.Module, where: str) -> None:
-    """CurvactError for NaN in a parameter or buffer; the message names it. Waits for the device."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    if tensors:
-        flags = torch.stack([tensor.detach().isnan().any() for _, tensor in tensors]).tolist()
-        for (name, _), flag in zip(tensors, flags, strict=True):
-            if flag:
-                raise CurvactError(f"{name!r} of the model holds NaN in {where}")

@@ -1,6 +1,6 @@
-"""Analysis room: the shape of activations, and the robustness of networks with them, as one table.
+"""The shape of activations, and the robustness of networks with them, as one table.
 
-The paper (PAF, arXiv 2110.05626) trains networks whose activations differ in one property of their shape, and compares clean
+The paper (PAF, arXiv 2110.05626) trains networks whose activations differ in one property of their shape. It compares clean
 accuracy, average minimum PGD radius, Square success and the empirical Lipschitz constant. [paper]
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,23 +16,24 @@ from torch import Tensor, nn
 
 from curvact.activations.describe import as_activation, describe
 from curvact.analysis.calls import call_sites, identity_of
-from curvact.analysis.records import OnProgress, finite
-from curvact.attacks import PGD, Norm, ThreatModel, accuracy, ensemble, minimum_radius
-from curvact.attacks.pgd import Attack, Model, mode, pgd
+from curvact.analysis.matching import PGD_20
+from curvact.analysis.records import OnProgress, plain
+from curvact.attacks import PGD, ThreatModel, accuracy, ensemble, minimum_radius
+from curvact.attacks.pgd import Model, mode, pgd
 from curvact.errors import CurvactError
 from curvact.random import generator
 
 NEAR_ZERO = 0.5
 """Half the width of the interval around 0 over which curvature is averaged. [ours]"""
 FAR_NEGATIVE = -5.0
-"""How far down positive outputs are looked for: pre-activations rarely lie lower. [ours]"""
+"""Positive outputs are searched for from here to 0: pre-activations rarely lie lower. [ours]"""
 
 
 @dataclass(frozen=True)
 class ActivationShape:
-    """The properties that the shape analysis names, as numbers. The numbers chosen for them are [ours].
+    """The properties that the shape analysis of the paper names, as numbers. The choice of numbers is [ours].
 
-    max_curvature: κ, and where (curvature_at).
+    max_curvature, curvature_at: κ and its place.
     positive_on_negative: whether σ(x) > 0 for some x < 0. highest_on_negative: sup of σ over [−5, 0).
     curvature_at_zero: σ″(0), 0 at a kink. curvature_near_zero: mean of |σ″| over [−0.5, 0.5], where a kink adds its change of
     slope.
@@ -53,20 +54,21 @@ class ActivationShape:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; κ of a kink is None."""
-        return {key: finite(value) for key, value in asdict(self).items()}
+        record: dict[str, Any] = plain(self)
+        return record
 
 
 @dataclass(frozen=True)
 class ShapeRow:
-    """One trained model: the shape of its activations and how robust it is.
+    """One trained model: the shape of its activations and its robustness.
 
     shape: mean over the activations of its call sites (κ infinite if any is); None if they cannot be described.
     activations: their distinct names.
     clean_accuracy, robust_accuracy: fractions; robust against PGD.
     radius: mean over inputs of the smallest radius at which PGD succeeds, 0 where the model errs already and the largest radius
-        tried where PGD fails (`radius_unbroken`: the fraction of these).
+        tried where PGD fails. radius_unbroken: the fraction of the latter.
     lipschitz: mean over inputs of the empirical Lipschitz constant; lipschitz_max: the highest.
-    square_success: of the correctly classified inputs, the fraction that Square fooled; None if it was not run.
+    square_success: the fraction of the correctly classified inputs that Square fooled; None without Square.
     """
 
     model: str
@@ -82,15 +84,32 @@ class ShapeRow:
 
     def as_dict(self) -> dict[str, Any]:
         """One flat row of plain values."""
-        row = {
-            key: finite(value) for key, value in asdict(self).items() if key not in ("shape", "activations")
+        row: dict[str, Any] = plain(self)
+        row["activation"] = "; ".join(row.pop("activations"))
+        shape = row.pop("shape") or {}
+        row |= {
+            field.name: shape.get(field.name) for field in fields(ActivationShape) if field.name != "name"
         }
-        row["activation"] = "; ".join(self.activations)
-        shape = self.shape.as_dict() if self.shape is not None else {}
-        names = [name for name in ActivationShape.__dataclass_fields__ if name != "name"]
-        row |= {name: shape.get(name) for name in names}
         row["kink"] = self.shape is not None and math.isinf(self.shape.max_curvature)
         return row
+
+
+@dataclass(frozen=True)
+class ShapeSettings:
+    """How `shape_table` measures. All values are [ours].
+
+    attack: for robust accuracy and for the minimum radius.
+    largest_radius: the search for the minimum radius begins there; 4ε where None. halvings: of that search.
+    lipschitz_radius: the L∞ radius; ε of an linf threat model, else 8/255, where None. lipschitz_steps: of the ascent.
+    square_queries: 0 leaves Square out; linf and l2 only.
+    """
+
+    attack: PGD = PGD_20
+    largest_radius: float | None = None
+    halvings: int = 8
+    lipschitz_radius: float | None = None
+    lipschitz_steps: int = 10
+    square_queries: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,12 +167,11 @@ def empirical_lipschitz(
     seed: int = 0,
     batch_size: int = 512,
 ) -> Tensor:
-    """For each input, the highest ‖f(x′) − f(x)‖₁/‖x′ − x‖∞ that ascent on the numerator meets within ‖x′ − x‖∞ ≤ radius. [paper]
+    """The empirical Lipschitz constant of each input: a lower bound on the true one. [paper; the steps: ours]
 
-    A lower bound on the Lipschitz constant there; the steps are [ours]. The model's mode is left as it is.
-
-    model, x: maps inputs (N, …) in [0, 1] to N×classes logits. radius: in input units, > 0. step: in units
-        of radius, as `PGD`. Points nearer than radius/1000 are left out: rounding there.
+    The highest ‖f(x′) − f(x)‖₁/‖x′ − x‖∞ on the way of an ascent on the numerator within ‖x′ − x‖∞ ≤ radius.
+    model: maps inputs (N, …) in [0, 1] to N×classes logits; its mode is left as it is. radius: in input units, > 0.
+    step: in units of radius, as in `PGD`. Points nearer than radius/1000 are rounding and left out.
     Returns N ratios, detached.
 
     >>> model = lambda x: torch.stack([x.sum(1), -2 * x.sum(1)], 1)  # (1 + 2)·4 at the corners of the cube
@@ -202,28 +220,18 @@ def shape_table(
     x: Tensor,
     y: Tensor,
     threat_model: ThreatModel,
+    settings: ShapeSettings = ShapeSettings(),
     *,
-    attack: Attack | None = None,
-    attack_steps: int = 20,
-    largest_radius: float | None = None,
-    radius_steps: int = 8,
-    lipschitz_radius: float | None = None,
-    lipschitz_steps: int = 10,
-    square_queries: int = 0,
     seed: int = 0,
     batch_size: int = 512,
     on_progress: OnProgress | None = None,
 ) -> ShapeTable:
-    """One row a trained model: shape of its activations, accuracy, minimum radius, Lipschitz constant, Square. [paper]
+    """One row for each model: shape of its activations, accuracy, minimum radius, Lipschitz constant, Square. [paper]
 
-    Every model is measured in eval mode with the same seeds, and left as it was. All settings are [ours].
+    Every model is measured in eval mode with the same seeds, and left as it was.
 
-    models: by the names they have in the table. x: inputs (N, C, H, W) in [0, 1]. y: N.
-    attack: for robust accuracy; PGD with `attack_steps` steps where None, as for the minimum radius.
-    largest_radius: where the search for the minimum radius begins; 4ε where None. radius_steps: its halvings.
-    lipschitz_radius: the L∞ radius; ε of an linf threat model, else 8/255, where None.
-    square_queries: 0 leaves Square out; linf and l2 only.
-    on_progress: called after each of the four measures of each model.
+    models: by their names in the table. x: inputs (N, C, H, W) in [0, 1]. y: N.
+    on_progress: called after each of the measures of each model.
     Raises CurvactError for no models, no images, ε = 0 and what the attacks raise.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
@@ -233,110 +241,109 @@ def shape_table(
     """
     if not models or len(x) == 0 or len(x) != len(y):
         raise CurvactError(
-            f"{len(models)} models, {len(x)} images, {len(y)} labels in shape_table: at least 1 model, and a label an image"
+            f"{len(models)} models, {len(x)} images, {len(y)} labels in shape_table: "
+            "at least 1 model, and a label for each image"
         )
-    if attack_steps < 1 or batch_size < 1:
+    if settings.attack.steps < 1 or batch_size < 1:
         raise CurvactError(
-            f"attack_steps={attack_steps}, batch_size={batch_size} in shape_table: at least 1 of each"
+            f"attack={settings.attack}, batch_size={batch_size} in shape_table: at least 1 step and 1 image"
         )
     if threat_model.epsilon == 0:
         raise CurvactError("a threat model with epsilon=0 in shape_table: it must be > 0")
-    high = 4 * threat_model.epsilon if largest_radius is None else largest_radius
-    if lipschitz_radius is None:
-        lipschitz_radius = threat_model.epsilon if threat_model.norm == "linf" else 8 / 255
-    measures = 4 if square_queries else 3
-    rows, done = [], 0
+    high = settings.largest_radius
+    near = settings.lipschitz_radius
+    settings = replace(
+        settings,
+        largest_radius=4 * threat_model.epsilon if high is None else high,
+        lipschitz_radius=(threat_model.epsilon if threat_model.norm == "linf" else 8 / 255)
+        if near is None
+        else near,
+    )
+    steps = (4 if settings.square_queries else 3) * len(models)
+    rows: list[ShapeRow] = []
+    done = 0
 
-    def step() -> None:
+    def measured() -> None:
         nonlocal done
         done += 1
         if on_progress is not None:
-            on_progress(done, measures * len(models))
+            on_progress(done, steps)
 
     for name, model in models.items():
         with mode(model, training=False):
-            names, shape = _shape_of(model, x)
-            attacker = attack or _pgd(threat_model, attack_steps, seed)
-            robustness = accuracy(model, x, y, attacker, batch_size=batch_size)
-            step()
-            radius = _radii(
-                model, x, y, threat_model.norm, high, radius_steps, attack_steps, seed, batch_size
-            )
-            step()
-            slopes = empirical_lipschitz(
-                model, x, radius=lipschitz_radius, steps=lipschitz_steps, seed=seed, batch_size=batch_size
-            ).double()
-            step()
-            fooled = None
-            if square_queries:
-                verdict = ensemble(
-                    model, x, y, threat_model, attacks=["square"], queries=square_queries, seed=seed
-                )
-                fooled = 1 - verdict.robust_accuracy / max(verdict.clean_accuracy, 1e-12)
-                fooled = fooled if verdict.clean_accuracy > 0 else None
-                step()
-        unbroken = radius.isinf()
-        rows.append(
-            ShapeRow(
-                model=name,
-                activations=names,
-                shape=shape,
-                clean_accuracy=robustness.clean,
-                robust_accuracy=robustness.robust,
-                radius=torch.where(unbroken, high, radius).double().mean().item(),
-                radius_unbroken=unbroken.double().mean().item(),
-                lipschitz=slopes.mean().item(),
-                lipschitz_max=slopes.max().item(),
-                square_success=fooled,
-            )
-        )
-    settings = {
+            rows.append(_row(name, model, x, y, threat_model, settings, seed, batch_size, measured))
+    record = {
         "norm": threat_model.norm,
         "epsilon": threat_model.epsilon,
-        "attack_steps": None if attack is not None else attack_steps,
-        "largest_radius": high,
-        "lipschitz_radius": lipschitz_radius,
-        "square_queries": square_queries,
+        "attack": str(settings.attack),
+        "largest_radius": settings.largest_radius,
+        "lipschitz_radius": settings.lipschitz_radius,
+        "square_queries": settings.square_queries,
         "seed": seed,
         "inputs": len(x),
     }
-    return ShapeTable(tuple(rows), settings)
+    return ShapeTable(tuple(rows), record)
 
 
-def _radii(
+def _row(
+    name: str,
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    norm: Norm,
-    high: float,
-    radius_steps: int,
-    attack_steps: int,
+    threat_model: ThreatModel,
+    settings: ShapeSettings,
     seed: int,
     batch_size: int,
-) -> Tensor:
-    parts = [
-        minimum_radius(
-            model,
-            images,
-            labels,
-            norm=norm,
-            high=high,
-            halvings=radius_steps,
-            attack=PGD(attack_steps),
-            generator=generator(seed, "minimum radius", number, device=x.device),
+    measured: Callable[[], None],
+) -> ShapeRow:
+    high, near = settings.largest_radius, settings.lipschitz_radius
+    assert high is not None
+    assert near is not None
+    names, shape = _shape_of(model, x)
+    attack = settings.attack.on(threat_model, generator(seed, "shape, pgd", device=x.device))
+    found = accuracy(model, x, y, attack, batch_size=batch_size)
+    measured()
+    parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+    radii = torch.cat(
+        [
+            minimum_radius(
+                model,
+                images,
+                labels,
+                norm=threat_model.norm,
+                high=high,
+                halvings=settings.halvings,
+                attack=settings.attack,
+                generator=generator(seed, "minimum radius", number, device=x.device),
+            )
+            for number, (images, labels) in enumerate(parts)
+        ]
+    )
+    measured()
+    slopes = empirical_lipschitz(
+        model, x, radius=near, steps=settings.lipschitz_steps, seed=seed, batch_size=batch_size
+    ).double()
+    measured()
+    fooled = None
+    if settings.square_queries:
+        verdict = ensemble(
+            model, x, y, threat_model, attacks=["square"], queries=settings.square_queries, seed=seed
         )
-        for number, (images, labels) in enumerate(
-            zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-        )
-    ]
-    return torch.cat(parts)
-
-
-def _pgd(threat_model: ThreatModel, steps: int, seed: int) -> Attack:
-    generators: dict[torch.device, torch.Generator] = {}
-    return PGD(steps).on(
-        threat_model,
-        lambda device: generators.setdefault(device, generator(seed, "shape, pgd", device=device)),
+        if verdict.clean_accuracy > 0:
+            fooled = 1 - verdict.robust_accuracy / max(verdict.clean_accuracy, 1e-12)
+        measured()
+    unbroken = radii.isinf()
+    return ShapeRow(
+        model=name,
+        activations=names,
+        shape=shape,
+        clean_accuracy=found.clean,
+        robust_accuracy=found.robust,
+        radius=torch.where(unbroken, high, radii).double().mean().item(),
+        radius_unbroken=unbroken.double().mean().item(),
+        lipschitz=slopes.mean().item(),
+        lipschitz_max=slopes.max().item(),
+        square_success=fooled,
     )
 
 

@@ -1,16 +1,23 @@
-"""Analyses of one trained model as plain records, and their headline numbers for a study's trial."""
+"""Analyses of one trained model as plain records, and their headline numbers for the record of a run.
+
+    loss = Loss(model, x, y, batch_size=128)
+    record = hessian_analysis(loss, threat_model, HessianSettings(what=("norms",)), attack=PGD(20), seed=0)
+
+Parameters of activations are held fixed and do not count in any of them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from curvact.activations import activation_parameters
+from curvact.analysis import Loss
 from curvact.analysis.effective_curvature import effective_curvature
 from curvact.analysis.flatness import average_flatness, worst_case_flatness
 from curvact.analysis.hessian import (
@@ -21,13 +28,13 @@ from curvact.analysis.hessian import (
     top_eigenvalues,
     trace,
 )
-from curvact.analysis.loss import Loss
-from curvact.analysis.records import OnProgress, finite
-from curvact.analysis.smoothness import MatchingRule, fixed_pgd, match_radii, smoothness_report
-from curvact.attacks import ThreatModel
-from curvact.attacks.pgd import mode
+from curvact.analysis.matching import PGD_20, MatchingRule, match_radii, seeded
+from curvact.analysis.records import OnProgress, plain
+from curvact.analysis.smoothness import NORMS, smoothness_report
+from curvact.attacks import PGD, ThreatModel
 from curvact.data import Splits
 from curvact.errors import CurvactError, nearest
+from curvact.lab.spec import AnalysesSpec
 from curvact.random import generator
 
 Record = dict[str, Any]
@@ -37,112 +44,113 @@ KINDS = ("hessian", "flatness", "smoothness", "curvature")
 HESSIAN_PARTS = ("norms", "split", "spectrum")
 FLATNESS_PARTS = ("average", "worst")
 HEADLINE_NORM = 0.01
-"""Relative norm ‖Δθ‖/‖θ‖ of the steps behind a trial's smoothness numbers. [ours]"""
+"""Relative norm ‖Δθ‖/‖θ‖ of the steps behind a run's smoothness numbers. [ours]"""
 DENSITY_POINTS = 400
+BATCH_SIZE = 128
+"""Images at a time in the analyses of a run."""
+WORST_RESTARTS = 3
+"""Of worst-case flatness in the analyses of a run."""
+
+
+@dataclass(frozen=True)
+class HessianSettings:
+    """what: of `HESSIAN_PARTS`. Other settings as in `diagonal_norms`, `diagonal_split`, `top_eigenvalues`, `spectral_density`.
+
+    eigenvalues: at each end. density_probes: 0 leaves the density out.
+    """
+
+    what: tuple[str, ...] = HESSIAN_PARTS
+    probes: int = 32
+    deflation: int = 8
+    relative_error: float | None = None
+    max_probes: int = 1024
+    exact: bool = False
+    by_site: bool = True
+    eigenvalues: int = 3
+    density_probes: int = 4
+    density_steps: int = 64
+
+    def __post_init__(self) -> None:
+        check_names("what", self.what, HESSIAN_PARTS, "HessianSettings")
+
+
+@dataclass(frozen=True)
+class FlatnessSettings:
+    """what: of `FLATNESS_PARTS`. radius, draws: of the average case. worst_radius, steps, restarts: of the worst case."""
+
+    what: tuple[str, ...] = FLATNESS_PARTS
+    radius: float = 0.5
+    draws: int = 10
+    worst_radius: float = 0.003
+    steps: int = 20
+    restarts: int = 10
+
+    def __post_init__(self) -> None:
+        check_names("what", self.what, FLATNESS_PARTS, "FlatnessSettings")
+
+
+@dataclass(frozen=True)
+class SmoothnessSettings:
+    """rule: how the L2 radius is matched to the L∞ radius (`match_radii`). Other settings as in `smoothness_report`."""
+
+    rule: MatchingRule = "loss"
+    norms: tuple[float, ...] = NORMS
+    directions: int = 5
+    flatness: bool = True
 
 
 def run_analyses(
     model: nn.Module,
     data: Splits,
     threat_model: ThreatModel,
-    kinds: Collection[str],
+    spec: AnalysesSpec,
     *,
     seed: int = 0,
-    images: int = 128,
-    batch_size: int = 128,
-    attack_steps: int = 10,
-    probes: int = 32,
-    directions: int = 3,
-    draws: int = 10,
-    worst_steps: int = 20,
-    worst_restarts: int = 3,
     on_kind: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """The headline numbers of some analyses of a trained model, flat, for the record of a trial. [ours: the choice of numbers]
+    """The headline numbers of some analyses of a trained model, flat, for the record of a run. [ours: the choice of numbers]
 
-    Every name begins with that of its analysis; numbers that are not finite (κ of a kink) are left out, and so is what the split
-    of diag H says of σ″ where the split does not hold (Sparta, a ViT): `hessian_clean_split_holds` is 0 then. The first `images`
-    of the training split are looked at, of the test split for flatness. The norms of diag H are not among them: a trial's
-    `hessian` settings give these.
+    Every name begins with that of its analysis. Numbers that are not finite (κ of a kink) are left out. Where the split of
+    diag H does not hold (Sparta, a ViT), `hessian_clean_split_holds` is 0 and its σ″ numbers are left out. The images are the
+    first of the training split, for flatness of the test split. The norms of diag H are not among the numbers.
 
-    kinds: of `KINDS`. threat_model: ε > 0. attack_steps: of PGD, from one random start. probes: of the split and the trace.
-    directions: of smoothness. draws: of average-case flatness. on_kind: called with the name of each analysis before it begins.
-    Raises CurvactError for an unknown kind, and what the analyses raise.
+    threat_model: ε > 0. on_kind: called with the name of each analysis before it begins.
+    Raises CurvactError as the analyses do.
 
     >>> from curvact.data import load
     >>> from curvact.models import MiniResNet
     >>> model, digits = MiniResNet(channels=1, width=2, activation="silu"), load("digits")
-    >>> found = run_analyses(model, digits, ThreatModel("linf", 0.1), ["curvature"], images=16)
-    >>> sorted(found)
+    >>> spec = AnalysesSpec(kinds=("curvature",), images=16)
+    >>> sorted(run_analyses(model, digits, ThreatModel("linf", 0.1), spec))
     ['curvature_curved_half', 'curvature_curved_tenth', 'curvature_effective_max', 'curvature_effective_mean']
     """
-    check_names("kinds", kinds, KINDS, "run_analyses")
-    if images < 1 or batch_size < 1:
-        raise CurvactError(f"images={images}, batch_size={batch_size} in run_analyses: at least 1 of each")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: dict[str, float] = {}
-    for kind in (name for name in KINDS if name in kinds):
+    for kind in (name for name in KINDS if name in spec.kinds):
         if on_kind is not None:
             on_kind(kind)
-        chosen = (data.test if kind == "flatness" else data.train).first(images).to(device)
-        x, y = chosen.inputs(), chosen.labels
-        common: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
+        images = (data.test if kind == "flatness" else data.train).first(spec.images).to(device)
+        x = images.inputs()
+        loss = Loss(model, x, images.labels, batch_size=BATCH_SIZE)
         if kind == "hessian":
-            record = hessian_analysis(
-                model,
-                x,
-                y,
-                threat_model,
+            hessian = HessianSettings(
                 what=("split", "spectrum"),
-                attack_steps=attack_steps,
-                probes=probes,
+                probes=spec.probes,
                 by_site=False,
                 eigenvalues=1,
                 density_probes=0,
-                **common,
             )
+            record = hessian_analysis(loss, threat_model, hessian, attack=spec.attack, seed=seed)
         elif kind == "flatness":
-            record = flatness_analysis(
-                model,
-                x,
-                y,
-                threat_model,
-                attack_steps=attack_steps,
-                draws=draws,
-                steps=worst_steps,
-                restarts=worst_restarts,
-                **common,
-            )
+            flatness = FlatnessSettings(draws=spec.draws, restarts=WORST_RESTARTS)
+            record = flatness_analysis(loss, threat_model, flatness, attack=spec.attack, seed=seed)
         elif kind == "smoothness":
-            record = smoothness_analysis(
-                model,
-                x,
-                y,
-                threat_model,
-                attack_steps=attack_steps,
-                norms=(HEADLINE_NORM,),
-                directions=directions,
-                **common,
-            )
+            smoothness = SmoothnessSettings(norms=(HEADLINE_NORM,), directions=spec.directions)
+            record = smoothness_analysis(loss, threat_model, smoothness, attack=spec.attack, seed=seed)
         else:
-            record = effective_curvature(model, x, batch_size=batch_size).as_dict()
+            record = effective_curvature(model, x, batch_size=BATCH_SIZE).as_dict()
         found |= headlines(kind, record)
     return found
-
-
-def headlines(kind: str, record: Mapping[str, Any]) -> dict[str, float]:
-    """The few numbers of one analysis's record that a table over trials shows, by names that begin with `kind`."""
-    read = {
-        "hessian": _hessian_numbers,
-        "flatness": _flatness_numbers,
-        "smoothness": _smoothness_numbers,
-        "curvature": _curvature_numbers,
-    }[kind]
-    return {
-        f"{kind}_{name}": float(value)
-        for name, value in read(record).items()
-        if value is not None and math.isfinite(value)
-    }
 
 
 def check_names(what: str, given: Collection[str], allowed: Sequence[str], where: str) -> None:
@@ -157,7 +165,7 @@ def check_names(what: str, given: Collection[str], allowed: Sequence[str], where
 
 
 def own_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters of activations (`curvact.activations.activation_parameters`): left out of every analysis.
+    """Names of the parameters of activations (`curvact.activations.activation_parameters`), which no analysis counts.
 
     >>> from curvact.models import MiniResNet
     >>> own_parameters(MiniResNet(activation="pssilu(learnable=True)", width=2))[:1]
@@ -171,186 +179,132 @@ def own_parameters(model: nn.Module) -> list[str]:
 
 
 def hessian_analysis(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    loss: Loss,
     threat_model: ThreatModel,
+    settings: HessianSettings = HessianSettings(),
     *,
-    what: Collection[str] = HESSIAN_PARTS,
+    attack: PGD = PGD_20,
     seed: int = 0,
-    batch_size: int = 128,
-    attack_steps: int = 20,
-    probes: int = 32,
-    deflation: int = 8,
-    relative_error: float | None = None,
-    max_probes: int = 1024,
-    exact: bool = False,
-    by_site: bool = True,
-    eigenvalues: int = 3,
-    density_probes: int = 4,
-    density_steps: int = 64,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """diag H of the clean and the adversarial loss: its norms, its split, and the spectrum of H, without activations' parameters.
+    """diag H of the clean and the adversarial loss: its norms, its split, and the spectrum of H.
 
     Under `losses`, by "clean" and "adversarial": `norms` as `DiagonalNorms`, `split` as `DiagonalSplit`, `spectrum` with `trace`,
-    `largest` and `smallest` (with residuals), and `density` (absent where density_probes is 0). `excluded`: how many numbers
-    were left out. on_progress counts these parts.
-    x: (N, C, H, W) in [0, 1]. The attack is PGD with `attack_steps` steps of 2.5ε/attack_steps, held fixed after.
-    Other arguments and errors as `diagonal_norms`, `diagonal_split` and those of `spectrum`.
+    `largest` and `smallest` (with residuals), and `density`. `excluded`: the number of parameters of activations.
+    loss: inputs (N, C, H, W) in [0, 1]. attack: of the adversarial loss; the perturbation is then held fixed.
+    on_progress: counts the parts. Raises CurvactError as the analyses do.
     """
-    check_names("what", what, HESSIAN_PARTS, "hessian_analysis")
-    exclude = own_parameters(model)
-    size = min(batch_size, len(x))
-    attacked = _attacked(model, x, y, threat_model, attack_steps, seed, size)
-    total, done = 2 * len(set(what)), 0
-    losses: Record = {}
-    for label, points in (("clean", x), ("adversarial", attacked)):
-        loss = Loss(model, points, y, exclude=exclude, batch_size=size)
-        stopping: dict[str, Any] = {"relative_error": relative_error, "max_probes": max_probes}
-        entry: Record = {}
-        for part in (name for name in HESSIAN_PARTS if name in what):
-            random = generator(seed, f"analysis/{part}/{label}")
-            if part == "norms":
-                norms = diagonal_norms(
-                    loss,
-                    probes=probes,
-                    deflation=deflation,
-                    exact=exact,
-                    generator=random,
-                    **stopping,
-                )
-                entry[part] = plain(asdict(norms))
-            elif part == "split":
-                split = diagonal_split(
-                    loss,
-                    probes=probes,
-                    exact=exact,
-                    by_site=by_site,
-                    generator=random,
-                    **stopping,
-                )
-                entry[part] = plain(asdict(split))
-            else:
-                entry[part] = _spectrum(
-                    loss,
-                    random,
-                    {"probes": probes, "deflation": deflation, "exact": exact, **stopping},
-                    eigenvalues,
-                    density_probes,
-                    density_steps,
-                )
-            done += 1
-            if on_progress is not None:
-                on_progress(done, total)
-        losses[label] = entry
-    own = set(exclude)
-    return {
-        "excluded": sum(p.numel() for name, p in model.named_parameters() if name in own),
-        "losses": losses,
+    own = set(own_parameters(loss.model))
+    clean = loss.excluding(own)
+    losses = {"clean": clean, "adversarial": clean.attacked(seeded(attack, threat_model, seed))}
+    parts = [part for part in HESSIAN_PARTS if part in settings.what]
+    record: Record = {
+        "excluded": sum(p.numel() for name, p in loss.model.named_parameters() if name in own),
+        "losses": {label: {} for label in losses},
     }
+    jobs = [(label, part) for label in losses for part in parts]
+    for done, (label, part) in enumerate(jobs, 1):
+        random = generator(seed, f"analysis/{part}/{label}")
+        record["losses"][label][part] = _hessian_part(part, losses[label], settings, random)
+        if on_progress is not None:
+            on_progress(done, len(jobs))
+    return record
+
+
+def _hessian_part(part: str, loss: Loss, settings: HessianSettings, random: torch.Generator) -> Record:
+    probing: dict[str, Any] = {
+        "probes": settings.probes,
+        "relative_error": settings.relative_error,
+        "max_probes": settings.max_probes,
+        "exact": settings.exact,
+        "generator": random,
+    }
+    if part == "split":
+        return dict(plain(diagonal_split(loss, by_site=settings.by_site, **probing)))
+    if part == "norms":
+        return dict(plain(diagonal_norms(loss, deflation=settings.deflation, **probing)))
+    found = trace(loss, deflation=settings.deflation, **probing)
+    ends = top_eigenvalues(loss, count=settings.eigenvalues, ends="both", generator=random)
+    record: Record = {"trace": {**plain(found), "mean_eigenvalue": plain(found.mean_eigenvalue)}}
+    record |= plain(replace(ends, vectors=torch.empty(0)))
+    del record["vectors"]
+    if settings.density_probes:
+        density = spectral_density(
+            loss, probes=settings.density_probes, steps=settings.density_steps, generator=random
+        )
+        record["density"] = density_record(density)
+    return record
 
 
 def flatness_analysis(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    loss: Loss,
     threat_model: ThreatModel,
+    settings: FlatnessSettings = FlatnessSettings(),
     *,
-    what: Collection[str] = FLATNESS_PARTS,
+    attack: PGD = PGD_20,
     seed: int = 0,
-    batch_size: int = 128,
-    attack_steps: int = 20,
-    radius: float = 0.5,
-    draws: int = 10,
-    worst_radius: float = 0.003,
-    steps: int = 20,
-    restarts: int = 10,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Average- and worst-case flatness of the adversarial loss, activations' parameters held fixed: `average`, `worst`.
-
-    radius, draws: of the average case; worst_radius, steps, restarts: of the worst. The attack as in `hessian_analysis`.
-    """
-    check_names("what", what, FLATNESS_PARTS, "flatness_analysis")
-    attack = fixed_pgd(threat_model, steps=attack_steps, seed=seed)
-    sizes = {"average": draws, "worst": restarts}
-    total = sum(sizes[part] for part in FLATNESS_PARTS if part in what)
-    common: dict[str, Any] = {"seed": seed, "exclude": own_parameters(model), "batch_size": batch_size}
+    """Average- and worst-case flatness of the adversarial loss: `average`, `worst`. Arguments as `hessian_analysis`."""
+    loss = loss.excluding(own_parameters(loss.model))
+    run = seeded(attack, threat_model, seed)
+    sizes = {"average": settings.draws, "worst": settings.restarts}
+    total = sum(sizes[part] for part in settings.what)
     record: Record = {}
 
     def after(offset: int) -> OnProgress:
         return lambda done, _: on_progress(offset + done, total) if on_progress is not None else None
 
-    if "average" in what:
+    if "average" in settings.what:
         record["average"] = average_flatness(
-            model, x, y, attack, radius=radius, draws=draws, on_progress=after(0), **common
+            loss, run, radius=settings.radius, draws=settings.draws, seed=seed, on_progress=after(0)
         ).as_dict()
-    if "worst" in what:
+    if "worst" in settings.what:
         record["worst"] = worst_case_flatness(
-            model,
-            x,
-            y,
+            loss,
             threat_model,
-            attack=attack,
-            radius=worst_radius,
-            steps=steps,
-            restarts=restarts,
-            on_progress=after(draws if "average" in what else 0),
-            **common,
+            attack=run,
+            radius=settings.worst_radius,
+            steps=settings.steps,
+            restarts=settings.restarts,
+            seed=seed,
+            on_progress=after(settings.draws if "average" in settings.what else 0),
         ).as_dict()
     return record
 
 
 def smoothness_analysis(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    loss: Loss,
     threat_model: ThreatModel,
+    settings: SmoothnessSettings = SmoothnessSettings(),
     *,
-    rule: MatchingRule = "loss",
+    attack: PGD = PGD_20,
     seed: int = 0,
-    batch_size: int = 128,
-    attack_steps: int = 20,
-    norms: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1),
-    directions: int = 5,
-    flatness: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Smoothness of the clean, the L∞ and the L2 loss along random directions, input flatness beside it: of `SmoothnessReport`.
+    """Smoothness of the clean, the L∞ and the L2 loss along random directions, and input flatness: of `SmoothnessReport`.
 
-    threat_model: linf, whose ε is taken, or l2, for which ε∞ = ε₂/√d is; the other radius follows by `rule` (`match_radii`).
-    Raises CurvactError for another norm and for ε = 0.
+    threat_model: linf with its ε, or l2, for which ε∞ = ε₂/√d. The other radius follows by the rule.
+    Other arguments as `hessian_analysis`. Raises CurvactError for another norm and for ε = 0.
     """
-    matched = match_radii(
-        model,
-        x,
-        y,
-        linf_radius(threat_model, x),
-        rule=rule,
-        steps=attack_steps,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    loss = loss.excluding(own_parameters(loss.model))
+    epsilon = linf_radius(threat_model, loss.inputs()[0][0])
+    matched = match_radii(loss, epsilon, rule=settings.rule, attack=attack, seed=seed)
     return smoothness_report(
-        model,
-        x,
-        y,
-        matched.attacks(steps=attack_steps, seed=seed),
-        norms=norms,
-        directions=directions,
+        loss,
+        matched.attacks(attack, seed=seed),
+        norms=settings.norms,
+        directions=settings.directions,
         generator=generator(seed, "analysis/smoothness"),
         threat_models=matched.threat_models,
-        flatness=flatness,
+        flatness=settings.flatness,
         matching=matched.as_dict(),
-        exclude=own_parameters(model),
-        batch_size=batch_size,
-        progress=on_progress,
+        on_progress=on_progress,
     ).as_dict()
 
 
 def linf_radius(threat_model: ThreatModel, x: Tensor) -> float:
-    """ε of an L∞ threat model; of an L2 one that of the cube whose corners lie on its ball, ε/√d. CurvactError for L1."""
+    """ε of an L∞ threat model. For an L2 one ε/√d, that of the cube whose corners lie on its ball. CurvactError for L1."""
     if threat_model.norm == "linf":
         return threat_model.epsilon
     if threat_model.norm == "l2":
@@ -360,42 +314,8 @@ def linf_radius(threat_model: ThreatModel, x: Tensor) -> float:
     )
 
 
-def _attacked(
-    model: nn.Module, x: Tensor, y: Tensor, threat_model: ThreatModel, steps: int, seed: int, size: int
-) -> Tensor:
-    attack = fixed_pgd(threat_model, steps=steps, seed=seed)
-    parts = zip(torch.split(x, size), torch.split(y, size), strict=True)
-    with mode(model, training=False):
-        return torch.cat([attack(model, images, labels).detach() for images, labels in parts])
-
-
-def _spectrum(
-    loss: Loss,
-    random: torch.Generator,
-    probing: Mapping[str, Any],
-    count: int,
-    density_probes: int,
-    density_steps: int,
-) -> Record:
-    found = trace(loss, generator=random, **probing)
-    ends = top_eigenvalues(loss, count=count, ends="both", generator=random)
-    record: Record = {
-        "trace": plain(asdict(found)) | {"mean_eigenvalue": finite(found.mean_eigenvalue)},
-        "largest": plain(ends.largest),
-        "smallest": plain(ends.smallest),
-        "largest_residuals": plain(ends.largest_residuals),
-        "smallest_residuals": plain(ends.smallest_residuals),
-        "converged": ends.converged,
-        "products": ends.products,
-    }
-    if density_probes:
-        drawn = spectral_density(loss, probes=density_probes, steps=density_steps, generator=random)
-        record["density"] = density_record(drawn)
-    return record
-
-
 def density_record(density: SpectralDensity) -> Record:
-    """A spectral density as plain numbers: `nodes` and `weights`, and the density `at` points, widened by `width`.
+    """A spectral density as plain numbers: `nodes`, `weights`, and the density of that `width` at the points `at`.
 
     width: 1/100 of the range of the nodes, where they are not all alike. [ours]
     """
@@ -415,20 +335,22 @@ def density_record(density: SpectralDensity) -> Record:
     return record
 
 
-def plain(value: Any) -> Any:
-    """Nested dicts, lists and numbers as JSON has them; what is not finite is None.
-
-    >>> plain({"a": (1.0, float("inf"))})
-    {'a': [1.0, None]}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return finite(value)
-
-
 # ---- headline numbers ----
+
+
+def headlines(kind: str, record: Mapping[str, Any]) -> dict[str, float]:
+    """The few numbers of one analysis's record that a table over runs shows, by names that begin with `kind`."""
+    read = {
+        "hessian": _hessian_numbers,
+        "flatness": _flatness_numbers,
+        "smoothness": _smoothness_numbers,
+        "curvature": _curvature_numbers,
+    }[kind]
+    return {
+        f"{kind}_{name}": float(value)
+        for name, value in read(record).items()
+        if value is not None and math.isfinite(value)
+    }
 
 
 def _hessian_numbers(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,19 +52,7 @@ def measure(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
         numbers |= _hessian(model, data, train, spec)
     if spec.analyses is not None:
         try:
-            wanted = spec.analyses
-            numbers |= run_analyses(
-                model,
-                data,
-                spec.threat_model,
-                wanted.kinds,
-                seed=spec.seed,
-                images=wanted.images,
-                attack_steps=wanted.attack.steps,
-                probes=wanted.probes,
-                directions=wanted.directions,
-                draws=wanted.draws,
-            )
+            numbers |= run_analyses(model, data, spec.threat_model, spec.analyses, seed=spec.seed)
         except CurvactError as error:
             raise Diverged(f"an analysis of the trained network: {error}") from None
     return numbers

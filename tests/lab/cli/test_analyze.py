@@ -349,28 +349,6 @@ def test_curvature_before_and_after(run: Run, silu: Path, tmp_path: Path) -> Non
     assert saved["after"]["batch_statistics"]
 
 
-def test_theory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("theory", "--pairs", 110, "--dimensions", "2,5", "--out", tmp_path / "page")
-    done = run(*arguments)
-    assert done.code == 0, done.err
-    assert written(tmp_path / "page") == ["theory.html", "theory.json", "theory.png", "theory.svg"]
-    whole(tmp_path / "page")
-    check = read(tmp_path / "page" / "theory.json")["result"]["check"]
-    assert (check["pairs"], check["violations"], check["dimensions"]) == (110, 0, [2, 5])
-    assert "2ε√K" in done.out
-
-    class Violated:
-        def as_dict(self) -> dict[str, Any]:
-            return {**check, "violations": 1}
-
-    monkeypatch.setattr("curvact.analysis.linear_theory.check_theory", lambda *_, **__: Violated())
-    monkeypatch.setattr("curvact.lab.cli.analyze._drawn", lambda *_: {})
-    monkeypatch.setattr(
-        "curvact.lab.report.theory_page.write_theory_page", lambda *_: tmp_path / "theory.html"
-    )
-    assert run(*arguments).code == 1
-
-
 def test_results_lie_beside_their_checkpoints_and_repeat(run: Run, silu: Path) -> None:
     folder = silu.parent / "analysis"
     first = run("curvature", silu, "--n", 8)
@@ -432,8 +410,6 @@ BAD: list[tuple[tuple[object, ...], str]] = [
         "--before and --initial-seed: give one of them",
     ),
     (("curvature", "CK", "--before", "nothing.safetensors"), "no checkpoint file nothing.safetensors"),
-    (("theory", "--pairs", 3), "--pairs 3: must be >= 55"),
-    (("theory", "--dimensions", "2,2"), "--dimensions 2,2: whole numbers >= 1, each once"),
 ]
 
 

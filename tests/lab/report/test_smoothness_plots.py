@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from curvact.analysis.smoothness import match_radii, smoothness_report, trajectory_smoothness
+from curvact.analysis import Loss, match_radii, smoothness_report, trajectory_smoothness
+from curvact.attacks import PGD
 from curvact.errors import CurvactError
 from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure, trajectory_figure
 from curvact.lab.report.style import to_png
@@ -27,12 +28,11 @@ def small(seed: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 def directions(seed: int) -> dict[str, Any]:
     model, x, y = small(seed)
-    matched = match_radii(model, x, y, 0.05)
+    loss = Loss(model, x, y)
+    matched = match_radii(loss, 0.05)
     report = smoothness_report(
-        model,
-        x,
-        y,
-        matched.attacks(steps=2),
+        loss,
+        matched.attacks(PGD(2)),
         norms=(0.01, 0.1),
         directions=2,
         threat_models=matched.threat_models,
@@ -50,7 +50,8 @@ def records() -> dict[str, dict[str, Any]]:
 def path() -> dict[str, Any]:
     model, x, y = small(0)
     points = torch.randn(4, 37, generator=torch.Generator().manual_seed(0))
-    found = trajectory_smoothness(model, points, x, y, match_radii(model, x, y, 0.05).attacks(steps=2))
+    loss = Loss(model, x, y)
+    found = trajectory_smoothness(loss, points, match_radii(loss, 0.05).attacks(PGD(2)))
     record: dict[str, Any] = json.loads(json.dumps(found.as_dict()))
     return record
 

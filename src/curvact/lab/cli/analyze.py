@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from curvact.analysis.matching import MatchingRule
     from curvact.analysis.records import OnProgress
-    from curvact.analysis.smoothness import MatchingRule
     from curvact.attacks import ThreatModel
 
 analysis_app = typer.Typer(no_args_is_help=True, help="Look at the loss of trained models.")
@@ -35,7 +35,6 @@ analysis_app = typer.Typer(no_args_is_help=True, help="Look at the loss of train
 SPLITS = ("train", "validation", "test")
 COUNTS = ("size", "train", "validation", "test")
 """What a trial's data are besides their name: side of the images, and how many of each split."""
-THEORY = Path("runs/theory")
 
 Checkpoints = Annotated[
     list[Path], typer.Argument(help="model.safetensors of a trial, or weights in RobustBench's naming")
@@ -97,7 +96,9 @@ def hessian_command(
 
     Parameters of activations are left out. The perturbation is held fixed.
     """
-    from curvact.lab.analyses import HESSIAN_PARTS, check_names, hessian_analysis
+    from curvact.analysis import Loss
+    from curvact.attacks import PGD
+    from curvact.lab.analyses import HESSIAN_PARTS, HessianSettings, check_names, hessian_analysis
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.hessian_plots import density_figure, norms_figure, split_figure
 
@@ -106,28 +107,28 @@ def hessian_command(
     _at_least("--eigenvalues", eigenvalues, 1)
     _at_least("--density-probes", density_probes, 0)
     _at_least("--density-steps", density_steps, 1)
+    settings = HessianSettings(
+        what=tuple(parts),
+        probes=probes,
+        deflation=deflation,
+        relative_error=relative_error,
+        max_probes=max_probes,
+        exact=exact,
+        by_site=by_site,
+        eigenvalues=eigenvalues,
+        density_probes=density_probes,
+        density_steps=density_steps,
+    )
     subjects = _open("hessian", ctx, checkpoints)
     with _bar("Hessian", len(subjects.models)) as progress:
         for name, model in subjects.models.items():
             with subjects.measured(name):
                 subjects.results[name] = hessian_analysis(
-                    model,
-                    subjects.x,
-                    subjects.y,
+                    Loss(model, subjects.x, subjects.y, batch_size=batch_size),
                     subjects.threat,
-                    what=parts,
+                    settings,
+                    attack=PGD(attack_steps),
                     seed=seed,
-                    batch_size=batch_size,
-                    attack_steps=attack_steps,
-                    probes=probes,
-                    deflation=deflation,
-                    relative_error=relative_error,
-                    max_probes=max_probes,
-                    exact=exact,
-                    by_site=by_site,
-                    eigenvalues=eigenvalues,
-                    density_probes=density_probes,
-                    density_steps=density_steps,
                     on_progress=progress(name),
                 )
     draws: dict[str, tuple[str, Draw]] = {
@@ -171,7 +172,9 @@ def flatness_command(
 
     Parameters of activations and of normalization layers are held fixed.
     """
-    from curvact.lab.analyses import FLATNESS_PARTS, check_names, flatness_analysis
+    from curvact.analysis import Loss
+    from curvact.attacks import PGD
+    from curvact.lab.analyses import FLATNESS_PARTS, FlatnessSettings, check_names, flatness_analysis
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import flatness_figure
 
@@ -187,19 +190,11 @@ def flatness_command(
         for name, model in subjects.models.items():
             with subjects.measured(name):
                 subjects.results[name] = flatness_analysis(
-                    model,
-                    subjects.x,
-                    subjects.y,
+                    Loss(model, subjects.x, subjects.y, batch_size=batch_size),
                     subjects.threat,
-                    what=parts,
+                    FlatnessSettings(tuple(parts), radius, draws, worst_radius, steps, restarts),
+                    attack=PGD(attack_steps),
                     seed=seed,
-                    batch_size=batch_size,
-                    attack_steps=attack_steps,
-                    radius=radius,
-                    draws=draws,
-                    worst_radius=worst_radius,
-                    steps=steps,
-                    restarts=restarts,
                     on_progress=progress(name),
                 )
 
@@ -251,8 +246,10 @@ def smoothness_command(
     ] = False,
 ) -> None:
     """How fast the gradient of the adversarial loss turns in the parameters, L∞ against L2, attacked anew at each point."""
-    from curvact.analysis.smoothness import MatchingRule
-    from curvact.lab.analyses import smoothness_analysis
+    from curvact.analysis import Loss
+    from curvact.analysis.matching import MatchingRule
+    from curvact.attacks import PGD
+    from curvact.lab.analyses import SmoothnessSettings, smoothness_analysis
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure
 
@@ -278,17 +275,11 @@ def smoothness_command(
         for name, model in subjects.models.items():
             with subjects.measured(name):
                 subjects.results[name] = smoothness_analysis(
-                    model,
-                    subjects.x,
-                    subjects.y,
+                    Loss(model, subjects.x, subjects.y, batch_size=batch_size),
                     subjects.threat,
-                    rule=rule,
+                    SmoothnessSettings(rule, tuple(norms), directions, flatness),
+                    attack=PGD(attack_steps),
                     seed=seed,
-                    batch_size=batch_size,
-                    attack_steps=attack_steps,
-                    norms=norms,
-                    directions=directions,
-                    flatness=flatness,
                     on_progress=progress(name),
                 )
     for name, record in subjects.results.items():
@@ -312,7 +303,8 @@ def _trajectories(
     subjects: _Subjects, rule: MatchingRule, seed: int, batch_size: int, attack_steps: int
 ) -> None:
     """Smoothness along every run, the checkpoints of a folder, under the attacks that are matched at the end of the first."""
-    from curvact.analysis.smoothness import match_radii, trajectory_smoothness
+    from curvact.analysis import Loss, match_radii, trajectory_smoothness
+    from curvact.attacks import PGD
     from curvact.lab.analyses import linf_radius
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.smoothness_plots import trajectory_figure
@@ -334,31 +326,25 @@ def _trajectories(
     walked: dict[str, dict[str, Any]] = {}
     with _bar("trajectory", len(runs)) as progress, subjects.measured(subjects.together):
         matched = match_radii(
-            subjects.models[next(iter(runs.values()))[-1]],
-            x,
-            y,
+            Loss(subjects.models[next(iter(runs.values()))[-1]], x, y, batch_size=batch_size),
             linf_radius(subjects.threat, x),
             rule=rule,
-            steps=attack_steps,
+            attack=PGD(attack_steps),
             seed=seed,
-            batch_size=batch_size,
         )
         for run, names in runs.items():
             found = trajectory_smoothness(
-                subjects.models[names[-1]],
+                Loss(subjects.models[names[-1]], x, y, batch_size=batch_size),
                 [subjects.models[name].state_dict() for name in names],
-                x,
-                y,
-                matched.attacks(steps=attack_steps, seed=seed),
+                matched.attacks(PGD(attack_steps), seed=seed),
                 positions=[spent[name] for name in names] if by_cost else None,
-                batch_size=batch_size,
-                progress=progress(run),
+                on_progress=progress(run),
             ).as_dict()
             walked[run] = {**found, "checkpoints": names, "matching": matched.as_dict()}
     one = len(walked) == 1
     subjects.results[subjects.together] = next(iter(walked.values())) if one else {"runs": walked}
     label = "gradient evaluations" if by_cost else "checkpoint"
-    for attack in [None] if one else list(matched.attacks(steps=1, seed=seed)):
+    for attack in [None] if one else list(matched.attacks()):
         subjects.draw_together(
             attack or "",
             partial(
@@ -400,8 +386,8 @@ def landscape_command(
     surface: Annotated[bool, typer.Option("--surface", help="also drawn in space (two dimensions)")] = False,
 ) -> None:
     """The clean and the adversarial loss along filter-normalized random directions (Li et al.), attacked anew at each point."""
-    from curvact.analysis.landscape import loss_landscape
-    from curvact.analysis.smoothness import fixed_pgd
+    from curvact.analysis import Loss, loss_landscape, seeded
+    from curvact.attacks import PGD
     from curvact.lab.analyses import own_parameters
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import landscape_figure
@@ -415,21 +401,23 @@ def landscape_command(
         raise CurvactError(f"--points {size}: an odd number from 3, so that one of them is the model")
     _positive("--span", span)
     subjects = _open("landscape", ctx, checkpoints)
-    attack = fixed_pgd(subjects.threat, steps=attack_steps, seed=seed)
+    attack = seeded(PGD(attack_steps), subjects.threat, seed)
     with _bar("landscape", len(subjects.models)) as progress:
         for name, model in subjects.models.items():
             with subjects.measured(name):
                 subjects.results[name] = loss_landscape(
-                    model,
-                    subjects.x,
-                    subjects.y,
+                    Loss(
+                        model,
+                        subjects.x,
+                        subjects.y,
+                        exclude=own_parameters(model),
+                        batch_size=batch_size,
+                    ),
                     attack,
                     directions=dimensions,
                     points=size,
                     span=span,
                     seed=seed,
-                    exclude=own_parameters(model),
-                    batch_size=batch_size,
                     on_progress=progress(name),
                 ).as_dict()
     for name, record in subjects.results.items():
@@ -465,7 +453,8 @@ def shape_command(
     square_queries: Annotated[int, typer.Option(help="of the Square attack; 0 leaves it out")] = 0,
 ) -> None:
     """One row a model: the shape of its activations, accuracy, minimum PGD radius, empirical Lipschitz constant."""
-    from curvact.analysis.shape import shape_table
+    from curvact.analysis.shape import ShapeSettings, shape_table
+    from curvact.attacks import PGD
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import shape_figure
 
@@ -480,11 +469,7 @@ def shape_command(
             subjects.x,
             subjects.y,
             subjects.threat,
-            attack_steps=attack_steps,
-            largest_radius=largest,
-            radius_steps=radius_steps,
-            lipschitz_steps=lipschitz_steps,
-            square_queries=square_queries,
+            ShapeSettings(PGD(attack_steps), largest, radius_steps, None, lipschitz_steps, square_queries),
             seed=seed,
             batch_size=batch_size,
             on_progress=progress("shapes"),
@@ -558,54 +543,6 @@ def curvature_command(
         heading = f"{name}: {subjects.caption}"
         subjects.draw(name, "", partial(effective_curvature_figure, record, heading))
     _finish(subjects, [tables.curvature_table(name, record) for name, record in subjects.results.items()])
-
-
-@analysis_app.command("theory")
-def theory_command(
-    ctx: typer.Context,
-    pairs: Annotated[int, typer.Option(help="pairs of weights on which every claim is tried")] = 100_000,
-    dimensions: Annotated[str, typer.Option(help="of the inputs")] = "1,2,5,20,50",
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    out: Annotated[Path, typer.Option(help="folder to write")] = THEORY,
-) -> None:
-    """The linear theory: every claim checked on random pairs, and a page that shows the L∞ staircase against the L2 curve."""
-    from curvact.analysis.linear_theory import KINDS, check_theory, illustrate
-    from curvact.lab.environment import environment
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.theory_page import theory_figure, write_theory_page
-
-    sizes = [int(d) if d == int(d) else 0 for d in _numbers("--dimensions", dimensions)]
-    if min(sizes) < 1 or len(set(sizes)) < len(sizes):
-        raise CurvactError(f"--dimensions {dimensions}: whole numbers >= 1, each once")
-    _at_least("--pairs", pairs, len(KINDS) * len(sizes))
-    place = _device(device)
-    _writable(out)
-    started = time.perf_counter()
-    with _bar("theory", 1) as progress:
-        check = check_theory(
-            pairs, dimensions=sizes, seed=seed, device=place, on_progress=progress("claims")
-        ).as_dict()
-    picture = illustrate().as_dict()
-    record = {
-        "schema": 1,
-        "analysis": "theory",
-        "config": _config(ctx),
-        "seed": seed,
-        "environment": environment(),
-        "seconds": round(time.perf_counter() - started, 3),
-        "result": {"check": check, "picture": picture},
-    }
-    files = _drawn("theory", lambda: theory_figure(picture)) | {"theory.json": _json(record)}
-    _make(out)
-    page = write_theory_page(check, picture, out)
-    _write(out, files)
-    console = Console()
-    _show(console, tables.theory_table(check))
-    console.print(escape(f"page: {page}"), highlight=False, soft_wrap=True)
-    _tell(console, [out / name for name in files])
-    if check["violations"]:
-        raise typer.Exit(1)
 
 
 # ---- what is analysed ----
@@ -961,7 +898,7 @@ def _drawn(stem: str, draw: Callable[[], Figure]) -> dict[str, bytes | str]:
 
 
 def _json(record: Mapping[str, Any]) -> str:
-    from curvact.lab.analyses import plain
+    from curvact.analysis.records import plain
 
     return json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 

@@ -281,18 +281,3 @@ def curvature_table(name: str, record: Mapping[str, Any]) -> Table:
             ]
         table.add_row(*cells)
     return table
-
-
-def theory_table(check: Mapping[str, Any]) -> Table:
-    """Every claim of a `TheoryCheck`, and how it fared. Tightness is rounded down, so that 1 means reached."""
-    table = _table("", ["norm", "claim", "pairs", "violations", "tightness"], left=2)
-    for claim in check["claims"]:
-        tightness = claim["tightness"]
-        table.add_row(
-            {"linf": "L∞", "l2": "L2"}[claim["norm"]],
-            f"{claim['name']}: {claim['statement']}",
-            f"{claim['pairs']:,}",
-            f"{claim['violations']:,}",
-            "–" if tightness is None else f"{math.floor(tightness * 1e4) / 1e4:.4f}",
-        )
-    return table

@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import linear_theory
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from torch import Tensor
-
-from curvact.analysis import linear_theory
-from curvact.analysis.linear_theory import (
+from linear_theory import (
     CLAIMS,
     KINDS,
     Pairs,
@@ -32,6 +30,8 @@ from curvact.analysis.linear_theory import (
     robust_margin,
     sign_changes,
 )
+from torch import Tensor
+
 from curvact.errors import CurvactError
 
 Norm = Literal["l2", "linf"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import copy
 import errno
+import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,10 +13,11 @@ from typing import Any
 
 import matplotlib
 import pytest
+import theory
+from linear_theory import check_theory, illustrate
+from page import TITLE, theory_figure, write_theory_page
 
-from curvact.analysis.linear_theory import check_theory, illustrate
 from curvact.errors import CurvactError
-from curvact.lab.report.theory_page import TITLE, theory_figure, write_theory_page
 
 VOID = {"meta", "link", "img", "source"}
 
@@ -174,3 +176,24 @@ def test_bad_records_and_a_full_disk(
     with pytest.raises(CurvactError, match=r"disk full while writing .*theory\.html"):
         write_theory_page(check, picture, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_command_writes_page_record_and_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--pairs", "110", "--dimensions", "2", "5", "--out", str(tmp_path / "out")]
+    assert theory.main(arguments) == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["theory.html", "theory.json", "theory.png"]
+    record = json.loads((tmp_path / "out" / "theory.json").read_text(encoding="utf-8"))
+    assert (record["check"]["pairs"], record["check"]["violations"]) == (110, 0)
+    assert "2ε√K" in capsys.readouterr().out
+
+    class Violated:
+        def as_dict(self) -> dict[str, Any]:
+            return {**record["check"], "violations": 1}
+
+    monkeypatch.setattr(theory, "check_theory", lambda *_, **__: Violated())
+    assert theory.main(arguments) == 1
+    for wrong in (["--dimensions", "2", "2"], ["--pairs", "3"]):
+        with pytest.raises(SystemExit):
+            theory.main(wrong)

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from danskin import attack_sensitivity, danskin_constant, danskin_gap
 from torch import Tensor
 
-from curvact.analysis.danskin import attack_sensitivity, danskin_constant, danskin_gap
 from curvact.errors import CurvactError
 
 Norm = Literal["l2", "linf"]

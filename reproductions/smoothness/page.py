@@ -1,14 +1,14 @@
-"""Report room: one self-contained page on the linear theory: the L∞ staircase against the L2 curve, and the check's numbers."""
+"""One self-contained page on the linear theory: the L∞ staircase, the L2 curve, and the numbers of the check."""
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,22 @@ from matplotlib.figure import Figure
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.lab.report.html import Picture
-from curvact.lab.report.html import picture as _picture
-from curvact.lab.report.style import OKABE_ITO, house_style, log_ticks
 
 Record = Mapping[str, Any]
 
 NAMES = {"linf": "L∞", "l2": "L2"}
 TITLE = "L∞ makes a staircase of the loss’s gradient, L2 a curve"
-LIGHT = {"linf": OKABE_ITO[1], "l2": OKABE_ITO[0], "wall": "#bbbbb4"}
+LIGHT = {"linf": "#d55e00", "l2": "#0072b2", "wall": "#bbbbb4"}
 DARK = {"linf": "#ff9a52", "l2": "#6cc0f5", "wall": "#55585c"}
+STYLE: dict[str, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "font.size": 9,
+    "legend.frameon": False,
+    "svg.hashsalt": "curvact",
+}
 DARK_STYLE = {
     "text.color": "#ecebe6",
     "axes.labelcolor": "#ecebe6",
@@ -45,6 +51,16 @@ DARK_STYLE = {
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image of the page: a data URI, its text for readers who do not see it, its size in pixels."""
+
+    uri: str
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Panel:
     """A panel of the page, drawn for light and for dark pages."""
 
@@ -56,10 +72,10 @@ class Panel:
 def write_theory_page(
     check: Record, picture: Record, folder: str | os.PathLike[str], *, title: str = TITLE
 ) -> Path:
-    """Write `folder/theory.html` atomically and return its path; the same arguments give the same bytes.
+    """Write `folder/theory.html` atomically and return its path. The same arguments give the same bytes.
 
-    check: of `curvact.analysis.linear_theory.check_theory(…).as_dict()`. picture: of `illustrate(…).as_dict()`.
-    Nothing is loaded from elsewhere; figures are SVG inside the page, one set for light pages and one for dark ones.
+    check: of `check_theory(…).as_dict()`. picture: of `illustrate(…).as_dict()`, both in `linear_theory`.
+    The page loads nothing. Its figures are SVG, one set for light pages and one for dark ones.
     Raises CurvactError for a record that lacks something, or when the file cannot be written.
     """
     try:
@@ -78,7 +94,8 @@ def write_theory_page(
         )
     except KeyError as error:
         raise CurvactError(
-            f"the record lacks {error} in write_theory_page: give check_theory(…).as_dict() and illustrate(…).as_dict()"
+            f"the record lacks {error} in write_theory_page: "
+            "give check_theory(…).as_dict() and illustrate(…).as_dict()"
         ) from error
     path = Path(folder) / "theory.html"
     atomic_write(path, page)
@@ -87,7 +104,7 @@ def write_theory_page(
 
 def theory_figure(picture: Record, title: str = "") -> Figure:
     """The four panels of the page as one figure. picture: of `illustrate(…).as_dict()`."""
-    with house_style():
+    with _style(dark=False):
         figure = Figure(figsize=(9.6, 7.0), layout="constrained")
         draws = (_attack_path, _gradient_path, _ratio_by_step, _ratio_by_distance)
         for axes, draw in zip(figure.subplots(2, 2).ravel(), draws, strict=True):
@@ -104,39 +121,40 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-    ).from_string(resources.files("curvact.lab.report").joinpath("theory.html").read_text(encoding="utf-8"))
+    ).from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
 
 Draw = Callable[[Axes, Record, Mapping[str, str]], str]
-"""Draws a panel and says in words what is in it."""
+"""Draws a panel and returns its caption."""
 
 
 def _panel(draw: Draw, picture: Record) -> Panel:
     made, text = [], ""
     for colours, dark in ((LIGHT, False), (DARK, True)):
-        with house_style(), _dark(dark):
+        with _style(dark):
             figure = Figure(figsize=(4.6, 3.5), layout="constrained")
             text = draw(figure.subplots(), picture, colours)
-            made.append(_svg(figure))
-    light, night = (_picture(svg, text) for svg in made)
-    return Panel(light, night, text)
+            made.append(_picture(figure, text))
+    return Panel(made[0], made[1], text)
 
 
 @contextmanager
-def _dark(wanted: bool) -> Iterator[None]:
-    """To be entered inside `house_style`, which puts everything back."""
-    if wanted:
-        matplotlib.rcParams.update(DARK_STYLE)  # type: ignore[arg-type]
-    yield
+def _style(dark: bool) -> Iterator[None]:
+    """One style whatever the user's is, which comes back after."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE | (DARK_STYLE if dark else {}))
+        yield
 
 
-def _svg(figure: Figure) -> bytes:
-    """As `plots.to_svg`, in the style that holds, which that one would replace by its white one."""
+def _picture(figure: Figure, alt: str) -> Picture:
     stream = io.BytesIO()
     figure.savefig(
         stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
     )
-    return stream.getvalue()
+    width, height = (round(side * 96) for side in figure.get_size_inches())
+    code = base64.b64encode(stream.getvalue()).decode()
+    return Picture("data:image/svg+xml;base64," + code, alt, width, height)
 
 
 def _attack_path(axes: Axes, picture: Record, colours: Mapping[str, str]) -> str:
@@ -203,8 +221,6 @@ def _ratio_lines(axes: Axes, at: Sequence[float], lines: Record, colours: Mappin
         axes.plot(at, lines[norm]["bound"], color=colours[norm], linestyle="--", linewidth=1.2)
     axes.legend(loc="upper right")
     axes.set_xlim(at[0], at[-1])
-    for which in ("x", "y"):
-        log_ticks(axes, which)
 
 
 def _walls(axes: Axes, picture: Record, colours: Mapping[str, str]) -> None:
@@ -224,7 +240,7 @@ def _name(
     *,
     above: bool,
 ) -> None:
-    """The name of a curve, beside it rather than in a legend."""
+    """The name of a curve, beside it instead of in a legend."""
     height = float(np.interp(where, at, values))
     axes.annotate(
         text,

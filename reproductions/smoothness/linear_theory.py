@@ -1,4 +1,4 @@
-"""Analysis room: how smooth a loss is after the worst attack: the binary linear model in closed form, and its bounds checked.
+"""Smoothness of a loss after the worst attack: the binary linear model in closed form, and a check of its bounds.
 
 Binary linear model, y = ±1, no box around the inputs (the linear case of Kanai et al., arXiv 2103.01400; constants [derived]):
 
@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from curvact.analysis.effective_curvature import OnProgress, finite
+from curvact.analysis.records import OnProgress, plain
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator
 
@@ -270,14 +270,7 @@ class TheoryCheck:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; what is not finite is None."""
-        claims = [{k: finite(v) for k, v in asdict(claim).items()} for claim in self.claims]
-        return {
-            "pairs": self.pairs,
-            "violations": self.violations,
-            "dimensions": list(self.dimensions),
-            "seed": self.seed,
-            "claims": claims,
-        }
+        return {**plain(self), "violations": self.violations}
 
 
 CLAIMS: tuple[tuple[LinearNorm, str, str], ...] = (

@@ -1,11 +1,11 @@
-"""Analysis room: how fast the best attack moves with the parameters, and how smooth the loss after it is, for any inner problem.
+"""Speed of the best attack in the parameters, and smoothness of the loss after it, for any inner problem.
 
-Where the maximiser δ*(θ) of an inner problem is unique, ∇L(θ) = ∂/∂θ inner(θ, δ*(θ)) at fixed δ* (Danskin), so that [derived]
+Let the maximiser δ*(θ) of an inner problem be unique. Then ∇L(θ) = ∂/∂θ inner(θ, δ*(θ)) at fixed δ* (Danskin), and [derived]
 
     ‖∇L(θ₁) − ∇L(θ₂)‖ ≤ C_θθ‖Δθ‖ + C_θx‖Δδ*‖
 
-and what is left is how fast δ* moves: exactly, by the conditions of optimality, and by bounds that say what flatness in the input
-does to it. The binary linear model, where all of this has a closed form, is in `linear_theory`.
+The speed of δ* follows exactly from the conditions of optimality. Bounds show the effect of flatness in the input on it. The
+binary linear model, where all of this has a closed form, is in `linear_theory`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from linear_theory import LinearNorm, check_norm
 from torch import Tensor
 
-from curvact.analysis.effective_curvature import finite
-from curvact.analysis.linear_theory import LinearNorm, check_norm
+from curvact.analysis.records import plain
 from curvact.errors import CurvactError
 
 
 @dataclass(frozen=True, eq=False)
 class AttackSensitivity:
-    """How fast the best attack moves with the parameters, at one point. [derived]
+    """Speed of the best attack in the parameters, at one point. [derived]
 
     case: "interior", "l2 boundary", "linf vertex" (no coordinate is free) or "linf face".
     jacobian: dδ*/dθ, (n, p). exact: its spectral norm. bound: C_xθ over `gap`.
@@ -48,7 +48,7 @@ class AttackSensitivity:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the Jacobian; what is not finite is None."""
         numbers = ("exact", "bound", "cross", "gap", "theta", "lipschitz", "lipschitz_bound")
-        return {"case": self.case, **{name: finite(getattr(self, name)) for name in numbers}}
+        return {"case": self.case, **{name: plain(getattr(self, name)) for name in numbers}}
 
 
 def attack_sensitivity(
