@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
 from curvact.random import generator
-from curvact.training.guard import OverfittingGuard
+from curvact.training.guard import overfitting
 from curvact.training.inner_attack import InnerAttack
 from curvact.training.objectives import objective
 
-ACCURACIES = st.lists(st.integers(0, 100), max_size=12)
+ACCURACIES = st.lists(st.integers(0, 100), min_size=1, max_size=12)
 
 
 @settings(max_examples=25)
@@ -28,81 +27,35 @@ ACCURACIES = st.lists(st.integers(0, 100), max_size=12)
 @example([80, 60], 20)  # 0.8 − 0.6 > 0.2 in floating point
 def test_alarm_is_a_fall_below_the_best_so_far(percent: list[int], drop: int) -> None:
     """In whole percents, so that exactly `drop` is exactly that: no alarm."""
-    guard = OverfittingGuard(drop / 100)
-    for i, accuracy in enumerate(percent):
-        expected = max(percent[: i + 1]) - accuracy > drop
-        assert guard.update(accuracy / 100) == guard.alarmed == expected
-        assert bool(guard.message) == expected
-
-
-@settings(max_examples=25)
-@given(ACCURACIES, ACCURACIES)
-def test_state_goes_through_json(before: list[int], after: list[int]) -> None:
-    guard = OverfittingGuard(0.15)
-    for accuracy in before:
-        guard.update(accuracy / 100)
-    again = OverfittingGuard()
-    again.load_state_dict(json.loads(json.dumps(guard.state_dict())))
-    assert again.message == guard.message
-    for accuracy in after:
-        assert again.update(accuracy / 100) == guard.update(accuracy / 100)
-    assert again.state_dict() == guard.state_dict()
-    assert all(type(value) in (int, float) for value in guard.state_dict().values())
+    alarm = max(percent) - percent[-1] > drop
+    assert bool(overfitting([p / 100 for p in percent], drop / 100)) == alarm
 
 
 def test_the_message_names_both_checks() -> None:
-    guard = OverfittingGuard(0.25)
-    for accuracy in (0.5, 0.625, 0.125):
-        guard.update(accuracy)
-    assert guard.message.startswith(
+    message = overfitting([0.5, 0.625, 0.125], 0.25)
+    assert message.startswith(
         "catastrophic overfitting: PGD accuracy on training images fell from 0.625 (check 2) to 0.125 (check 3), "
         "by more than 0.25: keep the weights of check 2"
     )
-    assert "\n" not in guard.message
-    guard.update(0.5)
-    assert guard.message == ""
+    assert "\n" not in message
+    assert overfitting([0.5, 0.625, 0.125, 0.5], 0.25) == ""
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "0.5", None, True])
-def test_bad_accuracies_are_one_line_and_change_nothing(value: object) -> None:
-    guard = OverfittingGuard()
-    guard.update(0.5)
-    before = guard.state_dict()
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "0.5", None, True])
+def test_bad_accuracies_are_one_line(value: object) -> None:
     with pytest.raises(CurvactError, match=r"robust accuracy .* a number in \[0, 1\]") as caught:
-        guard.update(value)
+        overfitting([value])  # type: ignore[list-item]
     assert "\n" not in str(caught.value)
-    assert guard.state_dict() == before
 
 
 @pytest.mark.parametrize("drop", [0, 1, -0.2, math.nan, "0.2"])
 def test_bad_drop(drop: float) -> None:
     with pytest.raises(CurvactError, match=r"drop=.* of the overfitting guard: a number in \(0, 1\)"):
-        OverfittingGuard(drop)
+        overfitting([0.5], drop)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"best": 2.0}, r"best=2.0 in the state of the overfitting guard: a number in \[0, 1\]"),
-        ({"updates": -1}, "updates=-1"),
-        ({"best_at": 0.5}, "best_at=0.5 in the state of the overfitting guard: a whole number >= 0"),
-        ({"drop": 0.0}, r"drop=0.0 in the state of the overfitting guard: a number in \(0, 1\)"),
-        ({"more": 1}, "state of the overfitting guard has best, best_at, drop, last, more, updates: needs"),
-    ],
-)
-def test_bad_states_change_nothing(change: dict[str, float], message: str) -> None:
-    guard = OverfittingGuard()
-    guard.update(0.5)
-    before = guard.state_dict()
-    with pytest.raises(CurvactError, match=message):
-        guard.load_state_dict({**before, **change})
-    with pytest.raises(CurvactError, match="has nothing: needs drop"):
-        guard.load_state_dict({})
-    assert guard.state_dict() == before
-
-
-def _train(text: str, root: Path, epochs: int) -> tuple[OverfittingGuard, list[float], float]:
-    """2,000 Fashion-MNIST images at ε = 0.2 until the guard says stop: the guard, PGD-10 accuracies on 200 training images after
+def _train(text: str, root: Path, epochs: int) -> tuple[str, list[float], float]:
+    """2,000 Fashion-MNIST images at ε = 0.2 until the alarm: its message, PGD-10 accuracies on 200 training images after
     each epoch, and the accuracy of the last epoch under the objective's own attack."""
     train = load("fashion-mnist", root=root).train
     images, labels = train.images[:2000].float() / 255, train.labels[:2000]
@@ -110,7 +63,7 @@ def _train(text: str, root: Path, epochs: int) -> tuple[OverfittingGuard, list[f
     model = MiniResNet("relu", channels=1, width=8, generator=generator(0, "initialization")).train()
     attack = InnerAttack(threat, PGD(3, step=0.5), random)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    compute_loss, guard, accuracies, own = objective(text), OverfittingGuard(), [], 0.0
+    compute_loss, message, accuracies, own = objective(text), "", [], 0.0
     for epoch in range(epochs):
         right = 0
         for index in torch.randperm(2000, generator=generator(0, "shuffle", epoch)).split(100):
@@ -131,21 +84,21 @@ def _train(text: str, root: Path, epochs: int) -> tuple[OverfittingGuard, list[f
                 generator=generator(0, "guard", epoch),
             )
             accuracies.append(float((model(x_adv).argmax(1) == labels[:200]).double().mean()))
-        if guard.update(accuracies[-1]):
+        message = overfitting(accuracies)
+        if message:
             break
-    return guard, accuracies, own
+    return message, accuracies, own
 
 
 @pytest.mark.slow
 def test_too_large_a_step_overfits_catastrophically_and_pgd_at_does_not(real_data_root: Path) -> None:
     if not (real_data_root / "fashion-mnist").is_dir():
         pytest.skip("needs the real Fashion-MNIST")
-    guard, accuracies, own = _train("fgsm-rs(step=2)", real_data_root, 14)
-    assert guard.alarmed, accuracies
-    assert "catastrophic overfitting" in guard.message
+    message, accuracies, own = _train("fgsm-rs(step=2)", real_data_root, 14)
+    assert "catastrophic overfitting" in message, accuracies
     # It has not forgotten how to classify: under its own one-step attack it is right on far more images than under PGD.
     assert own > accuracies[-1] + 0.2
-    guard, accuracies, own = _train("pgd-at", real_data_root, 8)
-    assert not guard.alarmed, accuracies
+    message, accuracies, own = _train("pgd-at", real_data_root, 8)
+    assert not message, accuracies
     assert max(accuracies) > 0.35
     assert own < accuracies[-1] + 0.2

@@ -13,7 +13,6 @@ from curvact.attacks import PGD, Accuracy, accuracy
 from curvact.data import Dataset
 from curvact.random import generator
 from curvact.training.batches import Batches
-from curvact.training.guard import OverfittingGuard
 from curvact.training.methods import batch_norm
 from curvact.training.processes import average_buffers, process_mean, process_sum, rank_key
 from curvact.training.step import Trainer
@@ -55,7 +54,7 @@ def recalibration_cost(trainer: Trainer, batches: Batches) -> int:
     """Gradient evaluations of one recalibration of batch norm; 0 where the weights that count need none."""
     if not trainer.needs_recalibration:
         return 0
-    return trainer.objective.cost(trainer.recipe.attack.steps) * _recalibration_batches(batches)
+    return trainer.objective.entry.cost(trainer.recipe.attack.steps) * _recalibration_batches(batches)
 
 
 def _recalibration_batches(batches: Batches) -> int:
@@ -90,18 +89,13 @@ def validate(trainer: Trainer, data: Dataset, seed: int, epoch: int) -> tuple[fl
     return clean / count, robust / count
 
 
-def check_overfitting(trainer: Trainer, guard: OverfittingGuard, data: Dataset, seed: int, epoch: int) -> str:
-    """The guard's message on PGD accuracy of training images; empty if there is no alarm.
-
-    PGD has the step of the training attack, and 10 steps or more.
-    """
+def stronger_accuracy(trainer: Trainer, data: Dataset, seed: int, epoch: int) -> float:
+    """PGD accuracy on training images, to notice catastrophic overfitting: the training attack's step, and 10 steps or more."""
     fabric, attack = trainer.fabric, trainer.recipe.attack
     random = generator(seed, "guard", epoch, device=fabric.device)
-    stronger = PGD(max(10, attack.steps), step=attack.length)
     part = slice(fabric.global_rank, GUARD_IMAGES, fabric.world_size)
-    robust = _accuracy(trainer, data, part, stronger, random).robust
-    mean = float(process_mean(fabric, torch.tensor(robust, dtype=torch.float64, device=fabric.device)))
-    return guard.message if guard.update(mean) else ""
+    robust = _accuracy(trainer, data, part, PGD(max(10, attack.steps), step=attack.length), random).robust
+    return float(process_mean(fabric, torch.tensor(robust, dtype=torch.float64, device=fabric.device)))
 
 
 def _accuracy(trainer: Trainer, data: Dataset, part: slice, attack: PGD, random: torch.Generator) -> Accuracy:

@@ -22,8 +22,8 @@ from curvact.errors import CurvactError
 from curvact.models.layers import Dropout
 from curvact.random import generator
 from curvact.training.batches import Batches
-from curvact.training.evaluation import check_overfitting, evaluated_weights, recalibration_cost, validate
-from curvact.training.guard import OverfittingGuard
+from curvact.training.evaluation import evaluated_weights, recalibration_cost, stronger_accuracy, validate
+from curvact.training.guard import overfitting
 from curvact.training.processes import (
     ONE_PROCESS,
     Compute,
@@ -88,7 +88,10 @@ def fit(
 
 
 class _Run:
-    """A training and its place: epoch, batch, step, costs, losses of the epoch, history."""
+    """A training and its place: epoch, batch, step, costs, losses of the epoch, history.
+
+    guarded: PGD accuracies after each epoch of a single-step objective; None for other objectives.
+    """
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class _Run:
             random=generator(seed, "langevin", device=device),
             example=self.data.train.inputs(slice(0, 2)),
         )
-        self.guard = OverfittingGuard() if self.trainer.objective.single_step else None
+        self.guarded: list[float] | None = [] if self.trainer.objective.entry.single_step else None
         copy_weights(self.fabric, self.model)
 
         self.epoch, self.batch, self.step, self.evaluations = 1, 0, 0, 0
@@ -208,8 +211,9 @@ class _Run:
         loss, right = (totals / counts.clamp_min(1)).tolist()
         clean, robust = validate(self.trainer, self.data.validation, self.seed, self.epoch)
         note = ""
-        if self.guard is not None:
-            note = check_overfitting(self.trainer, self.guard, self.data.train, self.seed, self.epoch)
+        if self.guarded is not None:
+            self.guarded.append(stronger_accuracy(self.trainer, self.data.train, self.seed, self.epoch))
+            note = overfitting(self.guarded)
         return Epoch(
             epoch=self.epoch,
             loss=loss,
@@ -225,7 +229,7 @@ class _Run:
 
     def _next_epoch(self, epoch: Epoch) -> None:
         self.history.append(epoch)
-        if self.guard is not None:
+        if self.guarded is not None:
             if epoch.note and self.weights_before is not None:
                 self.model.load_state_dict(self.weights_before)
             self.weights_before = _copied(self.model)
@@ -266,7 +270,7 @@ class _Run:
         by_process = gather(self.fabric, [random.get_state() for random in randoms])
         if not self.fabric.is_global_zero:
             return
-        average, guard = self.trainer.average, self.guard
+        average = self.trainer.average
         tree = {
             "schema": 2,
             "identity": self._identity(),
@@ -274,7 +278,7 @@ class _Run:
             "optimizer": self.trainer.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "average": None if average is None else average.state_dict(),
-            "guard": None if guard is None else guard.state_dict(),
+            "guarded": self.guarded,
             "weights_before": self.weights_before,
             "randoms": by_process,
             "place": [self.epoch, self.batch, self.step, self.evaluations, self.images, self.rate],
@@ -294,9 +298,7 @@ class _Run:
         self.fabric.strategy.precision.load_state_dict(tree["precision"])
         if self.trainer.average is not None:
             self.trainer.average.load_state_dict(tree["average"])
-        if self.guard is not None:
-            self.guard.load_state_dict(tree["guard"])
-            self.weights_before = tree["weights_before"]
+        self.guarded, self.weights_before = tree["guarded"], tree["weights_before"]
         self.epoch, self.batch, self.step, self.evaluations, self.images, self.rate = tree["place"]
         device = self.fabric.device
         self.losses = list(tree["losses"].to(device)) if tree["losses"] is not None else []

@@ -146,7 +146,7 @@ def fgsm_rs(
 ) -> ObjectiveValue:
     """Cross-entropy after one step of `step`·ε from a uniform start, projected (Wong et al. 2020, arXiv 2001.03994). [paper]
 
-    Can overfit catastrophically: watch it with `OverfittingGuard`. [ours] l2 and l1.
+    Can overfit catastrophically: `curvact.training.guard.overfitting` notices it. [ours] l2 and l1.
     """
     inside = Maximization(batch_norm=batch_norm, steps=1, step=step)
     return _trained_at_attacked(model, x, y, attack, inside, label_smoothing)
@@ -207,15 +207,11 @@ class Entry:
     function: `(model, x, y, attack, *, label_smoothing, **parameters) -> ObjectiveValue`; its keyword arguments and their default
         values are the parameters, as published.
     passes: gradient evaluations of the training loss itself. attack: "steps" (as many as the recipe has), "one" or "none".
-    mark: provenance. source: where it is published. description: one line.
     """
 
     function: Callable[..., ObjectiveValue]
     passes: int
     attack: Literal["steps", "one", "none"]
-    mark: str
-    source: str
-    description: str
 
     @property
     def defaults(self) -> dict[str, float | str]:
@@ -239,50 +235,13 @@ class Entry:
 
 
 OBJECTIVES: dict[str, Entry] = {
-    "standard": Entry(standard, 1, "none", "[paper]", "-", "cross-entropy on clean images"),
-    "pgd-at": Entry(
-        pgd_at, 1, "steps", "[paper]", "arXiv 1706.06083", "cross-entropy on images attacked by PGD"
-    ),
-    "trades": Entry(
-        trades,
-        2,
-        "steps",
-        "[paper]",
-        "arXiv 1901.08573",
-        "clean cross-entropy + β·KL between clean and attacked outputs; the attack maximizes the KL",
-    ),
-    "mart": Entry(
-        mart,
-        2,
-        "steps",
-        "[paper]",
-        "ICLR 2020, openreview rklOg6EFwS",
-        "attacked cross-entropy with a margin + β·KL, weighted by how wrong the clean image is",
-    ),
-    "fgsm-rs": Entry(
-        fgsm_rs,
-        1,
-        "one",
-        "[paper]",
-        "arXiv 2001.03994",
-        "cross-entropy after one projected step from a random start (fast adversarial training)",
-    ),
-    "n-fgsm": Entry(
-        n_fgsm,
-        1,
-        "one",
-        "[paper]",
-        "arXiv 2202.01181",
-        "cross-entropy after one step from strong noise, not projected onto the ball",
-    ),
-    "grad-align": Entry(
-        grad_align,
-        4,
-        "one",
-        "[paper]",
-        "arXiv 2007.02617",
-        "FGSM training with input gradients aligned inside the ball (double backward)",
-    ),
+    "standard": Entry(standard, 1, "none"),
+    "pgd-at": Entry(pgd_at, 1, "steps"),
+    "trades": Entry(trades, 2, "steps"),
+    "mart": Entry(mart, 2, "steps"),
+    "fgsm-rs": Entry(fgsm_rs, 1, "one"),
+    "n-fgsm": Entry(n_fgsm, 1, "one"),
+    "grad-align": Entry(grad_align, 4, "one"),
 }
 
 
@@ -292,9 +251,6 @@ def register_objective(
     *,
     passes: int = 1,
     attack: Literal["steps", "one", "none"] = "steps",
-    mark: str = "[ours]",
-    source: str = "-",
-    description: str = "",
 ) -> None:
     """Make an objective known by name, so that a recipe can use it. Arguments as the fields of `Entry`.
 
@@ -312,12 +268,15 @@ def register_objective(
         raise CurvactError(f"name={name!r} of an objective: lower-case letters, digits and dashes")
     if name in OBJECTIVES:
         raise CurvactError(f"the objective '{name}' is known already: choose another name")
-    OBJECTIVES[name] = Entry(function, passes, attack, mark, source, description)
+    OBJECTIVES[name] = Entry(function, passes, attack)
 
 
 @dataclass(frozen=True)
 class ConfiguredObjective:
-    """An objective with its parameters: `objective(model, x, y, attack) -> ObjectiveValue`; `str` is its canonical text."""
+    """An objective with its parameters: `objective(model, x, y, attack) -> ObjectiveValue`; `str` is its canonical text.
+
+    The canonical text leaves out parameters at their published values: equal objectives have equal texts.
+    """
 
     name: str
     parameters: tuple[tuple[str, float | str], ...] = ()
@@ -331,15 +290,6 @@ class ConfiguredObjective:
     @property
     def entry(self) -> Entry:
         return OBJECTIVES[self.name]
-
-    @property
-    def single_step(self) -> bool:
-        """Whether it can overfit catastrophically; see `Entry`."""
-        return self.entry.single_step
-
-    def cost(self, attack_steps: int) -> int:
-        """Gradient evaluations of one batch whose attack has this number of steps in the recipe."""
-        return self.entry.cost(attack_steps)
 
     def __str__(self) -> str:
         defaults = self.entry.defaults
@@ -355,7 +305,7 @@ def objective(text: str, label_smoothing: float = 0.0) -> ConfiguredObjective:
 
     >>> str(objective("TRADES( beta = 3.0 )"))
     'trades(beta=3)'
-    >>> objective("fgsm-rs").single_step
+    >>> objective("fgsm-rs").entry.single_step
     True
     """
     name, given = method("objective", text, {name: entry.defaults for name, entry in OBJECTIVES.items()})
@@ -365,15 +315,6 @@ def objective(text: str, label_smoothing: float = 0.0) -> ConfiguredObjective:
             f"label_smoothing={label_smoothing!r} of the objective {text!r}: a number in [0, 1)"
         )
     return ConfiguredObjective(name, tuple(sorted(parameters.items())), float(label_smoothing))
-
-
-def objective_name(text: str) -> str:
-    """The canonical text: parameters in order, without those at their published values. Equal objectives have equal texts.
-
-    >>> objective_name("trades(beta=6.0, batch_norm=train)"), objective_name("trades(beta=6)")
-    ('trades(batch_norm=train)', 'trades')
-    """
-    return str(objective(text))
 
 
 def _checked(text: str, key: str, value: float | str) -> float | str:

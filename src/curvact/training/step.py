@@ -90,7 +90,7 @@ class Trainer:
     def cost(self) -> int:
         """Gradient evaluations of one step."""
         again = self.objective.entry.passes if self.perturbation != "none" else 0
-        return self.objective.cost(self.recipe.attack.steps) + again
+        return self.objective.entry.cost(self.recipe.attack.steps) + again
 
     def step(
         self, x: Tensor, y: Tensor, *, whole: int, rate: float, perturbed: bool, random: torch.Generator

@@ -352,7 +352,7 @@ def test_outer_weights_are_x_and_leave_no_trace() -> None:
     with optimizer.outer_weights():
         with pytest.raises(CurvactError, match="no step inside outer_weights"):
             optimizer.step()
-        with pytest.raises(CurvactError, match="outside of outer_weights"):
+        with pytest.raises(CurvactError, match="load the state outside of it"):
             optimizer.load_state_dict(optimizer.state_dict())
 
 

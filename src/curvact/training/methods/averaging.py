@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,30 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from curvact.errors import CurvactError, nearest
+from curvact.training.parsing import is_number
 
 KINDS = ("ema", "swa")
 
 
 class Average:
-    """An average of a model's parameters, kept in float32 or wider beside the model.
+    """An average of a model's parameters, kept beside the model in float32 or wider.
 
     kind: "ema", `a ← d·a + (1 − d)·w` with `d = min(decay, (1 + t)/(10 + t))` at update t = 1, 2, …, so that the first weights
-    fade soon; or "swa", the mean of all weights given (Izmailov et al. 2018, arXiv 1803.05407). Update 0 of either takes the
-    weights as they are, as torch's AveragedModel does. decay: EMA's, per update, in [0, 1).
+    fade soon; or "swa", the mean of all weights (Izmailov et al. 2018, arXiv 1803.05407). Update 0 of either takes the weights as
+    they are, as torch's AveragedModel does. decay: EMA's, per update, in [0, 1).
 
     Call `update()` after each optimizer step (EMA) or each epoch (SWA). Buffers are not averaged: batch norm gets new
-    statistics by `curvact.training.batch_norm.recalibrate`.
+    statistics by `curvact.training.methods.batch_norm.recalibrate`.
 
     Raises CurvactError for another kind or decay.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> average = Average(model, kind="swa")
     >>> for value in (1.0, 2.0, 6.0):
-    ...     model.weight.data.fill_(value)
+    ...     _ = nn.init.constant_(model.weight, value)
     ...     average.update()
-    tensor([[1.]])
-    tensor([[2.]])
-    tensor([[6.]])
     >>> with average.weights():
     ...     print(model.weight.item())
     3.0
@@ -46,7 +44,7 @@ class Average:
             raise CurvactError(
                 f"averaging {kind!r}{nearest(str(kind), KINDS)}: allowed are {', '.join(KINDS)}"
             )
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+        if not is_number(decay) or not 0 <= decay < 1:
             raise CurvactError(f"decay={decay!r} of an average: a number in [0, 1)")
         self.kind = kind
         self.decay = float(decay)
@@ -56,7 +54,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters as they are now into the average."""
+        """Take the current parameters into the average."""
         now = [p.detach().to(_wide(p)) for p in self._parameters.values()]
         if self.updates == 0:
             self._averages = [w.clone() for w in now]
@@ -70,20 +68,17 @@ class Average:
 
     @contextmanager
     def weights(self) -> Iterator[None]:
-        """Inside, the model holds the averaged parameters; afterwards, bit for bit, those from before.
-
-        Before the first update it holds its current ones.
-        """
+        """Inside, the model holds the averaged parameters (its own before the first update); after, bit for bit, its own."""
         if self.updates == 0:
             yield
             return
         parameters = list(self._parameters.values())
-        kept = [p.detach().clone() for p in parameters]
-        _put(parameters, self._averages)
+        own = [p.detach().clone() for p in parameters]
+        _copy(parameters, self._averages)
         try:
             yield
         finally:
-            _put(parameters, kept)
+            _copy(parameters, own)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers."""
@@ -91,19 +86,19 @@ class Average:
         return {"kind": self.kind, "decay": self.decay, "updates": self.updates, "averages": averages}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises CurvactError, with nothing changed, if it is of another kind or of other parameters."""
+        """Go on from a state. Raises CurvactError, with nothing changed, for one of another kind or of other parameters."""
         try:
             kind, decay, updates, averages = (state[k] for k in ("kind", "decay", "updates", "averages"))
-            shapes = {name: tuple(tensor.shape) for name, tensor in averages.items()}
-        except (KeyError, TypeError, AttributeError):
+            theirs = {name: tuple(tensor.shape) for name, tensor in averages.items()}
+        except (KeyError, AttributeError):
             raise CurvactError(
                 "the state of an average needs its 'kind', 'decay', 'updates' and 'averages'"
             ) from None
         if kind != self.kind:
             raise CurvactError(f"the state is of averaging {kind!r}, and this is {self.kind!r}")
         own = {name: tuple(p.shape) for name, p in self._parameters.items()} if updates else {}
-        if shapes != own:
-            odd = sorted(n for n in shapes.keys() | own.keys() if shapes.get(n) != own.get(n))
+        if theirs != own:
+            odd = sorted(n for n in theirs.keys() | own.keys() if theirs.get(n) != own.get(n))
             raise CurvactError(f"the averaged parameters do not fit this model: {', '.join(odd[:3])} differ")
         self.decay, self.updates = float(decay), int(updates)
         self._averages = [
@@ -114,7 +109,7 @@ class Average:
 
 
 @torch.no_grad()
-def _put(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+def _copy(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
 

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics: kept still, kept safe, or computed afresh for weights that were not trained on directly."""
+"""Batch norm's running statistics: frozen, saved, or computed anew for weights that training did not pass through."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 @contextmanager
 def statistics_frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in train mode normalizes by its batch as always, but its running statistics and counter do not move.
+    """Inside, batch norm in train mode normalizes by its batch, but its running statistics and counter do not move.
 
-    Batch norm in eval mode works as ever. Nothing is copied.
+    Batch norm in eval mode works as usual. Nothing is copied.
 
     >>> layer = nn.BatchNorm1d(2)
     >>> with statistics_frozen(layer):
@@ -49,7 +49,7 @@ def statistics_frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def saved_statistics(model: nn.Module) -> Iterator[None]:
-    """At the end the running statistics and counters are, bit for bit, what they were at the start.
+    """At the end the running statistics and counters are put back, bit for bit, to those at the start.
 
     >>> layer = nn.BatchNorm1d(1)
     >>> with saved_statistics(layer):
@@ -59,11 +59,11 @@ def saved_statistics(model: nn.Module) -> Iterator[None]:
     >>> layer.running_mean.item()
     0.0
     """
-    kept = [(buffer, buffer.clone()) for layer in _layers(model) for buffer in layer.buffers(recurse=False)]
+    saved = [(buffer, buffer.clone()) for layer in _layers(model) for buffer in layer.buffers(recurse=False)]
     try:
         yield
     finally:
-        for buffer, value in kept:
+        for buffer, value in saved:
             buffer.copy_(value)
 
 
@@ -71,14 +71,14 @@ def saved_statistics(model: nn.Module) -> Iterator[None]:
 def recalibrate(
     model: nn.Module, batches: Iterable[Tensor], *, reduce: Callable[[Tensor], Tensor] | None = None
 ) -> None:
-    """Replace the running statistics by the plain average of those of the given batches of inputs.
+    """Replace the running statistics by the plain average over the given batches of inputs.
 
     Each layer's mean is the mean of its batch means, its variance the mean of its (unbiased) batch variances. Batch norm runs in
-    train mode, everything else (dropout, for one) in eval mode, without gradients; modes and momenta are as before afterwards.
-    Without batch norm no batch is drawn.
+    train mode, the rest (such as dropout) in eval mode, without gradients. Modes and momenta are restored. Without batch norm no
+    batch is drawn.
     reduce: from a tensor to its average over processes; called once, with all statistics.
 
-    Raises CurvactError if there is no batch. On any failure the statistics stay what they were.
+    Raises CurvactError if there is no batch. On any failure the statistics stay as they were.
 
     >>> layer = nn.BatchNorm1d(1)
     >>> recalibrate(layer, [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [4.0]])])
@@ -91,8 +91,8 @@ def recalibrate(
     inputs = iter(batches)
     first = next(inputs, None)
     if first is None:
-        raise CurvactError("recalibrating batch norm needs at least one batch of inputs, and got none")
-    kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
+        raise CurvactError("recalibrating batch norm got no batch of inputs: at least one batch")
+    saved = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
     calls = dict.fromkeys(layers, 0)
@@ -113,7 +113,7 @@ def recalibrate(
             statistics = [(layer.running_mean, layer.running_var) for layer in layers]
             reduce_together([s for pair in statistics for s in pair if s is not None], reduce)
     except BaseException:
-        for buffer, value in kept:
+        for buffer, value in saved:
             buffer.copy_(value)
         raise
     finally:

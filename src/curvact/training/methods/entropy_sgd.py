@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator as make_generator
 from curvact.training.methods.perturbation import carried
+from curvact.training.parsing import is_number
 
 VARIANTS = ("algorithm", "authors")
 
@@ -29,31 +30,32 @@ class EntropySGD(Optimizer):
         x ← x − ηc(x − μ),   μ and x' ← x,   γ ← scoping·γ              after every L-th
 
     variant "algorithm" [paper]: Algorithm 1 as printed: c = γ, a = `averaging`, noise √η'·ε·N(0, I).
-    variant "authors" [paper]: their Lua and Python code: c = 1, a = 1 − `averaging`, noise √(2η')·ε·N(0, I). The published outer
-        rates (η = 1, then 0.2, 0.04) go with this form; for steps of the same length the printed one needs η/γ.
+    variant "authors" [paper]: the authors' Lua code: c = 1, a = 1 − `averaging`, noise √(2η')·ε·N(0, I). (Their Python code adds
+        Nesterov momentum and weight decay to the outer step.) The published outer rates (η = 1, then 0.2, 0.04) belong to this
+        form; for steps of the same length the printed one needs η/γ.
 
-    With L = 1 and no noise, x − x' is 0 and each step is one of SGD with rate ηcaη' (times 1 + `momentum`, as every Nesterov
-    buffer starts at 0). So "SGD with rate ηαη', γ never acts" is true of c = 1, that is of "authors" with its own a, and of
-    "algorithm" with `lr = η/γ`; with the printed c = γ the rate is ηγαη'. [derived]
+    With L = 1 and no noise, x − x' is 0 and each step is a step of SGD with rate ηcaη' (times 1 + `momentum`, because each
+    Nesterov buffer starts at 0). So γ never acts in "authors", nor in "algorithm" with `lr = η/γ`. [derived]
 
     params: parameters or groups; each group may have its own settings.
     lr: outer rate η, the one that schedulers change. inner_lr: η'. gamma: γ, current in `param_groups`; inner steps are unstable
-    once η'γ > 2. scoping: factor of γ after each outer step. noise: ε. momentum: Nesterov's, of the inner steps, on g alone
-    (neither γ's term nor the noise enters the buffer), zeroed at each outer step. weight_decay: times x', joins g before the
+    where η'γ > 2. scoping: factor of γ after each outer step. noise: ε. momentum: of Nesterov, in the inner steps, on g alone
+    (neither γ's term nor the noise enters the buffer), zeroed at each outer step. weight_decay: times x', added to g before the
     momentum.
-    generator: where the seed of the noise comes from, a generator (one number is drawn from it at once) or the seed itself, 0 if
-    None. The noise of a step is a function of seed, group and step, drawn on the parameters' device: equal on all processes.
+    generator: gives the seed of the noise (one number is drawn at once), or the seed itself; 0 if None. The noise of a step is a
+    function of seed, group and step, drawn on the parameters' device, and so equal on all processes.
 
-    A perturbation put on by `curvact.training.perturbation.add` may be there during `step()`: g and the weight decay are then
-    those at x' + ν, while x', μ and x are kept clean of ν. [ours] Gradients are only read.
+    During `step()` parameters may carry a perturbation ν of `curvact.training.methods.perturbation.add`: g and the weight decay
+    are then those at x' + ν, while x', μ and x are without ν. [ours] Gradients are read only.
 
-    Batch norm is not the optimizer's business: inner forward passes move its statistics unless they run under
-    `batch_norm.statistics_frozen`, and those are of x', not of x: call `batch_norm.recalibrate` inside `outer_weights()`.
+    The optimizer does not touch batch norm: inner forward passes move its statistics unless they run under
+    `batch_norm.statistics_frozen`. Those statistics belong to x', not to x: call `batch_norm.recalibrate` inside
+    `outer_weights()`.
 
-    `state_dict()` holds everything, x' too, which `load_state_dict` writes into the parameters: a run saved after any step goes
+    `state_dict()` holds everything, with x', which `load_state_dict` writes into the parameters: a run saved after any step goes
     on bit for bit.
 
-    Raises CurvactError for a setting that cannot be.
+    Raises CurvactError for a setting that is not allowed.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0]))
     >>> optimizer = EntropySGD([w], lr=1.0, inner_steps=2, inner_lr=0.1, noise=0.0, momentum=0.0, variant="authors")
@@ -89,30 +91,17 @@ class EntropySGD(Optimizer):
                 raise CurvactError(
                     f"generator={generator!r} of EntropySGD: a torch.Generator, a whole number or None"
                 )
-        defaults = {
-            "lr": lr,
-            "inner_steps": inner_steps,
-            "inner_lr": inner_lr,
-            "gamma": gamma,
-            "scoping": scoping,
-            "averaging": averaging,
-            "noise": noise,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "variant": variant,
-            "seed": seed,
-            "steps": 0,
-            "position": 0,
-        }
-        self._held: dict[Tensor, Tensor] = {}
-        super().__init__(params, defaults)
+        settings = (inner_steps, inner_lr, gamma, scoping, averaging, noise, momentum, weight_decay, variant)
+        defaults = dict(zip(("lr", *_SETTINGS), (lr, *settings), strict=True))
+        self._inner: dict[Tensor, Tensor] = {}
+        super().__init__(params, {**defaults, "seed": seed, "steps": 0, "position": 0})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_held", {})
+        self.__dict__.setdefault("_inner", {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; it begins an outer step of its own."""
+        """Add a group of parameters, at the start of its own outer step."""
         _require_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
@@ -121,16 +110,10 @@ class EntropySGD(Optimizer):
         """Whether the parameters are at the outer weights: before the first step and after every L-th one."""
         return all(group["position"] == 0 for group in self.param_groups)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One inner step, and the outer one if it is due. A closure is evaluated once, before, and its value returned."""
-        if self._held:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One inner step, and the outer one after the L-th. A closure is evaluated once, before, and its value returned."""
+        if self._inner:
             raise CurvactError(
                 "no step inside outer_weights(): the gradients must be those at the inner weights"
             )
@@ -183,7 +166,9 @@ class EntropySGD(Optimizer):
                 nu = carried(p)
                 if nu is not None:
                     p.add_(nu)
-                    state["outer"].copy_(_clean(p))  # what the subtraction of ν will leave, to the last bit
+                    state["outer"].copy_(
+                        _clean(p)
+                    )  # the value that the subtraction of ν leaves, to the last bit
                 state["average"].copy_(state["outer"])
                 state["buffer"].zero_()
         group["gamma"] *= group["scoping"]
@@ -191,24 +176,24 @@ class EntropySGD(Optimizer):
 
     @contextmanager
     def outer_weights(self) -> Iterator[None]:
-        """Inside, the parameters hold the outer weights x; afterwards, bit for bit, x' again. To be evaluated and kept is x."""
-        if self._held:
+        """Inside, the parameters hold the outer weights x, to evaluate and save them. After, bit for bit, they hold x' again."""
+        if self._inner:
             yield
             return
-        held = {
+        inner = {
             p: p.detach().clone() for group in self.param_groups for p in group["params"] if self.state.get(p)
         }
-        self._held.update(held)
+        self._inner.update(inner)
         try:
             with torch.no_grad():
-                for p in held:
+                for p in inner:
                     p.copy_(self.state[p]["outer"])
             yield
         finally:
             with torch.no_grad():
-                for p, value in held.items():
+                for p, value in inner.items():
                     p.copy_(value)
-            self._held.clear()
+            self._inner.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, counters, γ and seed in `param_groups`; x, μ, x' and the momentum buffers in `state`."""
@@ -216,18 +201,18 @@ class EntropySGD(Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, state in result["state"].items():
             p = parameters[index]
-            result["state"][index] = {**state, "inner": self._held.get(p, p.detach())}
+            result["state"][index] = {**state, "inner": self._inner.get(p, p.detach())}
         return result
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state, whose tensors are copied; x' goes into the parameters."""
-        if self._held:
-            raise CurvactError("load a state outside of outer_weights(), which would undo it")
+        if self._inner:
+            raise CurvactError("outer_weights() would undo the load: load the state outside of it")
         for group in state_dict["param_groups"]:
             if not group.keys() >= self.defaults.keys():
                 raise CurvactError(
-                    f"this is no state of EntropySGD: {', '.join(sorted(self.defaults.keys() - group.keys()))} missing"
+                    f"no state of EntropySGD: {', '.join(sorted(self.defaults.keys() - group.keys()))} missing"
                 )
         super().load_state_dict(copy.deepcopy(state_dict))
         for p, state in self.state.items():
@@ -251,29 +236,28 @@ def _normal(parameters: list[Tensor], group: dict[str, Any], index: int) -> list
     ]
 
 
-_SETTINGS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "lr": (lambda v: v >= 0, ">= 0"),
-    "inner_lr": (lambda v: v > 0, "> 0"),
-    "gamma": (lambda v: v >= 0, ">= 0"),
-    "scoping": (lambda v: v > 0, "> 0"),
-    "averaging": (lambda v: 0 <= v <= 1, "in [0, 1]"),
-    "noise": (lambda v: v >= 0, ">= 0"),
-    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "weight_decay": (lambda v: v >= 0, ">= 0"),
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_NOT_NEGATIVE = (lambda v: is_number(v) and v >= 0, "a number >= 0")
+_POSITIVE = (lambda v: is_number(v) and v > 0, "a number > 0")
+_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "inner_steps": (_whole, "a whole number >= 1"),
+    "inner_lr": _POSITIVE,
+    "gamma": _NOT_NEGATIVE,
+    "scoping": _POSITIVE,
+    "averaging": (lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+    "noise": _NOT_NEGATIVE,
+    "momentum": (lambda v: is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
+    "weight_decay": _NOT_NEGATIVE,
+    "variant": (lambda v: v in VARIANTS, f"allowed are {', '.join(VARIANTS)}"),
 }
 
 
 def _require_settings(settings: dict[str, Any]) -> None:
-    for name, (holds, allowed) in _SETTINGS.items():
+    for name, (holds, allowed) in {"lr": _NOT_NEGATIVE, **_SETTINGS}.items():
         value = settings[name]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not holds(value):
-            raise CurvactError(f"{name}={value!r} of EntropySGD: a number {allowed}")
-    steps = settings["inner_steps"]
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise CurvactError(f"inner_steps={steps!r} of EntropySGD: a whole number >= 1")
-    if settings["variant"] not in VARIANTS:
-        raise CurvactError(
-            f"variant={settings['variant']!r} of EntropySGD{nearest(str(settings['variant']), VARIANTS)}: "
-            f"allowed are {', '.join(VARIANTS)}"
-        )
+        if not holds(value):
+            meant = nearest(value, VARIANTS) if name == "variant" and isinstance(value, str) else ""
+            raise CurvactError(f"{name}={value!r} of EntropySGD{meant}: {allowed}")

@@ -1,4 +1,4 @@
-"""Perturbations of the weights that adversarial training takes a second gradient at: AWP and SAM."""
+"""Perturbations of the weights, at which adversarial training takes a second gradient: AWP and SAM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from curvact.errors import CurvactError
+from curvact.training.parsing import is_number
 
 Pairs = Sequence[tuple[Parameter, Tensor]]
 """Parameters, each with its perturbation ν of the same shape."""
@@ -22,19 +23,19 @@ def awp(
 ) -> list[tuple[Parameter, Tensor]]:
     """The adversarial weight perturbation `ν = γ‖w‖·g/‖g‖` of every weight tensor, g its gradient now in `.grad`. [paper]
 
-    Only tensors with "weight" in their name and more than one dimension get one (Wu, Xia, Wang 2020, arXiv 2004.05884). The order
-    of a step: attack; gradient at w on the adversarial batch; `add`; gradient on the same batch; optimizer step at w + ν;
+    Only tensors with "weight" in their name and more than one dimension get one (Wu, Xia, Wang 2020, arXiv 2004.05884). Order of
+    a step: attack; gradient at w on the adversarial batch; `add`; gradient on the same batch; optimizer step at w + ν;
     `add(…, -1)`.
 
-    The scale of the gradient does not matter. ν = 0 for a tensor whose gradient is zero or not finite; nothing waits for the
-    device. Raises CurvactError unless gamma is a number >= 0.
+    The scale of the gradient does not matter. ν = 0 for a tensor whose gradient is zero or not finite. No values are read back
+    from the device. Raises CurvactError unless gamma is a number >= 0.
 
     >>> layer = torch.nn.Linear(2, 1, bias=False)
     >>> layer.weight.data, layer.weight.grad = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
     >>> awp(layer.named_parameters(), gamma=0.1)[0][1]
     tensor([[0.0000, 0.5000]])
     """
-    _require_size("gamma of awp", gamma)
+    _check("gamma of awp", gamma)
     pairs = []
     for name, parameter in named_parameters:
         gradient = parameter.grad
@@ -51,18 +52,18 @@ def awp(
 def sam(parameters: Iterable[Parameter], rho: float = 0.05) -> list[tuple[Parameter, Tensor]]:
     """The perturbation of sharpness-aware minimization, `ν = ρ·g/‖g‖` with the norm of all gradients together. [paper]
 
-    (Foret et al. 2021, arXiv 2010.01412.) The order of a step: attack; gradient at w on the adversarial batch; `add`; gradient on
-    the same batch; `restore`; optimizer step at w.
+    (Foret et al. 2021, arXiv 2010.01412.) Order of a step: attack; gradient at w on the adversarial batch; `add`; gradient on the
+    same batch; `restore`; optimizer step at w.
 
-    The scale of the gradient does not matter. Every ν is 0 if the gradient is zero or anywhere not finite; nothing waits for the
-    device. Raises CurvactError unless rho is a number >= 0.
+    The scale of the gradient does not matter. Every ν is 0 if the gradient is zero or not finite anywhere. No values are read
+    back from the device. Raises CurvactError unless rho is a number >= 0.
 
     >>> w = Parameter(torch.zeros(2))
     >>> w.grad = torch.tensor([30.0, 40.0])
     >>> sam([w], rho=0.1)[0][1]
     tensor([0.0600, 0.0800])
     """
-    _require_size("rho of sam", rho)
+    _check("rho of sam", rho)
     found = [(p, p.grad) for p in parameters if p.grad is not None]
     if not found:
         return []
@@ -78,9 +79,9 @@ def sam(parameters: Iterable[Parameter], rho: float = 0.05) -> list[tuple[Parame
 
 @torch.no_grad()
 def add(pairs: Pairs, sign: int = 1) -> None:
-    """Add ν (`sign=1`) to the parameters in place, or take it away again (`sign=-1`), also after an optimizer step.
+    """Add ν to the parameters in place (`sign=1`), or subtract it again (`sign=-1`), also after an optimizer step.
 
-    Between the two each parameter is known to carry its ν (see `carried`), and the weights before are kept for `restore`. One
+    Between the two `carried` returns the ν of each parameter, and `restore` can put the weights back. A parameter carries one
     perturbation at a time. Raises CurvactError for another sign.
 
     >>> w = Parameter(torch.ones(2))
@@ -104,7 +105,7 @@ def add(pairs: Pairs, sign: int = 1) -> None:
 
 @torch.no_grad()
 def restore(pairs: Pairs) -> None:
-    """Put back, bit for bit, the weights that `add` found.
+    """Put back, bit for bit, the weights from before `add`.
 
     Raises CurvactError, with nothing changed, if a parameter carries no perturbation.
 
@@ -115,16 +116,16 @@ def restore(pairs: Pairs) -> None:
     >>> w.item() == torch.tensor(1e-8).item()
     True
     """
-    kept = [getattr(parameter, _CARRIED, None) for parameter, _ in pairs]
-    if any(k is None for k in kept):
+    carried_before = [getattr(parameter, _CARRIED, None) for parameter, _ in pairs]
+    if any(found is None for found in carried_before):
         raise CurvactError("restore: a parameter carries no perturbation; add it first")
-    for (parameter, _), (_, before) in zip(pairs, kept, strict=True):  # type: ignore[misc]
+    for (parameter, _), (_, before) in zip(pairs, carried_before, strict=True):  # type: ignore[misc]
         parameter.copy_(before)
         _forget(parameter)
 
 
 def carried(parameter: Tensor) -> Tensor | None:
-    """The ν that is on a parameter now, and that will be taken away after the step; None if there is none."""
+    """The ν that a parameter carries now, between `add` and its subtraction; None if it carries none."""
     found = getattr(parameter, _CARRIED, None)
     return None if found is None else found[0]
 
@@ -158,6 +159,6 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _require_size(what: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise CurvactError(f"{what} is {value!r}: a number >= 0")
+def _check(name: str, value: float) -> None:
+    if not is_number(value) or value < 0:
+        raise CurvactError(f"{name} is {value!r}: a number >= 0")
