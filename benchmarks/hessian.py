@@ -1,14 +1,18 @@
-"""Time and memory for ‖diag H‖ to 2 %: ours against Hutchinson's estimate as PyHessian and curvlinops make it.
+"""Time and memory for ‖diag H‖ to 2 %: ours against Hutchinson's estimate as PyHessian and
+curvlinops make it.
 
-    python benchmarks/hessian.py [--steps 300] [--repeats 3] [--truth 384] [--peer-probes 48] [--markdown]
+    python benchmarks/hessian.py [--steps 300] [--repeats 3] [--truth 384] [--peer-probes 48]
+    [--markdown]
 
-One run, one thread, CPU seconds (other work on the machine does not count). A ResNet-18 of width 16 with a smooth activation is
-trained for some steps on CIFAR-10; the loss is that of 64 training images, in eval mode. Every error is a true one: against
-a long run of probes of its own. Peers have no norm; what their users take is ‖mean of v ⊙ Hv‖, whose square is too large by
-(noise of one probe)/K. PyHessian holds the gradient's graph, curvlinops builds it anew for every product. Where the packages are
-installed, their own products are timed and used; else the same operations are written out here. How many probes they need for
-2 % follows from the noise that was measured, and is checked at the number that was run. Memory: growth of the peak resident
-size of a fresh process, against that of a training step.
+One run, one thread, CPU seconds (other work on the machine does not count). A ResNet-18 of width 16
+with a smooth activation is trained for some steps on CIFAR-10; the loss is that of 64 training
+images, in eval mode. Every error is a true one: against a long run of probes of its own. Peers have
+no norm; what their users take is ‖mean of v ⊙ Hv‖, whose square is too large by (noise of one
+probe)/K. PyHessian holds the gradient's graph, curvlinops builds it anew for every product. Where
+the packages are installed, their own products are timed and used; else the same operations are
+written out here. How many probes they need for 2 % follows from the noise that was measured, and is
+checked at the number that was run. Memory: growth of the peak resident size of a fresh process,
+against that of a training step.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ ACTIVATION = "rctaf(curvature=6, beta=1)"
 BATCH = 64
 GOAL = 0.02
 PIECE = 16
-"""Images that go through the network together in ours: as fast as all at once, and half the memory."""
+"""Images that go through the network together in ours: as fast as all at once, and half the
+memory.
+"""
 
 
 def network() -> nn.Module:
@@ -180,7 +186,9 @@ def peak(work: str, checkpoint: Path) -> int:
 
 
 def peak_resident() -> int:
-    """Peak resident bytes of this program; `ru_maxrss` would be that of the process it was forked from, too."""
+    """Peak resident bytes of this program; `ru_maxrss` would be that of the process it was forked
+    from, too.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     (found,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return int(found) * 1024

@@ -1,11 +1,14 @@
-"""Speed of the best attack in the parameters, and smoothness of the loss after it, for any inner problem.
+"""Speed of the best attack in the parameters, and smoothness of the loss after it, for any inner
+problem.
 
-Let the maximiser δ*(θ) of an inner problem be unique. Then ∇L(θ) = ∂/∂θ inner(θ, δ*(θ)) at fixed δ* (Danskin), and [derived]
+Let the maximiser δ*(θ) of an inner problem be unique. Then ∇L(θ) = ∂/∂θ inner(θ, δ*(θ)) at fixed δ*
+(Danskin), and [derived]
 
     ‖∇L(θ₁) − ∇L(θ₂)‖ ≤ C_θθ‖Δθ‖ + C_θx‖Δδ*‖
 
-The speed of δ* follows exactly from the conditions of optimality. Bounds show the effect of flatness in the input on it. The
-binary linear model, where all of this has a closed form, is in `linear_theory`.
+The speed of δ* follows exactly from the conditions of optimality. Bounds show the effect of
+flatness in the input on it. The binary linear model, where all of this has a closed form, is in
+`linear_theory`.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ class AttackSensitivity:
     case: "interior", "l2 boundary", "linf vertex" (no coordinate is free) or "linf face".
     jacobian: dδ*/dθ, (n, p). exact: its spectral norm. bound: C_xθ over `gap`.
     cross: C_xθ, the spectral norm of H_xθ (of its free rows on a face).
-    gap: μ with H_xx ⪯ −μI (interior); ‖g‖/ε − λ, λ the top eigenvalue of H_xx on the tangent space (L2 boundary); μ of the free
-    coordinates (face); infinite at a vertex.
-    theta: C_θθ, the spectral norm of H_θθ at fixed δ. lipschitz: of ∇L here, exactly. lipschitz_bound: C_θθ + C_θx·bound.
+    gap: μ with H_xx ⪯ −μI (interior); ‖g‖/ε − λ, λ the top eigenvalue of H_xx on the tangent space
+    (L2 boundary); μ of the free coordinates (face); infinite at a vertex.
+    theta: C_θθ, the spectral norm of H_θθ at fixed δ. lipschitz: of ∇L here, exactly.
+    lipschitz_bound: C_θθ + C_θx·bound.
     """
 
     case: str
@@ -60,16 +64,18 @@ def attack_sensitivity(
     epsilon: float,
     tolerance: float = 1e-6,
 ) -> AttackSensitivity:
-    """dδ*/dθ at a strict local maximiser δ* of inner(θ, ·) over ‖δ‖ ≤ ε, with bounds on it and on the slope of the maximum.
+    """dδ*/dθ at a strict local maximiser δ* of inner(θ, ·) over ‖δ‖ ≤ ε, with bounds on it and on
+    the slope of the maximum.
 
-    Differentiating the conditions of optimality: interior −H_xx⁻¹H_xθ; L2 boundary, on the tangent space, (ν − H_xx)⁻¹H_xθ with
-    ν = ‖g‖/ε; L∞: 0 in every coordinate at ±ε whose g_i is not 0, as in the interior for the others. Then the Hessian of the
-    maximum is H_θθ + H_θx·dδ*/dθ. [derived] Dense, in the precision of theta: for small problems, float64 by preference.
+    Differentiating the conditions of optimality: interior −H_xx⁻¹H_xθ; L2 boundary, on the tangent
+    space, (ν − H_xx)⁻¹H_xθ with ν = ‖g‖/ε; L∞: 0 in every coordinate at ±ε whose g_i is not 0, as
+    in the interior for the others. Then the Hessian of the maximum is H_θθ + H_θx·dδ*/dθ. [derived]
+    Dense, in the precision of theta: for small problems, float64 by preference.
 
     inner: `(theta (p,), delta (n,)) -> scalar`, twice differentiable there. theta, delta: vectors.
-    tolerance: how far from optimal, relative to ‖g‖ (or 1), and how near to the boundary, relative to ε.
-    Raises CurvactError where δ lies outside, is not stationary, or the maximiser is not strict (it may then jump), or a
-    derivative is not finite.
+    tolerance: how far from optimal, relative to ‖g‖ (or 1), and how near to the boundary, relative
+    to ε. Raises CurvactError where δ lies outside, is not stationary, or the maximiser is not
+    strict (it may then jump), or a derivative is not finite.
 
     >>> inner = lambda theta, delta: -2 * delta @ delta + delta @ theta  # δ* = θ/4
     >>> found = attack_sensitivity(inner, torch.tensor([0.4]), torch.tensor([0.1]), norm="l2", epsilon=1.0)
@@ -135,7 +141,8 @@ def attack_sensitivity(
 
 
 def danskin_constant(theta_theta: float, theta_x: float, attack: float) -> float:
-    """C_θθ + C_θx·(Lipschitz constant of δ*): of ∇L where the maximiser is unique. Interior: attack = C_xθ/μ. [derived]
+    """C_θθ + C_θx·(Lipschitz constant of δ*): of ∇L where the maximiser is unique. Interior: attack
+    = C_xθ/μ. [derived]
 
     >>> danskin_constant(1.0, 2.0, 2.0 / 0.5), danskin_constant(1.0, 2.0, 2.0 / 0.05)  # flatter in the input is worse
     (9.0, 81.0)

@@ -1,16 +1,22 @@
-"""Smoothness of a loss after the worst attack: the binary linear model in closed form, and a check of its bounds.
+"""Smoothness of a loss after the worst attack: the binary linear model in closed form, and a check
+of its bounds.
 
-Binary linear model, y = ±1, no box around the inputs (the linear case of Kanai et al., arXiv 2103.01400; constants [derived]):
+Binary linear model, y = ±1, no box around the inputs (the linear case of Kanai et al., arXiv
+2103.01400; constants [derived]):
 
     ℓ(w) = max over ‖δ‖ ≤ ε of log(1 + exp(−y wᵀ(x+δ))) = log(1 + e^{−m}),    m = y wᵀx − ε‖w‖_q
     δ* = −yε w/‖w‖₂ (L2, q = 2),    −yε sign(w) (L∞, q = 1),    ∇ℓ = −sigmoid(−m)·y(x + δ*)
 
-With A = (‖x‖+ρ)²/4, where ρ = ε for L2 and ε√d for L∞, r = min(‖w₁‖, ‖w₂‖), K the number of coordinates that change sign:
+With A = (‖x‖+ρ)²/4, where ρ = ε for L2 and ε√d for L∞, r = min(‖w₁‖, ‖w₂‖), K the number of
+coordinates that change sign:
 
-    L2    ‖Δ∇‖ ≤ (A + ε/r)‖Δw‖,    ‖Δδ*‖ ≤ (ε/r)‖Δw‖,    |‖Δ∇‖ − (ε/2)‖Δŵ‖| ≤ A(‖w₁‖+‖w₂‖): a jump of up to ε at w = 0
-    L∞    ‖Δ∇‖ ≤ A‖Δw‖ + 2ε√K,     ‖Δδ*‖ = 2ε√K,          a jump of 2ε√K·sigmoid(−m) where K coordinates pass through 0
+    L2    ‖Δ∇‖ ≤ (A + ε/r)‖Δw‖,    ‖Δδ*‖ ≤ (ε/r)‖Δw‖,
+          |‖Δ∇‖ − (ε/2)‖Δŵ‖| ≤ A(‖w₁‖+‖w₂‖): a jump of up to ε at w = 0
+    L∞    ‖Δ∇‖ ≤ A‖Δw‖ + 2ε√K,     ‖Δδ*‖ = 2ε√K,
+          a jump of 2ε√K·sigmoid(−m) where K coordinates pass through 0
 
-All of these hold for any pair, near or far: m is Lipschitz with constant ‖x‖+ρ everywhere, and ‖Δŵ‖ ≤ ‖Δw‖/r. [derived]
+All of these hold for any pair, near or far: m is Lipschitz with constant ‖x‖+ρ everywhere, and
+‖Δŵ‖ ≤ ‖Δw‖/r. [derived]
 """
 
 from __future__ import annotations
@@ -50,8 +56,8 @@ KINDS = (
 def optimal_attack(w: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
     """δ* of shape (…, d): the worst perturbation of an input of class y = ±1.
 
-    w: (…, d). y: (…). epsilon: radius, a number or (…). Where w (L2) or a coordinate of it (L∞) is 0 every choice is
-    optimal; it is 0 there.
+    w: (…, d). y: (…). epsilon: radius, a number or (…). Where w (L2) or a coordinate of it (L∞) is
+    0 every choice is optimal; it is 0 there.
     Raises CurvactError for an unknown norm.
 
     >>> optimal_attack(torch.tensor([3.0, -4.0]), torch.tensor(1.0), 0.5, "l2")
@@ -81,7 +87,9 @@ def robust_loss(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: 
 
 
 def robust_gradient(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
-    """∇_w of `robust_loss`, of shape (…, d): −sigmoid(−m)·y(x + δ*). Where the loss has a kink, one of its subgradients."""
+    """∇_w of `robust_loss`, of shape (…, d): −sigmoid(−m)·y(x + δ*). Where the loss has a kink, one
+    of its subgradients.
+    """
     m = robust_margin(w, x, y, epsilon, norm)
     return _column(-torch.sigmoid(-m) * y) * (x + optimal_attack(w, y, epsilon, norm))
 
@@ -89,7 +97,8 @@ def robust_gradient(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, no
 def gradient_jump(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
     """The jump of the gradient at w, of shape (…), when it is crossed on a straight line. [derived]
 
-    L∞: 2ε√K·sigmoid(−m) with K the coordinates of w that are 0, all of which change sign. L2: ε at w = 0, else 0.
+    L∞: 2ε√K·sigmoid(−m) with K the coordinates of w that are 0, all of which change sign. L2: ε at
+    w = 0, else 0.
 
     >>> gradient_jump(torch.zeros(4), torch.ones(4), torch.tensor(1.0), 0.5, "linf")  # 2·0.5·√4·sigmoid(0)
     tensor(1.)
@@ -106,14 +115,18 @@ def gradient_jump(w: Tensor, x: Tensor, y: Tensor, epsilon: float | Tensor, norm
 
 
 def curvature_constant(x: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
-    """A = (‖x‖ + ρ)²/4, of shape (…): what the logistic loss alone bends by. ρ = ε (L2), ε√d (L∞). x: (…, d)."""
+    """A = (‖x‖ + ρ)²/4, of shape (…): what the logistic loss alone bends by. ρ = ε (L2), ε√d (L∞).
+    x: (…, d).
+    """
     check_norm(norm)
     radius = epsilon * math.sqrt(x.shape[-1]) if norm == "linf" else epsilon
     return (_length(x) + radius) ** 2 / 4
 
 
 def sign_changes(w1: Tensor, w2: Tensor) -> Tensor:
-    """K, of shape (…): the coordinates where one is positive and the other is negative. w1, w2: (…, d)."""
+    """K, of shape (…): the coordinates where one is positive and the other is negative. w1, w2: (…,
+    d).
+    """
     return (w1.sign() * w2.sign() < 0).sum(-1)
 
 
@@ -123,7 +136,8 @@ def half_changes(w1: Tensor, w2: Tensor) -> Tensor:
 
 
 def gradient_bound(w1: Tensor, w2: Tensor, x: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
-    """The bound on ‖∇ℓ(w₁) − ∇ℓ(w₂)‖, of shape (…): see the head of the module. Infinite for L2 where a w is 0. [derived]
+    """The bound on ‖∇ℓ(w₁) − ∇ℓ(w₂)‖, of shape (…): see the head of the module. Infinite for L2
+    where a w is 0. [derived]
 
     A coordinate that is 0 in one of the two counts as a change of sign.
     """
@@ -131,7 +145,8 @@ def gradient_bound(w1: Tensor, w2: Tensor, x: Tensor, epsilon: float | Tensor, n
 
 
 def attack_bound(w1: Tensor, w2: Tensor, epsilon: float | Tensor, norm: LinearNorm) -> Tensor:
-    """The bound on ‖δ*(w₁) − δ*(w₂)‖₂, of shape (…): (ε/r)‖Δw‖ for L2, 2ε√K for L∞, where it is an equality. [derived]
+    """The bound on ‖δ*(w₁) − δ*(w₂)‖₂, of shape (…): (ε/r)‖Δw‖ for L2, 2ε√K for L∞, where it is an
+    equality. [derived]
 
     >>> attack_bound(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 2.0]), 0.1, "linf")
     tensor(0.2000)
@@ -149,7 +164,9 @@ def attack_bound(w1: Tensor, w2: Tensor, epsilon: float | Tensor, norm: LinearNo
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of weights with an input each. w1, w2, x: (n, d); y = ±1, epsilon: (n); kind: (n), an index into KINDS. float64."""
+    """Pairs of weights with an input each. w1, w2, x: (n, d); y = ±1, epsilon: (n); kind: (n), an
+    index into KINDS. float64.
+    """
 
     w1: Tensor
     w2: Tensor
@@ -162,8 +179,8 @@ class Pairs:
 def pairs(count: int, dimension: int, random: torch.Generator) -> Pairs:
     """Random pairs, with those among them that press on the bounds: each of KINDS in turn.
 
-    Scales are spread over decades: ‖w‖ from 1e-2 to 1e2 (1e-8 near zero), ‖x‖ from 1e-2 to 1e2, ε from 1e-3 to 10.
-    Raises CurvactError for a count or dimension below 1.
+    Scales are spread over decades: ‖w‖ from 1e-2 to 1e2 (1e-8 near zero), ‖x‖ from 1e-2 to 1e2, ε
+    from 1e-3 to 10. Raises CurvactError for a count or dimension below 1.
 
     >>> some = pairs(22, 3, torch.Generator().manual_seed(0))
     >>> KINDS[some.kind[2]], bool((sign_changes(some.w1, some.w2)[2] >= 1).item())
@@ -214,7 +231,8 @@ def pairs(count: int, dimension: int, random: torch.Generator) -> Pairs:
     turned = _column(_length(w1)) * _unit(_unit(w1) + step * direction())
     w2 = torch.where(at["equal norm"], turned, w2)
 
-    # Both terms of the bound at once, as nearly as can be: margin near 0, the step along the gradient of the margin.
+    # Both terms of the bound at once, as nearly as can be: margin near 0, the step along the
+    # gradient of the margin.
     against = -y[:, None] * torch.where(at["worst input, linf"], w1.sign() / math.sqrt(dimension), _unit(w1))
     worst = at["worst input, l2"] | at["worst input, linf"]
     x = torch.where(worst, _column(_length(x)) * against, x)
@@ -238,10 +256,11 @@ def pairs(count: int, dimension: int, random: torch.Generator) -> Pairs:
 class Claim:
     """One statement, and how it fared.
 
-    norm, name, statement: what is claimed. pairs: on how many it was tried. violations: on how many it failed, by more than the
-    rounding of float64 explains. tightness: the highest ratio of value, less that rounding, to bound; hardest: the kind of pair
-    that has it. least: the lowest ratio. For an equality both are those of the value itself, 1 up to rounding. Ratios are taken
-    where rounding is below 1e-6 of the bound.
+    norm, name, statement: what is claimed. pairs: on how many it was tried. violations: on how many
+    it failed, by more than the rounding of float64 explains. tightness: the highest ratio of value,
+    less that rounding, to bound; hardest: the kind of pair that has it. least: the lowest ratio.
+    For an equality both are those of the value itself, 1 up to rounding. Ratios are taken where
+    rounding is below 1e-6 of the bound.
     """
 
     norm: str
@@ -256,7 +275,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class TheoryCheck:
-    """The linear theory on many pairs. claims: one each; pairs: how many were made; dimensions, seed: of them."""
+    """The linear theory on many pairs. claims: one each; pairs: how many were made; dimensions,
+    seed: of them.
+    """
 
     claims: tuple[Claim, ...]
     pairs: int
@@ -294,10 +315,11 @@ def check_theory(
 ) -> TheoryCheck:
     """Every claim of CLAIMS on `count` pairs in all, shared out over the dimensions, in float64.
 
-    A claim counts as violated where value − bound is more than the rounding that float64 can explain (some 1e-15 of the terms
-    that are subtracted). The claim "inside an orthant" is tried on the pairs with no change of sign, the next on the others, the
-    last on pairs where no coordinate is 0 in one of the two only.
-    Raises CurvactError for no dimensions, or fewer pairs than 11 a dimension.
+    A claim counts as violated where value − bound is more than the rounding that float64 can
+    explain (some 1e-15 of the terms that are subtracted). The claim "inside an orthant" is tried on
+    the pairs with no change of sign, the next on the others, the last on pairs where no coordinate
+    is 0 in one of the two only. Raises CurvactError for no dimensions, or fewer pairs than 11 a
+    dimension.
 
     >>> check = check_theory(1100, dimensions=(3,))
     >>> check.violations, [claim.pairs for claim in check.claims][:2]
@@ -323,7 +345,9 @@ def check_theory(
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """A claim on some pairs, each (n): value ≤ bound up to rounding, and value ≥ bound too for an equality."""
+    """A claim on some pairs, each (n): value ≤ bound up to rounding, and value ≥ bound too for an
+    equality.
+    """
 
     value: Tensor
     bound: Tensor
@@ -348,7 +372,8 @@ def _outcomes(p: Pairs, random: torch.Generator) -> list[_Tried]:
         constant = curvature_constant(p.x, p.epsilon, norm)
         reach = 2 * constant.sqrt()
         longest = torch.maximum(_length(first), _length(second))
-        # |rounding of m| ≤ (d+3)u·‖w‖(‖x‖+ρ), a quarter of it reaches the sigmoid; the other terms are a few u each.
+        # |rounding of m| ≤ (d+3)u·‖w‖(‖x‖+ρ), a quarter of it reaches the sigmoid; the other terms
+        # are a few u each.
         unit = (p.x.shape[-1] + 8) * torch.finfo(torch.float64).eps
         return _length(slopes[0] - slopes[1]), unit * reach * (2 + longest * reach), constant
 
@@ -413,9 +438,10 @@ def _claim(head: tuple[LinearNorm, str, str], found: Sequence[_Tried]) -> Claim:
 class Illustration:
     """What a page on the linear theory draws; lists of numbers by name.
 
-    path: t, walls (the t where a coordinate of w changes sign), and for each norm the attack's drift ‖δ*(t)−δ*(0)‖, the
-    gradient's ‖∇(t)−∇(0)‖ and the loss, along a straight line of weights. step: ‖Δw‖ across one sign change, the ratio
-    ‖Δ∇‖/‖Δw‖ and its bound by norm. distance: r = ‖w‖, the highest ratio of small turns at that distance and its bound by norm.
+    path: t, walls (the t where a coordinate of w changes sign), and for each norm the attack's
+    drift ‖δ*(t)−δ*(0)‖, the gradient's ‖∇(t)−∇(0)‖ and the loss, along a straight line of weights.
+    step: ‖Δw‖ across one sign change, the ratio ‖Δ∇‖/‖Δw‖ and its bound by norm. distance: r = ‖w‖,
+    the highest ratio of small turns at that distance and its bound by norm.
     """
 
     dimension: int
@@ -432,10 +458,11 @@ class Illustration:
 def illustrate(
     *, dimension: int = 8, epsilon: float = 0.15, points: int = 400, seed: int = 1
 ) -> Illustration:
-    """One line of weights that crosses every wall of the orthants, on which L∞ climbs a staircase and L2 does not.
+    """One line of weights that crosses every wall of the orthants, on which L∞ climbs a staircase
+    and L2 does not.
 
-    Matched strength: ε₂ = ε∞√d, so that the corners of the L∞ ball lie on the L2 ball. One random input, y = 1.
-    Raises CurvactError for a dimension below 2 or an epsilon that is not above 0.
+    Matched strength: ε₂ = ε∞√d, so that the corners of the L∞ ball lie on the L2 ball. One random
+    input, y = 1. Raises CurvactError for a dimension below 2 or an epsilon that is not above 0.
 
     >>> picture = illustrate(dimension=4, points=50)
     >>> len(picture.path["walls"])

@@ -1,4 +1,6 @@
-"""One self-contained page on the linear theory: the L∞ staircase, the L2 curve, and the numbers of the check."""
+"""One self-contained page on the linear theory: the L∞ staircase, the L2 curve, and the numbers of
+the check.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ DARK_STYLE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page: a data URI, its text for readers who do not see it, its size in pixels."""
+    """An image of the page: a data URI, its text for readers who do not see it, its size in
+    pixels.
+    """
 
     uri: str
     alt: str
@@ -72,11 +76,13 @@ class Panel:
 def write_theory_page(
     check: Record, picture: Record, folder: str | os.PathLike[str], *, title: str = TITLE
 ) -> Path:
-    """Write `folder/theory.html` atomically and return its path. The same arguments give the same bytes.
+    """Write `folder/theory.html` atomically and return its path. The same arguments give the same
+    bytes.
 
-    check: of `check_theory(…).as_dict()`. picture: of `illustrate(…).as_dict()`, both in `linear_theory`.
-    The page loads nothing. Its figures are SVG, one set for light pages and one for dark ones.
-    Raises CurvactError for a record that lacks something, or when the file cannot be written.
+    check: of `check_theory(…).as_dict()`. picture: of `illustrate(…).as_dict()`, both in
+    `linear_theory`. The page loads nothing. Its figures are SVG, one set for light pages and one
+    for dark ones. Raises CurvactError for a record that lacks something, or when the file cannot be
+    written.
     """
     try:
         page = _template().render(

@@ -1,4 +1,5 @@
-"""The loss of a model and its shape: Hessian, smoothness, flatness, landscapes, activations on data.
+"""The loss of a model and its shape: Hessian, smoothness, flatness, landscapes, activations on
+data.
 
 `Loss(model, x, y)` is the loss as a function of the parameters. The analyses are functions of it.
 """

@@ -1,4 +1,6 @@
-"""The calls of activations in a forward pass: where they are, what they see, and how to put something in their place."""
+"""The calls of activations in a forward pass: where they are, what they see, and how to put
+something in their place.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ See = Callable[[str, Function, Tensor], None]
 class CallSite:
     """One call of an activation in the forward pass.
 
-    name: the path of the module. Where a module is called more often than it has paths, `#2` marks its second call, and so
-        on. For a functional call: the module whose forward makes it and the function, as in `layer1.0:relu`.
+    name: the path of the module. Where a module is called more often than it has paths, `#2` marks
+        its second call, and so on. For a functional call: the module whose forward makes it and the
+        function, as in `layer1.0:relu`.
     function: the activation itself: elementwise, of one tensor.
     """
 
@@ -44,7 +47,8 @@ class CallSite:
 def call_sites(model: nn.Module, x: Tensor, *, match: Selector | None = None) -> tuple[CallSite, ...]:
     """The calls of activations in a forward pass over x (N, …), in order, in eval mode.
 
-    match: other modules to find, as `from_` of `swap_activations`. CurvactError where no activation is called.
+    match: other modules to find, as `from_` of `swap_activations`. CurvactError where no activation
+    is called.
 
     >>> act = nn.ReLU()
     >>> [site.name for site in call_sites(nn.Sequential(act, nn.Linear(2, 2), act), torch.zeros(1, 2))]
@@ -71,7 +75,8 @@ def call_sites(model: nn.Module, x: Tensor, *, match: Selector | None = None) ->
 
 
 def curvature_at(function: Function, a: Tensor) -> Tensor:
-    """σ″(a), elementwise: the activation's own `curvature` where it has one, else by autograd. Detached.
+    """σ″(a), elementwise: the activation's own `curvature` where it has one, else by autograd.
+    Detached.
 
     >>> curvature_at(torch.nn.functional.silu, torch.zeros(1))
     tensor([0.5000])
@@ -93,7 +98,9 @@ def curvature_at(function: Function, a: Tensor) -> Tensor:
 
 
 def identity_of(function: Function) -> object:
-    """The same for calls of one module, and for functional calls with the same arguments: they have the same κ."""
+    """The same for calls of one module, and for functional calls with the same arguments: they have
+    the same κ.
+    """
     if isinstance(function, _Functional):
         return function.__name__, repr(function.args), repr(function.kwargs)
     return id(function)
@@ -101,7 +108,9 @@ def identity_of(function: Function) -> object:
 
 @contextmanager
 def watched(model: nn.Module, match: Match, see: See) -> Iterator[None]:
-    """Calls `see` before each activation. Calls that an activation makes inside itself are not seen."""
+    """Calls `see` before each activation. Calls that an activation makes inside itself are not
+    seen.
+    """
     paths = _paths(model)
     activations = {id(module) for module in model.modules() if match(module)}
     frames: list[str] = []
@@ -214,7 +223,9 @@ def _paths(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _named(calls: Sequence[tuple[str, Function]], index: int, paths: dict[int, list[str]]) -> str:
-    """The path of the called module. A parent may hold it under several names and call each once: they then come in turn."""
+    """The path of the called module. A parent may hold it under several names and call each once:
+    they then come in turn.
+    """
     frame, function = calls[index]
     if isinstance(function, _Functional):
         return f"{frame}:{function.__name__}" if frame else function.__name__

@@ -1,10 +1,13 @@
-"""Effective curvature, κ times the spread of the pre-activations, and the share of curved units, by call site.
+"""Effective curvature, κ times the spread of the pre-activations, and the share of curved units, by
+call site.
 
-At each call of an activation σ on pre-activations a (values of C channels over inputs and positions)
+At each call of an activation σ on pre-activations a (values of C channels over inputs and
+positions)
 
     effective curvature = κ·s,    s = √((1/C) Σ_c Var a_c),    κ = sup|σ″|.
 
-A scale may move between σ_α(x) = σ₁(αx)/α and the layers around it. κ then changes, κ·s does not. [derived]
+A scale may move between σ_α(x) = σ₁(αx)/α and the layers around it. κ then changes, κ·s does not.
+[derived]
 """
 
 from __future__ import annotations
@@ -37,10 +40,11 @@ HALF, TENTH = 0.5, 0.1
 class SiteCurvature:
     """One call site on data.
 
-    max_curvature: κ; infinite for a kink, NaN where it cannot be measured (channels with slopes of their own).
+    max_curvature: κ; infinite for a kink, NaN where it cannot be measured (channels with slopes of
+    their own).
     spread: s. effective: κ·s. mean: of the pre-activations. channels, values: their numbers.
-    curved_half, curved_tenth: the share of units (of one input, at one position) with |σ″(a)| ≥ κ/2 and ≥ κ/10; None where κ
-    is 0, infinite or not known.
+    curved_half, curved_tenth: the share of units (of one input, at one position) with |σ″(a)| ≥ κ/2
+    and ≥ κ/10; None where κ is 0, infinite or not known.
     """
 
     site: str
@@ -73,7 +77,9 @@ class EffectiveCurvature:
         return sum(values) / len(values) if all(map(math.isfinite, values)) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: None for infinite or unknown numbers; `kinks` counts the sites with infinite κ."""
+        """For JSON: None for infinite or unknown numbers; `kinks` counts the sites with infinite
+        κ.
+        """
         return {
             "inputs": self.inputs,
             "batch_statistics": self.batch_statistics,
@@ -91,7 +97,9 @@ class EffectiveCurvatureChange:
     after: EffectiveCurvature
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: `before`, `after`, and `ratio`: after over before by call site, None where it is not finite."""
+        """For JSON: `before`, `after`, and `ratio`: after over before by call site, None where it
+        is not finite.
+        """
         ratios = {
             old.site: finite(new.effective / old.effective if old.effective else math.nan)
             for old, new in zip(self.before.sites, self.after.sites, strict=True)
@@ -109,19 +117,25 @@ def effective_curvature(
     batch_size: int = 256,
     on_progress: OnProgress | None = None,
 ) -> EffectiveCurvature:
-    """Effective curvature and the share of curved units at every call site of a model, in eval mode. [derived; the shares: ours]
+    """Effective curvature and the share of curved units at every call site of a model, in eval
+    mode. [derived; the shares: ours]
 
-    A shared activation module has a call site for each of its calls. Found are the activations that `swap_activations` replaces
-    by default, and functional calls of them (`F.relu(x)`, `x.relu()`). The variance is merged over batches in float64 (Chan
-    et al. 1979) and divided by the number of values. The model is left as it was.
+    A shared activation module has a call site for each of its calls. Found are the activations that
+    `swap_activations` replaces by default, and functional calls of them (`F.relu(x)`, `x.relu()`).
+    The variance is merged over batches in float64 (Chan et al. 1979) and divided by the number of
+    values. The model is left as it was.
 
-    x: inputs (N, …), taken `batch_size` at a time, or an iterable of batches (tensors, or sequences that start with one).
-    match: other modules to find, as `from_` of `swap_activations`: a class, a name, a predicate on modules.
-    channel: the dimension of the channels in pre-activations. None: 1, but the last one for tokens (N, T, C).
-    batch_statistics: batch norm uses the statistics of each batch. Right for a model before training, whose running statistics
-        belong to no data. The running statistics stay.
-    Raises CurvactError for no inputs or no activations, for calls that differ between batches, for values that are not finite,
-    and with batch_statistics for a batch that has only one value for a channel somewhere.
+    x: inputs (N, …), taken `batch_size` at a time, or an iterable of batches (tensors, or sequences
+        that start with one).
+    match: other modules to find, as `from_` of `swap_activations`: a class, a name, a predicate on
+        modules.
+    channel: the dimension of the channels in pre-activations. None: 1, but the last one for tokens
+        (N, T, C).
+    batch_statistics: batch norm uses the statistics of each batch. Right for a model before
+        training, whose running statistics belong to no data. The running statistics stay.
+    Raises CurvactError for no inputs or no activations, for calls that differ between batches, for
+    values that are not finite, and with batch_statistics for a batch that has only one value for a
+    channel somewhere.
 
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.SiLU())
     >>> _ = nn.init.constant_(model[0].weight, 3.0)
@@ -188,8 +202,9 @@ def effective_curvature_change(
 ) -> EffectiveCurvatureChange:
     """`effective_curvature` of one network before and after training, on the same inputs.
 
-    Batch norm uses the statistics of each batch by default, for both: before training the running ones belong to no data.
-    Other arguments as `effective_curvature`. Raises CurvactError if the two do not have the same call sites.
+    Batch norm uses the statistics of each batch by default, for both: before training the running
+    ones belong to no data. Other arguments as `effective_curvature`. Raises CurvactError if the two
+    do not have the same call sites.
 
     >>> old, new = nn.Sequential(nn.Linear(2, 2), nn.SiLU()), nn.Sequential(nn.Linear(2, 2), nn.SiLU())
     >>> list(effective_curvature_change(old, new, torch.rand(8, 2)).as_dict()["ratio"])
@@ -275,7 +290,9 @@ class _Tally:
         self.mean = self.squares = self.curved = torch.zeros(0)
 
     def is_of(self, function: Function) -> bool:
-        """Whether this is the same activation; for functional calls, one with the same arguments."""
+        """Whether this is the same activation; for functional calls, one with the same
+        arguments.
+        """
         return identity_of(self.site.function) == identity_of(function)
 
     def add(self, a: Tensor) -> None:

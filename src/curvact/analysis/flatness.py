@@ -1,10 +1,10 @@
-"""Flatness of the adversarial loss in the weights, average- and worst-case (Stutz et al. 2021, arXiv 2104.04448).
+"""Flatness of the adversarial loss in the weights, average- and worst-case (Stutz et al. 2021).
 
-    average case    E_ν[L_adv(w+ν)] − L_adv(w),    ν uniform on the spheres ‖ν_t‖ = ξ‖w_t‖ of the tensors t
+    average case    E_ν[L_adv(w+ν)] − L_adv(w),    ν uniform on the spheres ‖ν_t‖ = ξ‖w_t‖
     worst case      max_ν [L_adv(w+ν)] − L_adv(w),    ‖ν_t‖ ≤ ξ‖w_t‖
 
-L_adv(w) is the mean over the data of max_δ ℓ(w, x+δ). The attack runs anew at every w+ν. Biases move, the parameters of
-normalization layers do not. [paper]
+for every tensor t. L_adv(w) is the mean over the data of max_δ ℓ(w, x+δ). The attack runs anew at
+every w+ν. Biases move, the parameters of normalization layers do not. [paper: arXiv 2104.04448]
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from curvact.random import generator
 class AverageFlatness:
     """The rise of the loss at random weights around a model.
 
-    flatness: mean of `losses` minus `loss`; the smaller, the flatter. standard_error: of that mean, over the draws. It does
-    not include the choice of data, nor a random attack.
+    flatness: mean of `losses` minus `loss`; the smaller, the flatter. standard_error: of that mean,
+    over the draws. It does not include the choice of data, nor a random attack.
     loss: L_adv(w). losses: L_adv(w+ν) of each draw.
     radius: ξ. inputs: the number of examples. tensors, parameters: the number that moved.
     """
@@ -54,8 +54,9 @@ class AverageFlatness:
 class WorstFlatness:
     """The rise of the loss at the worst weights that the ascent found: a lower bound.
 
-    flatness: the highest of `losses` minus `loss`, and at least 0, the value at ν = 0. loss: L_adv(w). losses: the highest of
-    each restart. radius: ξ. steps: of ascent in each restart. inputs, tensors, parameters: as `AverageFlatness`.
+    flatness: the highest of `losses` minus `loss`, and at least 0, the value at ν = 0. loss:
+    L_adv(w). losses: the highest of each restart. radius: ξ. steps: of ascent in each restart.
+    inputs, tensors, parameters: as `AverageFlatness`.
     """
 
     flatness: float
@@ -85,7 +86,8 @@ def average_flatness(
 
     The model is bit for bit what it was afterwards, also when an attack raises.
 
-    loss: with one number for each example; its excluded parameters do not move. Parameters of activations move unless excluded.
+    loss: with one number for each example; its excluded parameters do not move. Parameters of
+    activations move unless excluded.
     attack: `(model, x, y) -> x_adv`; None for the loss on x itself. radius: ξ > 0. draws: ≥ 2.
     Raises CurvactError for arguments out of range and for a loss function of another shape.
 
@@ -132,17 +134,21 @@ def worst_case_flatness(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> WorstFlatness:
-    """Worst-case flatness: ascent on one ν for all the data, jointly with a δ for each input. [paper; step sizes: ours]
+    """Worst-case flatness: ascent on one ν for all the data, jointly with a δ for each input.
+    [paper; step sizes: ours]
 
-    A step moves each tensor by `weight_step`·ξ‖w‖ along its normalized gradient, and the inputs as PGD does, at the same
-    point; both are projected. The first restart begins at ν = 0 and the attacked inputs, the others at random. At the best
-    weights of each the attack runs once more, and each example takes its highest loss. L_adv(w) is found in the same way with
-    ν held at 0, so that a longer attack does not count as sharpness.
+    A step moves each tensor by `weight_step`·ξ‖w‖ along its normalized gradient, and the inputs as
+    PGD does, at the same point; both are projected. The first restart begins at ν = 0 and the
+    attacked inputs, the others at random. At the best weights of each the attack runs once more,
+    and each example takes its highest loss. L_adv(w) is found in the same way with ν held at 0, so
+    that a longer attack does not count as sharpness.
 
     threat_model: of δ; None holds the inputs fixed (the loss on x itself).
-    attack: for L_adv(w) and at the end of each restart; None: PGD with `steps` steps, or nothing without a threat model.
-    radius: ξ > 0. weight_step: in units of ξ‖w‖; 2.5/steps where None, as for the inputs in units of ε.
-    Other arguments and errors as `average_flatness`. Costs (restarts + 1)·(steps + 1) gradients and restarts + 2 attacks.
+    attack: for L_adv(w) and at the end of each restart; None: PGD with `steps` steps, or nothing
+    without a threat model.
+    radius: ξ > 0. weight_step: in units of ξ‖w‖; 2.5/steps where None, as for the inputs in units
+    of ε. Other arguments and errors as `average_flatness`. Costs (restarts + 1)·(steps + 1)
+    gradients and restarts + 2 attacks.
 
     >>> loss = Loss(torch.nn.Linear(2, 3), torch.rand(4, 2), torch.tensor([0, 1, 2, 0]))
     >>> worst_case_flatness(loss, ThreatModel("linf", 0.1), steps=3, restarts=2).flatness >= 0
@@ -164,7 +170,9 @@ def worst_case_flatness(
         climb = _Ascent(loss, weights, batches, threat_model, steps, weight_step or 2.5 / steps)
 
         def highest(offsets: Sequence[Tensor], points: Sequence[Tensor], limit: float) -> Tensor:
-            """The mean loss at the best weights that the ascent visits, every example at the worst of three points."""
+            """The mean loss at the best weights that the ascent visits, every example at the worst
+            of three points.
+            """
             offsets, points = climb(offsets, points, limit)
             weights.set(offsets)
             again = (loss.attack(attack, x, y) for x, y in batches)
@@ -203,7 +211,9 @@ def worst_case_flatness(
 
 
 def mean_loss(loss: Loss, batches: Sequence[Batch], attack: Attack | None) -> Tensor:
-    """The mean loss over attacked batches, a scalar in float64 on the device of the data. It does not wait for the device."""
+    """The mean loss over attacked batches, a scalar in float64 on the device of the data. It does
+    not wait for the device.
+    """
     return losses_at(loss, batches, (loss.attack(attack, x, y) for x, y in batches)).mean()
 
 
@@ -254,7 +264,9 @@ class _Ascent:
         return best_offsets, best_points
 
     def _look(self, points: Sequence[Tensor], last: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The mean loss, its gradient in the weights times N, and the inputs one step on; the loss alone for the last."""
+        """The mean loss, its gradient in the weights times N, and the inputs one step on; the loss
+        alone for the last.
+        """
         value = torch.zeros((), dtype=torch.float64, device=points[0].device)
         uphill: list[Tensor] = []
         moved = []

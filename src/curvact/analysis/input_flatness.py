@@ -1,7 +1,8 @@
-"""Flatness of a loss in the input: gradient norm, ends of the input Hessian's spectrum, local linearity error.
+"""Flatness of a loss in the input: gradient norm, ends of the input Hessian's spectrum, local
+linearity error.
 
-For each example. The linearity error, the maximum over the ball of |ℓ(x+δ) − ℓ(x) − δᵀ∇ℓ(x)|, is that of local linearity
-regularization (Qin et al. 2019, arXiv 1907.02610) [paper].
+For each example. The linearity error, the maximum over the ball of |ℓ(x+δ) − ℓ(x) − δᵀ∇ℓ(x)|, is
+that of local linearity regularization (Qin et al. 2019, arXiv 1907.02610) [paper].
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from curvact.random import generator
 class InputSpectrum:
     """The ends of the spectrum of each example's input Hessian, (N,) each, in float64.
 
-    top, bottom: largest and smallest eigenvalue. residual: ‖Hv − top·v‖; some eigenvalue is at most that far from `top`.
+    top, bottom: largest and smallest eigenvalue. residual: ‖Hv − top·v‖; some eigenvalue is at most
+    that far from `top`.
     """
 
     top: Tensor
@@ -40,7 +42,8 @@ class InputFlatness:
 
     gradient_norm: ‖∇_x ℓ‖₂. gradient_l1: ‖∇_x ℓ‖₁, the slope against an L∞ attacker.
     top_eigenvalue, bottom_eigenvalue, residual: as `InputSpectrum`.
-    linearity_error: by name of a threat model; a lower bound, found by ascent. radii: of these, as "l2 0.5".
+    linearity_error: by name of a threat model; a lower bound, found by ascent. radii: of these, as
+    "l2 0.5".
     """
 
     gradient_norm: Tensor
@@ -52,11 +55,15 @@ class InputFlatness:
     radii: dict[str, str]
 
     def means(self) -> dict[str, float]:
-        """The mean over the examples of each measure; linearity errors as "linearity_error NAME"."""
+        """The mean over the examples of each measure; linearity errors as "linearity_error
+        NAME".
+        """
         return {name: float(values.mean()) for name, values in self._measures().items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: mean, median, highest and all values of each measure; what is not finite is None."""
+        """For JSON: mean, median, highest and all values of each measure; what is not finite is
+        None.
+        """
         measures = {
             name: {
                 "mean": finite(float(values.mean())),
@@ -128,7 +135,8 @@ def input_flatness(
 def input_gradient(loss: Loss) -> Tensor:
     """∇_x ℓ of each example, of the shape of x.
 
-    Raises CurvactError for a loss that is not one number for each example, and for inputs that are not finite.
+    Raises CurvactError for a loss that is not one number for each example, and for inputs that are
+    not finite.
 
     >>> loss = Loss(torch.nn.Identity(), torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     >>> input_gradient(loss)
@@ -144,14 +152,16 @@ def input_gradient(loss: Loss) -> Tensor:
 
 
 def input_spectrum(loss: Loss, *, steps: int = 20, random: torch.Generator | None = None) -> InputSpectrum:
-    """Largest and smallest eigenvalue of each example's input Hessian, by Lanczos on all examples of a batch at once.
+    """Largest and smallest eigenvalue of each example's input Hessian, by Lanczos on all examples
+    of a batch at once.
 
-    The Krylov space is that of power iteration with as many products. The ends found in it lie inside the true ones, and at
-    least as far out as those of power iteration. Exact once `steps` reaches the number of inputs, or the rank. A kink has no
+    The Krylov space is that of power iteration with as many products. The ends found in it lie
+    inside the true ones, and at least as far out as those of power iteration. Exact once `steps`
+    reaches the number of inputs, or the rank. A kink has no
     second derivative: for a ReLU network this is the Hessian between the kinks.
 
-    steps: products with the Hessian; each costs about 2 gradients. random: of the start, on the device of x.
-    Raises CurvactError for steps < 1, and as `input_gradient`.
+    steps: products with the Hessian; each costs about 2 gradients. random: of the start, on the
+    device of x. Raises CurvactError for steps < 1, and as `input_gradient`.
 
     >>> loss = Loss(torch.nn.Identity(), torch.tensor([[0.0, 0.0]]), torch.tensor([0]))  # H = ¼(1, −1)ᵀ(1, −1)
     >>> spectrum = input_spectrum(loss)
@@ -194,11 +204,13 @@ def linearity_error(
     restarts: int = 2,
     random: torch.Generator | None = None,
 ) -> Tensor:
-    """max over allowed δ of |ℓ(x+δ) − ℓ(x) − δᵀ∇ℓ(x)|, (N,), float64: the highest value that projected ascent visits.
+    """max over allowed δ of |ℓ(x+δ) − ℓ(x) − δᵀ∇ℓ(x)|, (N,), float64: the highest value that
+    projected ascent visits.
 
-    The ascent starts at random (at δ = 0 value and slope are 0) and takes steps of 2.5ε/steps in the norm of the threat model.
-    A lower bound of the maximum. Inputs in [0, 1]; x + δ stays there.
-    Raises CurvactError for steps or restarts < 1, for inputs outside [0, 1], and as `input_gradient`.
+    The ascent starts at random (at δ = 0 value and slope are 0) and takes steps of 2.5ε/steps in
+    the norm of the threat model. A lower bound of the maximum. Inputs in [0, 1]; x + δ stays there.
+    Raises CurvactError for steps or restarts < 1, for inputs outside [0, 1], and as
+    `input_gradient`.
 
     >>> square = lambda outputs, targets: ((outputs - targets) ** 2).sum(1)
     >>> loss = Loss(torch.nn.Identity(), torch.full((1, 2), 0.5), torch.zeros(1, 2), loss=square)
@@ -253,7 +265,9 @@ def _furthest(
 def _lanczos(
     product: Callable[[Tensor], Tensor], like: Tensor, steps: int, random: torch.Generator
 ) -> InputSpectrum:
-    """Ends of the spectra of N symmetric matrices at once; like: (N, d). Full reorthogonalization, twice; no waits."""
+    """Ends of the spectra of N symmetric matrices at once; like: (N, d). Full reorthogonalization,
+    twice; no waits.
+    """
     count, size = like.shape
     steps = min(steps, size)
     tiny = 64 * torch.finfo(like.dtype).eps
@@ -268,7 +282,8 @@ def _lanczos(
         w = product(v)
         scale = torch.maximum(scale, torch.linalg.vector_norm(w, dim=1))
         alpha = (w * v).sum(1).double()
-        # A space that is closed under H ends early: what follows repeats α₁, which lies between the two ends.
+        # A space that is closed under H ends early: what follows repeats α₁, which lies between the
+        # two ends.
         t[:, step, step] = torch.where(alive, alpha, t[:, 0, 0]) if step else alpha
         for _ in range(2):
             w = w - torch.einsum("nk,nkd->nd", torch.einsum("nkd,nd->nk", basis, w), basis)

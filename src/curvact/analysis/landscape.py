@@ -1,9 +1,11 @@
-"""The loss along one or two random directions in the weights, with filter normalization (Li et al. 2018).
+"""The loss along one or two random directions in the weights, with filter normalization (Li et al.
+2018).
 
-Each filter of a random Gaussian direction d is scaled to the norm of the model's own filter, d_j ← d_j·‖w_j‖/‖d_j‖. Without
-this, a scale that one layer passes to another would change the picture. A filter is one slice of a tensor along its first
-dimension: the weights of one output channel or one neuron. Tensors of one dimension (biases, scalars of activations) and
-normalization layers do not move. [paper: arXiv 1712.09913]
+Each filter of a random Gaussian direction d is scaled to the norm of the model's own filter, d_j ←
+d_j·‖w_j‖/‖d_j‖. Without this, a scale that one layer passes to another would change the picture. A
+filter is one slice of a tensor along its first
+dimension: the weights of one output channel or one neuron. Tensors of one dimension (biases,
+scalars of activations) and normalization layers do not move. [paper: arXiv 1712.09913]
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ class Landscape:
     """The mean loss at w + a·d₁ (+ b·d₂), on a grid around the model.
 
     coordinates: of a and of b, the same; their middle one is 0, the model itself.
-    clean, adversarial: losses, one row for every a and one column for every b; with one direction each row has one number.
-    adversarial is None without an attack.
+    clean, adversarial: losses, one row for every a and one column for every b; with one direction
+    each row has one number. adversarial is None without an attack.
     dimensions: 1 or 2. norms: ‖d₁‖ (, ‖d₂‖). cosine: between the two directions, None for one.
     inputs: the number of examples.
     """
@@ -71,13 +73,16 @@ def loss_landscape(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Landscape:
-    """The loss on a line or a square around a model, with the attack run anew at every point. [paper]
+    """The loss on a line or a square around a model, with the attack run anew at every point.
+    [paper]
 
-    The model is bit for bit what it was afterwards. Costs points^dimensions passes over the data and as many attacks.
+    The model is bit for bit what it was afterwards. Costs points^dimensions passes over the data
+    and as many attacks.
 
     loss: with one number for each example; its excluded parameters do not move.
     attack: `(model, x, y) -> x_adv`; None for the clean loss alone.
-    directions: 1 or 2 filter-normalized random ones, drawn from `seed`, or the directions themselves, used as they are.
+    directions: 1 or 2 filter-normalized random ones, drawn from `seed`, or the directions
+    themselves, used as they are.
     points: along each direction, odd. span: coordinates from −span to span.
     Raises CurvactError for arguments out of range, and for directions that do not fit the model.
 

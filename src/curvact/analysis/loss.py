@@ -4,8 +4,9 @@
     diagonal_norms(loss, generator=g)
     average_flatness(loss, attack)
 
-The object holds the model, the data, the loss function and the excluded parameters. It holds no copy of the parameters:
-an analysis sees the model as it is when the analysis runs, and leaves it as it was.
+The object holds the model, the data, the loss function and the excluded parameters. It holds no
+copy of the parameters: an analysis sees the model as it is when the analysis runs, and leaves it as
+    it was.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ from curvact.attacks.pgd import Attack, frozen, mode
 from curvact.errors import CurvactError, nearest
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) to the mean over the examples, a scalar, or to N losses, one for each example."""
+"""(outputs, targets) to the mean over the examples, a scalar, or to N losses, one for each
+example.
+"""
 Batch = tuple[Tensor, Tensor]
 Batches = Iterable[Sequence[Tensor]] | Callable[[], Iterable[Sequence[Tensor]]]
-"""Pairs (x, y) that can be read many times: a list, a DataLoader, or a function that returns an iterator."""
+"""Pairs (x, y) that can be read many times: a list, a DataLoader, or a function that returns an
+iterator.
+"""
 Exclude = Callable[[str], bool] | Collection[str]
 """Names of parameters, or a test of a name."""
 
@@ -37,17 +42,18 @@ Exclude = Callable[[str], bool] | Collection[str]
 class Loss:
     """The mean loss of a model over data, as a function of its P parameters.
 
-    model: any module that maps x to the first argument of `loss`. Second derivatives need the module itself, not the one
-        that `torch.compile` returns.
+    model: any module that maps x to the first argument of `loss`. Second derivatives need the
+        module itself, not the one that `torch.compile` returns.
     x, y: inputs (N, …) and targets (N, …).
-    batches: the data as pairs (x, y), instead of x and y. They are read many times and must hold the same examples each
-        time, in any order. The losses are averaged over the examples.
-    loss: a `LossFunction`. The analyses that attack the model (flatness, smoothness, landscape) need one loss for each
-        example; for the default, cross-entropy, this is known.
-    batch_size: examples at a time. None: all at once. The result is that of all the data at once, if the model treats
-        the examples one by one.
-    exclude: parameters that are held fixed and do not count in P: names as in `model.named_parameters()`, or a test of a
-        name. Frozen parameters (`requires_grad=False`) count unless excluded. Tied parameters count once.
+    batches: the data as pairs (x, y), instead of x and y. They are read many times and must hold
+        the same examples each time, in any order. The losses are averaged over the examples.
+    loss: a `LossFunction`. The analyses that attack the model (flatness, smoothness, landscape)
+        need one loss for each example; for the default, cross-entropy, this is known.
+    batch_size: examples at a time. None: all at once. The result is that of all the data at once,
+        if the model treats the examples one by one.
+    exclude: parameters that are held fixed and do not count in P: names as in
+        `model.named_parameters()`, or a test of a name. Frozen parameters (`requires_grad=False`)
+        count unless excluded. Tied parameters count once.
     training: the mode of the model while an analysis runs.
 
     Raises CurvactError for data that do not fit together and for an unknown name in `exclude`.
@@ -100,7 +106,9 @@ class Loss:
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """The parameters that are measured, by name: tensors to differentiate by, with the memory of the model's own."""
+        """The parameters that are measured, by name: tensors to differentiate by, with the memory
+        of the model's own.
+        """
         return self._free
 
     @property
@@ -136,10 +144,11 @@ class Loss:
 
     @contextmanager
     def running(self, where: str, *, twice: bool = True) -> Iterator[None]:
-        """The model in its mode, for as long as the analysis `where` runs. The modes are put back after.
+        """The model in its mode, for as long as the analysis `where` runs. The modes are put back
+        after.
 
-        twice: the analysis differentiates twice, which fused attention cannot: attention then takes torch's plain form.
-        A second `running` inside changes nothing.
+        twice: the analysis differentiates twice, which fused attention cannot: attention then takes
+        torch's plain form. A second `running` inside changes nothing.
         """
         if self._where:
             yield
@@ -154,7 +163,9 @@ class Loss:
             self._graphs.clear()
 
     def _divide(self) -> None:
-        """What is held fixed (with copies of the buffers), and fresh leaves for the measured parameters."""
+        """What is held fixed (with copies of the buffers), and fresh leaves for the measured
+        parameters.
+        """
         fixed = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         free: dict[str, Tensor] = {}
         for param, same in names_of(self.model).items():
@@ -168,7 +179,8 @@ class Loss:
         """The model's outputs, as a function of `free` (the measured parameters where None)."""
         state = {**self._fixed, **(self._free if free is None else free)}
         everywhere = {place: value for name, value in state.items() for place in self._places[name]}
-        # Without tie_weights, which leaves its tensors behind in a module that the model holds under two names (torch 2.13).
+        # Without tie_weights, which leaves its tensors behind in a module that the model holds
+        # under two names (torch 2.13).
         out: Tensor = torch.func.functional_call(self.model, everywhere, (x,), tie_weights=False)
         return out
 
@@ -186,7 +198,9 @@ class Loss:
             )
 
     def inputs(self) -> list[Batch]:
-        """All batches (x, y). CurvactError for inputs that are not floating point or not finite. Waits for the device."""
+        """All batches (x, y). CurvactError for inputs that are not floating point or not finite.
+        Waits for the device.
+        """
         found = [(x, y) for _, x, y in self.batches()]
         for x, _ in found:
             if not x.is_floating_point():
@@ -198,7 +212,8 @@ class Loss:
         return found
 
     def attacked(self, attack: Attack | None) -> Loss:
-        """The same loss at attacked inputs; the perturbations are held fixed from then on. None: the loss itself.
+        """The same loss at attacked inputs; the perturbations are held fixed from then on. None:
+        the loss itself.
 
         >>> from curvact.attacks import PGD, ThreatModel
         >>> loss = Loss(nn.Linear(4, 2), torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))
@@ -218,7 +233,9 @@ class Loss:
         return Loss(self.model, x, y, loss=self.function, exclude=self._excluded, training=self.training)
 
     def attack(self, attack: Attack | None, x: Tensor, y: Tensor) -> Tensor:
-        """The attacked inputs of one batch, detached; no parameter asks for a gradient meanwhile."""
+        """The attacked inputs of one batch, detached; no parameter asks for a gradient
+        meanwhile.
+        """
         if attack is None:
             return x
         with frozen(self.model):
@@ -232,7 +249,9 @@ class Loss:
         return points.detach()
 
     def check_values(self) -> None:
-        """CurvactError for NaN in a parameter or buffer of the model; the message names it. Waits for the device."""
+        """CurvactError for NaN in a parameter or buffer of the model; the message names it. Waits
+        for the device.
+        """
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         if tensors:
             flags = torch.stack([tensor.detach().isnan().any() for _, tensor in tensors]).tolist()
@@ -246,7 +265,9 @@ class Loss:
         return losses.mean() if losses.shape == (len(y),) else losses
 
     def each(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The loss of each example, (N,). CurvactError for a loss function that gives only their mean."""
+        """The loss of each example, (N,). CurvactError for a loss function that gives only their
+        mean.
+        """
         losses = (ce if self.function is F.cross_entropy else self.function)(outputs, y)
         if losses.shape != (len(y),):
             raise CurvactError(
@@ -256,9 +277,11 @@ class Loss:
         return losses
 
     def graphs(self, *, residual: bool = False) -> Iterator[tuple[float, Graph]]:
-        """(share of all examples, graph of the loss) by batch. The graph of a single batch is kept while an analysis runs.
+        """(share of all examples, graph of the loss) by batch. The graph of a single batch is kept
+        while an analysis runs.
 
-        residual: of ⟨outputs, ∂L/∂outputs held fixed⟩ instead, which has the same gradient and the Hessian H − GGN.
+        residual: of ⟨outputs, ∂L/∂outputs held fixed⟩ instead, which has the same gradient and the
+        Hessian H − GGN.
         """
         for weight, x, y in self.batches():
             graph = self._graphs.get(residual)
@@ -284,7 +307,9 @@ class Loss:
     # ---- what it is for ----
 
     def gradient(self) -> tuple[float, Tensor]:
-        """L and ∇L, of shape (P,). CurvactError where they are not finite; the message names the parameter."""
+        """L and ∇L, of shape (P,). CurvactError where they are not finite; the message names the
+        parameter.
+        """
         with self.running("gradient"):
             like = self.params[0]
             total = torch.zeros(
@@ -361,7 +386,9 @@ def excluder(model: nn.Module, exclude: Exclude, where: str) -> Callable[[str], 
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:
-    """From the first name of each parameter and buffer to the names of all attributes that hold it."""
+    """From the first name of each parameter and buffer to the names of all attributes that hold
+    it.
+    """
     by_tensor: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:

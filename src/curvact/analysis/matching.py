@@ -24,9 +24,9 @@ PGD_20 = PGD(20)
 class Matched:
     """The radii of an L∞ and an L2 attack of matched strength.
 
-    rule: "corners": ε₂ = ε∞√d, the L2 ball through the corners of the L∞ ball, which it contains. "loss" or "accuracy": ε₂
-    such that the same PGD costs as much mean loss or accuracy on these data. target, reached: that cost for L∞ and for L2;
-    NaN for "corners".
+    rule: "corners": ε₂ = ε∞√d, the L2 ball through the corners of the L∞ ball, which it contains.
+    "loss" or "accuracy": ε₂ such that the same PGD costs as much mean loss or accuracy on these
+    data. target, reached: that cost for L∞ and for L2; NaN for "corners".
     """
 
     linf: float
@@ -41,7 +41,9 @@ class Matched:
         return {"linf": ThreatModel("linf", self.linf), "l2": ThreatModel("l2", self.l2)}
 
     def attacks(self, attack: PGD = PGD_20, *, seed: int = 0) -> dict[str, Attack | None]:
-        """No attack ("clean") and PGD in both balls, by name; each call starts at the same random points."""
+        """No attack ("clean") and PGD in both balls, by name; each call starts at the same random
+        points.
+        """
         return {
             "clean": None,
             **{name: seeded(attack, threat, seed) for name, threat in self.threat_models.items()},
@@ -54,7 +56,9 @@ class Matched:
 
 
 def seeded(attack: PGD, threat_model: ThreatModel, seed: int = 0) -> Attack:
-    """PGD in a threat model that starts at the same random points at every call, as smoothness needs it."""
+    """PGD in a threat model that starts at the same random points at every call, as smoothness
+    needs it.
+    """
     return attack.on(threat_model, lambda device: generator(seed, "smoothness, attack", device=device))
 
 
@@ -69,9 +73,9 @@ def match_radii(
 ) -> Matched:
     """The L2 radius that matches an L∞ radius ε, by one of the rules of `Matched`. [ours]
 
-    By "corners" L2 is much the stronger attacker: use it to compare balls, and "loss" or "accuracy" to compare equal harm.
-    Those bisect ε₂ in [ε, ε√d] (geometrically): at the lower end the L∞ ball contains the L2 ball, at the upper end it is
-    contained in it.
+    By "corners" L2 is much the stronger attacker: use it to compare balls, and "loss" or "accuracy"
+    to compare equal harm. Those bisect ε₂ in [ε, ε√d] (geometrically): at the lower end the L∞ ball
+    contains the L2 ball, at the upper end it is contained in it.
     loss: inputs (N, …) in [0, 1]; y are classes for "accuracy". attack: for both balls.
     Raises CurvactError for ε ≤ 0, an unknown rule, inputs outside [0, 1], or what is not finite.
 

@@ -16,7 +16,9 @@ Operator = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A scalar and its gradient with the graph behind it, so that each product with H is one more backward pass."""
+    """A scalar and its gradient with the graph behind it, so that each product with H is one more
+    backward pass.
+    """
 
     params: Sequence[Tensor]
     gradients: Sequence[Tensor | None]
@@ -41,7 +43,9 @@ class Graph:
         return flatten(rows)
 
     def block(self, index: int, vector: Tensor) -> Tensor:
-        """H_pp v for the block of one parameter tensor p, number `index`; v and the result have its shape."""
+        """H_pp v for the block of one parameter tensor p, number `index`; v and the result have its
+        shape.
+        """
         gradient, param = self.gradients[index], self.params[index]
         if gradient is None:
             return torch.zeros_like(param)
@@ -56,7 +60,9 @@ class Graph:
         return row.detach()
 
     def block_diagonal(self, index: int) -> Tensor:
-        """The diagonal of that block, flat. One backward pass for each element, in the part of the graph from p to itself."""
+        """The diagonal of that block, flat. One backward pass for each element, in the part of the
+        graph from p to itself.
+        """
         gradient, param = self.gradients[index], self.params[index]
         diagonal = torch.zeros_like(param).reshape(-1)
         if gradient is None:
@@ -76,8 +82,8 @@ def differentiate(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> Gr
     """The gradient of `loss_fn()` in `params`, ready to be differentiated again.
 
     loss_fn: returns a scalar computed from `params`.
-    params: tensors that require a gradient; P is their total number of elements. One that the loss does not depend on has
-        a zero row in H.
+    params: tensors that require a gradient; P is their total number of elements. One that the loss
+        does not depend on has a zero row in H.
     Raises CurvactError when the loss is no scalar, or does not depend on any of the parameters.
 
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)

@@ -23,7 +23,8 @@ def finite(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, mappings, sequences and tensors as JSON has them; a number that is not finite is None.
+    """Dataclasses, mappings, sequences and tensors as JSON has them; a number that is not finite is
+    None.
 
     >>> plain({"a": (1.0, float("inf"))})
     {'a': [1.0, None]}

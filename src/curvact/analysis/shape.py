@@ -1,7 +1,8 @@
 """The shape of activations, and the robustness of networks with them, as one table.
 
-The paper (PAF, arXiv 2110.05626) trains networks whose activations differ in one property of their shape. It compares clean
-accuracy, average minimum PGD radius, Square success and the empirical Lipschitz constant. [paper]
+The paper (PAF, arXiv 2110.05626) trains networks whose activations differ in one property of their
+shape. It compares clean accuracy, average minimum PGD radius, Square success and the empirical
+Lipschitz constant. [paper]
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ FAR_NEGATIVE = -5.0
 
 @dataclass(frozen=True)
 class ActivationShape:
-    """The properties that the shape analysis of the paper names, as numbers. The choice of numbers is [ours].
+    """The properties that the shape analysis of the paper names, as numbers. The choice of numbers
+    is [ours].
 
     max_curvature, curvature_at: κ and its place.
-    positive_on_negative: whether σ(x) > 0 for some x < 0. highest_on_negative: sup of σ over [−5, 0).
-    curvature_at_zero: σ″(0), 0 at a kink. curvature_near_zero: mean of |σ″| over [−0.5, 0.5], where a kink adds its change of
-    slope.
-    slope_low, slope_high: slopes in the tails, as x → −∞ and +∞. at_zero, slope_at_zero: σ(0), σ′(0).
+    positive_on_negative: whether σ(x) > 0 for some x < 0. highest_on_negative: sup of σ over [−5,
+    0).
+    curvature_at_zero: σ″(0), 0 at a kink. curvature_near_zero: mean of |σ″| over [−0.5, 0.5], where
+    a kink adds its change of slope.
+    slope_low, slope_high: slopes in the tails, as x → −∞ and +∞. at_zero, slope_at_zero: σ(0),
+    σ′(0).
     """
 
     name: str
@@ -62,13 +66,16 @@ class ActivationShape:
 class ShapeRow:
     """One trained model: the shape of its activations and its robustness.
 
-    shape: mean over the activations of its call sites (κ infinite if any is); None if they cannot be described.
+    shape: mean over the activations of its call sites (κ infinite if any is); None if they cannot
+        be described.
     activations: their distinct names.
     clean_accuracy, robust_accuracy: fractions; robust against PGD.
-    radius: mean over inputs of the smallest radius at which PGD succeeds, 0 where the model errs already and the largest radius
-        tried where PGD fails. radius_unbroken: the fraction of the latter.
+    radius: mean over inputs of the smallest radius at which PGD succeeds, 0 where the model errs
+        already and the largest radius tried where PGD fails. radius_unbroken: the fraction of the
+        latter.
     lipschitz: mean over inputs of the empirical Lipschitz constant; lipschitz_max: the highest.
-    square_success: the fraction of the correctly classified inputs that Square fooled; None without Square.
+    square_success: the fraction of the correctly classified inputs that Square fooled; None without
+        Square.
     """
 
     model: str
@@ -99,8 +106,10 @@ class ShapeSettings:
     """How `shape_table` measures. All values are [ours].
 
     attack: for robust accuracy and for the minimum radius.
-    largest_radius: the search for the minimum radius begins there; 4ε where None. halvings: of that search.
-    lipschitz_radius: the L∞ radius; ε of an linf threat model, else 8/255, where None. lipschitz_steps: of the ascent.
+    largest_radius: the search for the minimum radius begins there; 4ε where None. halvings: of that
+    search.
+    lipschitz_radius: the L∞ radius; ε of an linf threat model, else 8/255, where None.
+    lipschitz_steps: of the ascent.
     square_queries: 0 leaves Square out; linf and l2 only.
     """
 
@@ -125,7 +134,8 @@ class ShapeTable:
 
 
 def activation_shape(module: nn.Module | str | Callable[[Tensor], Tensor]) -> ActivationShape:
-    """The shape of any activation: a name, a module or a function of one tensor, measured in float64.
+    """The shape of any activation: a name, a module or a function of one tensor, measured in
+    float64.
 
     Raises CurvactError for what is not elementwise.
 
@@ -167,10 +177,13 @@ def empirical_lipschitz(
     seed: int = 0,
     batch_size: int = 512,
 ) -> Tensor:
-    """The empirical Lipschitz constant of each input: a lower bound on the true one. [paper; the steps: ours]
+    """The empirical Lipschitz constant of each input: a lower bound on the true one. [paper; the
+    steps: ours]
 
-    The highest ‖f(x′) − f(x)‖₁/‖x′ − x‖∞ on the way of an ascent on the numerator within ‖x′ − x‖∞ ≤ radius.
-    model: maps inputs (N, …) in [0, 1] to N×classes logits; its mode is left as it is. radius: in input units, > 0.
+    The highest ‖f(x′) − f(x)‖₁/‖x′ − x‖∞ on the way of an ascent on the numerator within ‖x′ − x‖∞
+    ≤ radius.
+    model: maps inputs (N, …) in [0, 1] to N×classes logits; its mode is left as it is. radius: in
+    input units, > 0.
     step: in units of radius, as in `PGD`. Points nearer than radius/1000 are rounding and left out.
     Returns N ratios, detached.
 
@@ -226,7 +239,8 @@ def shape_table(
     batch_size: int = 512,
     on_progress: OnProgress | None = None,
 ) -> ShapeTable:
-    """One row for each model: shape of its activations, accuracy, minimum radius, Lipschitz constant, Square. [paper]
+    """One row for each model: shape of its activations, accuracy, minimum radius, Lipschitz
+    constant, Square. [paper]
 
     Every model is measured in eval mode with the same seeds, and left as it was.
 

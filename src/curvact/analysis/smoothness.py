@@ -1,10 +1,12 @@
-"""Smoothness of the adversarial loss in the parameters: Lipschitz ratios of its gradient, attacked anew at each point.
+"""Smoothness of the adversarial loss in the parameters: Lipschitz ratios of its gradient, attacked
+anew at each point.
 
     ratio = ‖∇L(θ₁) − ∇L(θ₂)‖ / ‖θ₁ − θ₂‖,    L(θ) = mean over fixed data of ℓ(θ, x + δ*(θ))
 
-The gradient is taken at fixed δ* (Danskin). δ*(θ) is found anew at each θ, from the same random start. Pairs of points lie along
-random directions of fixed relative norm, or are consecutive points of a training trajectory. Where the gradient jumps, the ratio
-grows as the step shrinks. So the numerator stands beside it, and the distance that the attack moved. [ours]
+The gradient is taken at fixed δ* (Danskin). δ*(θ) is found anew at each θ, from the same random
+start. Pairs of points lie along random directions of fixed relative norm, or are consecutive points
+of a training trajectory. Where the gradient jumps, the ratio grows as the step shrinks. So the
+numerator stands beside it, and the distance that the attack moved. [ours]
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from curvact.errors import CurvactError, nearest
 from curvact.random import generator as make_generator
 
 Point = Mapping[str, Tensor] | Tensor
-"""Parameters: a state dict (buffers may be among them), or one vector (P,) in the order of `model.parameters()`."""
+"""Parameters: a state dict (buffers may be among them), or one vector (P,) in the order of
+`model.parameters()`.
+"""
 Buffers = Literal["pair", "own", "model"]
 NORMS = (0.001, 0.003, 0.01, 0.03, 0.1)
 
@@ -37,11 +41,13 @@ NORMS = (0.001, 0.003, 0.01, 0.03, 0.1)
 class SmoothnessRow:
     """Two points of the parameters, and the difference of the gradient between them.
 
-    attack: its name. index: of the direction, or of the pair on the trajectory. position: the number of the second point.
-    relative_norm: ‖Δθ‖/‖θ₁‖ (the given one, along directions). step: ‖Δθ‖. difference: ‖∇L(θ₁) − ∇L(θ₂)‖. ratio: of the two;
-    NaN where the points are one.
-    held: ‖∇ℓ(θ₂, x+δ*₁) − ∇L(θ₁)‖, the difference with the attack held. moved: ‖∇L(θ₂) − ∇ℓ(θ₂, x+δ*₁)‖, the part of the
-    attack's move. drift: mean over the examples of ‖δ*₁ − δ*₂‖₂. loss, loss_there: L(θ₁), L(θ₂).
+    attack: its name. index: of the direction, or of the pair on the trajectory. position: the
+    number of the second point.
+    relative_norm: ‖Δθ‖/‖θ₁‖ (the given one, along directions). step: ‖Δθ‖. difference: ‖∇L(θ₁) −
+    ∇L(θ₂)‖. ratio: of the two; NaN where the points are one.
+    held: ‖∇ℓ(θ₂, x+δ*₁) − ∇L(θ₁)‖, the difference with the attack held. moved: ‖∇L(θ₂) − ∇ℓ(θ₂,
+    x+δ*₁)‖, the part of the attack's move. drift: mean over the examples of ‖δ*₁ − δ*₂‖₂. loss,
+    loss_there: L(θ₁), L(θ₂).
     """
 
     attack: str
@@ -62,8 +68,8 @@ class SmoothnessRow:
 class SmoothnessLine:
     """One attack at one relative norm, over the directions.
 
-    highest_ratio: the best lower bound on the Lipschitz constant. ratio_error: standard error of the mean ratio over the
-    directions, NaN for one. The other numbers are means over the rows.
+    highest_ratio: the best lower bound on the Lipschitz constant. ratio_error: standard error of
+    the mean ratio over the directions, NaN for one. The other numbers are means over the rows.
     """
 
     attack: str
@@ -82,11 +88,13 @@ class SmoothnessLine:
 class SmoothnessReport:
     """Ratios along random directions for several attacks, and input flatness.
 
-    rows: one for each attack, relative norm and direction; the directions are the same for all attacks and norms.
-    noise: by attack, mean ‖δ* − δ*'‖ between two runs at the same parameters. Above 0 the attack itself is random, and drift,
-    ratio and numerator hold that noise.
+    rows: one for each attack, relative norm and direction; the directions are the same for all
+    attacks and norms.
+    noise: by attack, mean ‖δ* − δ*'‖ between two runs at the same parameters. Above 0 the attack
+    itself is random, and drift, ratio and numerator hold that noise.
     gradient_norms, losses: at the model itself, by attack. flatness: None where it is left out.
-    matching: how the radii were matched, where the caller gave that. inputs, parameters: their numbers.
+    matching: how the radii were matched, where the caller gave that. inputs, parameters: their
+    numbers.
     """
 
     rows: tuple[SmoothnessRow, ...]
@@ -118,7 +126,8 @@ class SmoothnessReport:
 
 @dataclass(frozen=True)
 class TrajectorySmoothness:
-    """Ratios between consecutive points of a training trajectory. rows: one for each attack and pair.
+    """Ratios between consecutive points of a training trajectory. rows: one for each attack and
+    pair.
 
     buffers: whose batch-norm statistics. Other fields as `SmoothnessReport`.
     """
@@ -146,20 +155,24 @@ def smoothness_report(
     matching: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> SmoothnessReport:
-    """Smoothness of the loss after each attack around a model, along random directions, and its flatness in the input.
+    """Smoothness of the loss after each attack around a model, along random directions, and its
+    flatness in the input.
 
     The model is bit for bit what it was afterwards, also when an attack raises.
 
-    loss: with one number for each example; its excluded parameters do not move and are not differentiated.
-    attacks: `(model, x, y) -> x_adv` by name; None for the loss on x itself. They must start at the same points at each call, as
-        `PGD.on` with a function that makes its generator. For attacks that draw from torch's global state this is so.
-        `replayed` wraps one that holds a generator.
-    norms: relative norms ρ: the tensors of a direction have the norms ρ‖θ_t‖, so that ‖Δθ‖ = ρ‖θ‖. directions: for each norm.
-    generator: of the directions. threat_models: for the linearity error of `input_flatness`. matching: copied to the report.
+    loss: with one number for each example; its excluded parameters do not move and are not
+        differentiated.
+    attacks: `(model, x, y) -> x_adv` by name; None for the loss on x itself. They must start at the
+        same points at each call, as `PGD.on` with a function that makes its generator. For attacks
+        that draw from torch's global state this is so. `replayed` wraps one that holds a generator.
+    norms: relative norms ρ: the tensors of a direction have the norms ρ‖θ_t‖, so that ‖Δθ‖ = ρ‖θ‖.
+        directions: for each norm.
+    generator: of the directions. threat_models: for the linearity error of `input_flatness`.
+        matching: copied to the report.
     on_progress: called with (pairs done, pairs in all).
     Costs, for each attack, norm and direction, one attack and two gradients.
-    Raises CurvactError for arguments out of range, no attacks, a loss of another shape, or what is not finite at the model
-    itself.
+    Raises CurvactError for arguments out of range, no attacks, a loss of another shape, or what is
+    not finite at the model itself.
 
     >>> from curvact.attacks import PGD
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Softplus(), torch.nn.Linear(8, 2))
@@ -232,18 +245,21 @@ def trajectory_smoothness(
     buffers: Buffers = "pair",
     on_progress: OnProgress | None = None,
 ) -> TrajectorySmoothness:
-    """Ratios between consecutive points of a trajectory, each attack anew at each. The model comes back bit for bit.
+    """Ratios between consecutive points of a trajectory, each attack anew at each. The model comes
+    back bit for bit.
 
-    loss: as in `smoothness_report`. Its excluded parameters keep the model's own values at every point; vectors hold them too.
-    points: state dicts or vectors; an iterator is read once, with two points in memory at a time. Each is copied while the model
-        holds its own values, so a point may be the model's live state. Code that makes points on the way must use another model.
+    loss: as in `smoothness_report`. Its excluded parameters keep the model's own values at every
+        point; vectors hold them too.
+    points: state dicts or vectors; an iterator is read once, with two points in memory at a time.
+        Each is copied while the model holds its own values, so a point may be the model's live
+        state. Code that makes points on the way must use another model.
     positions: a number for each point, such as gradient evaluations spent; 0, 1, … where None.
-    buffers: whose batch-norm statistics. "pair": both points have those of the first, so that the ratio is of one function (two
-        evaluations a pair where they differ). "own": each its own; the change of statistics is then in the ratio. "model": those
-        of the model as given.
+    buffers: whose batch-norm statistics. "pair": both points have those of the first, so that the
+        ratio is of one function (two evaluations a pair where they differ). "own": each its own;
+        the change of statistics is then in the ratio. "model": those of the model as given.
     Costs one attack (two, see above) and two gradients for each pair and attack.
-    Raises CurvactError for fewer than two points, for points that do not fit the model or hold NaN, for a loss that is not
-    finite at the first of them, and as `smoothness_report`.
+    Raises CurvactError for fewer than two points, for points that do not fit the model or hold NaN,
+    for a loss that is not finite at the first of them, and as `smoothness_report`.
 
     >>> loss = Loss(torch.nn.Linear(2, 2), torch.rand(4, 2), torch.tensor([0, 1, 1, 0]))
     >>> found = trajectory_smoothness(loss, [torch.zeros(6), torch.ones(6), torch.full((6,), 3.0)], {"clean": None})
@@ -377,7 +393,9 @@ class _Bench:
         return torch.cat([row.reshape(-1) for row in rows]), value
 
     def compare(self, name: str, origin: _Look, step: Tensor, there: _Look | None = None) -> list[Tensor]:
-        """step, difference, held, moved, drift, both losses: between `origin` and the model as it stands."""
+        """step, difference, held, moved, drift, both losses: between `origin` and the model as it
+        stands.
+        """
         there = self.look(name) if there is None else there
         held = there.gradient if self.attacks[name] is None else self._gradient(origin.points)[0]
         return [
@@ -393,7 +411,9 @@ class _Bench:
     # ---- points of a trajectory ----
 
     def unmoved(self, points: Iterable[Point]) -> Iterator[Point]:
-        """The points, each taken while the model holds its own values: a point may share memory with it."""
+        """The points, each taken while the model holds its own values: a point may share memory
+        with it.
+        """
         source = iter(points)
         while True:
             self.weights.put_back()
@@ -404,7 +424,9 @@ class _Bench:
             yield point
 
     def read(self, point: Point, number: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Copies of the moving parameters of a point, in their order, and of its buffers by name."""
+        """Copies of the moving parameters of a point, in their order, and of its buffers by
+        name.
+        """
         model, where = self.loss.model, f"point {number} of the trajectory"
         if isinstance(point, Tensor):
             every = dict(model.named_parameters())
@@ -444,7 +466,9 @@ class _Bench:
 
 @contextmanager
 def _looking(loss: Loss, attacks: Mapping[str, Attack | None], where: str) -> Iterator[_Bench]:
-    """Everything of the model comes back: values of parameters and buffers, gradients, flags and modes."""
+    """Everything of the model comes back: values of parameters and buffers, gradients, flags and
+    modes.
+    """
     with moving(loss, where) as weights:
         batches = loss.inputs()
         loss.check_values()
@@ -456,7 +480,9 @@ def _looking(loss: Loss, attacks: Mapping[str, Attack | None], where: str) -> It
 
 @contextmanager
 def _same_chance(number: int, device: torch.device) -> Iterator[None]:
-    """Torch's global state at a fixed place inside, for attacks that draw from it; put back after."""
+    """Torch's global state at a fixed place inside, for attacks that draw from it; put back
+    after.
+    """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(number)

@@ -51,10 +51,12 @@ class Weights:
     def direction(
         self, random: torch.Generator, *, radius: float = 1.0, by_filter: bool = False
     ) -> list[Tensor | None]:
-        """One random direction, a Gaussian one scaled to the norms of the parameters: one offset for each tensor.
+        """One random direction, a Gaussian one scaled to the norms of the parameters: one offset
+        for each tensor.
 
-        Every tensor has radius times the norm of its parameters, so that it is uniform on that sphere. by_filter: every slice
-        along the first dimension has the norm of the model's own slice, and tensors of one dimension have no offset (None).
+        Every tensor has radius times the norm of its parameters, so that it is uniform on that
+        sphere. by_filter: every slice along the first dimension has the norm of the model's own
+        slice, and tensors of one dimension have no offset (None).
         """
         return [self._offset(i, random, radius, by_filter) for i in range(len(self.start))]
 
@@ -73,10 +75,12 @@ class Weights:
 
 @contextmanager
 def moving(loss: Loss, where: str, *, normalization: bool = True) -> Iterator[Weights]:
-    """The measured parameters of a loss, to be moved inside. Afterwards the model is bit for bit what it was.
+    """The measured parameters of a loss, to be moved inside. Afterwards the model is bit for bit
+    what it was.
 
     normalization: False holds the parameters of normalization layers fixed.
-    Inside, the model is in the mode of the loss, only the moving parameters ask for gradients, and no `.grad` is set.
+    Inside, the model is in the mode of the loss, only the moving parameters ask for gradients, and
+    no `.grad` is set.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     >>> loss = Loss(model, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))

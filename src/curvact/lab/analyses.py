@@ -1,7 +1,9 @@
-"""Analyses of one trained model as plain records, and their headline numbers for the record of a run.
+"""Analyses of one trained model as plain records, and their headline numbers for the record of a
+run.
 
     loss = Loss(model, x, y, batch_size=128)
-    record = hessian_analysis(loss, threat_model, HessianSettings(what=("norms",)), attack=PGD(20), seed=0)
+    record = hessian_analysis(loss, threat_model, HessianSettings(what=("norms",)), attack=PGD(20),
+    seed=0)
 
 Parameters of activations are held fixed and do not count in any of them.
 """
@@ -54,7 +56,8 @@ WORST_RESTARTS = 3
 
 @dataclass(frozen=True)
 class HessianSettings:
-    """what: of `HESSIAN_PARTS`. Other settings as in `diagonal_norms`, `diagonal_split`, `top_eigenvalues`, `spectral_density`.
+    """what: of `HESSIAN_PARTS`. Other settings as in `diagonal_norms`, `diagonal_split`,
+    `top_eigenvalues`, `spectral_density`.
 
     eigenvalues: at each end. density_probes: 0 leaves the density out.
     """
@@ -76,7 +79,9 @@ class HessianSettings:
 
 @dataclass(frozen=True)
 class FlatnessSettings:
-    """what: of `FLATNESS_PARTS`. radius, draws: of the average case. worst_radius, steps, restarts: of the worst case."""
+    """what: of `FLATNESS_PARTS`. radius, draws: of the average case. worst_radius, steps, restarts:
+    of the worst case.
+    """
 
     what: tuple[str, ...] = FLATNESS_PARTS
     radius: float = 0.5
@@ -91,7 +96,9 @@ class FlatnessSettings:
 
 @dataclass(frozen=True)
 class SmoothnessSettings:
-    """rule: how the L2 radius is matched to the L∞ radius (`match_radii`). Other settings as in `smoothness_report`."""
+    """rule: how the L2 radius is matched to the L∞ radius (`match_radii`). Other settings as in
+    `smoothness_report`.
+    """
 
     rule: MatchingRule = "loss"
     norms: tuple[float, ...] = NORMS
@@ -108,11 +115,13 @@ def run_analyses(
     seed: int = 0,
     on_kind: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """The headline numbers of some analyses of a trained model, flat, for the record of a run. [ours: the choice of numbers]
+    """The headline numbers of some analyses of a trained model, flat, for the record of a run.
+    [ours: the choice of numbers]
 
-    Every name begins with that of its analysis. Numbers that are not finite (κ of a kink) are left out. Where the split of
-    diag H does not hold (Sparta, a ViT), `hessian_clean_split_holds` is 0 and its σ″ numbers are left out. The images are the
-    first of the training split, for flatness of the test split. The norms of diag H are not among the numbers.
+    Every name begins with that of its analysis. Numbers that are not finite (κ of a kink) are left
+    out. Where the split of diag H does not hold (Sparta, a ViT), `hessian_clean_split_holds` is 0
+    and its σ″ numbers are left out. The images are the first of the training split, for flatness of
+    the test split. The norms of diag H are not among the numbers.
 
     threat_model: ε > 0. on_kind: called with the name of each analysis before it begins.
     Raises CurvactError as the analyses do.
@@ -122,7 +131,8 @@ def run_analyses(
     >>> model, digits = MiniResNet(channels=1, width=2, activation="silu"), load("digits")
     >>> spec = AnalysesSpec(kinds=("curvature",), images=16)
     >>> sorted(run_analyses(model, digits, ThreatModel("linf", 0.1), spec))
-    ['curvature_curved_half', 'curvature_curved_tenth', 'curvature_effective_max', 'curvature_effective_mean']
+    ['curvature_curved_half', 'curvature_curved_tenth', 'curvature_effective_max',
+    'curvature_effective_mean']
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: dict[str, float] = {}
@@ -165,7 +175,8 @@ def check_names(what: str, given: Collection[str], allowed: Sequence[str], where
 
 
 def own_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters of activations (`curvact.activations.activation_parameters`), which no analysis counts.
+    """Names of the parameters of activations (`curvact.activations.activation_parameters`), which
+    no analysis counts.
 
     >>> from curvact.models import MiniResNet
     >>> own_parameters(MiniResNet(activation="pssilu(learnable=True)", width=2))[:1]
@@ -189,9 +200,11 @@ def hessian_analysis(
 ) -> Record:
     """diag H of the clean and the adversarial loss: its norms, its split, and the spectrum of H.
 
-    Under `losses`, by "clean" and "adversarial": `norms` as `DiagonalNorms`, `split` as `DiagonalSplit`, `spectrum` with `trace`,
-    `largest` and `smallest` (with residuals), and `density`. `excluded`: the number of parameters of activations.
-    loss: inputs (N, C, H, W) in [0, 1]. attack: of the adversarial loss; the perturbation is then held fixed.
+    Under `losses`, by "clean" and "adversarial": `norms` as `DiagonalNorms`, `split` as
+    `DiagonalSplit`, `spectrum` with `trace`, `largest` and `smallest` (with residuals), and
+    `density`. `excluded`: the number of parameters of activations.
+    loss: inputs (N, C, H, W) in [0, 1]. attack: of the adversarial loss; the perturbation is then
+    held fixed.
     on_progress: counts the parts. Raises CurvactError as the analyses do.
     """
     own = set(own_parameters(loss.model))
@@ -245,7 +258,9 @@ def flatness_analysis(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Average- and worst-case flatness of the adversarial loss: `average`, `worst`. Arguments as `hessian_analysis`."""
+    """Average- and worst-case flatness of the adversarial loss: `average`, `worst`. Arguments as
+    `hessian_analysis`.
+    """
     loss = loss.excluding(own_parameters(loss.model))
     run = seeded(attack, threat_model, seed)
     sizes = {"average": settings.draws, "worst": settings.restarts}
@@ -282,10 +297,11 @@ def smoothness_analysis(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """Smoothness of the clean, the L∞ and the L2 loss along random directions, and input flatness: of `SmoothnessReport`.
+    """Smoothness of the clean, the L∞ and the L2 loss along random directions, and input flatness:
+    of `SmoothnessReport`.
 
-    threat_model: linf with its ε, or l2, for which ε∞ = ε₂/√d. The other radius follows by the rule.
-    Other arguments as `hessian_analysis`. Raises CurvactError for another norm and for ε = 0.
+    threat_model: linf with its ε, or l2, for which ε∞ = ε₂/√d. The other radius follows by the
+    rule. Other arguments as `hessian_analysis`. Raises CurvactError for another norm and for ε = 0.
     """
     loss = loss.excluding(own_parameters(loss.model))
     epsilon = linf_radius(threat_model, loss.inputs()[0][0])
@@ -304,7 +320,9 @@ def smoothness_analysis(
 
 
 def linf_radius(threat_model: ThreatModel, x: Tensor) -> float:
-    """ε of an L∞ threat model. For an L2 one ε/√d, that of the cube whose corners lie on its ball. CurvactError for L1."""
+    """ε of an L∞ threat model. For an L2 one ε/√d, that of the cube whose corners lie on its ball.
+    CurvactError for L1.
+    """
     if threat_model.norm == "linf":
         return threat_model.epsilon
     if threat_model.norm == "l2":
@@ -315,7 +333,8 @@ def linf_radius(threat_model: ThreatModel, x: Tensor) -> float:
 
 
 def density_record(density: SpectralDensity) -> Record:
-    """A spectral density as plain numbers: `nodes`, `weights`, and the density of that `width` at the points `at`.
+    """A spectral density as plain numbers: `nodes`, `weights`, and the density of that `width` at
+    the points `at`.
 
     width: 1/100 of the range of the nodes, where they are not all alike. [ours]
     """
@@ -339,7 +358,9 @@ def density_record(density: SpectralDensity) -> Record:
 
 
 def headlines(kind: str, record: Mapping[str, Any]) -> dict[str, float]:
-    """The few numbers of one analysis's record that a table over runs shows, by names that begin with `kind`."""
+    """The few numbers of one analysis's record that a table over runs shows, by names that begin
+    with `kind`.
+    """
     read = {
         "hessian": _hessian_numbers,
         "flatness": _flatness_numbers,

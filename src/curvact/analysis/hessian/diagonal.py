@@ -1,28 +1,30 @@
 """The diagonal of the loss Hessian, exactly or from random probes with error bars.
 
-Let v_k be a vector of independent random signs. Then D_k = v_k ⊙ H v_k has the mean diag H [derived] (Hutchinson's idea, in
-the form of Bekas, Kokiopoulou and Saad 2007). The squared norm of the mean of the D_k is too large on average, because it
-holds the noise of the D_k. Products of *different* probes do not hold it [derived]:
+Let v_k be a vector of independent random signs. Then D_k = v_k ⊙ H v_k has the mean diag H
+[derived] (Hutchinson's idea, in the form of Bekas, Kokiopoulou and Saad 2007). The squared norm of
+the mean of the D_k is too large on average, because it holds the noise of the D_k. Products of
+*different* probes do not hold it [derived]:
 
     U = (‖ΣD_k‖² − Σ‖D_k‖²) / (K(K−1)),                                 E U = ‖diag H‖²
     V = U² − ((ΣA)² − 4Σr_k² + 2ΣA²) / (K(K−1)(K−2)(K−3)),              E V = Var U
 
-A is the Gram matrix of the D_k with a zero diagonal, r its row sums. The noise of D_k comes from the elements of H off the
-diagonal. A few large eigenvalues dominate it. Two methods take them out:
+A is the Gram matrix of the D_k with a zero diagonal, r its row sums. The noise of D_k comes from
+the elements of H off the diagonal. A few large eigenvalues dominate it. Two methods take them out:
 
-- deflation: Q spans a sketch HΩ, where Ω holds m other random signs. Its part of the diagonal is computed exactly (as in
-  Hutch++, Meyer et al. 2021, and Diag++, Baston and Nakatsukasa 2022):
+- deflation: Q spans a sketch HΩ, where Ω holds m other random signs. Its part of the diagonal is
+  computed exactly (as in Hutch++, Meyer et al. 2021, and Diag++, Baston and Nakatsukasa 2022):
 
       D_k = diag(PH + HP − PHP) + v_k ⊙ (I−P)H(I−P)v_k,    P = QQᵀ
 
-- ggn: the large eigenvalues belong to the generalized Gauss-Newton matrix G. Its diagonal has an exact formula (see `ggn`).
-  H − G is the Hessian of ⟨outputs, ∂L/∂outputs held fixed⟩, so that its products cost what products with H cost [derived]:
+- ggn: the large eigenvalues belong to the generalized Gauss-Newton matrix G. Its diagonal has an
+  exact formula (see `ggn`). H − G is the Hessian of ⟨outputs, ∂L/∂outputs held fixed⟩, so that its
+  products cost what products with H cost [derived]:
 
       D_k = diag G + v_k ⊙ (H−G)v_k
 
-Given Q or G, these D_k are again independent with mean diag H. So U and V hold without change [derived]. For the
-scale-invariant norm the probes act on H̃ = ΘHΘ, Θ = diag θ. Its diagonal is θ²⊙diag H, and its part off the diagonal is
-smaller [ours].
+Given Q or G, these D_k are again independent with mean diag H. So U and V hold without change
+[derived]. For the scale-invariant norm the probes act on H̃ = ΘHΘ, Θ = diag θ. Its diagonal is
+θ²⊙diag H, and its part off the diagonal is smaller [ours].
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ Method = Literal["deflation", "ggn"]
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """The three norms of `DiagonalNorms` in one parameter tensor, with its own number of parameters and its own gradient."""
+    """The three norms of `DiagonalNorms` in one parameter tensor, with its own number of parameters
+    and its own gradient.
+    """
 
     rms: NormEstimate
     gradient_relative: NormEstimate
@@ -71,12 +75,15 @@ class DiagonalNorms:
 
     rms: (a) ‖diag H‖₂/√P.
     gradient_relative: (b) ‖diag H‖₂/‖∇L‖₂; infinite where the gradient is exactly 0.
-    scale_invariant: (c) ‖θ²⊙diag H‖₂. It does not change when a scale moves from one layer to another.
+    scale_invariant: (c) ‖θ²⊙diag H‖₂. It does not change when a scale moves from one layer to
+    another.
     gradient_norm: ‖∇L‖₂, exact.
     parameters: P, the number of measured parameters.
-    probes: K, or 0 where the diagonal is exact. With a stopping rule, (c) has its own number, `scaled_probes`.
+    probes: K, or 0 where the diagonal is exact. With a stopping rule, (c) has its own number,
+    `scaled_probes`.
     loss: L, the mean over the data.
-    layers: the same by parameter tensor. The squares of the tensors' ‖diag H‖₂ add up to that of the whole.
+    layers: the same by parameter tensor. The squares of the tensors' ‖diag H‖₂ add up to that of
+    the whole.
     """
 
     rms: NormEstimate
@@ -92,17 +99,20 @@ class DiagonalNorms:
 
 @dataclass(frozen=True, eq=False)
 class DiagonalEstimate:
-    """The mean of the probes' diagonals and its standard error for each element, both of shape (P,)."""
+    """The mean of the probes' diagonals and its standard error for each element, both of shape
+    (P,).
+    """
 
     mean: Tensor
     standard_error: Tensor
 
 
 def exact_diagonal(loss: Loss) -> Tensor:
-    """diag H, of shape (P,), in float64, by P backward passes: for small models, or one layer of a large model.
+    """diag H, of shape (P,), in float64, by P backward passes: for small models, or one layer of a
+    large model.
 
-    Each pass goes through the part of the graph between a parameter tensor and itself. For one layer, exclude the other
-    parameters from the loss.
+    Each pass goes through the part of the graph between a parameter tensor and itself. For one
+    layer, exclude the other parameters from the loss.
     Raises CurvactError for what is not finite; the message names the parameter.
 
     >>> from torch import nn
@@ -124,9 +134,10 @@ def hutchinson_diagonal(
 ) -> DiagonalEstimate:
     """diag H as the mean of `probes` ≥ 2 random probes, with a standard error for each element.
 
-    Unbiased. Without deflation, element i has the variance Σ_{j≠i} H_ij² / probes: it is exact for a diagonal H.
-    deflation: m, the number of directions that are taken out of H first. `probes` + 2·m products with H are made.
-    Raises CurvactError for arguments out of range and for what is not finite.
+    Unbiased. Without deflation, element i has the variance Σ_{j≠i} H_ij² / probes: it is exact for
+    a diagonal H.
+    deflation: m, the number of directions that are taken out of H first. `probes` + 2·m products
+    with H are made. Raises CurvactError for arguments out of range and for what is not finite.
 
     >>> from torch import nn
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
@@ -157,22 +168,26 @@ def diagonal_norms(
 ) -> DiagonalNorms:
     """The three norms of diag H.
 
-    For the adversarial loss give adversarial inputs to the `Loss`. The perturbation is held fixed: H is the Hessian of
-    L(θ, x + δ*) at fixed δ*, not of max_δ L. The formulas are [derived]. Which normalization the paper (arXiv 2603.23860)
-    means is not known, so these three are [ours].
+    For the adversarial loss give adversarial inputs to the `Loss`. The perturbation is held fixed:
+    H is the Hessian of L(θ, x + δ*) at fixed δ*, not of max_δ L. The formulas are [derived]. Which
+    normalization the paper (arXiv 2603.23860) means is not known, so these three are [ours].
 
     probes: K ≥ 4 for each of ‖diag H‖ and ‖θ²⊙diag H‖. Below 16 the error bar itself is uncertain.
-    generator: of the probes, on any device; needed unless `exact`. The same seed gives the same probes.
-    deflation: m, the number of directions that are taken out of H first; 0 for plain Hutchinson. 2K + 3m products with H
-        are made, each of about 2.5 gradients of time. Up to 3K + 2m vectors of P numbers are held.
+    generator: of the probes, on any device; needed unless `exact`. The same seed gives the same
+        probes.
+    deflation: m, the number of directions that are taken out of H first; 0 for plain Hutchinson. 2K
+        + 3m products with H are made, each of about 2.5 gradients of time. Up to 3K + 2m vectors of
+        P numbers are held.
     exact: P backward passes and no probes, with standard errors of 0: for small models.
-    relative_error: instead of a fixed number, draw probes until the standard errors of (a) and of (c) are at most this part
-        of their values, or until `max_probes` are used. Then at most 36 + 2m vectors of P numbers are held.
-    method: what is computed exactly and taken out of the probes. "ggn" needs a model and a loss that treat examples one by
-        one, and first costs about 5 gradients for each output. None: with `relative_error` "ggn" where that is possible,
-        else "deflation".
+    relative_error: instead of a fixed number, draw probes until the standard errors of (a) and of
+        (c) are at most this part of their values, or until `max_probes` are used. Then at most 36 +
+        2m vectors of P numbers are held.
+    method: what is computed exactly and taken out of the probes. "ggn" needs a model and a loss
+        that treat examples one by one, and first costs about 5 gradients for each output. None:
+        with `relative_error` "ggn" where that is possible, else "deflation".
     scaled: False leaves (c) out (it is NaN), for half of the time.
-    Raises CurvactError for arguments out of range and for what is not finite; the message names the parameter.
+    Raises CurvactError for arguments out of range and for what is not finite; the message names the
+    parameter.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 8), nn.Softplus(), nn.Linear(8, 3))
@@ -257,9 +272,11 @@ class _Drawn:
 def _draw(
     loss: Loss, scale: Tensor, offset: Tensor | None, rows: Tensor, rule: _Rule
 ) -> tuple[_Drawn, Tensor]:
-    """Samples of scale²⊙diag H for a vector `scale`, and the images of the deflated basis before scaling.
+    """Samples of scale²⊙diag H for a vector `scale`, and the images of the deflated basis before
+    scaling.
 
-    offset: diag GGN, where that is taken out. rows: a sketch (m, P) of ΘHΘ; its span is taken out where offset is None.
+    offset: diag GGN, where that is taken out. rows: a sketch (m, P) of ΘHΘ; its span is taken out
+    where offset is None.
     """
     residual = offset is not None
 

@@ -1,10 +1,13 @@
-"""The generalized Gauss-Newton matrix of a loss: its diagonal, exactly, from gradients of single examples.
+"""The generalized Gauss-Newton matrix of a loss: its diagonal, exactly, from gradients of single
+examples.
 
-With J_n the Jacobian of example n's outputs and H_n = Σ_c s_c u_c u_cᵀ (s_c = ±1) the Hessian of the loss in them [derived],
+With J_n the Jacobian of example n's outputs and H_n = Σ_c s_c u_c u_cᵀ (s_c = ±1) the Hessian of
+the loss in them [derived],
 
     GGN = Σ_n J_nᵀ H_n J_n,    diag GGN = Σ_n Σ_c s_c (J_nᵀ u_c)².
 
-For softmax cross-entropy s = 1 and C − 1 terms are enough (J of a constant shift of the logits does not matter).
+For softmax cross-entropy s = 1 and C − 1 terms are enough (J of a constant shift of the logits does
+not matter).
 """
 
 from __future__ import annotations
@@ -21,15 +24,20 @@ from curvact.errors import CurvactError
 OUTPUTS = 128
 """Outputs an example at most."""
 CHUNK = 1 << 24
-"""Numbers in the gradients of the examples that are differentiated at a time, at most (but one example at least)."""
+"""Numbers in the gradients of the examples that are differentiated at a time, at most (but one
+example at least).
+"""
 
 
 class NotByExample(CurvactError):
-    """The outputs or the loss of an example depend on other examples, or there are too many outputs."""
+    """The outputs or the loss of an example depend on other examples, or there are too many
+    outputs.
+    """
 
 
 def output_hessian(loss: LossFunction, outputs: Tensor, y: Tensor) -> Tensor:
-    """The Hessian of the loss in the outputs of each example: (N, C, C) for outputs (N, …) with C elements each.
+    """The Hessian of the loss in the outputs of each example: (N, C, C) for outputs (N, …) with C
+    elements each.
 
     Raises NotByExample where the loss couples examples, or C > `OUTPUTS`.
 
@@ -68,7 +76,8 @@ def _output_hessian(loss: LossFunction, outputs: Tensor, y: Tensor, n: int, c: i
         )
         return row.detach().reshape(n, c)
 
-    # Any two examples differ in some bit of their numbers. Nothing may go from examples with that bit to those without.
+    # Any two examples differ in some bit of their numbers. Nothing may go from examples with that
+    # bit to those without.
     numbers = torch.arange(n, device=out.device)
     steps = torch.arange(1, c + 1, device=out.device, dtype=out.dtype)
     for bit in range((n - 1).bit_length()):
@@ -86,10 +95,12 @@ def _output_hessian(loss: LossFunction, outputs: Tensor, y: Tensor, n: int, c: i
 
 
 def ggn_diagonal(loss: Loss) -> Tensor:
-    """diag GGN, exactly, of shape (P,): C gradients of each example, or fewer where H_n has a null space.
+    """diag GGN, exactly, of shape (P,): C gradients of each example, or fewer where H_n has a null
+    space.
 
     Costs about 5·C batch gradients.
-    Raises NotByExample where the model or the loss mixes examples, as batch norm in train mode does.
+    Raises NotByExample where the model or the loss mixes examples, as batch norm in train mode
+    does.
 
     >>> loss = Loss(torch.nn.Linear(2, 1, bias=False), torch.ones(3, 2), torch.zeros(3, 1), loss=torch.nn.functional.mse_loss)
     >>> ggn_diagonal(loss)
@@ -104,7 +115,8 @@ def ggn_diagonal(loss: Loss) -> Tensor:
                 raise NotByExample("the model's output is no tensor with one row for each example")
             values, vectors = torch.linalg.eigh(output_hessian(loss.value, outputs, y).double())
             largest = values.abs().amax()
-            # Eigenvalues ascend in every example: an index that is negligible in all of them is left out.
+            # Eigenvalues ascend in every example: an index that is negligible in all of them is
+            # left out.
             used = (values.abs() > 1e3 * torch.finfo(outputs.dtype).eps * largest).any(0)
             roots = (vectors * values.abs().sqrt()[:, None, :])[:, :, used].to(outputs.dtype)
             signs = values.sign()[:, used].to(outputs.dtype)

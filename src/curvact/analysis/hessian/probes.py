@@ -1,4 +1,6 @@
-"""Random probes of a matrix, and the norm of their mean without the bias of their noise. Formulas: see `diagonal`."""
+"""Random probes of a matrix, and the norm of their mean without the bias of their noise. Formulas:
+see `diagonal`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ COLUMNS = 1 << 16
 """Samples are held in float64 for this many parameters at a time."""
 
 GROUPS = 16
-"""Where the number of probes is not known before, they are added up in this many groups of P numbers each."""
+"""Where the number of probes is not known before, they are added up in this many groups of P
+numbers each.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def small_signs(rows: int, like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def sketch(operator: Operator, rank: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random rows (rank, P) in the range of the operator. Its large eigenvalues have the most weight in them."""
+    """Random rows (rank, P) in the range of the operator. Its large eigenvalues have the most
+    weight in them.
+    """
     if rank == 0:
         return like.new_zeros(0, len(like))
     return operator(rademacher(rank, like, generator))
@@ -80,7 +86,9 @@ class Deflation:
 
 
 def deflate(operator: Operator, rows: Tensor) -> Deflation:
-    """The span of the rows of a sketch. The split of H is exact for any basis, so rounding in the basis does no harm."""
+    """The span of the rows of a sketch. The split of H is exact for any basis, so rounding in the
+    basis does no harm.
+    """
     if len(rows) == 0:
         return Deflation(rows, rows, rows.sum(0))
     basis = torch.linalg.qr(rows.double().T).Q.T.to(rows.dtype)
@@ -110,7 +118,8 @@ def gram(rows: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def unbiased_squared_norm(gram: Tensor) -> SquaredNorm:
-    """U and V for the squared norm of the mean of K ≥ 4 independent, identically distributed vectors. [derived]
+    """U and V for the squared norm of the mean of K ≥ 4 independent, identically distributed
+    vectors. [derived]
 
     gram: their Gram matrix, of shape (K, K), in float64 by preference.
     Raises CurvactError for K < 4, where V does not exist.
@@ -130,7 +139,9 @@ def unbiased_squared_norm(gram: Tensor) -> SquaredNorm:
 
 
 def jackknife_variance(gram: Tensor) -> float:
-    """The jackknife's estimate of Var U from the Gram matrix of K ≥ 3 vectors: never negative, too large on average. [derived]"""
+    """The jackknife's estimate of Var U from the Gram matrix of K ≥ 3 vectors: never negative, too
+    large on average. [derived]
+    """
     k = len(gram)
     check_probes(k, 3, "jackknife_variance")
     products = gram.double().clone().fill_diagonal_(0.0)
@@ -140,12 +151,13 @@ def jackknife_variance(gram: Tensor) -> float:
 
 
 def norm_estimate(gram: Tensor) -> NormEstimate:
-    """√U and its standard error, from the Gram matrix (K, K) of K ≥ 4 probes. Below K = 16 the error bar is uncertain.
+    """√U and its standard error, from the Gram matrix (K, K) of K ≥ 4 probes. Below K = 16 the
+    error bar is uncertain.
 
-    The delta method gives SE(√U) = s/(2√U) with s² = V [derived]. Where V is negative, the jackknife replaces it. A
-    negative U means that the noise is above the signal; the value is then 0. Near 0 the square root is not straight, and
-    the error bar is held at √s, the norm that U = s gives: s/(2√max(U, s/4)) [ours]. √U is too small by a share of about
-    (SE/√U)²/2.
+    The delta method gives SE(√U) = s/(2√U) with s² = V [derived]. Where V is negative, the
+    jackknife replaces it. A negative U means that the noise is above the signal; the value is then
+    0. Near 0 the square root is not straight, and the error bar is held at √s, the norm that U = s
+    gives: s/(2√max(U, s/4)) [ours]. √U is too small by a share of about (SE/√U)²/2.
 
     >>> norm_estimate(torch.full((4, 4), 9.0))
     NormEstimate(value=3.0, standard_error=0.0)
@@ -156,7 +168,9 @@ def norm_estimate(gram: Tensor) -> NormEstimate:
 
 
 def cautious_norm_estimate(gram: Tensor) -> NormEstimate:
-    """`norm_estimate` with the larger of V and the jackknife: a V that is small by luck does not stop a rule."""
+    """`norm_estimate` with the larger of V and the jackknife: a V that is small by luck does not
+    stop a rule.
+    """
     squared = unbiased_squared_norm(gram)
     return _root(squared.value, max(squared.variance, jackknife_variance(gram)))
 
@@ -184,14 +198,16 @@ def grouped_samples(
     max_probes: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, int]:
-    """Means of `GROUPS` groups of samples of a diagonal, of shape (GROUPS, P), and the number of probes.
+    """Means of `GROUPS` groups of samples of a diagonal, of shape (GROUPS, P), and the number of
+    probes.
 
-    add_round: for each row v of its first argument, signs (GROUPS, P) in int8, adds v ⊙ Hv to that row of its second. It is
-        called at least once, until the standard error of the norm is at most `relative_error` of the norm, or until
-        `max_probes` are used.
+    add_round: for each row v of its first argument, signs (GROUPS, P) in int8, adds v ⊙ Hv to that
+        row of its second. It is called at least once, until the standard error of the norm is at
+        most `relative_error` of the norm, or until `max_probes` are used.
     base: the known part of the diagonal, (P,), which H does not hold. It is added to every mean.
-    The groups are independent and of one size, so U and V hold for their means. Memory does not grow with the number of
-    probes. The price is the products within a group, 1/GROUPS of all pairs. A rule that stops where an estimated error is
+    The groups are independent and of one size, so U and V hold for their means. Memory does not
+    grow with the number of probes. The price is the products within a group, 1/GROUPS of all pairs.
+    A rule that stops where an estimated error is
     small favours small errors a little: see docs/hessian.md. [ours]
     """
     sums = base.new_zeros(GROUPS, len(base))

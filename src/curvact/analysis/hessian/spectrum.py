@@ -1,11 +1,15 @@
-"""The spectrum of the loss Hessian: its trace, its ends and its density, from products with H alone.
+"""The spectrum of the loss Hessian: its trace, its ends and its density, from products with H
+alone.
 
-- Trace: vᵀHv for random signs v has the mean tr H (Hutchinson 1989). The span of a sketch is taken out first and its part is
-  computed exactly (Hutch++, Meyer et al. 2021): tr H = tr QᵀHQ + E vᵀ(I−P)H(I−P)v, P = QQᵀ.
-- Ends: Lanczos with full reorthogonalisation and thick restarts (Wu and Simon 2000), from one random vector. The residual
-  ‖Hu − λu‖ bounds the error of an eigenvalue. The eigenvalue is accepted when its residual is small against the largest |λ|.
-- Density: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017; Ghorbani et al. 2019). k steps from v give nodes and
-  weights with Σ w_i θ_i^j = vᵀH^j v/‖v‖² for every j < 2k. Their mean over random v estimates the density of eigenvalues.
+- Trace: vᵀHv for random signs v has the mean tr H (Hutchinson 1989). The span of a sketch is taken
+  out first and its part is computed exactly (Hutch++, Meyer et al. 2021): tr H = tr QᵀHQ + E
+  vᵀ(I−P)H(I−P)v, P = QQᵀ.
+- Ends: Lanczos with full reorthogonalisation and thick restarts (Wu and Simon 2000), from one
+  random vector. The residual ‖Hu − λu‖ bounds the error of an eigenvalue. The eigenvalue is
+  accepted when its residual is small against the largest |λ|.
+- Density: stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017; Ghorbani et al. 2019). k steps
+  from v give nodes and weights with Σ w_i θ_i^j = vᵀH^j v/‖v‖² for every j < 2k. Their mean over
+  random v estimates the density of eigenvalues.
 """
 
 from __future__ import annotations
@@ -58,7 +62,8 @@ class Trace:
 class Eigenvalues:
     """Eigenvalues at one or both ends of the spectrum.
 
-    largest: from the largest down. smallest: from the smallest up. The tuple of an end that is not computed is empty.
+    largest: from the largest down. smallest: from the smallest up. The tuple of an end that is not
+    computed is empty.
     largest_residuals, smallest_residuals: ‖Hu − λu‖ of each, a bound on its error.
     vectors: the eigenvectors in the order largest, smallest, as rows (n, P).
     products: the number of products with H. converged: whether every residual met the tolerance.
@@ -75,14 +80,18 @@ class Eigenvalues:
 
 @dataclass(frozen=True, eq=False)
 class SpectralDensity:
-    """Nodes θ and weights w, (probes, steps) each: the density is the mean over the rows of Σ w δ(λ − θ). Each row sums to 1."""
+    """Nodes θ and weights w, (probes, steps) each: the density is the mean over the rows of Σ w δ(λ
+    − θ). Each row sums to 1.
+    """
 
     nodes: Tensor
     weights: Tensor
     parameters: int
 
     def density(self, at: Tensor, width: float) -> Tensor:
-        """The density at these points. Each δ becomes a normal density of standard deviation `width`."""
+        """The density at these points. Each δ becomes a normal density of standard deviation
+        `width`.
+        """
         at = at.to(self.nodes)
         gaps = (at[..., None] - self.nodes.reshape(-1)) / width
         bells = torch.exp(-(gaps**2) / 2) / (width * math.sqrt(2 * math.pi))
@@ -94,7 +103,9 @@ class SpectralDensity:
         return hit @ self.weights.reshape(-1) / len(self.nodes)
 
     def mean(self, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """The mean of f(λ) over the eigenvalues, and its standard error over the probes (NaN for one probe)."""
+        """The mean of f(λ) over the eigenvalues, and its standard error over the probes (NaN for
+        one probe).
+        """
         each = (self.weights * function(self.nodes)).sum(1)
         error = each.std() / math.sqrt(len(each)) if len(each) > 1 else torch.tensor(math.nan)
         return each.mean().item(), error.item()
@@ -112,8 +123,8 @@ def trace(
 ) -> Trace:
     """tr H, of the whole and of the block of every parameter tensor.
 
-    probes: K ≥ 2. relative_error, max_probes: instead, draw probes until the standard error is at most this part of |tr H|,
-        or until so many are used.
+    probes: K ≥ 2. relative_error, max_probes: instead, draw probes until the standard error is at
+        most this part of |tr H|, or until so many are used.
     exact: the sum of the exact diagonal, by P backward passes.
     Other arguments and errors as `diagonal_norms`.
 
@@ -169,12 +180,14 @@ def top_eigenvalues(
     basis: int | None = None,
     generator: torch.Generator,
 ) -> Eigenvalues:
-    """The `count` largest (most positive) or smallest (most negative) eigenvalues of H, or both, with eigenvectors.
+    """The `count` largest (most positive) or smallest (most negative) eigenvalues of H, or both,
+    with eigenvectors.
 
-    tolerance: a residual counts as small at this part of the largest |λ| seen; in float32 about 1e-6 is the least.
-    max_products: with H, at most. basis: vectors of P numbers that are held, at least 2·(eigenvalues wanted) + 4 where P
-        admits it; None: 20 more than that. generator: of the first vector.
-    Raises CurvactError for arguments out of range and for what is not finite.
+    tolerance: a residual counts as small at this part of the largest |λ| seen; in float32 about
+        1e-6 is the least.
+    max_products: with H, at most. basis: vectors of P numbers that are held, at least
+        2·(eigenvalues wanted) + 4 where P admits it; None: 20 more than that. generator: of the
+    first vector. Raises CurvactError for arguments out of range and for what is not finite.
 
     >>> from torch import nn
     >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)
@@ -203,9 +216,9 @@ def spectral_density(
 ) -> SpectralDensity:
     """The density of H's eigenvalues by stochastic Lanczos quadrature.
 
-    probes: random vectors. steps: products with H for each, and vectors of P numbers that are held. The ends of the spectrum
-    are sharp after few steps; the bulk has a resolution of about (largest − smallest)/steps.
-    Raises CurvactError for arguments out of range and for what is not finite.
+    probes: random vectors. steps: products with H for each, and vectors of P numbers that are held.
+    The ends of the spectrum are sharp after few steps; the bulk has a resolution of about (largest
+    − smallest)/steps. Raises CurvactError for arguments out of range and for what is not finite.
 
     >>> from torch import nn
     >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)
@@ -221,7 +234,8 @@ def spectral_density(
         _, gradient = loss.gradient()
         signs = rademacher(probes, gradient, generator)
         found = [lanczos_quadrature(loss.hessian, sign, steps) for sign in signs]
-        # A vector that spans an invariant subspace ends early: its row is filled up with weights of 0.
+        # A vector that spans an invariant subspace ends early: its row is filled up with weights of
+        # 0.
         most = max(len(nodes) for nodes, _ in found)
         nodes, weights = torch.zeros(2, probes, most, dtype=torch.float64, device=gradient.device)
         for i, (theta, weight) in enumerate(found):
@@ -234,7 +248,8 @@ def spectral_density(
 
 
 def lanczos_quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The quadrature of a symmetric operator and a vector (P,): nodes, ascending, and weights, whose sum is 1.
+    """The quadrature of a symmetric operator and a vector (P,): nodes, ascending, and weights,
+    whose sum is 1.
 
     At most `steps` of each, in float64; fewer where the vector spans an invariant subspace.
 
@@ -274,7 +289,9 @@ def _negligible(like: Tensor, diagonal: list[Tensor], beside: list[Tensor]) -> T
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients, in float64, and the part of a vector outside the span of orthonormal rows. Twice is enough (Kahan)."""
+    """Coefficients, in float64, and the part of a vector outside the span of orthonormal rows.
+    Twice is enough (Kahan).
+    """
     coefficients = torch.zeros(len(basis), dtype=torch.float64, device=vector.device)
     for _ in range(2):
         step = basis @ vector
@@ -296,8 +313,8 @@ def extreme_eigenvalues(
 ) -> Eigenvalues:
     """`top_eigenvalues` of any symmetric operator, from a first vector (P,) that is not 0.
 
-    A multiple eigenvalue may be found once only, unless Lanczos exhausts an invariant subspace on its way. It then goes on
-    with a random vector of `generator`.
+    A multiple eigenvalue may be found once only, unless Lanczos exhausts an invariant subspace on
+    its way. It then goes on with a random vector of `generator`.
     """
     where = "top_eigenvalues"
     size = len(start)
@@ -375,7 +392,9 @@ def extreme_eigenvalues(
 
 
 def _chosen(size: int, count: int, ends: Ends) -> list[int]:
-    """Places among `size` ascending eigenvalues: from the largest down, then from the smallest up."""
+    """Places among `size` ascending eigenvalues: from the largest down, then from the smallest
+    up.
+    """
     largest = list(range(size - 1, max(size - 1 - count, -1), -1)) if ends != "smallest" else []
     smallest = list(range(min(count, size))) if ends != "largest" else []
     return largest + smallest

@@ -1,22 +1,26 @@
 """The parts of the Hessian diagonal: diag GGN, and the σ″ part of every call of an activation.
 
-For elementwise activations σ with pre-activations a_u (over examples, positions, call sites m) and δ_u = ∂L/∂σ(a_u) [derived]:
+For elementwise activations σ with pre-activations a_u (over examples, positions, call sites m) and
+δ_u = ∂L/∂σ(a_u) [derived]:
 
     H = Jᵀ H_L J + Σ_m S_m + B,    S_m = Σ_{u in m} δ_u σ″(a_u) ∇a_u ∇a_uᵀ
 
-B comes from everything else in the model that is not linear. Replace each activation by a straight line. If the model is then
-affine in every single parameter tensor, B is zero within every tensor, and
+B comes from everything else in the model that is not linear. Replace each activation by a straight
+line. If the model is then affine in every single parameter tensor, B is zero within every tensor,
+and
 
     diag H = diag GGN + Σ_m diag S_m    exactly.
 
-This is the case for convolution, batch norm in eval mode, sums, and pooling at a fixed choice of the maxima.
+This is the case for convolution, batch norm in eval mode, sums, and pooling at a fixed choice of
+the maxima.
 
-Straightening means σ(a) → σ(a₀) + σ′(a₀)(a − a₀) with a₀ held fixed. Its Hessian H₀ has H − H₀ = Σ_m S_m, always. Where B is
-not zero (train-mode batch norm, layer norm, attention, gates, weights tied across layers), diag H₀ is not diag GGN. The result
-then says that the split does not hold, and `base` is diag H₀. Whether it holds is computed, not guessed from the kinds of
-layers.
+Straightening means σ(a) → σ(a₀) + σ′(a₀)(a − a₀) with a₀ held fixed. Its Hessian H₀ has H − H₀ =
+Σ_m S_m, always. Where B is not zero (train-mode batch norm, layer norm, attention, gates, weights
+tied across layers), diag H₀ is not diag GGN. The result then says that the split does not hold, and
+`base` is diag H₀. Whether it holds is computed, not guessed from the kinds of layers.
 
-The σ″ part is cheap: forward differentiation gives ȧ = J_a v, then one backward pass with δσ″ȧ gives Σ_m S_m v.
+The σ″ part is cheap: forward differentiation gives ȧ = J_a v, then one backward pass with δσ″ȧ
+gives Σ_m S_m v.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ _WHERE = "diagonal_split"
 
 @dataclass(frozen=True)
 class Share:
-    """A share ρ = ⟨part, d⟩/⟨d, d⟩ of d = diag H, with its sign, and its standard error over the probes."""
+    """A share ρ = ⟨part, d⟩/⟨d, d⟩ of d = diag H, with its sign, and its standard error over the
+    probes.
+    """
 
     value: float
     standard_error: float
@@ -69,11 +75,13 @@ class SiteShare:
 
 @dataclass(frozen=True)
 class LayerSplit:
-    """d = g + Σ_m c_m within one layer: g = diag GGN (diag H₀ where the split does not hold), c_m = diag S_m, c = Σ_m c_m.
+    """d = g + Σ_m c_m within one layer: g = diag GGN (diag H₀ where the split does not hold), c_m =
+    diag S_m, c = Σ_m c_m.
 
-    diagonal, base, curvature: ‖d‖, ‖g‖ and ‖c‖. base_share, curvature_share: of g and of c; they sum to 1. cosine: cos(g, c);
-    NaN where one of them is 0. sites: by call site; their shares sum to curvature_share. A site that no parameter of the
-    layer reaches has an exact part of 0 and is left out.
+    diagonal, base, curvature: ‖d‖, ‖g‖ and ‖c‖. base_share, curvature_share: of g and of c; they
+    sum to 1. cosine: cos(g, c); NaN where one of them is 0. sites: by call site; their shares sum
+    to curvature_share. A site that no parameter of the layer reaches has an exact part of 0 and is
+    left out.
     """
 
     parameters: int
@@ -91,9 +99,11 @@ class DiagonalSplit:
     """The split of diag H.
 
     holds: whether `base` is diag GGN. why: the reasons where it is not, one line each.
-    total: over all parameters. layers: by layer, in the order of the model. sites: the call sites in the order of the forward
-    pass. probes: K, or 0 where all is exact. loss: L, the mean over the data.
-    residual: largest |d − g − Σc_m| relative to the largest |d|, for exact=True, where d and g are computed independently.
+    total: over all parameters. layers: by layer, in the order of the model. sites: the call sites
+    in the order of the forward pass. probes: K, or 0 where all is exact. loss: L, the mean over the
+    data.
+    residual: largest |d − g − Σc_m| relative to the largest |d|, for exact=True, where d and g are
+    computed independently.
     """
 
     holds: bool
@@ -108,10 +118,12 @@ class DiagonalSplit:
 
 @dataclass(frozen=True, eq=False)
 class SplitVectors:
-    """The exact split, as vectors of shape (P,) in the order of `names`: diagonal = ggn + Σ_m sites[m] + mixed.
+    """The exact split, as vectors of shape (P,) in the order of `names`: diagonal = ggn + Σ_m
+    sites[m] + mixed.
 
-    mixed: diag B, the difference; 0 up to rounding where the split holds. names: of the parameters, with their numbers of
-    elements. reached: the parameters that each call site depends on. holds, why: as in `DiagonalSplit`.
+    mixed: diag B, the difference; 0 up to rounding where the split holds. names: of the parameters,
+    with their numbers of elements. reached: the parameters that each call site depends on. holds,
+    why: as in `DiagonalSplit`.
     """
 
     diagonal: Tensor
@@ -128,8 +140,8 @@ class SplitVectors:
 def split_vectors(loss: Loss, *, match: Selector | None = None) -> SplitVectors:
     """diag H, diag GGN and diag S_m of every call site, exactly, for small models. [derived]
 
-    P double backward passes give diag H. P forward differentiations give the elements of all other parts.
-    Arguments and errors as `diagonal_split`.
+    P double backward passes give diag H. P forward differentiations give the elements of all other
+    parts. Arguments and errors as `diagonal_split`.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
@@ -189,21 +201,23 @@ def diagonal_split(
 ) -> DiagonalSplit:
     """The parts of diag H, by layer and by call site, with their signs. [derived]
 
-    Activations are found as by `effective_curvature`: the modules that `swap_activations` replaces by default, and functional
-    calls of them. A shared module has a call site for each of its calls. Parameters of activations are held fixed and do not
-    count. ReLU has σ″ = 0 (its kinks have no second derivative), so all of diag H is GGN. Sparta is not elementwise and is no
-    call site. For the adversarial loss give adversarial inputs to the `Loss`; the perturbation is held fixed.
+    Activations are found as by `effective_curvature`: the modules that `swap_activations` replaces
+    by default, and functional calls of them. A shared module has a call site for each of its calls.
+    Parameters of activations are held fixed and do not count. ReLU has σ″ = 0 (its kinks have no
+    second derivative), so all of diag H is GGN. Sparta is not elementwise and is no call site. For
+    the adversarial loss give adversarial inputs to the `Loss`; the perturbation is held fixed.
 
-    match: other modules that count as activations: a class, a name, a predicate on modules. They must be elementwise.
+    match: other modules that count as activations: a class, a name, a predicate on modules. They
+        must be elementwise.
     exact: by `split_vectors`, for small models; else by random signs, with standard errors.
     by: "layer" joins the parameters of one module, "parameter" keeps them apart.
     by_site: False for the sum of the call sites only, which is several times as fast.
-    probes: rounded up to a multiple of 16. relative_error, max_probes: instead, until the standard error of ‖diag H‖ is at
-        most this part of it, or until `max_probes` are used. generator: of the probes; needed unless exact.
-    diag GGN is exact where model and loss treat examples one by one and there are at most 128 outputs; elsewhere it is
-    estimated. In train mode batch norm mixes the examples, and the split does not hold.
-    Raises CurvactError for bad arguments, for a model without activations or with one that is not elementwise, and for
-    what is not finite.
+    probes: rounded up to a multiple of 16. relative_error, max_probes: instead, until the standard
+        error of ‖diag H‖ is at most this part of it, or until `max_probes` are used. generator: of
+    the probes; needed unless exact. diag GGN is exact where model and loss treat examples one by
+    one and there are at most 128 outputs; elsewhere it is estimated. In train mode batch norm mixes
+    the examples, and the split does not hold. Raises CurvactError for bad arguments, for a model
+    without activations or with one that is not elementwise, and for what is not finite.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 3))
@@ -250,7 +264,9 @@ _WHOLE = -3
 
 
 class _Sums:
-    """Sums over probes, by group, of v ⊙ (part of H)v, by part and parameter tensor. Nothing is held where a part is 0."""
+    """Sums over probes, by group, of v ⊙ (part of H)v, by part and parameter tensor. Nothing is
+    held where a part is 0.
+    """
 
     def __init__(self, view: View, by_site: bool) -> None:
         p = view.loss
@@ -369,7 +385,9 @@ class _Sums:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Products ⟨part of group k, part of group l⟩ between the parts of the diagonal. They add up over parameter tensors."""
+    """Products ⟨part of group k, part of group l⟩ between the parts of the diagonal. They add up
+    over parameter tensors.
+    """
 
     parameters: int
     products: Mapping[str, Tensor]
@@ -435,7 +453,9 @@ def _ratio(cross: Tensor, dd: Tensor) -> Share:
 
 
 def _jackknife(formula: Callable[..., Tensor], *tables: Tensor) -> Share:
-    """A formula of the unbiased products ⟨·,·⟩ in tables (K, K), with the jackknife's standard error over the K groups."""
+    """A formula of the unbiased products ⟨·,·⟩ in tables (K, K), with the jackknife's standard
+    error over the K groups.
+    """
     k = len(tables[0])
     if k == 1:
         return Share(formula(*(t[0, 0] for t in tables)).item(), 0.0)

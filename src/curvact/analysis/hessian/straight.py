@@ -1,4 +1,6 @@
-"""A loss whose activations can be visited: its derivatives through each call site, and whether the split of diag H holds."""
+"""A loss whose activations can be visited: its derivatives through each call site, and whether the
+split of diag H holds.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ SAMPLE = 4
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A loss without the activations' own parameters, the names of its call sites in order, and its forward pass.
+    """A loss without the activations' own parameters, the names of its call sites in order, and its
+    forward pass.
 
     Made by `view_of`, inside `loss.running`.
     """
@@ -57,7 +60,9 @@ class View:
 
 
 def without_activations(loss: Loss, match: Selector | None) -> tuple[Loss, Match]:
-    """The loss without the parameters of activations, and a test of the modules that are call sites."""
+    """The loss without the parameters of activations, and a test of the modules that are call
+    sites.
+    """
     chosen = matcher(match)
     own = {id(p) for module in loss.model.modules() if chosen(module) for p in module.parameters()}
     named = loss.model.named_parameters(remove_duplicate=False)
@@ -81,7 +86,9 @@ def view_of(loss: Loss, match: Match) -> View:
 
 
 def _is_gate(module: nn.Module) -> bool:
-    """An activation of ours that is not elementwise (Sparta). It stays as it is. Its parameters do not count either."""
+    """An activation of ours that is not elementwise (Sparta). It stays as it is. Its parameters do
+    not count either.
+    """
     return bool(getattr(module, "maps_only", False))
 
 
@@ -89,7 +96,9 @@ def _is_gate(module: nn.Module) -> bool:
 
 
 class Linear:
-    """One batch: pre-activations, δσ″ and outputs of the model, and first derivatives forward and backward."""
+    """One batch: pre-activations, δσ″ and outputs of the model, and first derivatives forward and
+    backward.
+    """
 
     def __init__(self, view: View, x: Tensor, y: Tensor) -> None:
         self.view = view
@@ -140,7 +149,9 @@ class Linear:
         return row
 
     def push(self, direction: Mapping[str, Tensor]) -> tuple[list[Tensor | None], Tensor]:
-        """Derivatives along a direction of the parameters: of each site's pre-activations (None: 0), and of the outputs."""
+        """Derivatives along a direction of the parameters: of each site's pre-activations (None:
+        0), and of the outputs.
+        """
         if self._forward_mode:
             try:
                 return self._push_forward(direction)
@@ -178,7 +189,9 @@ class Linear:
             )
 
     def _push_twice_backward(self, direction: Mapping[str, Tensor]) -> tuple[list[Tensor | None], Tensor]:
-        """A backward pass is linear in its cotangents; a backward pass through it is its transpose."""
+        """A backward pass is linear in its cotangents; a backward pass through it is its
+        transpose.
+        """
         loss = self.view.loss
         if self._backward is None:
             ends = [*self.points, self.out]
@@ -240,8 +253,8 @@ def reached(view: View) -> dict[str, frozenset[str]]:
 def obstacles(view: View) -> tuple[str, ...]:
     """Why diag H₀ is not diag GGN, one line for each reason; empty where it is.
 
-    The check: take ⟨outputs of the straightened model, random numbers⟩ on a few examples. Its second derivative along a random
-    direction of each parameter tensor must be 0.
+    The check: take ⟨outputs of the straightened model, random numbers⟩ on a few examples. Its
+    second derivative along a random direction of each parameter tensor must be 0.
     """
     loss, x = view.loss, view.sample()
     random = torch.Generator(device=x.device).manual_seed(0)
