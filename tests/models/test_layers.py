@@ -132,6 +132,13 @@ def test_dropout_is_copied_with_its_state_and_scales_the_gradient_like_the_outpu
     assert torch.equal(gradient, out)
 
 
+def test_dropout_inside_a_compiled_graph() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(Dropout(0.5), fullgraph=True, backend="eager")
+    x = torch.ones(64)
+    assert not torch.equal(compiled(x), compiled(x))
+
+
 def test_dropout_seeds_are_drawn_last() -> None:
     def made(rate: float) -> nn.Sequential:
         model = nn.Sequential(Dropout(rate), nn.Linear(3, 3), Dropout(rate))

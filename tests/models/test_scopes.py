@@ -1,4 +1,4 @@
-"""Who shares an activation: counted for every architecture and scope, and per channel against a dense computation."""
+"""Which places share an activation: counted for each architecture and scope, and by channel."""
 
 from __future__ import annotations
 
@@ -18,42 +18,22 @@ from curvact.activations import (
     current_parameters,
 )
 from curvact.errors import CurvactError
-from curvact.models import MODELS, ActivationSource, build
+from curvact.models import ActivationSource
 from curvact.random import generator
 
-TINY: dict[str, dict[str, Any]] = {
-    "mini_resnet": {"width": 2},
-    "small_cnn": {"width": 2, "hidden": 7},
-    "resnet18": {"width": 2},
-    "resnet34": {"width": 2},
-    "preact_resnet18": {"width": 2},
-    "wide_resnet": {"depth": 10, "widen_factor": 2},
-    "wrn-28-10": {"widen_factor": 1},
-    "wrn-34-10": {"widen_factor": 1},
-    "vgg16_bn": {"width": 2},
-    "vit": {"width": 6, "depth": 2, "heads": 2},
-}
 LAYERS = {
     "mini_resnet": [2, 2, 2, 4, 4],
     "small_cnn": [2, 2, 4, 4, 7],
     "resnet18": [2] * 5 + [4] * 4 + [8] * 4 + [16] * 4,
     "resnet34": [2] * 7 + [4] * 8 + [8] * 12 + [16] * 6,
     "preact_resnet18": [2] * 4 + [2, 4, 4, 4] + [4, 8, 8, 8] + [8, 16, 16, 16],
-    "wide_resnet": [16, 32, 32, 64, 64, 128, 128],
-    "wrn-28-10": [16] * 8 + [16] + [32] * 7 + [32] + [64] * 7 + [64],
-    "wrn-34-10": [16] * 10 + [16] + [32] * 9 + [32] + [64] * 9 + [64],
+    "wide_resnet": [16, 16, 16, 32, 32, 64, 64],
     "vgg16_bn": [2] * 2 + [4] * 2 + [8] * 3 + [16] * 6,
     "vit": [24, 24],
 }
 """Channels at every place of an activation, counted by hand from the published figures."""
-STAGES = {"mini_resnet": 3, "small_cnn": 3, "preact_resnet18": 4, "vgg16_bn": 5, "vit": 2}
-"""Stages that have activations; 5 in ResNets (the stem is one) and 4 in wide ones (the last activation is one)."""
-
-
-def made(name: str, activation: Any, **more: Any) -> nn.Module:
-    return build(
-        name, **{"activation": activation, "size": 8, **TINY[name], **more}, generator=generator(0, "weights")
-    )
+STAGES = {"mini_resnet": 3, "small_cnn": 3, "preact_resnet18": 4, "wide_resnet": 4, "vit": 2}
+"""Stages that have activations. The others have 5."""
 
 
 def images(n: int = 2) -> Tensor:
@@ -64,44 +44,40 @@ def extra(model: nn.Module) -> int:
     return sum(p.numel() for p in activation_parameters(model))
 
 
-def test_every_model_is_here() -> None:
-    assert list(TINY) == list(LAYERS) == list(MODELS)
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("form", "each"), [("psilu", 1), ("pssilu(beta=0.2, learnable=True)", 2)])
-def test_extra_parameters_of_every_scope(name: str, form: str, each: int) -> None:
-    plain = sum(p.numel() for p in made(name, "silu").parameters())
-    stages = STAGES.get(name, 4 if name.startswith("w") else 5)
+@pytest.mark.parametrize("name", LAYERS)
+def test_extra_parameters_of_every_scope(tiny: Any, name: str) -> None:
+    layers = LAYERS[name]
     counts = {
         "network": 1,
-        "stage": stages,
-        "layer": len(LAYERS[name]),
-        "channel": sum(LAYERS[name]),
+        "stage": STAGES.get(name, 5),
+        "layer": len(layers),
+        "channel": sum(layers),
         None: 1,
     }
+    plain = sum(p.numel() for p in tiny(name, "silu").parameters())
     for scope, count in counts.items():
-        model = made(name, form, scope=scope)
-        assert sum(p.numel() for p in model.parameters()) == plain + each * count
-        assert extra(model) == each * count
+        for form, each in (("psilu", 1), ("pssilu(beta=0.2, learnable=True)", 2)):
+            model = tiny(name, form, scope=scope)
+            assert sum(p.numel() for p in model.parameters()) == plain + each * count
+            assert extra(model) == each * count
         model(images()).square().sum().backward()
-        assert all(p.grad is not None for p in activation_parameters(model))
+        assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_scopes_do_not_change_what_a_network_computes(name: str) -> None:
+@pytest.mark.parametrize("name", LAYERS)
+def test_scopes_do_not_change_what_a_network_computes(tiny: Any, name: str) -> None:
     """At equal parameters, up to the rounding of a kernel for one α against tensor operations for many."""
     form = "pssilu(alpha=2, beta=0.2, learnable=True)"
-    want = made(name, form, scope="network").double().eval()(images().double())
+    want = tiny(name, form, scope="network").double().eval()(images().double())
     for scope in ("stage", "layer", "channel"):
-        got = made(name, form, scope=scope).double().eval()(images().double())
+        got = tiny(name, form, scope=scope).double().eval()(images().double())
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["mini_resnet", "small_cnn", "vit", "wide_resnet"])
-def test_channels_are_the_channels(name: str) -> None:
+def test_channels_are_the_channels(tiny: Any, name: str) -> None:
     """The gradient of a channel's α is that of a copy with the α of that channel alone scaled: finite differences, by channel."""
-    model = made(name, "psilu(alpha=1.5)", scope="channel").double().eval()
+    model = tiny(name, "psilu(alpha=1.5)", scope="channel").double().eval()
     x = images().double()
 
     def loss() -> Tensor:
@@ -126,8 +102,8 @@ def test_channels_are_the_channels(name: str) -> None:
             )
 
 
-def test_channels_move_apart_in_training_and_are_logged() -> None:
-    model = made("mini_resnet", "psilu", scope="channel")
+def test_channels_move_apart_in_training_and_are_logged(tiny: Any) -> None:
+    model = tiny("mini_resnet", "psilu", scope="channel")
     model(images(8)).square().sum().backward()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     optimizer.step()
@@ -144,13 +120,13 @@ def test_channels_move_apart_in_training_and_are_logged() -> None:
 @pytest.mark.parametrize(
     "name", ["resnet18", "vit", "vgg16_bn", "wide_resnet", "small_cnn", "preact_resnet18"]
 )
-def test_a_shared_activation_is_logged_once_under_its_first_name(name: str) -> None:
-    model = made(name, "pssilu(learnable=True)")
+def test_a_shared_activation_is_logged_once_under_its_first_name(tiny: Any, name: str) -> None:
+    model = tiny(name, "pssilu(learnable=True)")
     assert list(current_parameters(model)) == ["activation.alpha", "activation.beta"]
     assert current_curvature(model) == {"activation": pytest.approx(0.5)}
 
 
-def test_a_users_own_activation_by_channel() -> None:
+def test_a_users_own_activation_by_channel(tiny: Any) -> None:
     class Bent(Activation):
         def __init__(self) -> None:
             super().__init__()
@@ -159,9 +135,9 @@ def test_a_users_own_activation_by_channel() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.relu() + self.strength * torch.tanh(x)
 
-    model = made("resnet18", Bent, scope="channel")
+    model = tiny("resnet18", Bent, scope="channel")
     assert extra(model) == sum(LAYERS["resnet18"])
-    assert extra(made("resnet18", Bent)) == len(LAYERS["resnet18"])
+    assert extra(tiny("resnet18", Bent)) == len(LAYERS["resnet18"])
     model(images()).sum().backward()
 
 
@@ -174,14 +150,12 @@ def test_scopes_unless_told_otherwise() -> None:
     assert ActivationSource("psilu", "stage").scope == "stage"
 
 
-@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("form", ["relu", "psilu(learnable=False)", "ssilu", "rctaf(curvature=6)"])
-def test_nothing_to_learn_by_channel_is_one_clear_line(name: str, form: str) -> None:
-    with pytest.raises(
-        CurvactError, match=r"scope 'channel' gives every channel parameters of its own, and .* has none"
-    ) as e:
-        made(name, form, scope="channel")
-    assert "\n" not in str(e.value)
+def test_nothing_to_learn_by_channel_is_one_clear_line(tiny: Any, form: str) -> None:
+    message = r"scope 'channel' gives every channel parameters of its own, and .* has none"
+    with pytest.raises(CurvactError, match=message) as error:
+        tiny("mini_resnet", form, scope="channel")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,6 @@ from curvact.models.hashing import model_hash
 WEIGHTS, CONFIG, SIDECAR, CARD = "model.safetensors", "config.json", "model.json", "README.md"
 LIBRARY = "curvact"
 
-_EXAMPLES = {
-    "architecture": '{"name": "resnet18"}',
-    "about": '{"data": {"name": "cifar10"}}',
-    "about['architecture']": '{"name": "resnet18"}',
-    "about['data']": '{"name": "cifar10"}',
-}
 _PAF = "[paper] arXiv 2110.05626; κ [derived]"
 MARKS: dict[str, str] = {
     "rctaf": "[ours], a reconstruction after arXiv 2603.23860; κ [derived]",
@@ -181,29 +175,12 @@ def hub_class() -> Any:
             _write(save_directory, tensors, self.description)
 
         @classmethod
-        def _from_pretrained(
-            cls,
-            *,
-            model_id: str,
-            revision: str | None = None,
-            cache_dir: str | Path | None = None,
-            force_download: bool = False,
-            local_files_only: bool = False,
-            token: str | bool | None = None,
-            **_: Any,
-        ) -> HubModel:
+        def _from_pretrained(cls, *, model_id: str, **given: Any) -> HubModel:
             folder = Path(model_id)
             if not folder.is_dir():
-                download = snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    allow_patterns=[WEIGHTS, CONFIG],
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-                folder = Path(download)
+                keys = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+                options = {key: given[key] for key in keys if key in given}
+                folder = Path(snapshot_download(model_id, allow_patterns=[WEIGHTS, CONFIG], **options))
             return cls(*_read(folder))
 
     return HubModel
@@ -212,58 +189,74 @@ def hub_class() -> Any:
 # ---- the card ----
 
 
+_CARD = """\
+---
+library_name: {library}
+pipeline_tag: image-classification
+tags:
+- adversarial-robustness
+- image-classification
+{license}---
+
+# {name}
+
+{architecture} with `{activation}`{trained}.
+
+Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.
+
+```python
+from curvact import from_pretrained
+
+model = from_pretrained("FOLDER or owner/name")
+```
+
+## Activation
+
+- before training: `{before}`
+- now: `{activation}`
+- κ = sup|σ″|: {curvature}
+- extra parameters: {parameters}, scope: {scope}
+- provenance: {mark}
+
+## Measured
+
+{measured}
+{sections}
+sha256 of the weights: `{sha256}`
+"""
+
+
 def model_card(config: Mapping[str, Any]) -> str:
     """The model card of a description (`read_description`): Markdown with the Hub's header."""
     activation, architecture, data = config["activation"], config["architecture"], config.get("data")
-    header = ["---", f"library_name: {LIBRARY}", "pipeline_tag: image-classification", "tags:"]
-    header += ["- adversarial-robustness", "- image-classification"]
-    if config.get("license"):
-        header.append(f"license: {json.dumps(config['license'])}")
     data = data.get("name") if isinstance(data, Mapping) else data
-    trained = f", trained on {_text(data)}" if data else ""
-    lines = [
-        *header,
-        "---",
-        "",
-        f"# {_text(config['name'])}",
-        "",
-        f"{_text(architecture['name'])} with `{_text(activation['name'])}`{trained}.",
-        "",
-        "Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.",
-        "",
-        "```python",
-        "from curvact import from_pretrained",
-        "",
-        'model = from_pretrained("FOLDER or owner/name")',
-        "```",
-        "",
-        "## Activation",
-        "",
-        f"- before training: `{_text(architecture.get('activation', 'relu'))}`",
-        f"- now: `{_text(activation['name'])}`",
-        f"- κ = sup|σ″|: {_curvature(activation)}",
-        f"- extra parameters: {activation['parameters']}, scope: {_text(activation['scope'])}",
-        f"- provenance: {_text(activation['mark'])}",
-        "",
-        "## Measured",
-        "",
-    ]
-    lines += _measured_table(config["measured"])
+    sections = ""
     for title, key in (("Architecture", "architecture"), ("Training", "config"), ("Origin", "origin")):
         if config.get(key):
             text = json.dumps(config[key], indent=2, sort_keys=True, ensure_ascii=False)
-            lines += ["", f"## {title}", "", "```json", text.replace("```", "ʼʼʼ"), "```"]
-    lines += ["", f"sha256 of the weights: `{config['weights_sha256']}`", ""]
-    return "\n".join(lines)
+            sections += f"\n## {title}\n\n```json\n{text.replace('```', 'ʼʼʼ')}\n```\n"
+    return _CARD.format(
+        library=LIBRARY,
+        license=f"license: {json.dumps(config['license'])}\n" if config.get("license") else "",
+        name=_text(config["name"]),
+        architecture=_text(architecture["name"]),
+        activation=_text(activation["name"]),
+        trained=f", trained on {_text(data)}" if data else "",
+        before=_text(architecture.get("activation", "relu")),
+        curvature=_curvature(activation),
+        parameters=activation["parameters"],
+        scope=_text(activation["scope"]),
+        mark=_text(activation["mark"]),
+        measured="\n".join(_measured_table(config["measured"])),
+        sections=sections,
+        sha256=config["weights_sha256"],
+    )
 
 
 def _measured_table(measured: list[dict[str, Any]]) -> list[str]:
     if not measured:
         return ["Nothing was measured: no robustness is claimed."]
-    lines = [
-        "| attack | threat model | images | clean | robust |",
-        "|---|---|---|---:|---:|",
-    ]
+    lines = ["| attack | threat model | images | clean | robust |", "|---|---|---|---:|---:|"]
     for row in measured:
         threat = f"{row['norm']}, ε = {row['epsilon']:.6g}"
         images = f"{row['count']} of {row['data']}" if row.get("count") else str(row["data"])
@@ -330,9 +323,7 @@ def _describe(
 
 def _require_dict(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise CurvactError(
-            f"{name}={value!r} in save_pretrained: it must be a dict, such as {_EXAMPLES[name]}"
-        )
+        raise CurvactError(f"{name}={value!r} in save_pretrained: it must be a dict")
 
 
 def _activation(model: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from curvact.files import atomic_write
 from curvact.models.checkpoint import (
     SIDECAR_KEYS,
     find_weights,
+    load_checkpoint,
     read_run_record,
     read_sidecar,
     read_tensors,
-    rebuild,
     state_of,
 )
 from curvact.models.hashing import tensor_bytes
@@ -137,23 +137,22 @@ def extract_activation(source: nn.Module | str | Path, *, inputs: Tensor | None 
     path = find_weights(source)
     sidecar = read_sidecar(path)
     architecture = sidecar["architecture"]
-    model = rebuild(architecture, read_tensors(path), f"the checkpoint {path}")
     record = read_run_record(path)
     metrics = sidecar.get("metrics") if record is None else record.metrics
-    accuracies = {
-        key: value
-        for key, value in (metrics if isinstance(metrics, dict) else {}).items()
-        if isinstance(value, float) and key.endswith("accuracy")
+    metrics = metrics if isinstance(metrics, dict) else {}
+    known: dict[str, Any] = {
+        k: v for k, v in metrics.items() if isinstance(v, float) and k.endswith("accuracy")
     }
-    attack = {"attack": record.attack} if accuracies and record is not None else {}
+    if known and record is not None:
+        known["attack"] = record.attack
     provenance = {
         "checkpoint": path.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "architecture": architecture,
         **{key: sidecar[key] for key in SIDECAR_KEYS if key in sidecar},
-        **accuracies,
-        **attack,
+        **known,
     }
+    model = load_checkpoint(path)
     if inputs is None:
         inputs = _grey(int(architecture.get("channels", 3)), *[int(architecture.get("size", 32))] * 2)
     try:
@@ -280,9 +279,6 @@ def insert_activation(
     return model
 
 
-_ADVICE = "use a network of the same widths, or learn sparta(variant=agnostic), which fits any width"
-
-
 def _match(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, int]:
     """The number of the group for each path."""
     called = [place for place in places if place.widths]
@@ -291,29 +287,29 @@ def _match(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, in
     for place in called:
         width = learned.groups[chosen[place.path]].channels
         if width is not None and place.widths != (width,):
-            raise CurvactError(
-                f"{place.path} has {' and '.join(map(str, place.widths))} channels, and {learned.name} was "
-                f"learned there for {width}: {_ADVICE}"
-            )
+            raise _other_width(place, learned, f"learned there for {width}")
     # A module may have a second path that the forward pass does not use: it gets the same group.
     by_module = {id(place.module): chosen[place.path] for place in called}
     unused = [place for place in places if not place.widths and id(place.module) in by_module]
     return {**chosen, **{place.path: by_module[id(place.module)] for place in unused}}
 
 
+def _other_width(place: _Place, learned: LearnedActivation, learned_for: str) -> CurvactError:
+    return CurvactError(
+        f"{place.path} has {' and '.join(map(str, place.widths))} channels, and {learned.name} was "
+        f"{learned_for}: use a network of the same widths, or learn sparta(variant=agnostic), "
+        "which fits any width"
+    )
+
+
 def _by_width(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, int]:
     groups = {group.channels: index for index, group in enumerate(learned.groups)}
     if None in groups:
         return {place.path: 0 for place in places}
-    chosen = {}
     for place in places:
         if len(place.widths) != 1 or place.widths[0] not in groups:
-            raise CurvactError(
-                f"{place.path} has {' and '.join(map(str, place.widths))} channels, and {learned.name} was "
-                f"learned for {', '.join(map(str, groups))}: {_ADVICE}"
-            )
-        chosen[place.path] = groups[place.widths[0]]
-    return chosen
+            raise _other_width(place, learned, f"learned for {', '.join(map(str, groups))}")
+    return {place.path: groups[place.widths[0]] for place in places}
 
 
 def _by_order(places: Sequence[_Place], learned: LearnedActivation) -> dict[str, int]:
@@ -390,9 +386,10 @@ class _Probe(nn.Module):
 def _places(model: nn.Module, inputs: Tensor | None) -> list[_Place]:
     """Every place, first those of the forward pass in its order. The model does not change."""
     found: dict[str, nn.Module] = {}
+    kinds: tuple[type[nn.Module], ...] = (Activation, *TORCH_ACTIVATIONS)
     for path, module in model.named_modules(remove_duplicate=False):
         inside = any(path.startswith(f"{outer}.") for outer in found)
-        if path and not inside and isinstance(module, (Activation, *TORCH_ACTIVATIONS)):
+        if path and not inside and isinstance(module, kinds):
             found[path] = module
     if not found:
         return []

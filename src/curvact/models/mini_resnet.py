@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -43,11 +45,9 @@ class MiniResNet(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.act = frame.activations(0, width)
         widths = [width, *(width * 2**number for number in range(blocks))]
+        shapes = enumerate(pairwise(widths), start=1)
         self.stages = nn.Sequential(
-            *(
-                BasicBlock(*widths[n - 1 : n + 1], 1 if n == 1 else 2, frame.activations, n)
-                for n in range(1, blocks + 1)
-            )
+            *(BasicBlock(i, o, 1 if n == 1 else 2, frame.activations, n) for n, (i, o) in shapes)
         )
         self.linear = nn.Linear(widths[-1] * 16, frame.classes)
         frame.initialize(self)
