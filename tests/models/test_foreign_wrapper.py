@@ -1,4 +1,4 @@
-"""`logits_of`: whatever a classifier of others returns, images in [0, 1] go in and one tensor of logits comes out."""
+"""`logits_of`: images in [0, 1] go in and one tensor of logits comes out."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_timm_model() -> None:
 
 PAGE = Path(__file__).parents[2] / "docs" / "foreign.md"
 EXTRA = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
-"""The examples that need another library run where it is there; those of the fence `python` run in tests/test_docs.py."""
+"""The examples that need another library. Those marked `python` run in tests/test_docs.py."""
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""Models as folders with a card: the same outputs after loading, numbers only of these weights, clear errors, no pickles."""
+"""Models as folders: the same outputs after loading, a card with their numbers only, clear errors."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_without_measurements_nothing_is_claimed(model: nn.Module, tmp_path: Pat
     ],
 )
 def test_marks_curvature_and_scope(activation: str, curvature: str, mark: str, tmp_path: Path) -> None:
-    """Whatever the activation, the network comes back; a scope that was not given is the activation's own."""
+    """The network comes back. A scope that was not given is the activation's own."""
     arguments = {**ARGUMENTS, "activation": activation, "scope": None}
     model = build(**arguments, generator=generator(0, "test")).eval()
     folder = save_pretrained(model, tmp_path / "m", architecture=arguments)
@@ -130,7 +130,7 @@ def test_a_run_brings_its_own_description_and_measurement(model: nn.Module, tmp_
     }
     (run / "record.json").write_text(json.dumps(content))
     text = (save_pretrained(run, tmp_path / "m") / "README.md").read_text()
-    assert "| pgd-20 | linf, ε = 0.2 | 40 of digits, test | 87.50% | 50.00% ± 7.91% |" in text  # √(¼/40)
+    assert "| pgd-20 | linf, ε = 0.2 | 40 of digits, test | 87.50% | 50.00% ± 7.91% |" in text
     assert "standard error" in text
     assert "0123abc" in text
     assert '"sha256": "12"' in text

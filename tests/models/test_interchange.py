@@ -1,8 +1,10 @@
-"""Interchange: RobustBench's own classes give the same outputs, every wrapping is read, every misfit is named.
+"""RobustBench's own classes give the same outputs, every wrapping is read, every misfit is named.
 
-The proofs against RobustBench's classes need its wheel, of which only the plain-torch files of architectures are executed:
+The tests against RobustBench's classes need its wheel. Only its files of architectures are run:
 
-    pip install --no-deps robustbench==1.1.1      (does not touch torch), or CURVACT_ROBUSTBENCH=/path/to/unpacked/wheel
+    pip install --no-deps robustbench==1.1.1
+
+which does not touch torch, or CURVACT_ROBUSTBENCH=/path/to/unpacked/wheel.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616]
 
 @torch.no_grad()
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights, running statistics and PSSiLU parameters that no default could equal; double precision, eval mode."""
+    """Weights, running statistics and PSSiLU parameters unlike any default; float64, eval mode."""
     chance = generator(seed, "weights")
     for name, tensor in model.state_dict().items():
         if name.startswith("normalize") or not tensor.is_floating_point():
@@ -63,7 +65,7 @@ def images(count: int = 2) -> Tensor:
 
 @torch.no_grad()
 def same(ours: nn.Module, theirs: nn.Module, tolerance: float = 1e-10) -> None:
-    """Equal outputs, which are not trivially equal. float64: a hundred roundings of 1e-16 through some ten layers."""
+    """Equal outputs that are not constant. float64: a hundred roundings of 1e-16 in ten layers."""
     x = images()
     expected = theirs(x)
     assert float(expected.std()) > 1e-3
@@ -150,7 +152,7 @@ def test_what_torch_itself_wraps() -> None:
     inner = randomize(small())
     inner.load_state_dict({k: v for k, v in model.state_dict().items() if "normalize" not in k}, strict=False)
     outer = nn.DataParallel(nn.Sequential(Normalize(MEAN, STD).double(), inner))
-    # Two normalizations, the outer one and the network's own identity: which one is meant cannot be told.
+    # Two normalizations: the outer one, and the identity of the network. Which is meant is unknown.
     with pytest.raises(CurvactError, match="differs from another normalize"):
         model_from_robustbench(outer.state_dict())
     content = {k: v for k, v in outer.state_dict().items() if "1.normalize" not in k}
@@ -362,7 +364,7 @@ def test_files_that_are_not_weights(tmp_path: Path) -> None:
 
 
 def architectures(name: str) -> ModuleType:
-    """One of RobustBench's files of architectures, by its place, without the package (it needs torchvision and timm)."""
+    """One of RobustBench's files, without the package, which needs torchvision and timm."""
     folder = os.environ.get("CURVACT_ROBUSTBENCH")
     if folder is not None:
         root = Path(folder) / "robustbench"

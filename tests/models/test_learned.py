@@ -1,4 +1,4 @@
-"""Learned activations taken out of one network and put into another: bit for bit, frozen or not, or a clear error."""
+"""Learned activations moved from one network to another: bit for bit, or a clear error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _model(name: str, **arguments: Any) -> nn.Module:
 
 
 def _stir(model: nn.Module, seed: int = 0) -> nn.Module:
-    """As if trained: learned parameters (and statistics of batch norm inside) are no longer what they started from."""
+    """Move learned parameters, and statistics of batch norm inside, away from their start."""
     random = generator(seed, "stir")
     with torch.no_grad():
         for module in model.modules():
@@ -90,7 +90,7 @@ def test_from_resnet18_to_file_to_resnet34(name: str, tmp_path: Path) -> None:
 
 
 def test_extra_parameters_are_what_the_papers_count() -> None:
-    """PSSiLU adds 2 in all [paper]; Sparta 9 a channel of each width, its agnostic variant 19 [ours]."""
+    """PSSiLU adds 2 [paper]; Sparta 9 for each channel of each width, its agnostic variant 19."""
     counts = {}
     for name in (
         "pssilu(learnable=True)",

@@ -100,7 +100,7 @@ def test_an_activation_with_weights_keeps_them(tiny: Any, name: str) -> None:
 )
 def test_compiles_as_one_graph(tiny: Any, name: str) -> None:
     torch._dynamo.reset()
-    # Tracing our formulas takes seconds in a deep network: two shallow ones have them, the rest SiLU.
+    # Tracing our formulas takes seconds in a deep network: only two shallow ones have them.
     act = "rctaf(curvature=6, beta=1)" if name in ("mini_resnet", "vit") else nn.SiLU
     model = tiny(name, act).eval()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -284,7 +284,7 @@ class Pointwise(nn.Module):
 
 
 def test_an_architecture_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One class and one call: it is built by name, trained, saved, loaded, and gives its activation."""
+    """It is built by name, trained, saved and loaded, and gives its activation."""
     monkeypatch.setattr("curvact.models.registry.MODELS", MODELS.copy())
     register_model("pointwise", Pointwise)
     assert arguments_of("pointwise") == {"width": 4}

@@ -66,7 +66,7 @@ def test_extra_parameters_of_every_scope(tiny: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_scopes_do_not_change_what_a_network_computes(tiny: Any, name: str) -> None:
-    """At equal parameters, up to the rounding of a kernel for one α against tensor operations for many."""
+    """At equal parameters, up to rounding: one α has a kernel, many have tensor operations."""
     form = "pssilu(alpha=2, beta=0.2, learnable=True)"
     want = tiny(name, form, scope="network").double().eval()(images().double())
     for scope in ("stage", "layer", "channel"):
@@ -76,7 +76,7 @@ def test_scopes_do_not_change_what_a_network_computes(tiny: Any, name: str) -> N
 
 @pytest.mark.parametrize("name", ["mini_resnet", "small_cnn", "vit", "wide_resnet"])
 def test_channels_are_the_channels(tiny: Any, name: str) -> None:
-    """The gradient of a channel's α is that of a copy with the α of that channel alone scaled: finite differences, by channel."""
+    """The gradient of a channel's α against finite differences of that α alone."""
     model = tiny(name, "psilu(alpha=1.5)", scope="channel").double().eval()
     x = images().double()
 
@@ -96,7 +96,7 @@ def test_channels_are_the_channels(tiny: Any, name: str) -> None:
                 with torch.no_grad():
                     values.append(loss().item())
             flat[channel] = start
-            # Central differences at 1e-5: an error of 1e-10 of the third derivative, and rounding of 1e-16/1e-5.
+            # Central differences at 1e-5: truncation 1e-10 of the third derivative, rounding 1e-11.
             assert (values[0] - values[1]) / (2 * step) == pytest.approx(
                 p.grad.view(-1)[channel].item(), rel=1e-5, abs=1e-7
             )

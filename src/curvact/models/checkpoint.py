@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, and a JSON file beside them that says how to rebuild the model.
+"""Checkpoints: weights as safetensors, and a JSON file that says how to rebuild the model.
 
 A checkpoint never holds a pickle. The JSON file is called the sidecar.
 """
@@ -28,7 +28,7 @@ _LONGEST = 300
 def save_checkpoint(
     path: str | Path, model: nn.Module, architecture: Mapping[str, Any], about: Mapping[str, Any]
 ) -> None:
-    """Write the weights to `path` (safetensors) and the sidecar beside it, each whole or not at all.
+    """Write the weights to `path` (safetensors) and the sidecar, each whole or not at all.
 
     architecture: `name` and the arguments of `curvact.models.build`. about: further entries of the
     sidecar, such as those in `SIDECAR_KEYS`.
@@ -147,7 +147,7 @@ def copy_of(tensor: Tensor) -> Tensor:
 def rebuild(
     architecture: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, *, keep_types: bool = False
 ) -> nn.Module:
-    """The model that `architecture` (arguments of `build`) describes, with these weights, in eval mode.
+    """The model of an architecture (arguments of `build`) with these weights, in eval mode.
 
     keep_types: the model has the floating-point types of the weights. Otherwise it is in float32.
     The description may come from a stranger: any fault in it is a CurvactError that begins with

@@ -14,9 +14,10 @@ from curvact.models.layers import Normalize
 
 
 class Foreign(nn.Module):
-    """A wrapped classifier, made by `logits_of`. model: the classifier. normalize: the layer before it.
+    """A wrapped classifier, made by `logits_of`.
 
-    size: height and width to which images are resized, or None.
+    model: the classifier. normalize: the layer before it. size: height and width to which images
+    are resized, or None.
     """
 
     def __init__(self, model: nn.Module, normalize: nn.Module, size: tuple[int, int] | None) -> None:

@@ -53,21 +53,22 @@ def save_pretrained(
     name: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write a model as a folder: model.safetensors, config.json, its copy model.json, and README.md.
+    """Write a model as a folder: model.safetensors, config.json (and model.json), README.md.
 
-    source: a checkpoint file, or a run folder (its best weights). Architecture, data and the run's own
-        measurement come from the JSON files in the same folder. Or a model: then give `architecture`.
+    source: a checkpoint file, or a run folder (its best weights). Architecture, data and the
+        run's own measurement come from the JSON files in that folder. Or a model, with `architecture`.
     architecture: `name` and arguments of `curvact.models.build`.
     about: further facts about the model, such as data, threat_model and config.
     records: evaluations of exactly these weights, as `EvaluationRecord` or path of its JSON file.
     name: title of the card. license: an SPDX name.
-    The files of an earlier call are replaced. README.md is the model card.
+    The files of an earlier call are replaced. README.md is the model card; model.json is a copy of
+    config.json.
     Raises CurvactError, before anything is written, for a folder with other content, a record of
     other weights, and weights that do not fit the architecture.
 
     >>> import tempfile
     >>> from curvact.models import build
-    >>> arguments = {"name": "mini_resnet", "activation": "psilu(alpha=3)", "width": 2, "channels": 1}
+    >>> arguments = {"name": "mini_resnet", "activation": "psilu(alpha=3)", "channels": 1}
     >>> folder = save_pretrained(build(**arguments), tempfile.mkdtemp(), architecture=arguments)
     >>> from_pretrained(folder).act
     psilu(alpha=3.0)
@@ -125,7 +126,7 @@ def from_pretrained(
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
-    """The content of a folder's config.json: architecture, activation with κ, measurements, origin."""
+    """The content of a folder's config.json: architecture, activation, measurements, origin."""
     file = Path(folder) / CONFIG
     try:
         content = json.loads(file.read_text())

@@ -2,10 +2,11 @@
 
 Attribute names are the same in both libraries. These differences are mapped and checked:
 
-- *Normalization.* Ours is the layer `normalize`. Most of RobustBench's classes take images in [0, 1]
-  as they are; others hold buffers `mu` and `sigma`, or sit behind an `ImageNormalizer`
+- *Normalization.* Ours is the layer `normalize`. Most of RobustBench's classes take images in
+  [0, 1] as they are; others hold buffers `mu` and `sigma`, or have an `ImageNormalizer` in front
   (`normalize_model`). **A file without such constants means mean 0, std 1.** Some entries keep the
-  constants in their class and not in the file: give `mean` and `std` for them (docs/interchange.md).
+  constants in their class and not in the file: give `mean` and `std` for them
+  (docs/interchange.md).
 - *Activation.* PAF networks share one PSSiLU. Their files repeat it in every block
   (`activation.alpha`, `block1.layer.0.activation.alpha`, …); ours hold it once.
 - *Wrapping*: `{"state_dict": …}` and the like, `module.` of DataParallel, `model.` or `1.` of a
@@ -291,12 +292,13 @@ def from_robustbench(
 
 
 def to_robustbench(model: nn.Module) -> StateDict:
-    """Copies of the weights, on the CPU, as RobustBench's class of this architecture loads them (strict).
+    """Copies of the weights as RobustBench's class loads them (strict), on the CPU.
 
     The normalization becomes `mu` and `sigma`, which the class then needs as buffers; mean 0 and
-    std 1 are left out. PSSiLU becomes `activation.alpha` and `.beta`, at the top and in every block.
-    Raises CurvactError for architectures and activations that RobustBench's classes do not have. They
-    compute ReLU, or one PSSiLU for the whole network.
+    std 1 are left out. PSSiLU becomes `activation.alpha` and `.beta`, at the top and in every
+    block.
+    Raises CurvactError for architectures and activations that RobustBench's classes do not have.
+    They compute ReLU, or one PSSiLU for the whole network.
 
     >>> from curvact.models import build
     >>> act = "pssilu(learnable=True)"
@@ -332,8 +334,8 @@ def model_from_robustbench(
 
     activation: default PSSiLU if the weights have its parameters, else ReLU, as in RobustBench's
     classes. **Weights do not show any other activation**: give it.
-    mean, std: as in `from_robustbench`. arguments: of `curvact.models.build`, in place of those that
-    `architecture_of` finds.
+    mean, std: as in `from_robustbench`. arguments: of `curvact.models.build`, in place of those
+    that `architecture_of` finds.
     Raises CurvactError as `read_state_dict`, `architecture_of` and `from_robustbench` do.
 
     >>> act = "pssilu(learnable=True)"
@@ -374,7 +376,7 @@ def _targets(model: nn.Module) -> StateDict:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    """Whether it is an activation: ours, torch's, or a module without submodules that is no layer."""
+    """Whether it is an activation: ours, torch's, or any module that is no layer and has no parts."""
     kind = type(module).__module__
     layer = kind.startswith("torch.nn.modules.") and kind != "torch.nn.modules.activation"
     built = next(module.children(), None) is not None

@@ -22,8 +22,8 @@ class Common(TypedDict, total=False):
 
     channels, classes: number of image channels (default 3) and of classes (default 10).
     size: side of the square images in pixels (default 32).
-    mean, std: normalization of the images, one number for each channel. It is the first layer of the
-        network, so inputs are images in [0, 1]. Default: 0.5 and 0.5.
+    mean, std: normalization of the images, one number for each channel. It is the first layer of
+        the network, so inputs are images in [0, 1]. Default: 0.5 and 0.5.
     scope: which places share one activation module, see `ActivationSource`. Default: the
         activation's own scope.
     generator: source of the initial weights. Default: torch's global generator.
@@ -233,8 +233,9 @@ class ActivationSource:
 class Dropout(nn.Module):
     """In training, sets each entry to 0 with probability `rate` and divides the rest by 1 − rate.
 
-    Any shape. The masks come from a generator of the layer itself. Its seed is drawn by `initialize`.
-    Inside `torch.compile`, which supports no generators, they come from torch's global one.
+    Any shape. The masks come from a generator of the layer itself. Its seed is drawn by
+    `initialize`. Inside `torch.compile`, which supports no generators, they come from torch's
+    global one.
 
     >>> layer = Dropout(0.5)
     >>> sorted(set(layer(torch.ones(99)).tolist())), layer.eval()(torch.ones(1)).item()

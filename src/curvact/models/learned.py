@@ -58,9 +58,9 @@ class Group:
 class LearnedActivation:
     """A learned activation without its network, from `extract_activation` or `read_learned`.
 
-    name: as `curvact.activation` parses it. scope: how the source network shared it. groups: one for
-    each distinct module. provenance: checkpoint and its hash, architecture, data, accuracies if known.
-    Two learned activations are equal if their `sha256` are.
+    name: as `curvact.activation` parses it. scope: how the source network shared it. groups: one
+    for each distinct module. provenance: checkpoint and its hash, architecture, data, accuracies if
+    known. Two learned activations are equal if their `sha256` are.
     """
 
     name: str
@@ -217,7 +217,7 @@ def _group(places: list[_Place], sized: bool) -> Group:
 
 
 def _scope_of(by_module: Mapping[int, list[_Place]], places: Sequence[_Place], sized: bool) -> str:
-    """The scope by which a network shares its activations. sized: their parameters belong to a width."""
+    """The scope of a network's activations. sized: their parameters belong to a width."""
     if any(getattr(place.module, "_channels", None) for place in places):
         return "channel"
     widths = [own[0].widths for own in by_module.values()]
@@ -363,7 +363,7 @@ class _FixedNorm(nn.Module):
 
 @dataclass(frozen=True)
 class _Place:
-    """A path that leads to an activation. widths: channels of its inputs, () if it is never called."""
+    """A path to an activation. widths: channels of its inputs, () if it is never called."""
 
     path: str
     module: nn.Module

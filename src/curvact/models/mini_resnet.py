@@ -16,9 +16,9 @@ from curvact.models.resnet import BasicBlock
 class MiniResNet(nn.Module):
     """A 3×3 stem and `blocks` stages of one residual block each, as `BasicBlock`.
 
-    Each stage after the first halves the size and doubles the width. The last feature map is averaged
-    to 4×4 and read out by one linear layer. It keeps the place of a stroke, so digits train in a
-    quarter of the steps that a global average needs.
+    Each stage after the first halves the size and doubles the width. The last feature map is
+    averaged to 4×4 and read out by one linear layer. It keeps the place of a stroke, so digits
+    train in a quarter of the steps that a global average needs.
 
     activation: a name, a factory or a module. width: of the stem and of the first stage. Other
     arguments: `Common`; nothing depends on `size`, and the stem's activation is stage 0.

@@ -53,7 +53,8 @@ class PreActResNet(nn.Module):
     default leaves them out, as most CIFAR code does. Nothing bounds the features then, and training
     diverges at smaller learning rates [ours].
     out_shortcut: see `PreActBlock`. RobustBench's `PreActBlockV2` has it True.
-    activation: a name, a factory or a module. width, stem: as in `ResNet`. Other arguments: `Common`.
+    activation: a name, a factory or a module. width, stem: as in `ResNet`. Other arguments:
+    `Common`.
     Maps N×channels×H×W in [0, 1] to N×classes logits. Raises CurvactError for a bad argument.
 
     >>> sum(p.numel() for p in PreActResNet("silu").parameters())

@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet (arXiv 1512.03385): a stem, four stages of basic blocks, a global average, a linear head.
+    """ResNet (arXiv 1512.03385): a stem, four stages of blocks, a global average, a linear head.
 
     The stages have width, 2·width, 4·width and 8·width channels.
 

@@ -1,4 +1,4 @@
-"""A small convolutional network without batch norm, the classic of adversarial training on MNIST."""
+"""A small convolutional network without batch norm, as often used on MNIST."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from curvact.models.layers import Common, prepare, require_square
 class SmallCNN(nn.Module):
     """Four 3×3 convolutions, a hidden linear layer and a linear head.
 
-    The convolutions have width, width, 2·width and 2·width channels. The second and the fourth halve
-    the size. A last feature map of 16×16 or more is averaged in squares, to at least 8×8. Without
-    batch norm the model computes the same function in train and eval mode.
+    The convolutions have width, width, 2·width and 2·width channels. The second and the fourth
+    halve the size. A last feature map of 16×16 or more is averaged in squares, to at least 8×8.
+    Without batch norm the model computes the same function in train and eval mode.
 
     activation: a name, a factory or a module. width, hidden: of the first convolution and of the
     hidden layer. Other arguments: `Common`; stages 1 and 2 are the two widths, 3 the hidden layer.

@@ -1,4 +1,4 @@
-"""VGG16-BN: thirteen 3×3 convolutions with batch norm, max pooling between them, and a linear head."""
+"""VGG16-BN: thirteen convolutions with batch norm, max pooling, and a linear head."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 class VGG(nn.Module):
     """VGG16-BN (arXiv 1409.1556) in its CIFAR form: one linear layer on the global average.
 
-    A 2×2 max pool ends every stage. On images below 32 pixels, a pool that would leave less than 2×2
-    to the next convolution is left out [ours]. The layers keep their names.
+    A 2×2 max pool ends every stage. On images below 32 pixels, a pool that would leave less than
+    2×2 to the next convolution is left out [ours]. The layers keep their names.
 
     activation: a name, a factory or a module. width: of the first stage. Other arguments: `Common`.
     Maps N×channels×size×size in [0, 1] to N×classes logits. Raises CurvactError for a bad argument

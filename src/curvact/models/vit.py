@@ -63,17 +63,17 @@ class TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer (arXiv 2010.11929): patches, positions, pre-norm blocks, mean of the tokens.
+    """Vision transformer (arXiv 2010.11929): patches, pre-norm blocks, mean of the tokens.
 
     It has no class token. The activation is in the MLPs; attention keeps its softmax. Weights start
     LeCun-normal and positions with deviation 0.5 instead of 0.02: small models then train in a
     fraction of the epochs, also by SGD [ours].
 
     activation: a name, a factory or a module. patch: side of a patch in pixels; None: 16 from size
-    96, else about an eighth of the size and at least 2 (4 at 28 and 32). After the normalization the
-    image is padded with zeros on all sides to a multiple of the patch.
-    depth: number of blocks. width: of a token, a multiple of `heads`. mlp_ratio: hidden width of the
-    MLPs divided by `width`. Other arguments: `Common`; each block is a stage.
+    96, else about an eighth of the size and at least 2 (4 at 28 and 32). After the normalization
+    the image is padded with zeros on all sides to a multiple of the patch.
+    depth: number of blocks. width: of a token, a multiple of `heads`. mlp_ratio: hidden width of
+    the MLPs divided by `width`. Other arguments: `Common`; each block is a stage.
     Maps N×channels×size×size in [0, 1] to N×classes logits. Raises CurvactError for a bad argument
     and for images of another size.
 

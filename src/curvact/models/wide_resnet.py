@@ -40,8 +40,8 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-widen_factor (arXiv 1605.07146): a 3×3 stem of width 16 and three stages of blocks.
 
-    The stages have 16, 32 and 64 times the widen factor channels. Batch norm, activation (stage 0), a
-    global average and a linear head follow.
+    The stages have 16, 32 and 64 times the widen factor channels. Batch norm, activation (stage 0),
+    a global average and a linear head follow.
 
     activation: a name, a factory or a module. depth: 6n + 4 for n blocks a stage. dropout:
     probability inside the blocks. Other arguments: `Common`; nothing depends on `size`.
