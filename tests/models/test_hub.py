@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab.record import evaluate_model, model_hash, write_record
-from curvact.models import build, hub
+from curvact.models import build, extract_activation, hub
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.models.hub import from_pretrained, model_card, read_description, save_pretrained
 from curvact.random import generator
@@ -63,7 +64,7 @@ def test_a_folder_and_back(model: nn.Module, tmp_path: Path) -> None:
 def test_the_card_says_what_is_known(model: nn.Module, record: Any, tmp_path: Path) -> None:
     file = tmp_path / "of.evaluation.json"
     write_record(record, file)
-    about = {"data": {"name": "digits"}, "config": {"seed": 7}}
+    about = {"data": {"name": "digits"}, "spec": {"seed": 7}}
     folder = save_pretrained(
         model, tmp_path / "m", architecture=ARGUMENTS, about=about, records=[file, record], license="mit"
     )
@@ -112,34 +113,50 @@ def test_marks_curvature_and_scope(activation: str, curvature: str, mark: str, t
     json.loads((folder / "config.json").read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
+def run_record(folder: Path, spec: dict[str, Any], **changes: Any) -> None:
+    """record.json and environment.json of a run whose weights are in the folder."""
+    hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.glob("*.safetensors")}
+    metrics = {"best_clean_accuracy": 0.875, "best_robust_accuracy": 0.5}
+    metrics |= {"clean_accuracy": 0.75, "robust_accuracy": 0.25}
+    record = {"spec": spec, "metrics": metrics, "files": hashes, "test_images": 40, "data_sha256": {}}
+    (folder / "record.json").write_text(json.dumps({**record, **changes}))
+    (folder / "environment.json").write_text(json.dumps({"commit": "0123abc"}))
+
+
 def test_a_run_brings_its_own_description_and_measurement(model: nn.Module, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     about = {"run": "abc", "data": {"name": "digits"}, "threat_model": {"norm": "linf", "epsilon": 0.2}}
+    save_checkpoint(run / "last.safetensors", build(**ARGUMENTS), ARGUMENTS, about)
     save_checkpoint(run / "best.safetensors", model, ARGUMENTS, about)
-    content = {
-        "run": "abc",
-        "config": {
-            "threat_model": about["threat_model"],
-            "data": {"name": "digits"},
-            "test": {"steps": 20, "images": 40},
-            "activation_from": {"path": "/home/me/act.safetensors", "frozen": True, "sha256": "12"},
-        },
-        "metrics": {"best": {"clean_accuracy": 0.875, "robust_accuracy": 0.5, "images": 40}},
-        "environment": {"commit": "0123abc"},
+    spec = {
+        **about,
+        "evaluation": {"attack": "pgd-20"},
+        "activation_from": {"path": "/home/me/act.safetensors", "frozen": True, "sha256": "12"},
     }
-    (run / "record.json").write_text(json.dumps(content))
+    run_record(run, spec)
     text = (save_pretrained(run, tmp_path / "m") / "README.md").read_text()
     assert "| pgd-20 | linf, ε = 0.2 | 40 of digits, test | 87.50% | 50.00% ± 7.91% |" in text
     assert "standard error" in text
     assert "0123abc" in text
     assert '"sha256": "12"' in text
     assert "/home/me" not in text
-    (run / "record.json").write_text(json.dumps({**content, "run": "other"}))
-    text = (save_pretrained(run / "best.safetensors", tmp_path / "n") / "README.md").read_text()
-    assert "no robustness is claimed" in text
-    again = from_pretrained(tmp_path / "n")
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    text = (save_pretrained(run / "last.safetensors", tmp_path / "last") / "README.md").read_text()
+    assert "| 75.00% | 25.00% ± 6.85% |" in text
+    save_checkpoint(run / "best.safetensors", build(**ARGUMENTS), ARGUMENTS, about)  # other weights
+    folder = save_pretrained(run, tmp_path / "n")
+    assert "no robustness is claimed" in (folder / "README.md").read_text()
+    other = load_checkpoint(run / "best.safetensors").state_dict()
+    assert all(torch.equal(v, other[k]) for k, v in from_pretrained(folder).state_dict().items())
+
+
+def test_the_accuracy_of_the_best_weights_where_they_are_the_last(model: nn.Module, tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", model, ARGUMENTS, {})
+    spec = {"evaluation": {"attack": "pgd-20"}}
+    run_record(tmp_path, spec, metrics={"clean_accuracy": 0.75, "robust_accuracy": 0.25})
+    provenance = extract_activation(tmp_path).provenance
+    assert (provenance["robust_accuracy"], provenance["attack"]) == (0.25, "pgd-20")
 
 
 def test_records_of_other_weights_or_edited_ones_are_refused(
@@ -221,7 +238,7 @@ def test_text_of_strangers_stays_text() -> None:
             "scope": "layer",
         },
         "measured": [],
-        "config": {"about": "```\n# no"},
+        "spec": {"about": "```\n# no"},
         "weights_sha256": "0",
     }
     lines = model_card(config).splitlines()
@@ -321,7 +338,7 @@ def test_what_is_said_of_a_model_is_checked_before_anything_is_written(
     for arguments, message in (
         ({"about": {"data": "digits"}}, r"about\['data'\]='digits' in save_pretrained: it must be a dict"),
         ({"about": {"x": float("nan")}}, "^x in the description of the model cannot be written as JSON"),
-        ({"about": {"config": {"y": [float("inf")]}}}, "^config in the description .* cannot be written"),
+        ({"about": {"spec": {"y": [float("inf")]}}}, "^spec in the description .* cannot be written"),
         ({"about": ["x"]}, r"about=\['x'\] in save_pretrained: it must be a dict"),
         ({"architecture": ["x"]}, r"architecture=\['x'\] in save_pretrained: it must be a dict"),
         ({"about": {"architecture": "x"}}, "it must be a dict"),

@@ -5,6 +5,7 @@ A checkpoint never holds a pickle. The JSON file is called the sidecar.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models.registry import build
 
-SIDECAR_KEYS = ("run", "trial", "epoch", "data", "threat_model", "activation_from")
+SIDECAR_KEYS = ("run", "epoch", "data", "threat_model", "activation_from")
 """Keys of a sidecar, beside `schema` and `architecture`, that published models keep."""
 
 _LONGEST = 300
@@ -87,34 +88,40 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
 
 
 class RunRecord(NamedTuple):
-    """What a run measured on its weights. content: of record.json. metrics: of just these weights.
+    """What a run measured on its weights. spec, environment: of the run, as in its JSON files.
 
-    attack, images: of the test at the end of the run.
+    clean, robust: test accuracies of just these weights. attack, images: of that test.
+    data_sha256: of each split.
     """
 
-    content: dict[str, Any]
-    metrics: dict[str, Any]
+    spec: dict[str, Any]
+    environment: dict[str, Any]
+    clean: float
+    robust: float
     attack: str
-    images: int | None
+    images: int
+    data_sha256: dict[str, str]
 
 
 def read_run_record(weights: Path) -> RunRecord | None:
-    """The record of the run that wrote this checkpoint, from record.json in the same folder.
+    """The record of the run that wrote this checkpoint, from the JSON files in the same folder.
 
-    None if it is missing, damaged, or of another run.
+    None if there is no record, or if it is damaged, or of other weights.
     """
+    folder = weights.parent
     try:
-        content = json.loads((weights.parent / "record.json").read_text())
-        trial = "trial" in content
-        key = "trial" if trial else "run"
-        if content[key] != read_sidecar(weights).get(key):
+        content = json.loads((folder / "record.json").read_text())
+        metrics, files, spec = content["metrics"], content["files"], dict(content["spec"])
+        if files[weights.name] != hashlib.sha256(weights.read_bytes()).hexdigest():
             return None
-        metrics = content["metrics"] if trial else content["metrics"][weights.stem]
-        images = content.get("test_images") if trial else metrics.get("images")
-        steps = content["config"]["evaluation" if trial else "test"]["steps"]
+        last = files[weights.name] == files["last.safetensors"]
+        prefix = "" if last else {"best": "best_"}[weights.stem]
+        clean, robust = float(metrics[f"{prefix}clean_accuracy"]), float(metrics[f"{prefix}robust_accuracy"])
+        environment = dict(json.loads((folder / "environment.json").read_text()))
+        attack, images = str(spec["evaluation"]["attack"]), int(content["test_images"])
+        return RunRecord(spec, environment, clean, robust, attack, images, dict(content["data_sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return RunRecord(content, dict(metrics), f"pgd-{steps}", images)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

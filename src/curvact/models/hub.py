@@ -58,7 +58,7 @@ def save_pretrained(
     source: a checkpoint file, or a run folder (its best weights). Architecture, data and the
         run's own measurement come from the JSON files in that folder. Or a model, with `architecture`.
     architecture: `name` and arguments of `curvact.models.build`.
-    about: further facts about the model, such as data, threat_model and config.
+    about: further facts about the model, such as data, threat_model and spec.
     records: evaluations of exactly these weights, as `EvaluationRecord` or path of its JSON file.
     name: title of the card. license: an SPDX name.
     The files of an earlier call are replaced. README.md is the model card; model.json is a copy of
@@ -232,7 +232,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     activation, architecture, data = config["activation"], config["architecture"], config.get("data")
     data = data.get("name") if isinstance(data, Mapping) else data
     sections = ""
-    for title, key in (("Architecture", "architecture"), ("Training", "config"), ("Origin", "origin")):
+    for title, key in (("Architecture", "architecture"), ("Run", "spec"), ("Origin", "origin")):
         if config.get(key):
             text = json.dumps(config[key], indent=2, sort_keys=True, ensure_ascii=False)
             sections += f"\n## {title}\n\n```json\n{text.replace('```', 'ʼʼʼ')}\n```\n"
@@ -405,29 +405,26 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], lis
     record = read_run_record(path)
     if record is None:
         return read_tensors(path), known, []
-    config = record.content["config"]
+    spec = record.spec
     try:
-        robust = float(record.metrics["robust_accuracy"])
         row = {
             "attack": record.attack,
             "ensemble": False,
-            "norm": str(config["threat_model"]["norm"]),
-            "epsilon": float(config["threat_model"]["epsilon"]),
-            "data": f"{config['data']['name']}, test",
+            "norm": str(spec["threat_model"]["norm"]),
+            "epsilon": float(spec["threat_model"]["epsilon"]),
+            "data": f"{spec['data']['name']}, test",
             "count": record.images,
-            "clean": float(record.metrics["clean_accuracy"]),
-            "robust": robust,
+            "clean": record.clean,
+            "robust": record.robust,
+            "standard_error": _standard_error(record.robust, record.images),
         }
-        if record.images:
-            row["standard_error"] = _standard_error(robust, record.images)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return read_tensors(path), known, []
-    keys = ("environment", "data_sha256", "gradient_evaluations")
-    origin = {key: record.content[key] for key in keys if key in record.content}
-    if isinstance(config.get("activation_from"), dict):  # its path is of this machine only
-        learned = {key: value for key, value in config["activation_from"].items() if key != "path"}
-        config = {**config, "activation_from": learned}
-    return read_tensors(path), {**known, "config": config, "origin": origin}, [row]
+    if isinstance(spec.get("activation_from"), dict):  # its path is of this machine only
+        learned = {key: value for key, value in spec["activation_from"].items() if key != "path"}
+        spec = {**spec, "activation_from": learned}
+    origin = {"environment": record.environment, "data_sha256": record.data_sha256}
+    return read_tensors(path), {**known, "spec": spec, "origin": origin}, [row]
 
 
 # ---- files ----

@@ -138,19 +138,19 @@ def extract_activation(source: nn.Module | str | Path, *, inputs: Tensor | None 
     sidecar = read_sidecar(path)
     architecture = sidecar["architecture"]
     record = read_run_record(path)
-    metrics = sidecar.get("metrics") if record is None else record.metrics
-    metrics = metrics if isinstance(metrics, dict) else {}
-    known: dict[str, Any] = {
-        k: v for k, v in metrics.items() if isinstance(v, float) and k.endswith("accuracy")
-    }
-    if known and record is not None:
-        known["attack"] = record.attack
+    accuracies = {}
+    if record is not None:
+        accuracies = {
+            "clean_accuracy": record.clean,
+            "robust_accuracy": record.robust,
+            "attack": record.attack,
+        }
     provenance = {
         "checkpoint": path.name,
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "architecture": architecture,
         **{key: sidecar[key] for key in SIDECAR_KEYS if key in sidecar},
-        **known,
+        **accuracies,
     }
     model = load_checkpoint(path)
     if inputs is None:
