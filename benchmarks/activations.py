@@ -1,11 +1,11 @@
-"""Forward + backward time and bytes saved for backward of every activation family, against ReLU, GELU and a naive RCT-AF.
+"""Time and memory of a forward and backward pass of every family, against ReLU, GELU and a naive RCT-AF.
 
     python benchmarks/activations.py [--size 1048576] [--threads 1] [--repeats 25] [--markdown]
 
-Every activation runs in one process, one after the other, so that the ratios to torch's GELU in the same mode mean something:
-`auto` is what a user gets outside torch.compile (the native kernel where there is a C compiler), `plain` the tensor operations
-that stand in for it, `compiled` torch.compile of forward and backward. Other work on the machine shows as a median far above the
-best. The naive RCT-AF is plain tensor operations that autograd differentiates.
+Every activation runs in one process, one after the other, so that the ratios to torch's GELU in the same
+mode mean something. `auto` is the default outside torch.compile (the native kernel, with a C compiler),
+`plain` is tensor operations, `compiled` is torch.compile of forward and backward. A median far above the
+best shows other work on the machine. The naive RCT-AF is plain tensor operations that autograd differentiates.
 """
 
 from __future__ import annotations

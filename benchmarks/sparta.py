@@ -1,17 +1,17 @@
-"""A training step of ResNet-18 with each variant of Sparta, against ReLU, SiLU and Sparta as one would write it: time and memory.
+"""A training step of ResNet-18 with each variant of Sparta, ReLU and SiLU: time and memory.
 
-    python benchmarks/sparta.py [--width 16] [--batch 64] [--repeats 7] [--threads 1] [--device cpu] [--markdown]
+    python benchmarks/sparta.py [--width 16] [--batch 64] [--repeats 7] [--threads 1] [--device cpu]
 
-A step is the forward and the backward pass of the cross-entropy of CIFAR-sized images. All networks run in one process, in turn,
-so that their ratios to ReLU mean something; the time is CPU time (the wall clock on a GPU), the best of the repeats. Kept are
-the bytes that the graph holds between the passes, each storage once.
+A step is the forward and the backward pass of the cross-entropy of CIFAR-sized images. All networks run
+in one process, in turn, so that their ratios to ReLU mean something. The time is CPU time (the wall clock
+on a GPU), the best of the repeats. Memory is what the graph holds between the passes, each storage once.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +19,14 @@ from torch import Tensor, nn
 
 from curvact.models import build
 
-
-class Naive(nn.Module):
-    """Depthwise Sparta in tensor operations that autograd differentiates."""
-
-    default_scope = "network"
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False)
-        nn.init.dirac_(self.conv.weight, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.conv(x))
-
-
 REFERENCE = "relu"
-ACTIVATIONS: dict[str, str | Callable[..., nn.Module]] = {
-    REFERENCE: "relu",
-    "silu": "silu",
-    "sparta": "sparta",
-    "sparta(variant=agnostic)": "sparta(variant=agnostic)",
-    "sparta(variant=full)": "sparta(variant=full)",
-    "naive depthwise": Naive,
-}
+ACTIVATIONS = (
+    REFERENCE,
+    "silu",
+    "sparta",
+    "sparta(variant=agnostic)",
+    "sparta(variant=full)",
+)
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -77,11 +61,11 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def measure(
-    names: dict[str, str | Callable[..., nn.Module]], layout: torch.memory_format, args: argparse.Namespace
+    names: Sequence[str], layout: torch.memory_format, args: argparse.Namespace
 ) -> list[tuple[str, float, int]]:
     models = {
-        name: build("resnet18", activation=act, width=args.width).to(args.device).to(memory_format=layout)
-        for name, act in names.items()
+        name: build("resnet18", activation=name, width=args.width).to(args.device).to(memory_format=layout)
+        for name in names
     }
     x = torch.rand(args.batch, 3, 32, 32, device=args.device).to(memory_format=layout)
     y = torch.randint(10, (args.batch,), device=args.device)

@@ -59,7 +59,6 @@ def mish_kappa() -> tuple[float, float]:
         (nn.LogSigmoid(), 0.25, 0.0),
         (torch.square, 2.0, 0.0),
         (torch.sin, 1.0, math.pi / 2),
-        (lambda x: x + torch.sin(x) ** 2, 2.0, 0.0),
         (lambda x: x**3, 6e4, 1e4),
         (lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))), *mish_kappa()),  # the backward pass overflows
     ],
@@ -110,7 +109,7 @@ def test_a_step_below_the_resolution_is_no_kink():
 
 
 @given(log_kappa=st.floats(-3, 4), family=st.sampled_from(["softplus", "swish", "squareplus"]))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_families_at_any_curvature(log_kappa, family):
     kappa = 10**log_kappa
     if family == "softplus":
@@ -124,7 +123,7 @@ def test_families_at_any_curvature(log_kappa, family):
 
 
 @given(place=PLACES, sign=st.sampled_from([-1, 1]))
-@settings(max_examples=150)
+@settings(max_examples=50)
 def test_a_narrow_peak_anywhere(place, sign):
     """κ = 1e4 and width 1e-4, beside a smooth activation that bends at 0."""
     alpha = 4e4
@@ -148,7 +147,7 @@ def test_a_narrow_peak_anywhere(place, sign):
     narrow=PLACES,
     log_ratio=st.floats(0.01, 4),
 )
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_of_two_peaks_the_taller_wins(wide, narrow, log_ratio):
     low, high = 1.0, 10**log_ratio
 
@@ -176,7 +175,7 @@ def test_of_two_peaks_the_taller_wins(wide, narrow, log_ratio):
     log_height=st.floats(-4, 0),
     sign=st.sampled_from([-1, 1]),
 )
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_a_bump_of_the_slope_that_comes_back(place, log_width, log_height, sign):
     """Slope 1 + a·exp(−((x−p)/w)²): no net change of the slope, κ = a/w·√(2/e)."""
     width, height = 10**log_width, sign * 10**log_height
@@ -191,7 +190,7 @@ def test_a_bump_of_the_slope_that_comes_back(place, log_width, log_height, sign)
 
 
 @given(place=PLACES, log_jump=st.floats(-5.5, 1), sign=st.sampled_from([-1, 1]), smooth=st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=50)
 def test_a_kink_anywhere(place, log_jump, sign, smooth):
     jump = sign * 10**log_jump
 
@@ -205,7 +204,7 @@ def test_a_kink_anywhere(place, log_jump, sign, smooth):
 
 
 @given(first=PLACES, second=PLACES, gap=st.floats(1e-4, 1))
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_of_several_kinks_the_nearest_to_zero(first, second, gap):
     def f(x):
         return F.relu(x - first) - F.relu(x - first - gap) + F.hardtanh(x - second)
@@ -233,7 +232,6 @@ def test_equal_peaks_nearest_to_zero_then_positive():
         (lambda x: np.logaddexp(0, 400 * (x - 7.5)) / 400, 100.0, 7.5),
         (torch.no_grad()(F.silu), 0.5, 0.0),
         (lambda x: x.detach().sigmoid() * x.detach(), 0.5, 0.0),
-        (lambda x: F.silu(x) if float(x) < 1e9 else x, 0.5, 0.0),  # takes one tensor number at a time
     ],
 )
 def test_without_autograd(f, kappa, at):
@@ -379,6 +377,10 @@ def test_a_smaller_domain():
     # cosh on [−2, 3]: largest at the right end.
     close(max_curvature(torch.cosh, domain=(-2, 3)), math.cosh(3), 3.0)
     close(max_curvature(torch.exp, domain=(-600, 600)), math.exp(600))
+    close(max_curvature(lambda x: x + torch.sin(x) ** 2, domain=(-30, 30)), 2.0, 0.0)
+    # A function that takes one tensor number at a time.
+    one = max_curvature(lambda x: F.silu(x) if float(x) < 1e9 else x, domain=(-3, 3))
+    close(one, 0.5, 0.0)
     assert max_curvature(nn.ReLU(), domain=(0.5, 2)).value == 0.0
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from curvact.activations import (
@@ -53,7 +52,15 @@ SMOOTH = [
     "mish",
 ]
 ALL = [*SMOOTH, "relu", "elu", "elu(alpha=0.5)", "rcraf(alpha=3)", "rcraf(alpha=3, gamma=2, centered=True)"]
-LEARNABLE = [name for name in SMOOTH if "(" in name]
+LEARNABLE = [name.replace(")", ", learnable=True)") for name in SMOOTH if "(" in name]
+PARAMETRIC = [
+    *("prelu(alpha=0.25)", "prelu(alpha=-0.5, learnable=False)", "pelu(alpha=0.7)", "prelu_plus(alpha=1.5)"),
+    *("pelu(alpha=1.0, learnable=False)", "reblu(alpha=0.5)", "reblu(alpha=-0.25, learnable=False)"),
+    *("psilu(alpha=-3)", "psilu(alpha=3, learnable=False)", "psoftplus(alpha=-2, centered=True)"),
+    *("psoftplus(alpha=2, learnable=False)", "ssilu", "ssilu(beta=-0.5)", "pssilu_fixed(alpha=-2)"),
+    *("pssilu_fixed(alpha=2, learnable=False)", "pssilu", "pssilu(alpha=-3, beta=0.3)", "pssilu(beta=0)"),
+    *("pssilu(alpha=12, beta=-0.9)", "pssilu(alpha=2, beta=0.3, learnable=True)"),
+]
 
 DEFINITIONS = {
     "swish(beta=3)": lambda x: x / (1 + np.exp(-3 * x)),
@@ -219,30 +226,31 @@ def test_remainder_over_relu_is_even_and_slope_rises(beta: int) -> None:
 # ---- torch's transforms ----
 
 
-def _call(act: nn.Module, name: str):  # type: ignore[no-untyped-def]
-    alpha = getattr(act, "alpha", None)
-    if isinstance(alpha, nn.Parameter):
-        start = alpha.detach().clone().requires_grad_()
-        return lambda x, a: torch.func.functional_call(act, {"alpha": a}, (x,)), (start,)
-    return act, ()
+def build(name: str) -> Activation:
+    act = activation(name)
+    assert isinstance(act, Activation)
+    return act
 
 
-@pytest.mark.parametrize("name", [*ALL, *[n.replace(")", ", learnable=True)") for n in LEARNABLE]])
+@pytest.mark.parametrize("name", [*ALL, *LEARNABLE, *PARAMETRIC])
 def test_gradcheck_and_gradgradcheck(name: str) -> None:
-    act = activation(name).double()
+    act = build(name).double()
     x = torch.tensor([-2.1, -0.7, -0.05, 0.04, 0.3, 0.66, 1.7, 2.6], dtype=torch.float64, requires_grad=True)
-    call, parameters = _call(act, name)
-    inputs = (x, *parameters)
+    names = [key for key, _ in act.named_parameters()]
+    inputs = (x, *(p.detach().clone().requires_grad_() for p in act.parameters()))
+
+    def call(t: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(act, dict(zip(names, parameters, strict=True)), (t,))  # type: ignore[no-any-return]
+
     assert gradcheck(
         call, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
     )
     assert gradgradcheck(call, inputs, check_fwd_over_rev=True)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *PARAMETRIC])
 def test_functional_transforms(name: str) -> None:
-    act = activation(name)
-    assert isinstance(act, Activation)
+    act = build(name).double().requires_grad_(False)
     x = torch.tensor([-2.1, -0.7, 0.3, 0.66, 1.7], dtype=torch.float64)
     v = torch.linspace(1, 2, 5, dtype=torch.float64)
     hessian = torch.func.hessian(lambda t: act(t).sum())(x)
@@ -251,8 +259,49 @@ def test_functional_transforms(name: str) -> None:
     torch.testing.assert_close(tangent, act.slope(x) * v, rtol=1e-12, atol=1e-13)
     _, second = torch.func.jvp(torch.func.grad(lambda t: act(t).sum()), (x,), (v,))
     torch.testing.assert_close(second, act.curvature(x) * v, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(torch.vmap(act)(x.view(5, 1)).view(5), act(x), rtol=0, atol=0)
-    torch.testing.assert_close(torch.vmap(act, in_dims=1)(x.view(1, 5)).view(5), act(x), rtol=0, atol=0)
+    # Those with |α| take plain tensor code in place of the native kernel: a few roundings.
+    tolerance = {"rtol": 1e-14, "atol": 1e-15} if name in PARAMETRIC else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(torch.vmap(act)(x.view(5, 1)).view(5), act(x), **tolerance)
+    torch.testing.assert_close(torch.vmap(act, in_dims=1)(x.view(1, 5)).view(5), act(x), **tolerance)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [  # one of each formula
+        *(
+            "rctaf(curvature=2, beta=1, centered=True)",
+            "rctaf(curvature=2, beta=3)",
+            "swish(curvature=2)",
+            "silu",
+        ),
+        *("squareplus(curvature=2, centered=True)", "powergate(curvature=2, n=3)", "gelu(curvature=2)"),
+        *(
+            "mish(curvature=2)",
+            "rcraf(alpha=3, gamma=2, centered=True)",
+            "elu(alpha=0.5)",
+            "prelu(alpha=0.25)",
+        ),
+        *("pelu(alpha=0.7)", "prelu_plus(alpha=1.5)", "reblu(alpha=0.5)", "psilu(alpha=-3)"),
+        *(
+            "psoftplus(alpha=-2, centered=True)",
+            "ssilu(beta=-0.5)",
+            "pssilu(alpha=2, beta=0.3, learnable=True)",
+        ),
+    ],
+)
+def test_compiles_as_one_graph(name: str) -> None:
+    """Traced fully and differentiated through AOTAutograd; inductor itself is exercised on one family below."""
+    torch._dynamo.reset()
+    act = build(name).double()
+    compiled = torch.compile(act, fullgraph=True, backend="aot_eager")
+    x = torch.tensor([-30.0, -2.0, 0.0, 0.4, 3.0, 1e4], dtype=torch.float64, requires_grad=True)
+    inputs = [x, *act.parameters()]
+    y, want = compiled(x), act(x)
+    # Where a polynomial stands for softplus, a few roundings.
+    torch.testing.assert_close(y, want, rtol=1e-13, atol=1e-14)
+    gradients = torch.autograd.grad(y.sum(), inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(want.sum(), inputs), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], act.slope(x).detach(), rtol=0, atol=1e-13)
 
 
 def test_vmap_over_alpha() -> None:
@@ -267,20 +316,6 @@ def test_vmap_over_alpha() -> None:
         in_dims=(0, None),
     )(alphas, x)
     assert per_sample.shape == (3,)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_compiles_as_one_graph(name: str) -> None:
-    """Traced fully and differentiated through AOTAutograd; inductor itself is exercised on one family below."""
-    torch._dynamo.reset()
-    act = activation(name)
-    compiled = torch.compile(act, fullgraph=True, backend="aot_eager")
-    x = torch.tensor([-30.0, -2.0, 0.0, 0.4, 3.0, 1e4], dtype=torch.float64, requires_grad=True)
-    y = compiled(x)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    torch.testing.assert_close(y, act(x), rtol=1e-13, atol=1e-14)
-    assert isinstance(act, Activation)
-    torch.testing.assert_close(slope, act.slope(x.detach()), rtol=0, atol=1e-13)
 
 
 def test_inductor_gradient_and_jvp_of_gradient() -> None:
@@ -307,24 +342,27 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ALL)
-@given(x=st.lists(st.floats(-1e4, 1e4), min_size=0, max_size=8))
-@settings(max_examples=10)
+@pytest.mark.parametrize("name", [*ALL, *PARAMETRIC])
+@given(x=st.lists(st.floats(-1e4, 1e4), max_size=8))
+@settings(max_examples=5)
 def test_any_finite_input(name: str, dtype: torch.dtype, x: list[float]) -> None:
-    act = activation(name)
-    assert isinstance(act, Activation)
-    t = torch.tensor(x, dtype=dtype, requires_grad=True)
+    act = build(name)
+    if dtype == torch.float64:
+        act.double()
+    t = torch.tensor([*x, -1e4, 0.0, 1e4], dtype=dtype, requires_grad=True)
     y = act(t)
-    assert y.dtype == dtype
-    assert y.shape == t.shape
-    assert bool(y.isfinite().all())
-    (grad,) = torch.autograd.grad(y.sum(), t)
-    assert bool(grad.isfinite().all())
+    assert (y.dtype, y.shape) == (dtype, t.shape)
+    gradients = torch.autograd.grad(y.sum(), [t, *act.parameters()])
+    assert all(bool(g.isfinite().all()) for g in gradients)
     assert bool(act.curvature(t.detach()).isfinite().all())
-    exact = act(t.detach().double())
-    # Half precision rounds once (2⁻⁸ or 2⁻¹¹ relative); float32 computes to a few units of max(|σ|, 1/α, 1e-4).
+    exact = build(name).double()(t.detach().double()).detach()
+    fits = exact.abs() < 6e4  # float16 ends at 65504
+    assert bool(y[fits].isfinite().all())
+    # Half precision rounds once (2⁻⁸ or 2⁻¹¹ relative); float32 computes to a few units of max(|σ|, 1/α, 1e-4), and of the
+    # terms up to |x| that the parametric families add.
     tolerance = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-15}[dtype]
-    assert bool(((y.double() - exact).abs() <= tolerance * exact.abs() + 1e-6).all())
+    terms = exact.abs() + (1e-2 * t.detach().double().abs() if name in PARAMETRIC else 0.0)
+    assert bool(((y.detach().double() - exact).abs() <= tolerance * terms + 1e-6)[fits].all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -346,9 +384,9 @@ def test_largest_floats_do_not_overflow(name: str) -> None:
     assert bool(activation(name)(x).isfinite().all())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *PARAMETRIC])
 def test_memory_layouts(name: str) -> None:
-    act = activation(name)
+    act = build(name)
     x = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
     expected = act(x)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -358,12 +396,31 @@ def test_memory_layouts(name: str) -> None:
     assert act(last).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(act(x[:, ::2, 1:]), expected[:, ::2, 1:], **tolerance)
     torch.testing.assert_close(act(x.transpose(0, 3)), expected.transpose(0, 3), **tolerance)
-    assert act(x[:0]).shape == (0, 4, 5, 6)
+    assert act(torch.tensor(1.0)).shape == ()
+    empty = torch.empty(0, 4, 5, 6, requires_grad=True)
+    assert act(empty).shape == (0, 4, 5, 6)
+    act(empty).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in act.parameters())
     grads = []
     for t in (x.clone(), last.clone()):
         t.requires_grad_()
         grads.append(torch.autograd.grad((act(t) * x).sum(), t)[0])
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *PARAMETRIC])
+def test_only_the_input_is_saved(name: str) -> None:
+    saved: list[torch.Tensor] = []
+    x = torch.randn(1000, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        activation(name)(x)
+    assert [t.data_ptr() for t in saved if t.numel() > 1] == [x.data_ptr()]
+
+
+@pytest.mark.parametrize("name", ["rctaf", *PARAMETRIC])
+def test_integers_are_refused(name: str) -> None:
+    with pytest.raises(CurvactError, match="int64"):
+        activation(name)(torch.arange(3))
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -392,15 +449,6 @@ def test_batched_gradients_of_large_tensors(name: str) -> None:
     (together,) = torch.autograd.grad(y, x, weights, is_grads_batched=True, retain_graph=True)
     (one,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(together, torch.stack([one, 2 * one]), rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", SMOOTH)
-def test_only_the_input_is_saved(name: str) -> None:
-    saved: list[torch.Tensor] = []
-    x = torch.randn(1000, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        activation(name)(x)
-    assert [t.data_ptr() for t in saved] == [x.data_ptr()]
 
 
 @pytest.mark.parametrize(
@@ -443,8 +491,3 @@ def test_centered_is_zero_at_zero_and_changes_nothing_else(name: str) -> None:
     assert isinstance(plain, Activation)
     assert isinstance(centered, Activation)
     torch.testing.assert_close(plain.slope(x), centered.slope(x), rtol=0, atol=0)
-
-
-def test_integers_are_refused() -> None:
-    with pytest.raises(CurvactError, match="int64"):
-        RCTAF()(torch.arange(3))

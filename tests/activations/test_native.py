@@ -473,6 +473,8 @@ def test_compiled_gradients_also_at_zero(name: str) -> None:
     # The gradient of α is a sum of differences of numbers about 1, divided by α.
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=5e-7)
+    if name.startswith("mish"):  # its transforms take the same path as those of RCT-AF
+        return
     torch._dynamo.reset()
     forward = torch.compile(
         lambda t: torch.func.jvp(act, (t,), (torch.ones_like(t),))[1], fullgraph=True, backend="aot_eager"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from curvact.activations import Activation, activation, activation_names, as_factory, name_of, register
+from curvact.activations import (
+    RCTAF,
+    Activation,
+    Elementwise,
+    act_layer,
+    activation,
+    activation_names,
+    as_factory,
+    max_curvature,
+    name_of,
+    register,
+    registry,
+    swap_activations,
+)
 from curvact.errors import CurvactError
 
 
@@ -74,20 +90,114 @@ def test_bad_names_are_one_clear_line(name: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_users_own_subclass_is_as_good() -> None:
-    class Bent(Activation):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.where(x > 0, x + 0.5 * x**2, x)
+class Bent(Activation):
+    """A family from outside the package: softplus with κ = scale."""
 
+    def __init__(self, scale: float = 1.0, *, centered: bool = False) -> None:
+        super().__init__()
+        self.scale, self.centered = scale, centered
+
+    @classmethod
+    def from_curvature(cls, curvature: float, *, centered: bool = False) -> Bent:
+        return cls(curvature, centered=centered)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softplus(x, 4 * self.scale)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale!r}" + ", centered=True" * self.centered
+
+
+def test_a_family_from_outside_is_a_class_and_a_name() -> None:
     register("bent", Bent)
-    act = activation("bent")
-    assert isinstance(act, Activation)
-    x = torch.tensor([-1.0, 2.0], dtype=torch.float64)
-    assert act.slope(x).tolist() == [1.0, 3.0]
-    assert act.curvature(x).tolist() == [0.0, 1.0]
-    assert activation(str(act)).max_curvature.value == pytest.approx(1.0, rel=1e-3)  # type: ignore[union-attr]
+    act = activation("bent(curvature=3)")
+    assert isinstance(act, Bent)
+    assert str(act) == "bent(scale=3)"
+    again = activation(str(act))
+    assert (type(again), str(again)) == (Bent, str(act))
+    assert max_curvature(act).value == pytest.approx(3.0, rel=1e-6)
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert (act.slope(zero).item(), act.curvature(zero).item()) == (0.5, 3.0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.GELU())
+    assert len(swap_activations(model, to="bent(scale=2)")) == 2
+    assert [str(m) for m in model[1:]] == ["bent(scale=2)"] * 2
+    assert str(act_layer("bent(curvature=3)")(inplace=True)) == "bent(scale=3)"
+    assert isinstance(Bent(inplace=True), Bent)
+    with pytest.raises(CurvactError, match="unknown parameter 'inplace'"):
+        activation("bent(inplace=True)")
     with pytest.raises(CurvactError, match="taken"):
         register("bent", Bent)
+
+
+# ---- act_layer, and inplace ----
+
+
+@pytest.mark.parametrize("name", activation_names())
+def test_every_constructor_takes_and_ignores_inplace(name: str) -> None:
+    factory = registry._REGISTRY[name]
+    for value in (True, False):
+        assert str(factory(inplace=value)) == str(factory())
+    if hasattr(factory, "from_curvature"):
+        assert str(factory.from_curvature(3.0, inplace=True)) == str(factory.from_curvature(3.0))
+    assert "inplace" not in str(factory(inplace=True))
+
+
+def test_elementwise_takes_inplace_too() -> None:
+    assert str(Elementwise(torch.tanh, inplace=True)) == "tanh"  # type: ignore[call-arg]
+
+
+class TimmBlock(nn.Module):
+    """Two activations made as timm makes them."""
+
+    def __init__(self, act_layer: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.first, self.act1 = nn.Linear(3, 3), act_layer(inplace=True)
+        self.second, self.act2 = nn.Linear(3, 3), act_layer()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.act2(self.second(self.act1(self.first(x))))
+        return out
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        "rctaf(curvature=6)",
+        "psilu",
+        "sparta(variant=agnostic)",
+        nn.Tanh,
+        RCTAF,
+        activation("swish(beta=3, learnable=True)"),
+    ],
+)
+def test_act_layer_makes_a_fresh_module_at_each_call(given_: str | type[nn.Module] | nn.Module) -> None:
+    block = TimmBlock(act_layer(given_))
+    assert block.act1 is not block.act2
+    assert str(block.act1) == str(block.act2)
+    shared = [p for p in block.act1.parameters() if any(p is q for q in block.act2.parameters())]
+    assert shared == []
+    x = torch.randn(2, 3)
+    before = x.clone()
+    block(x).sum().backward()
+    assert torch.equal(x, before)
+    assert all(p.grad is not None for p in block.parameters())
+
+
+def test_act_layer_is_a_value() -> None:
+    layer = act_layer("rctaf(curvature=6)")
+    assert layer == act_layer("rctaf(curvature=6)")
+    assert layer.__name__ == "rctaf(curvature=6)"
+    assert str(pickle.loads(pickle.dumps(layer))(inplace=True)) == "rctaf(alpha=24.0, beta=0)"
+    with pytest.raises(CurvactError, match="did you mean 'rctaf'"):
+        act_layer("rtcaf")
+    with pytest.raises(CurvactError, match="'sparta' in act_layer needs the number of channels"):
+        act_layer("sparta")
+
+
+def test_importing_activations_loads_no_heavy_package() -> None:
+    code = "import sys, curvact.activations; print([m for m in ('scipy', 'matplotlib', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_factories_and_modules() -> None:

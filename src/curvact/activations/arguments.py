@@ -7,7 +7,8 @@ tensor, which only functional forms take, is returned as it is.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeGuard, TypeVar
 
 from torch import Tensor
 
@@ -19,12 +20,12 @@ Number = TypeVar("Number", bound=Scale)
 
 def finite(value: Number, name: str, where: str) -> Number:
     """A finite number."""
-    return _checked(value, True, name, where, "a finite number")
+    return _checked(value, lambda v: True, name, where, "a finite number")
 
 
 def positive(value: Number, name: str, where: str) -> Number:
     """A finite number above 0."""
-    return _checked(value, _is_number(value) and value > 0, name, where, "a finite number > 0")
+    return _checked(value, lambda v: v > 0, name, where, "a finite number > 0")
 
 
 def nonzero(value: Number, name: str, where: str) -> Number:
@@ -33,29 +34,28 @@ def nonzero(value: Number, name: str, where: str) -> Number:
         raise CurvactError(
             f"{name}={value!r} in {where}: {name} must not be 0, because |{name}| has no gradient there"
         )
-    return _checked(value, True, name, where, "a finite number other than 0")
+    return _checked(value, lambda v: True, name, where, "a finite number other than 0")
 
 
 def below_one(value: Number, name: str, where: str) -> Number:
     """A number of size below 1."""
-    return _checked(value, _is_number(value) and abs(value) < 1, name, where, f"a number with |{name}| < 1")
+    return _checked(value, lambda v: abs(v) < 1, name, where, f"a number with |{name}| < 1")
 
 
 def one_of(value: int, allowed: range, name: str, where: str) -> int:
     """A whole number of the range."""
-    holds = _is_number(value) and value == int(value) and int(value) in allowed
     numbers = f"a whole number from {allowed.start} to {allowed.stop - 1}"
-    return int(_checked(value, holds, name, where, numbers))
+    return int(_checked(value, lambda v: v == int(v) and int(v) in allowed, name, where, numbers))
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _checked(value: Number, holds: bool, name: str, where: str, allowed: str) -> Number:
+def _checked(value: Number, holds: Callable[[float], bool], name: str, where: str, allowed: str) -> Number:
     if isinstance(value, Tensor):
         return value
-    if not (_is_number(value) and holds):
+    if not (_is_number(value) and holds(value)):
         raise CurvactError(f"{name}={value!r} in {where}: {name} must be {allowed}")
     return float(value)  # type: ignore[return-value]
 

@@ -169,11 +169,11 @@ class _Shifted(Activation):
 
     @property
     def max_curvature(self) -> Peak:
-        alphas, betas = torch.broadcast_tensors(_numbers(self.alpha), _numbers(self.beta))
-        peaks = [
-            self._peak(a, b if self.signed else abs(b))
-            for a, b in zip(alphas.tolist(), betas.tolist(), strict=True)
-        ]
+        alphas, betas = _numbers(self.alpha), _numbers(self.beta)
+        if len(betas) == 1:  # of several α with one β, each has it
+            betas = betas * len(alphas)
+        pairs = zip(alphas, betas, strict=True)
+        peaks = [self._peak(a, b if self.signed else abs(b)) for a, b in pairs]
         return max(peaks, key=lambda peak: peak.value)
 
     @torch.no_grad()
@@ -308,6 +308,8 @@ class SSiLU(_Shifted):
         return self._described("beta")
 
 
-def _numbers(parameter: float | Tensor) -> Tensor:
-    """The values of a parameter, in float64."""
-    return torch.as_tensor(parameter, dtype=torch.float64).detach().flatten()
+def _numbers(parameter: float | Tensor) -> list[float]:
+    if not isinstance(parameter, Tensor):
+        return [parameter]
+    values: list[float] = parameter.detach().flatten().tolist()
+    return values
