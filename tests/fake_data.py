@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import pickle
 import struct
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,18 @@ def pairs(*parts: Any) -> list[tuple[bytes, int]]:
         images, labels = part if isinstance(part, tuple) else (part.images, part.labels)
         found += [(np.asarray(i).tobytes(), int(t)) for i, t in zip(images, labels, strict=True)]
     return sorted(found)
+
+
+@contextlib.contextmanager
+def memory_limit(megabytes: int) -> Iterator[None]:
+    """This process can allocate so many MB more (Linux). Beyond that: MemoryError."""
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    limit = int(status.split("VmData:")[1].split()[0]) * 1024 + megabytes * 2**20
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

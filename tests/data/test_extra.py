@@ -35,6 +35,7 @@ from curvact.data.pipeline import (
 from curvact.data.progress import Progress
 from curvact.errors import CurvactError
 from curvact.random import generator
+from fake_data import memory_limit
 
 SHAPE = (3, 6, 5)
 CLASSES = 10
@@ -326,18 +327,12 @@ def test_three_gigabytes_are_not_read_into_memory(tmp_path: Path) -> None:
     if path.stat().st_blocks * 512 > 10**9:
         pytest.skip("this file system has no sparse files")
     np.save(tmp_path / "labels.npy", np.zeros(1_000_000, np.uint8))
-    import resource
-
     images = torch.zeros(2000, 3, 32, 32, dtype=torch.uint8)
     half = (0.5,) * 3
     data = Dataset("t", images, torch.zeros(2000, dtype=torch.int64), ("a",), half, half, "")
     options = {"seed": 0, "epoch": 1, "augmentation": Augmentation(4, True, 8)}
     list(epoch_batches(data, 500, **options))  # type: ignore[arg-type]
-    status = Path("/proc/self/status").read_text()
-    limit = int(status.split("VmData:")[1].split()[0]) * 1024 + 200 * 2**20
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
-    try:
+    with memory_limit(200):
         extra = open_extra(path, classes=10, shape=(3, 32, 32), labels=tmp_path / "labels.npy")
         assert len(extra) == 1_000_000
         batches = list(itertools.islice(epoch_batches(data, 200, extra=extra, **options), 5))  # type: ignore[arg-type]
@@ -346,8 +341,6 @@ def test_three_gigabytes_are_not_read_into_memory(tmp_path: Path) -> None:
         assert int(last.flatten()[-1]) == int(last.sum()) == 77
         with pytest.raises(MemoryError):
             np.array(extra.images)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
     path.unlink()
 
 

@@ -6,6 +6,7 @@ import errno
 import gzip
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from scipy.io import savemat
 
 from curvact.data import layouts
 from curvact.errors import CurvactError
-from fake_data import cifar_batch, fake_arrays, idx, tar_gz, write_svhn
+from fake_data import cifar_batch, fake_arrays, idx, memory_limit, tar_gz, write_svhn
 
 IMAGES, LABELS = fake_arrays("cifar10", 7)
 
@@ -110,6 +111,15 @@ def test_only_arrays_are_admitted(tmp_path: Path, call: bytes) -> None:
     path = tmp_path / "test_batch"
     path.write_bytes(call)
     refused(path, lambda: layouts.cifar_batch(path), "it wants")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts otherwise elsewhere")
+def test_a_damaged_batch_does_not_allocate_gigabytes(tmp_path: Path) -> None:
+    """LONG_BINPUT names the index 2³⁰ of the memo: 17 GB in the unpickler of C."""
+    path = tmp_path / "batch"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x3f.")
+    with memory_limit(200):
+        refused(path, lambda: layouts.cifar_batch(path), "it has no 'data'")
 
 
 @settings(max_examples=25)

@@ -243,7 +243,13 @@ def check_labels(path: Path | str, labels: Tensor, classes: int) -> None:
         raise CurvactError(f"{path}: labels from {low} to {high}; they must lie in 0 … {classes - 1}")
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):
+    """Admits arrays only.
+
+    The unpickler in C allocates whatever index of its memo a damaged file names, up to 64 GB. This
+    one in Python does not.
+    """
+
     def find_class(self, module: str, name: str) -> Any:
         allowed: dict[tuple[str, str], Any] = {
             ("_codecs", "encode"): __import__("_codecs").encode,
