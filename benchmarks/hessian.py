@@ -338,12 +338,7 @@ def compare_memory(
         row("peak memory over the model's", "MiB", "steps")
         if markdown:
             print("|---|---|---|")
-        for work in (
-            "training step",
-            *ours(model, x, y),
-            "curvact diagonal_norms, all at once",
-            "PyHessian",
-        ):
+        for work in ("training step", *ours(model, x, y), "curvact diagonal_norms, all at once", "PyHessian"):
             used = peak(work, checkpoint)
             row(work, f"{used / 2**20:.0f}", f"{used / step:.1f}")
 

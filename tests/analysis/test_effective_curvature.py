@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvact.activations import RCTAF, Activation, PowerGate, PSSiLU, ScaledActivation, Swish
-from curvact.analysis.effective_curvature import (
+from curvact.analysis import (
+    Loss,
+    average_flatness,
     call_sites,
-    curvature_at,
     effective_curvature,
     effective_curvature_change,
+    exact_diagonal,
+    loss_landscape,
+    worst_case_flatness,
 )
-from curvact.analysis.flatness import average_flatness, worst_case_flatness
-from curvact.analysis.hessian import exact_diagonal
-from curvact.analysis.landscape import loss_landscape
 from curvact.attacks import ThreatModel, fgsm
 from curvact.errors import CurvactError
 from curvact.models import build
@@ -91,45 +92,6 @@ def test_share_of_curved_units_where_it_is_known() -> None:
         assert found == pytest.approx(edge, abs=2e-4)  # two steps of the grid
     assert site.max_curvature == 2.0
     assert site.effective == pytest.approx(2 * x.numpy().std(), rel=1e-12)
-
-
-class Cubic(Activation):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + x**3 / 6
-
-
-@pytest.mark.parametrize(
-    ("function", "truth"),
-    [
-        (nn.Tanh(), lambda a: -2 * np.tanh(a) * (1 - np.tanh(a) ** 2)),
-        (F.softplus, lambda a: np.exp(a) / (1 + np.exp(a)) ** 2),
-        (Cubic(), lambda a: a),
-        (nn.Hardtanh(inplace=True), lambda a: 0 * a),
-    ],
-)
-def test_curvature_of_anything(function: nn.Module, truth: object) -> None:
-    a = randn(50)
-    before = a.clone()
-    with torch.no_grad():
-        found = curvature_at(function, a)
-    assert torch.equal(a, before)
-    np.testing.assert_allclose(found.numpy(), truth(a.numpy()), atol=1e-12)  # type: ignore[operator]
-
-
-# ---- call sites ----
-
-
-def test_a_shared_module_has_a_site_for_every_call() -> None:
-    x = torch.rand(2, 3, 8, 8)
-    shared = build("mini_resnet", activation="silu", scope="network")
-    own = build("mini_resnet", activation="silu", scope="layer")
-    names = ["act", "stages.0.act1", "stages.0.act2", "stages.1.act1", "stages.1.act2"]
-    for model in (shared, own):
-        assert [site.name for site in call_sites(model, x)] == names
-    assert len({id(site.function) for site in call_sites(shared, x)}) == 1
-    cnn = build("small_cnn", activation="silu", scope="network", size=8)
-    # It holds the activation under six names and calls it five times, so that no call is sure of its name.
-    assert [s.name for s in call_sites(cnn, x)] == ["activation", *(f"activation#{i}" for i in range(2, 6))]
 
 
 class Functional(nn.Module):
@@ -397,12 +359,12 @@ def test_effective_curvature_and_the_invariant_norm_do_not_move_and_the_plain_no
     diagonals, thetas = [], []
     for network in (model, other):
         params = list(network.parameters())
-        diagonals.append(exact_diagonal(lambda n=network: F.cross_entropy(n(x), y), params))
+        diagonals.append(exact_diagonal(Loss(network, x, y)))
         thetas.append(torch.cat([p.detach().reshape(-1) for p in params]))
     sizes = [p.numel() for p in model.parameters()]
     parts = [dict(zip(powers_of(model), d.split(sizes), strict=True)) for d in diagonals]
     assert set(powers) == set(parts[0])
-    for path, power in powers.items():  # the brief's table
+    for path, power in powers.items():  # [derived]: docs/flatness.md
         torch.testing.assert_close(
             parts[1][path], parts[0][path] * c**power, rtol=1e-7, atol=1e-10 * c**power
         )
@@ -437,12 +399,13 @@ def test_flatness_and_landscapes_do_not_move_either(name: str) -> None:
     def attack(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return fgsm(net, images, labels, ThreatModel("linf", 0.05))
 
-    flat = [average_flatness(m, x, y, attack, draws=4) for m in (model, other)]
+    both = [Loss(m, x, y) for m in (model, other)]
+    flat = [average_flatness(loss, attack, draws=4) for loss in both]
     assert flat[1].losses == pytest.approx(flat[0].losses, rel=1e-9)
     assert flat[0].flatness != pytest.approx(0, abs=1e-3)
-    worst = [worst_case_flatness(m, x, y, None, radius=0.02, steps=5, restarts=2) for m in (model, other)]
+    worst = [worst_case_flatness(loss, None, radius=0.02, steps=5, restarts=2) for loss in both]
     assert worst[1].losses == pytest.approx(worst[0].losses, rel=1e-9)
-    lands = [loss_landscape(m, x, y, attack, points=3) for m in (model, other)]
+    lands = [loss_landscape(loss, attack, points=3) for loss in both]
     np.testing.assert_allclose(lands[1].clean, lands[0].clean, rtol=1e-9)
     assert lands[0].adversarial is not None
     assert lands[1].adversarial is not None

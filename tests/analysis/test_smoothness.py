@@ -14,14 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from curvact.analysis import (
-    Loss,
-    match_radii,
-    replayed,
-    seeded,
-    smoothness_report,
-    trajectory_smoothness,
-)
+from curvact.analysis import Loss, match_radii, replayed, seeded, smoothness_report, trajectory_smoothness
 from curvact.attacks import PGD
 from curvact.attacks.losses import ce
 from curvact.attacks.threat import ThreatModel

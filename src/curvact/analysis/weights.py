@@ -66,11 +66,14 @@ class Weights:
             return None
         noise = torch.randn(start.shape, generator=random, dtype=torch.float64, device=random.device)
         noise = noise.to(start.device)
+        offset: Tensor
         if by_filter:
             filters, own = noise.flatten(1), start.double().flatten(1)
             scale = own.norm(dim=1, keepdim=True) / filters.norm(dim=1, keepdim=True)
-            return (filters * scale).view_as(noise).to(start.dtype)
-        return (noise * (radius * self.norms[index] / norm_of(noise).clamp_min(1e-300))).to(start.dtype)
+            offset = (filters * scale).view_as(noise)
+        else:
+            offset = noise * (radius * self.norms[index] / norm_of(noise).clamp_min(1e-300))
+        return offset.to(start.dtype)
 
 
 @contextmanager

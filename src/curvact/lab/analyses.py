@@ -19,20 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations import activation_parameters
-from curvact.analysis import Loss
-from curvact.analysis.effective_curvature import effective_curvature
-from curvact.analysis.flatness import average_flatness, worst_case_flatness
-from curvact.analysis.hessian import (
+from curvact.analysis import (
+    Loss,
     SpectralDensity,
+    average_flatness,
     diagonal_norms,
     diagonal_split,
+    effective_curvature,
+    match_radii,
+    seeded,
+    smoothness_report,
     spectral_density,
     top_eigenvalues,
     trace,
+    worst_case_flatness,
 )
-from curvact.analysis.matching import PGD_20, MatchingRule, match_radii, seeded
+from curvact.analysis.matching import PGD_20, MatchingRule
 from curvact.analysis.records import OnProgress, plain
-from curvact.analysis.smoothness import NORMS, smoothness_report
+from curvact.analysis.smoothness import NORMS
 from curvact.attacks import PGD, ThreatModel
 from curvact.data import Splits
 from curvact.errors import CurvactError, nearest
@@ -144,11 +148,7 @@ def run_analyses(
         loss = Loss(model, x, images.labels, batch_size=BATCH_SIZE)
         if kind == "hessian":
             hessian = HessianSettings(
-                what=("split", "spectrum"),
-                probes=spec.probes,
-                by_site=False,
-                eigenvalues=1,
-                density_probes=0,
+                what=("split", "spectrum"), probes=spec.probes, by_site=False, eigenvalues=1, density_probes=0
             )
             record = hessian_analysis(loss, threat_model, hessian, attack=spec.attack, seed=seed)
         elif kind == "flatness":
