@@ -73,7 +73,7 @@ class SweepSpec(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     question: str = ""
     base: Settings = Field(default_factory=dict)
-    grid: dict[str, tuple[Value, ...]] = Field(default_factory=lambda: {"seed": (0, 1, 2)})
+    grid: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     cells: dict[str, dict[str, Settings]] = Field(default_factory=dict)
     sources: dict[str, Settings] = Field(default_factory=dict)
     questions: dict[str, Settings] | None = None
@@ -96,7 +96,14 @@ class SweepSpec(Strict):
                 raise ValueError(f"grid.{key} is an empty list: give at least one value")
             if len(set(values)) != len(values):
                 raise ValueError(f"grid.{key} names a value twice")
-        return {**grid, "seed": grid.get("seed", (0, 1, 2))}
+        return grid
+
+    @model_validator(mode="before")
+    @classmethod
+    def _three_seeds(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(content.get("grid", {}), dict):
+            return {**content, "grid": {"seed": [0, 1, 2], **content.get("grid", {})}}
+        return content
 
     @model_validator(mode="after")
     def _plans_its_runs(self) -> SweepSpec:

@@ -1,5 +1,6 @@
 """Engines execute runs side by side. They only move specs to workers and records back."""
 
-from curvact.lab.engines.engine import ENGINES, Engine, Job, engine_named, register_engine
+from curvact.lab.engines.engine import ENGINES, Engine, engine_named, register_engine
+from curvact.lab.engines.job import Job
 
 __all__ = ["ENGINES", "Engine", "Job", "engine_named", "register_engine"]
