@@ -20,8 +20,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from curvact import Recipe, build, fit, load, load_checkpoint, save_checkpoint
-from curvact.attacks import PGD, ThreatModel
-from curvact.attacks.autoattack.verdict import autoattack
+from curvact.attacks import PGD, ThreatModel, autoattack
 from curvact.data import Splits
 from curvact.random import generator
 

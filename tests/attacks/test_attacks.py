@@ -22,15 +22,14 @@ from curvact.attacks import (
     check_images,
     distance,
     fgsm,
-    frozen,
     margin,
     minimum_radius,
-    mode,
     pgd,
 )
 from curvact.attacks.threat import Norm
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
+from curvact.models.modes import frozen, mode
 
 
 def _linear(classes: int = 3, size: int = 6) -> nn.Module:

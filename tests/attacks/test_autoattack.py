@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,27 @@ from torch import Tensor, nn
 
 from curvact import Recipe, build, fit, load
 from curvact.activations import activation
-from curvact.attacks import PGD, SuspectModelWarning, ThreatModel, pgd
+from curvact.attacks import (
+    PGD,
+    AutoAttackResult,
+    AutoAttackSettings,
+    Progress,
+    SuspectModelWarning,
+    ThreatModel,
+    autoattack,
+    ensemble,
+    pgd,
+)
 from curvact.attacks.autoattack import parallel, search, shard, square, windows
 from curvact.attacks.autoattack.apgd import checkpoints
 from curvact.attacks.autoattack.ensemble import chosen_steps, ensemble_name, version_steps
 from curvact.attacks.autoattack.fab import onto_plane
 from curvact.attacks.autoattack.reference import NORMS
+from curvact.attacks.autoattack.run import _Settings
 from curvact.attacks.autoattack.shard import allowed
 from curvact.attacks.autoattack.store import config_hash, hash_network, read_unit, write_unit
-from curvact.attacks.autoattack.verdict import (
-    AutoAttackResult,
-    AutoAttackSettings,
-    Progress,
-    autoattack,
-    ensemble,
-)
 from curvact.errors import CurvactError
+from curvact.models.folding import folded
 from curvact.workers import Event
 
 ALL = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -464,10 +469,10 @@ def test_batch_norm_is_folded_only_where_the_logits_stay() -> None:
             model(torch.rand(32, 3, 16, 16))
         model.eval()
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        folded, count = search.fold_batch_norm(model, x)
+        without, count = folded(model, x)
         assert count == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-        torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in without.modules())
+        torch.testing.assert_close(without(x), model(x), rtol=1e-4, atol=1e-4)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         twin, notes = search.search_twin(model, x, compiled=False, precision="fp32")
         assert notes[:2] == [f"{count} batch norms folded", "channels last"]
@@ -652,7 +657,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from curvact import build
 from curvact.attacks import ThreatModel
-from curvact.attacks.autoattack.verdict import ensemble
+from curvact.attacks import ensemble
 
 class Dies(torch.nn.Module):
     def __init__(self, marker):
@@ -741,7 +746,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from curvact import load
 from curvact.attacks import ThreatModel
-from curvact.attacks.autoattack.verdict import ensemble
+from curvact.attacks import ensemble
 model = torch.load(sys.argv[3], weights_only=False)
 test = load("digits").test
 x, y = test.inputs(slice(0, 20)), test.labels[:20]
@@ -771,7 +776,7 @@ def test_killed_and_resumed_is_as_if_never_killed(tmp_path: Path) -> None:
     again = ensemble(model, x, y, ThreatModel("linf", 0.1), **SMALL, shard_size=6, seed=2, folder=folder)
     _same(whole, again)
     assert again.units_resumed == 20
-    told = json.loads((folder / "verdict.json").read_text())
+    told = json.loads((folder / "result.json").read_text())
     assert told["robust_accuracy"] == whole.robust_accuracy
     assert told["name"] == whole.name
     assert not list(folder.glob("*.tmp"))
@@ -1151,4 +1156,4 @@ def test_bad_ensembles_are_one_clear_line(change: dict[str, Any], words: str) ->
 
 
 def test_the_default_settings_of_both_are_one() -> None:
-    assert set(AutoAttackSettings.__annotations__) == set(autoattack.__kwdefaults__ or {}) - {"version"}
+    assert list(AutoAttackSettings.__annotations__) == [f.name for f in fields(_Settings)]

@@ -12,7 +12,8 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from curvact.attacks import ThreatModel, margin, masking_report, pgd
-from curvact.attacks.masking import LIMITS, RATES, Finding, _random_search, _surrogate, allowed, detected
+from curvact.attacks.black_box import random_search, small_network
+from curvact.attacks.masking import LIMITS, RATES, Finding, allowed, detected
 from curvact.attacks.threat import Norm, distance
 from curvact.data import load
 from curvact.errors import CurvactError
@@ -351,7 +352,7 @@ def test_random_search_stays_inside_and_improves(norm: Norm, shape: tuple[int, .
     y = model(x).argmax(1)
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 0.4, "l1": 1.0}[norm])
     queries[0] = 0
-    few, many = (_random_search(model, x, y, threat, n, torch.Generator().manual_seed(1)) for n in (1, 80))
+    few, many = (random_search(model, x, y, threat, n, torch.Generator().manual_seed(1)) for n in (1, 80))
     assert queries[0] == 81
     for point in (few, many):
         assert bool((distance(point, x, norm) <= threat.epsilon * (1 + 1e-5)).all())
@@ -364,7 +365,7 @@ def test_random_search_stays_inside_and_improves(norm: Norm, shape: tuple[int, .
 def test_the_surrogate_learns_its_images() -> None:
     x, y = _digits()
     for inputs in (x, x.flatten(1)):
-        surrogate = _surrogate(inputs, y, torch.Generator().manual_seed(0))
+        surrogate = small_network(inputs, y, torch.Generator().manual_seed(0))
         assert float((surrogate(inputs).argmax(1) == y).float().mean()) > 0.9
 
 

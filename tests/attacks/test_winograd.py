@@ -19,6 +19,7 @@ from curvact.activations import activation
 from curvact.attacks.autoattack import fusion, search, windows
 from curvact.attacks.autoattack.fusion import acts_as_relu, fused
 from curvact.attacks.autoattack.winograd import WinogradConv2d, fits, kernel
+from curvact.models.folding import folded
 
 native = pytest.mark.skipif(kernel() is None, reason="no compiler, or neither AVX2 nor AVX-512")
 
@@ -179,7 +180,7 @@ def test_a_rewritten_network_is_the_network(name: str, count: int, relus: int | 
     with torch.random.fork_rng():
         model = _network(name)
     g = torch.Generator().manual_seed(1)
-    base, _ = search.fold_batch_norm(model, torch.rand(2, 3, 32, 32, generator=g))
+    base, _ = folded(model, torch.rand(2, 3, 32, 32, generator=g))
     made, found = fused(copy.deepcopy(base), torch.rand(2, 3, 32, 32, generator=g))
     assert found == count
     assert isinstance(made, torch.fx.GraphModule)
@@ -211,8 +212,8 @@ def test_windows_know_it() -> None:
     with torch.random.fork_rng():
         model = _network("resnet18/relu")
     x = torch.rand(3, 3, 32, 32, generator=g)
-    folded, _ = search.fold_batch_norm(model, x)
-    made, _ = fused(folded, x)
+    base, _ = folded(model, x)
+    made, _ = fused(base, x)
     small = windows.windowed(made, x, made)
     assert small is not None
     small.begin(x)

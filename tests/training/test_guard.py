@@ -10,10 +10,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from curvact.attacks import PGD, ThreatModel, mode, pgd
+from curvact.attacks import PGD, ThreatModel, pgd
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
+from curvact.models.modes import mode
 from curvact.random import generator
 from curvact.training.guard import overfitting
 from curvact.training.inner_attack import InnerAttack

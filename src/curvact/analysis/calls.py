@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from curvact.activations import name_of
 from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher
-from curvact.attacks.pgd import mode
 from curvact.errors import CurvactError
+from curvact.models.modes import mode
 
 Function = Callable[[Tensor], Tensor]
 Visit = Callable[[Function, Function, Tensor], Tensor]

@@ -27,8 +27,8 @@ from curvact.activations import max_curvature
 from curvact.activations.selection import Selector, matcher
 from curvact.analysis.calls import CallSite, Function, call_sites, curvature_at, identity_of, watched
 from curvact.analysis.records import OnProgress, finite, plain
-from curvact.attacks.pgd import mode
 from curvact.errors import CurvactError
+from curvact.models.modes import mode
 
 Batches = Tensor | Iterable[Tensor | Sequence[Tensor]]
 

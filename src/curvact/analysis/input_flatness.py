@@ -17,9 +17,9 @@ from torch import Tensor
 
 from curvact.analysis.loss import Loss
 from curvact.analysis.records import OnProgress, finite, plain
-from curvact.attacks.pgd import frozen
 from curvact.attacks.threat import ThreatModel, check_images
 from curvact.errors import CurvactError
+from curvact.models.modes import frozen
 from curvact.random import generator
 
 

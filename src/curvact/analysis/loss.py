@@ -23,8 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvact.analysis.products import Graph, differentiate, flatten
 from curvact.attacks.losses import ce
-from curvact.attacks.pgd import Attack, frozen, mode
+from curvact.attacks.pgd import Attack
 from curvact.errors import CurvactError, nearest
+from curvact.models.modes import frozen, mode
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) to the mean over the examples, a scalar, or to N losses, one for each

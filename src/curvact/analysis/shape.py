@@ -20,8 +20,9 @@ from curvact.analysis.calls import call_sites, identity_of
 from curvact.analysis.matching import PGD_20
 from curvact.analysis.records import OnProgress, plain
 from curvact.attacks import PGD, ThreatModel, accuracy, ensemble, minimum_radius
-from curvact.attacks.pgd import Model, mode, pgd
+from curvact.attacks.pgd import Model, pgd
 from curvact.errors import CurvactError
+from curvact.models.modes import mode
 from curvact.random import generator
 
 NEAR_ZERO = 0.5

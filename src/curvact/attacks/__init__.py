@@ -16,7 +16,7 @@ from curvact.attacks.autoattack import (
 )
 from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
-from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, frozen, mode, pgd
+from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, pgd
 from curvact.attacks.radius import minimum_radius
 from curvact.attacks.registry import NamedAttack, attack_names, named_attack, register_attack
 from curvact.attacks.threat import (
@@ -64,11 +64,9 @@ __all__ = [
     "dlr",
     "ensemble",
     "fgsm",
-    "frozen",
     "margin",
     "masking_report",
     "minimum_radius",
-    "mode",
     "named_attack",
     "pgd",
     "register_attack",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curvact.attacks.losses import classes
-from curvact.attacks.pgd import Attack, Model, mode
+from curvact.attacks.pgd import Attack, Model
 from curvact.attacks.threat import (
     SuspectModelWarning,
     check_images,
@@ -21,6 +21,7 @@ from curvact.attacks.threat import (
     wrong_shape,
 )
 from curvact.errors import CurvactError
+from curvact.models.modes import mode
 
 
 @dataclass(frozen=True)

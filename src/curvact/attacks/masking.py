@@ -1,4 +1,4 @@
-"""Gradient masking: whether the gradients of a model can be believed, so that PGD's failure means robustness."""
+"""Gradient masking: whether a model's gradients lead attacks, so that PGD's failure means robustness."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from curvact.attacks.black_box import random_search, small_network
 from curvact.attacks.losses import ce, margin, succeeded
-from curvact.attacks.pgd import PGD, Model, frozen, mode
+from curvact.attacks.pgd import PGD, Model
 from curvact.attacks.threat import (
     ThreatModel,
     check_images,
@@ -22,14 +22,15 @@ from curvact.attacks.threat import (
     wrong_shape,
 )
 from curvact.errors import CurvactError
+from curvact.models.modes import frozen, mode
 from curvact.random import generator
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was measured, and the most that an honest model is allowed.
+    """One check. value: the measurement. threshold: the largest value without an alarm.
 
-    alarm: value > threshold. sentence: what was seen, and in an alarm what it means.
+    sentence: the measurement in words, and in an alarm its consequence.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Finding:
 
     @property
     def alarm(self) -> bool:
+        """Whether value > threshold; NaN is an alarm."""
         return not self.value <= self.threshold
 
     def __str__(self) -> str:
@@ -50,7 +52,7 @@ class Finding:
 class MaskingReport:
     """All checks of `masking_report`, in order.
 
-    images: how many were classified correctly and attacked. measurements: every number, by name.
+    images: number of images classified correctly and attacked. measurements: every number, by name.
     `str()` gives the checklist. No alarm is no proof: only a stronger attack is evidence for a lower accuracy.
     """
 
@@ -64,12 +66,8 @@ class MaskingReport:
 
     def __str__(self) -> str:
         count = len(self.alarms)
-        verdict = (
-            "no sign of gradient masking"
-            if count == 0
-            else f"{count} sign{'s' * (count > 1)} of gradient masking"
-        )
-        return "\n".join([f"{verdict} on {self.images} images", *map(str, self.findings)])
+        found = f"{count} sign{'s' * (count > 1)}" if count else "no sign"
+        return "\n".join([f"{found} of gradient masking on {self.images} images", *map(str, self.findings)])
 
 
 def masking_report(
@@ -85,7 +83,7 @@ def masking_report(
     attacked: Tensor | None = None,
     on_check: Callable[[Finding], None] | None = None,
 ) -> MaskingReport:
-    """The symptoms of gradient masking (arXiv 1802.00420, 1902.06705), each measured on the images classified correctly.
+    """The symptoms of gradient masking (arXiv 1802.00420, 1902.06705), measured on the images classified correctly.
 
     Checks: gradients that vanish, explode or disagree with finite differences; a loss that PGD does not raise; accuracy left
     at an unbounded radius; one step, another loss, a black box or a transferred example that succeeds where PGD fails;
@@ -94,17 +92,17 @@ def masking_report(
     model: maps N×… inputs in [0, 1] to logits; in eval mode inside, restored after.
     x: N×… in [0, 1]. y: N. A hundred images are enough; they are one batch.
     surrogate: a plain model of the same task to transfer from; where None a small network is fitted to (x, y).
-    steps: of each PGD. queries: of the black box, per image that PGD leaves.
-    attacked: what a PGD of many steps made of x already, such as an evaluation's: it takes the place of the first PGD.
+    steps: of each PGD. queries: of the black box, for each image that PGD does not fool.
+    attacked: x after a PGD of many steps, such as an evaluation's, in the place of the first PGD.
     on_check: called with each finding as it is made.
-    Cost an image: 5 gradients and 10 forward passes; up to `steps` gradients until PGD fools it (none with `attacked`); and for
-    one that PGD leaves, `steps` gradients and `queries` forward passes more (on honest networks).
+    Cost an image: 5 gradients and 10 forward passes, and up to `steps` gradients until PGD fools it (none with `attacked`). An
+    image that PGD does not fool costs `steps` gradients and `queries` forward passes more (on honest networks).
 
-    A fraction of n images raises an alarm where it exceeds the 99.9 % quantile of a binomial with the rate named in `RATES`, over
-    n: a model whose true rate is lower is accused in fewer than one in a thousand reports. The other thresholds are in `LIMITS`.
-    Both were chosen by us. [ours] With fewer images an alarm takes more: `detected` says how much.
-    Masking belongs to a threat model: digits networks trained in linf pass in linf and fail in l1, where changing one pixel fools
-    a quarter of all images that five PGDs did not (compare arXiv 1904.13000 on MNIST).
+    A fraction of n images raises an alarm if it exceeds the 99.9 % quantile of a binomial with the rate in `RATES`, over n. A
+    model with a lower true rate is thus accused in fewer than one of a thousand reports. `LIMITS` has the other thresholds. We
+    chose both. [ours] With fewer images an alarm takes a higher rate: see `detected`.
+    Masking depends on the threat model. Digits networks trained in linf pass in linf and fail in l1, where changing one pixel
+    fools a quarter of all images that five PGDs did not (compare arXiv 1904.13000 on MNIST).
     Raises CurvactError for ε = 0, images outside [0, 1], outputs that are not logits, attacked images outside the threat model,
     or no image classified correctly.
 
@@ -115,36 +113,53 @@ def masking_report(
     True
     """
     if not threat_model.epsilon > 0:
-        raise CurvactError(
-            "masking_report got epsilon=0: a radius > 0, or no attack can be told from another"
-        )
+        raise CurvactError("masking_report got epsilon=0: a radius > 0, else no attack can move an image")
     if steps < 2 or queries < 1:
         raise CurvactError(f"masking_report got steps={steps}, queries={queries}: steps >= 2, queries >= 1")
     check_images(x)
     check_per_sample("y", y, x)
     if attacked is not None:
         _check_attacked(attacked, x, threat_model)
-
-    def random(purpose: str) -> torch.Generator:
-        return generator(seed, f"masking/{purpose}", device=x.device)
-
+    x = x.detach()
     with mode(model, training=False), frozen(model):
-        return _report(
-            connected(model),
-            x.detach(),
-            y,
-            threat_model,
-            random,
-            surrogate,
-            attacked,
-            _Checks(on_check),
-            steps,
-            queries,
+        model = connected(model)
+        with torch.no_grad():
+            logits = model(x)
+        wrong = wrong_shape(logits, len(x))
+        if wrong:
+            raise CurvactError(wrong)
+        right = logits.argmax(1) == y
+        if not bool(right.any()):
+            raise CurvactError(
+                f"none of {len(x)} images is classified correctly: robust accuracy is 0 whatever the attack"
+            )
+        case = _Case(model, x[right], y[right], threat_model, seed, steps)
+        checks = _Checks(len(case.x), on_check)
+        checks.measurements["clean accuracy"] = checks.count / len(x)
+        there = _slopes(model, case.x, case.y)
+        near = threat_model.random_start(case.x, case.random("point"))
+        around = _slopes(model, near, case.y)
+        _check_gradients(checks, case, near, there, around)
+        if attacked is None:
+            begin, end = _first_pgd(case)
+        else:
+            begin, end = around.margin, attacked.detach()[right].to(x)
+        one_step = threat_model.ascend(case.x, there.cross_entropy_gradient, threat_model.epsilon)
+        left = _check_white_box(checks, case, begin, end, threat_model.project(one_step, case.x))
+        _check_unbounded(checks, case, left)
+        if surrogate is None and len(left):
+            surrogate = small_network(x, y, case.random("surrogate"))
+        _check_without_gradients(checks, case, left, surrogate, queries)
+        change = (there.logits - logits[right]).abs().max() / logits[right].std().clamp_min(1e-12)
+        checks.limit(
+            "randomized inference",
+            float(change),
+            "the largest change of a logit between two forward passes, in standard deviations of the logits",
+            "attack the average over the model's randomness",
         )
+    return MaskingReport(checks.count, tuple(checks.findings), checks.measurements)
 
 
-# The rates that an honest model may show, in images. PGD on the margin fools many that PGD on the cross-entropy does not, on
-# honest networks too: 16 % of what a ResNet-18 of width 16, PGD-trained on CIFAR-10, classifies correctly.
 RATES = {
     "zero gradients": 0.05,
     "finite differences": 0.1,
@@ -156,13 +171,19 @@ RATES = {
     "transfer": 0.05,
     "seeds": 0.08,
 }
-# Exploding gradients: decades between the 5 % and the 95 % quantile of the norms.
-# Randomized inference: the largest change of a logit over the logits' standard deviation.
+"""The fraction of images at which a check is still no sign of masking. [ours]
+
+PGD on the margin fools many images that PGD on the cross-entropy does not, on honest networks too: 16 % of those that a
+ResNet-18 of width 16, PGD-trained on CIFAR-10, classifies correctly.
+"""
 LIMITS = {"exploding gradients": 3.0, "randomized inference": 1e-3}
+"""Exploding gradients: decades between the 5 % and the 95 % quantile of the norms. Randomized inference: the largest change of a
+logit over the logits' standard deviation. [ours]
+"""
 
 
 def allowed(rate: float, images: int) -> float:
-    """The fraction of so many images that a true rate exceeds in fewer than one of a thousand samples.
+    """The fraction of `images` that is exceeded in fewer than one of a thousand samples, at this true rate.
 
     >>> allowed(0.05, 100), allowed(0.05, 1000)
     (0.13, 0.073)
@@ -173,7 +194,7 @@ def allowed(rate: float, images: int) -> float:
 
 
 def detected(rate: float, images: int, power: float = 0.9) -> float:
-    """The smallest true rate that raises an alarm on so many images with so high a probability.
+    """The smallest true rate that raises an alarm on `images` with probability `power`.
 
     >>> [round(detected(0.05, n), 2) for n in (32, 64, 128, 1000)]
     [0.31, 0.23, 0.16, 0.08]
@@ -201,17 +222,38 @@ def _check_attacked(attacked: Tensor, x: Tensor, threat_model: ThreatModel) -> N
         )
 
 
-class _Checks:
-    """What has been found so far on so many images."""
+class _Case(NamedTuple):
+    """The model and the images that it classifies correctly."""
 
-    def __init__(self, on_check: Callable[[Finding], None] | None) -> None:
-        self.count = 0
+    model: Model
+    x: Tensor
+    y: Tensor
+    threat_model: ThreatModel
+    seed: int
+    steps: int
+
+    def random(self, purpose: str) -> torch.Generator:
+        return generator(self.seed, f"masking/{purpose}", device=self.x.device)
+
+    def fooled(self, x_adv: Tensor, rows: Tensor) -> Tensor:
+        """Which x_adv, of the images `rows`, the model misclassifies. Bool."""
+        if len(rows) == 0:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        with torch.no_grad():
+            return succeeded(self.model(x_adv), self.y[rows])
+
+
+class _Checks:
+    """The findings so far, on `count` images."""
+
+    def __init__(self, count: int, on_check: Callable[[Finding], None] | None) -> None:
+        self.count = count
         self.findings: list[Finding] = []
         self.measurements: dict[str, float] = {}
         self.on_check = on_check
 
-    def limit(self, name: str, value: float, threshold: float, seen: str, meaning: str) -> None:
-        """Enter a check; the meaning is told only in an alarm."""
+    def enter(self, name: str, value: float, threshold: float, seen: str, meaning: str) -> None:
+        """Enter a check. Only an alarm has the meaning in its sentence."""
         self.measurements[name] = value
         quiet = Finding(name, value, threshold, f"{seen}.")
         loud = Finding(name, value, threshold, f"{seen}: {meaning}.")
@@ -219,69 +261,18 @@ class _Checks:
         if self.on_check is not None:
             self.on_check(self.findings[-1])
 
-    def images(self, name: str, flags: Tensor, seen: str, meaning: str) -> None:
-        """Enter a check on the fraction of images that are flagged."""
-        flagged = int(flags.sum())
+    def limit(self, name: str, value: float, seen: str, meaning: str) -> None:
+        """Enter a check of `LIMITS`."""
+        self.enter(name, value, LIMITS[name], seen, meaning)
+
+    def images(self, name: str, flagged: int, seen: str, meaning: str) -> None:
+        """Enter a check of `RATES`. flagged: number of images."""
         threshold = allowed(RATES[name], self.count)
-        self.limit(name, flagged / self.count, threshold, f"{flagged} of {self.count} images {seen}", meaning)
-
-
-def _report(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat_model: ThreatModel,
-    random: Callable[[str], torch.Generator],
-    surrogate: Model | None,
-    attacked: Tensor | None,
-    checks: _Checks,
-    steps: int,
-    queries: int,
-) -> MaskingReport:
-    with torch.no_grad():
-        logits = model(x)
-    wrong = wrong_shape(logits, len(x))
-    if wrong:
-        raise CurvactError(wrong)
-    right = logits.argmax(1) == y
-    if not bool(right.any()):
-        raise CurvactError(
-            f"none of {len(x)} images is classified correctly: there is no robustness to doubt"
-        )
-    everything = (x, y)
-    checks.count = int(right.sum())
-    checks.measurements["clean accuracy"] = checks.count / len(x)
-    x, y, logits = x[right], y[right], logits[right]
-    there = _slopes(model, x, y)
-    near = threat_model.random_start(x, random("point"))
-    around = _slopes(model, near, y)
-    _check_gradients(checks, model, near, y, there, around, random("directions"))
-    if attacked is None:
-        start, x_adv = _first_pgd(model, x, y, threat_model, random("pgd"), steps)
-        with torch.no_grad():
-            before = margin(model(start), y)
-    else:
-        before, x_adv = around.margin, attacked.detach()[right].to(x)
-    one_step = threat_model.ascend(x, there.cross_entropy_gradient, threat_model.epsilon)
-    one_step = threat_model.project(one_step, x)
-    left = _check_white_box(checks, model, x, y, threat_model, before, x_adv, one_step, random, steps)
-    _check_unbounded(checks, model, x, y, left, threat_model, steps)
-    if surrogate is None and len(left):
-        surrogate = _surrogate(*everything, random("surrogate"))
-    _check_without_gradients(checks, model, surrogate, x, y, left, threat_model, random, steps, queries)
-    change = (there.logits - logits).abs().max() / logits.std().clamp_min(1e-12)
-    checks.limit(
-        "randomized inference",
-        float(change),
-        LIMITS["randomized inference"],
-        "the largest change of a logit between two forward passes, in standard deviations of the logits",
-        "attack the average over the model's randomness",
-    )
-    return MaskingReport(checks.count, tuple(checks.findings), checks.measurements)
+        self.enter(name, flagged / self.count, threshold, f"{flagged} of {self.count} images {seen}", meaning)
 
 
 class _Slopes(NamedTuple):
-    """The model at a point, from one forward pass: logits, margin, and the gradients of cross-entropy and margin."""
+    """Logits, margin, and the gradients of cross-entropy and margin at each image, from one forward pass."""
 
     logits: Tensor
     margin: Tensor
@@ -299,19 +290,12 @@ def _slopes(model: Model, x: Tensor, y: Tensor) -> _Slopes:
     return _Slopes(logits.detach(), value.detach(), steepest, slope)
 
 
-def _check_gradients(
-    checks: _Checks,
-    model: Model,
-    near: Tensor,
-    y: Tensor,
-    there: _Slopes,
-    around: _Slopes,
-    random: torch.Generator,
-) -> None:
+def _check_gradients(checks: _Checks, case: _Case, near: Tensor, there: _Slopes, around: _Slopes) -> None:
+    """there: at the images; around: at `near`, a random point of each ball."""
     still = [_norms(slopes.cross_entropy_gradient) == 0 for slopes in (there, around)]
     checks.images(
         "zero gradients",
-        still[0] | still[1],
+        int((still[0] | still[1]).sum()),
         "have no gradient of the cross-entropy at the image or at a random point of the ball",
         "PGD on it cannot move them",
     )
@@ -320,165 +304,137 @@ def _check_gradients(
     checks.limit(
         "exploding gradients",
         _decades(norms),
-        LIMITS["exploding gradients"],
         "decades between the 5 % and the 95 % quantile of the margin's gradient norms",
         "no step size suits all images",
     )
     checks.images(
         "finite differences",
-        _disagree(model, near, y, random),
+        _disagree(case.model, near, case.y, case.random("directions")),
         "have a gradient that no finite difference confirms",
-        "what PGD follows is not the slope of the model",
+        "PGD does not follow the slope of the model",
     )
 
 
-def _first_pgd(
-    model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel, random: torch.Generator, steps: int
-) -> tuple[Tensor, Tensor]:
-    """Where PGD on the cross-entropy starts, and the best point that it visits; images leave once they are fooled."""
+def _first_pgd(case: _Case) -> tuple[Tensor, Tensor]:
+    """The margins where PGD on the cross-entropy starts, and its best points; fooled images leave."""
     starts: list[Tensor] = []
-    x_adv = PGD(steps)(
-        model,
-        x,
-        y,
-        threat_model,
+    x_adv = PGD(case.steps)(
+        case.model,
+        case.x,
+        case.y,
+        case.threat_model,
         keep_best=True,
         early_stop=True,
-        generator=random,
+        generator=case.random("pgd"),
         on_step=lambda step, point, _: None if step else starts.append(point),
     )
-    return starts[0], x_adv
-
-
-def _check_white_box(
-    checks: _Checks,
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat_model: ThreatModel,
-    before: Tensor,
-    x_adv: Tensor,
-    one_step: Tensor,
-    random: Callable[[str], torch.Generator],
-    steps: int,
-) -> Tensor:
-    """The indices of the images that no PGD fooled. before: the margins where PGD began; x_adv: where it ended."""
     with torch.no_grad():
-        logits = model(x_adv)
+        return margin(case.model(starts[0]), case.y), x_adv
+
+
+def _check_white_box(checks: _Checks, case: _Case, before: Tensor, x_adv: Tensor, one_step: Tensor) -> Tensor:
+    """Indices of the images that no PGD fooled. before: margins at the start of the first PGD, which ended at x_adv."""
+    x, y = case.x, case.y
+    with torch.no_grad():
+        logits = case.model(x_adv)
     after, white = margin(logits, y), succeeded(logits, y)
     checks.measurements["margin where PGD begins"] = float(before.double().mean())
     checks.measurements["margin where PGD ends"] = float(after.double().mean())
     checks.measurements["accuracy under PGD"] = float((~white).double().mean())
     checks.images(
         "loss does not rise",
-        ~(after > before) & ~(white & (before > 0)),
+        int((~(after > before) & ~(white & (before > 0))).sum()),
         "are no nearer to the wrong side after PGD than at its start",
         "the gradient does not lead uphill",
     )
     left = (~white).nonzero().squeeze(1)
 
-    def fooled(rows: Tensor, purpose: str, loss: str) -> Tensor:
-        """Of these images, those that one more PGD fools."""
+    def beaten_by(attack: PGD, rows: Tensor, purpose: str) -> Tensor:
+        """Those of the images `rows` that one more PGD fools."""
         if len(rows) == 0:
             return rows
-        x_adv = PGD(steps, loss=loss)(
-            model,
+        random = case.random(purpose)
+        x_adv = attack(
+            case.model,
             x[rows],
             y[rows],
-            threat_model,
-            generator=random(purpose),
+            case.threat_model,
+            generator=random,
             keep_best=True,
             early_stop=True,
         )
-        return rows[_fooled(model, x_adv, y[rows])]
+        return rows[case.fooled(x_adv, rows)]
 
     checks.images(
         "one step",
-        _fooled(model, one_step[left], y[left]),
+        int(case.fooled(one_step[left], left).sum()),
         "are fooled by one step and not by many",
         "iterative attacks get stuck",
     )
-    # Another seed and loss at once: no more than these can depend on the seed. Only many are worth a PGD that tells which.
-    beaten = fooled(left, "pgd/margin", "margin")
-    again, most = beaten[:0], "at most "
+    # This PGD changes seed and loss at once: no more images than it fools can depend on the seed. Only if they are too many
+    # does another PGD tell seed and loss apart.
+    beaten = beaten_by(PGD(case.steps, loss="margin"), left, "pgd/margin")
+    again, most, depend = beaten[:0], "at most ", len(beaten)
     if len(beaten) > allowed(RATES["seeds"], checks.count) * checks.count:
-        again, most = fooled(left, "pgd/again", "ce"), ""
+        again = beaten_by(PGD(case.steps), left, "pgd/again")
+        most, depend = "", len(again)
         left = left[~torch.isin(left, again)]
         beaten = beaten[~torch.isin(beaten, again)]
-    depend = len(beaten) if most else len(again)
-    checks.limit(
+    checks.enter(
         "seeds",
         depend / checks.count,
         allowed(RATES["seeds"], checks.count),
         f"{most}{depend} of {checks.count} images withstand PGD with one seed and not with another",
-        "the verdict depends on chance, so restart more often",
+        "the outcome depends on chance, so restart more often",
     )
     checks.images(
         "another loss",
-        torch.ones_like(beaten),
+        len(beaten),
         "withstand PGD on the cross-entropy and not on the margin",
         "the cross-entropy saturates, so attack with margin or dlr",
     )
     return left[~torch.isin(left, beaten)]
 
 
-def _check_unbounded(
-    checks: _Checks, model: Model, x: Tensor, y: Tensor, left: Tensor, threat_model: ThreatModel, steps: int
-) -> None:
-    """An image fooled within ε is fooled within any radius: the others are tried."""
-    coordinates = float(x[0].numel())
-    x, y = x[left], y[left]
-    radius = {"linf": 1.0, "l2": math.sqrt(coordinates), "l1": coordinates}[threat_model.norm]
-    x_adv = x
-    if len(x):
-        attack = PGD(steps, start="none", loss="margin")
-        whole = ThreatModel(threat_model.norm, radius)
-        x_adv = attack(model, x, y, whole, keep_best=True, early_stop=True)
+def _check_unbounded(checks: _Checks, case: _Case, left: Tensor) -> None:
+    """Only the images that no PGD fooled within ε are attacked again."""
+    coordinates = float(case.x[0].numel())
+    radius = {"linf": 1.0, "l2": math.sqrt(coordinates), "l1": coordinates}[case.threat_model.norm]
+    x_adv = case.x[left]
+    if len(left):
+        attack = PGD(case.steps, start="none", loss="margin")
+        whole = ThreatModel(case.threat_model.norm, radius)
+        x_adv = attack(case.model, x_adv, case.y[left], whole, keep_best=True, early_stop=True)
     checks.images(
         "unbounded radius",
-        ~_fooled(model, x_adv, y),
+        int((~case.fooled(x_adv, left)).sum()),
         "withstand PGD that may turn them into any image",
         "an attack that works leaves none",
     )
 
 
 def _check_without_gradients(
-    checks: _Checks,
-    model: Model,
-    surrogate: Model | None,
-    x: Tensor,
-    y: Tensor,
-    left: Tensor,
-    threat_model: ThreatModel,
-    random: Callable[[str], torch.Generator],
-    steps: int,
-    queries: int,
+    checks: _Checks, case: _Case, left: Tensor, surrogate: Model | None, queries: int
 ) -> None:
-    """Attacks that never ask the model for a gradient, on the images that PGD left."""
-    x, y = x[left], y[left]
-    searched = _random_search(model, x, y, threat_model, queries, random("search")) if len(x) else x
+    """Attacks without the model's gradient, on the images that no PGD fooled."""
+    x, y, threat_model = case.x[left], case.y[left], case.threat_model
+    searched = transferred = x
+    if len(left):
+        searched = random_search(case.model, x, y, threat_model, queries, case.random("search"))
     checks.images(
         "black box",
-        _fooled(model, searched, y),
+        int(case.fooled(searched, left).sum()),
         f"withstand PGD and not {queries} random queries",
-        "PGD misses adversarial examples that are there",
+        "PGD misses adversarial examples",
     )
-    transferred = x
-    if surrogate is not None and len(x):
-        transferred = PGD(steps)(surrogate, x, y, threat_model, generator=random("transfer"))
+    if surrogate is not None and len(left):
+        transferred = PGD(case.steps)(surrogate, x, y, threat_model, generator=case.random("transfer"))
     checks.images(
         "transfer",
-        _fooled(model, transferred, y),
+        int(case.fooled(transferred, left).sum()),
         "withstand PGD and not the adversarial examples of a plain network",
-        "PGD misses adversarial examples that are there",
+        "PGD misses adversarial examples",
     )
-
-
-def _fooled(model: Model, x_adv: Tensor, y: Tensor) -> Tensor:
-    if len(x_adv) == 0:
-        return torch.zeros_like(y, dtype=torch.bool)
-    with torch.no_grad():
-        return succeeded(model(x_adv), y)
 
 
 def _margin_gradient(model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -504,12 +460,12 @@ def _decades(norms: Tensor) -> float:
     return float(high - low)
 
 
-def _disagree(model: Model, x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
-    """Where the margin's slopes along its gradient's signs and two random signs are off by more than half at every width.
+def _disagree(model: Model, x: Tensor, y: Tensor, random: torch.Generator) -> int:
+    """Number of images where gradient and finite differences of the margin differ by more than half at every width.
 
-    The widths are 0.01, 0.002 and 0.05 a coordinate: kinks spoil the wide ones, rounding the narrow ones, masking all of them. An
-    image that one of them confirms is not tried again.
-    Where neither gradient nor difference moves, that is a disagreement too: a model that no attack at all could follow.
+    Slopes are taken along the gradient's signs and two random signs. The widths are 0.01, 0.002 and 0.05 a coordinate: kinks
+    spoil the wide ones, rounding the narrow ones, masking all of them. An image that one width confirms is not tried again.
+    A gradient and differences of zero disagree too: no attack could follow such a model.
     """
     widths = (0.01, 0.002, 0.05)
     x = x.clamp(0.05, 0.95)
@@ -535,91 +491,4 @@ def _disagree(model: Model, x: Tensor, y: Tensor, random: torch.Generator) -> Te
             doubted = doubted[~confirmed]
             if len(doubted) == 0:
                 break
-    return torch.zeros_like(y, dtype=torch.bool).index_fill(0, doubted, True)
-
-
-def _random_search(
-    model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel, queries: int, random: torch.Generator
-) -> Tensor:
-    """Random search on the margin that changes one window at a time and keeps what helps. [ours]
-
-    Windows are squares of images, stretches of anything else; their area shrinks from half of the image to a hundredth. Each
-    gets a sign a channel and moves as far as the radius reaches (2ε a coordinate for linf, else length ε), then is projected.
-    """
-    epsilon = threat_model.epsilon
-    planes = x if x.dim() == 4 else x.reshape(len(x), 1, 1, -1)
-    count, channels, height, width = planes.shape
-
-    def signs(*shape: int) -> Tensor:
-        return x.new_empty(shape).uniform_(-1, 1, generator=random).sign()
-
-    def inside(size: int, window: int) -> Tensor:
-        """0 and 1 along an axis: a window at a random place for each image."""
-        place = torch.rand(count, 1, generator=random, device=x.device) * (size - window + 1)
-        at = torch.arange(size, device=x.device) - place.floor()
-        return ((at >= 0) & (at < window)).to(x.dtype)
-
-    def move(window: Tensor) -> Tensor:
-        if threat_model.norm == "linf":
-            return 2 * epsilon * window
-        order = 2 if threat_model.norm == "l2" else 1
-        length: Tensor = torch.linalg.vector_norm(window.flatten(1), ord=order, dim=1)
-        return window * (epsilon / length.clamp_min(1e-12)).view(-1, 1, 1, 1)
-
-    with torch.no_grad():
-        stripes = move(signs(count, channels, 1, width).expand_as(planes))
-        best = threat_model.project(x + stripes.reshape_as(x), x)
-        value = margin(model(best), y)
-        for query in range(1, queries):
-            area = 0.5 * 0.02 ** (query / queries)
-            tall = max(1, round(math.sqrt(area) * height)) if height > 1 else 1
-            wide = max(1, round((math.sqrt(area) if height > 1 else area) * width))
-            window = inside(height, tall).view(count, 1, height, 1) * inside(width, wide).view(
-                count, 1, 1, width
-            )
-            change = move(window * signs(count, channels, 1, 1))
-            candidate = threat_model.project(best + change.reshape_as(x), x)
-            new = margin(model(candidate), y)
-            better = new > value
-            best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), candidate, best)
-            value = torch.where(better, new, value)
-    return best
-
-
-def _surrogate(x: Tensor, y: Tensor, random: torch.Generator) -> Model:
-    """A small network fitted to the images under noise: two convolutions and a readout, or one hidden layer. [ours]"""
-    classes = max(int(y.max()) + 1, 2)
-
-    def weights(*shape: int) -> Tensor:
-        fan_in = math.prod(shape[1:])
-        return (torch.randn(shape, generator=random, device=x.device) * math.sqrt(2 / fan_in)).to(x.dtype)
-
-    image = x.dim() == 4
-    if image:
-        stride = max(1, x.shape[-1] // 16)
-        parameters = [weights(16, x.shape[1], 3, 3), weights(32, 16, 3, 3), weights(classes, 512)]
-    else:
-        parameters = [weights(64, x[0].numel()), weights(classes, 64)]
-
-    def surrogate(x: Tensor) -> Tensor:
-        x = x - 0.5
-        if image:
-            x = F.relu(F.conv2d(x, parameters[0], stride=stride, padding=1))
-            x = F.relu(F.conv2d(x, parameters[1], stride=2, padding=1))
-            return F.linear(F.adaptive_avg_pool2d(x, 4).flatten(1), parameters[2])
-        return F.linear(F.relu(F.linear(x.flatten(1), parameters[0])), parameters[1])
-
-    for parameter in parameters:
-        parameter.requires_grad_()
-    optimizer = torch.optim.Adam(parameters, lr=5e-3)
-    for _ in range(60):
-        noise = torch.empty_like(x).normal_(0, 0.1, generator=random)
-        with torch.enable_grad():
-            loss = F.cross_entropy(surrogate((x + noise).clamp(0, 1)), y)
-            gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    return surrogate
+    return len(doubted)

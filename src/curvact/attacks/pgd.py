@@ -5,18 +5,18 @@ from __future__ import annotations
 import ast
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curvact.attacks.losses import AttackLoss, attack_loss, succeeded
 from curvact.attacks.threat import ThreatModel, check_images, check_per_sample
 from curvact.errors import CurvactError, nearest
+from curvact.models.modes import frozen
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -512,35 +512,6 @@ def _better(model: Model, compute_loss: AttackLoss, batch: _Batch, old: Tensor, 
 
 def _like(flags: Tensor, x: Tensor) -> Tensor:
     return flags.view(-1, *[1] * (x.dim() - 1))
-
-
-@contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """No parameter of the model asks for a gradient inside; their flags are restored after."""
-    asked = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    for p in asked:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in asked:
-            p.requires_grad_(True)
-
-
-@contextmanager
-def mode(model: Model, training: bool) -> Iterator[None]:
-    """The model in training or evaluation mode inside; every submodule's own mode is restored after.
-
-    A callable that is no `nn.Module` has no mode and is left alone.
-    """
-    before = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
-    if isinstance(model, nn.Module):
-        model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before.items():
-            module.training = was
 
 
 FGSM = PGD(steps=1, step=1.0, start="none")

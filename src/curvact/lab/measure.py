@@ -7,11 +7,12 @@ from torch import nn
 from curvact.activations import Activation, activation_parameters, known_curvature
 from curvact.analysis import Loss, diagonal_norms
 from curvact.analysis.effective_curvature import effective_curvature
-from curvact.attacks import Accuracy, accuracy, ensemble, mode
+from curvact.attacks import Accuracy, accuracy, ensemble
 from curvact.data import Dataset, Splits
 from curvact.errors import CurvactError
 from curvact.lab.analyses import run_analyses
 from curvact.lab.spec import RunSpec
+from curvact.models.modes import mode
 from curvact.random import generator
 from curvact.training import Diverged
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvact.attacks import LOSSES, PGD, AttackLoss, Model, Start, ThreatModel, attack_loss, frozen, mode, pgd
+from curvact.attacks import LOSSES, PGD, AttackLoss, Model, Start, ThreatModel, attack_loss, pgd
 from curvact.errors import CurvactError, nearest
+from curvact.models.modes import frozen, mode
 
 BatchNorm = Literal["eval", "train"]
 

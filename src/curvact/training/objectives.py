@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.attacks import PGD, frozen
+from curvact.attacks import PGD
 from curvact.errors import CurvactError
+from curvact.models.modes import frozen
 from curvact.training.inner_attack import (
     BatchNorm,
     Maximization,

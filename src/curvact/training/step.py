@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from curvact.activations import activation_parameters, clip_beta_gradient, constrain_, penalty
 from curvact.attacks import ThreatModel
-from curvact.attacks.folding import FollowingTwin
+from curvact.models.folding import FollowingTwin
 from curvact.training.inner_attack import BatchNorm, Fixed, InnerAttack, TrainingAttack
 from curvact.training.methods import batch_norm
 from curvact.training.methods.averaging import Average

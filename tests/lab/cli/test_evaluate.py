@@ -16,8 +16,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from curvact.attacks import ThreatModel, ensemble
-from curvact.attacks.autoattack.verdict import Progress
+from curvact.attacks import Progress, ThreatModel, ensemble
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab.cli import evaluate as cli_evaluation

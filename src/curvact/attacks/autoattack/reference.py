@@ -6,9 +6,6 @@ import re
 from collections.abc import Callable
 
 import torch
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pyautoattack.fab_pt import FABAttack_PT
-from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from curvact.attacks.autoattack.ensemble import Step
@@ -36,6 +33,10 @@ def reference_attack(
     step: Step, model: Model, threat_model: ThreatModel, seed: int, device: torch.device, log: ZeroGradients
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The attack as a function (x, y) -> x_adv. It seeds torch's global generators at every call."""
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
     common = {"norm": NORMS[threat_model.norm], "eps": threat_model.epsilon, "seed": seed, "device": device}
     if step.attack == "square":
         made = SquareAttack(

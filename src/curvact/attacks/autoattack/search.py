@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from curvact.attacks.autoattack.ensemble import Precision
 from curvact.attacks.autoattack.fusion import fused
 from curvact.attacks.pgd import Model
 from curvact.errors import CurvactError
-
-FOLDABLE = {
-    nn.Conv1d: nn.BatchNorm1d,
-    nn.Conv2d: nn.BatchNorm2d,
-    nn.Conv3d: nn.BatchNorm3d,
-    nn.Linear: nn.BatchNorm1d,
-}
+from curvact.models.folding import folded
 
 
 class Counted:
@@ -60,9 +52,9 @@ def search_twin(
     notes = []
     truth = _logits(model, example)
     twin: nn.Module = base
-    folded, count = fold_batch_norm(base, example)
-    if count and _agrees(folded, example, truth):
-        twin = folded
+    without, count = folded(base, example)
+    if count and _agrees(without, example, truth):
+        twin = without
         notes.append(f"{count} batch norm{'s' * (count > 1)} folded")
     else:
         notes.append("no batch norm folded")
@@ -84,61 +76,6 @@ def search_twin(
     if precision == "bf16":
         notes.append("bf16")
     return Twin(twin, channels_last=last, padded=compiled, bf16=precision == "bf16"), notes
-
-
-def fold_batch_norm(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
-    """A copy with every batch norm that is fed by a convolution or linear layer folded into it, and their number.
-
-    Which layer feeds which is watched in one forward pass; layers that run more than once in it are left as they are. That
-    the fed tensor goes nowhere else cannot be seen there: the caller compares the logits.
-    """
-    twin = copy.deepcopy(model)
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            calls.append((module, inputs[0], output))
-
-    layers = tuple(FOLDABLE)
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    handles = [
-        module.register_forward_hook(watch)
-        for module in twin.modules()
-        if isinstance(module, (*layers, *norms))
-    ]
-    try:
-        _logits(twin, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    times: dict[nn.Module, int] = {}
-    for module, _, _ in calls:
-        times[module] = times.get(module, 0) + 1
-    made_by = {id(output): module for module, _, output in calls if isinstance(module, layers)}
-    swaps: dict[nn.Module, nn.Module] = {}
-    for norm, fed, _ in calls:
-        layer = made_by.get(id(fed))
-        if (
-            layer is None
-            or not isinstance(norm, FOLDABLE.get(type(layer), ()))
-            or times[layer] != 1
-            or times[norm] != 1
-            or type(norm) not in norms
-            or norm.running_mean is None
-            or "weight" not in layer._parameters
-            or (isinstance(layer, nn.Linear) and fed.dim() != 2)
-        ):
-            continue
-        fuse: Callable[..., nn.Module] = (
-            fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        )
-        swaps[layer] = fuse(layer, norm).requires_grad_(False)
-        swaps[norm] = nn.Identity()
-    for parent in list(twin.modules()):
-        for name, child in parent._modules.items():
-            if child in swaps:
-                parent._modules[name] = swaps[child]
-    return twin.eval(), len(swaps) // 2
 
 
 def adaptive_batch(model: Model, example: Tensor, shard_size: int) -> int:

@@ -20,9 +20,10 @@ from curvact.attacks.autoattack.search import Counted, Twin, adaptive_batch, sea
 from curvact.attacks.autoattack.square import square
 from curvact.attacks.autoattack.windows import Windowed, windowed
 from curvact.attacks.losses import classes
-from curvact.attacks.pgd import Model, frozen
+from curvact.attacks.pgd import Model
 from curvact.attacks.threat import ThreatModel, connected
 from curvact.errors import CurvactError
+from curvact.models.modes import frozen
 from curvact.random import generator
 
 CLEAN = "clean"

@@ -1,4 +1,4 @@
-"""Which batch norms a convolution or linear layer feeds, and an eval-mode twin of a network without them."""
+"""Batch norm folded into the convolution or linear layer before it, in a copy of a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from curvact.models.modes import mode
 
 NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -18,9 +21,10 @@ NORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def foldable(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Names of (layer, batch norm) pairs where the norm is fed by that layer's output, each called once in a forward pass.
+    """Names of (layer, batch norm) pairs: the norm's input is the layer's output, and each runs once in a forward pass.
 
-    That the fed tensor goes nowhere else cannot be seen there: the caller compares the logits. Modes are left as they are.
+    A forward pass does not show whether that output is used elsewhere too: compare the logits after folding. Modes are
+    left as they are.
     """
     names = {module: name for name, module in model.named_modules()}
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -56,18 +60,36 @@ def foldable(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     return pairs
 
 
-class FollowingTwin(nn.Module):
-    """The eval-mode function of a network with its batch norms folded away, to attack while the network trains.
+def folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
+    """A copy in eval mode with its batch norms folded away, and how many they are; `foldable` finds them.
 
-    `refresh()` folds the weights and running statistics that the network holds then; everything that is not folded is the
-    network's own, shared. A batch norm whose input is used elsewhere too is found by the example's logits and not folded.
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
+    >>> folded(net, torch.rand(4, 2))
+    (Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+      (1): Identity()
+    ), 1)
+    """
+    twin = copy.deepcopy(model)
+    pairs = foldable(twin, example)
+    for layer_name, norm_name in pairs:
+        layer: Any = twin.get_submodule(layer_name)
+        fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        _replace(twin, layer_name, fuse(layer, twin.get_submodule(norm_name)).requires_grad_(False))
+        _replace(twin, norm_name, nn.Identity())
+    return twin.eval(), len(pairs)
+
+
+class FollowingTwin(nn.Module):
+    """The eval-mode function of a network, its batch norms folded away, to attack while the network trains.
+
+    `refresh()` folds the current weights and running statistics. All other parameters are shared with the network. A batch
+    norm whose input is used elsewhere too would change the example's logits, and is not folded.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         super().__init__()
-        was = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
+        with mode(model, training=False):
             pairs = foldable(model, example)
             with torch.no_grad():
                 truth = model(example)
@@ -79,9 +101,6 @@ class FollowingTwin(nn.Module):
                     if self._agrees(example, truth):
                         alone.append(pair)
                 self._fold(model, alone)
-        finally:
-            for module, training in was.items():
-                module.training = training
 
     def _fold(self, model: nn.Module, pairs: list[tuple[str, str]]) -> None:
         self.module = _sharing_copy(model, {layer for layer, _ in pairs}).eval()
@@ -104,6 +123,7 @@ class FollowingTwin(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> FollowingTwin:
+        """Fold the network as it is now; returns the twin."""
         for layer, norm, own in self.folds:
             scale = (norm.running_var + norm.eps).rsqrt()
             if norm.weight is not None:

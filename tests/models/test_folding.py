@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from curvact.attacks.folding import FollowingTwin, foldable
 from curvact.models import build
+from curvact.models.folding import FollowingTwin, foldable
 from curvact.models.layers import Dropout
 
 
