@@ -44,7 +44,7 @@ from .attacks import minimum_radius as minimum_radius
 from .attacks import pgd as pgd
 from .data import load as load
 from .errors import CurvactError as CurvactError
-from .lab.record import evaluate_model as evaluate_model
+from .lab.record import evaluate as evaluate
 from .models import MiniResNet as MiniResNet
 from .models import build as build
 from .models.checkpoint import load_checkpoint as load_checkpoint

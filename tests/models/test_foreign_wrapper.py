@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from curvact.attacks import PGD, ThreatModel, accuracy, check_model, pgd
 from curvact.data import load
 from curvact.errors import CurvactError
-from curvact.lab.record import evaluate_model
+from curvact.lab.record import evaluate
 from curvact.models.foreign import logits_of
 
 
@@ -134,7 +134,7 @@ def test_copies_and_weights() -> None:
 def test_an_evaluation_on_record() -> None:
     test = load("digits").test.first(10)
     theirs = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    record = evaluate_model(
+    record = evaluate(
         logits_of(theirs, mean=[0.5], std=[0.5]), test, ThreatModel("linf", 0.1), attack="pgd-2"
     )
     assert record.data.count == 10

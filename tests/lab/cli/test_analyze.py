@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from curvact.lab.train_config import read_config
-from curvact.lab.train_run import run_training
 from rich.console import Console
 from torch import nn
 
 import curvact.files
-import curvact.lab.cli.main
 from curvact.analysis import Loss, diagonal_norms
 from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
-from curvact.lab.record import model_hash, open_model
+from curvact.lab.checkpoints import open_checkpoint
+from curvact.lab.record import model_hash
+from curvact.lab.train_config import read_config
+from curvact.lab.train_run import run_training
 from curvact.models import build
 from curvact.models.checkpoint import save_checkpoint
 from curvact.random import generator
@@ -36,8 +36,8 @@ HESSIAN = (
     8,
     "--probes",
     16,
-    "--attack-steps",
-    2,
+    "--attack",
+    "pgd-2",
     "--eigenvalues",
     1,
     "--density-probes",
@@ -47,33 +47,17 @@ HESSIAN = (
 )
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
+Run = Callable[..., Any]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process; a new one takes seconds to start."""
-
-    def typed(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["curvact", "analyze", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            curvact.lab.cli.main.main()
-        captured = capsys.readouterr()
-        return Done(int(ended.value.code or 0), captured.out, captured.err)
-
-    return typed
+def run(curvact: Run) -> Run:
+    return partial(curvact, "analyze")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `silu/start` (before) and `silu/model` (after an epoch), and `relu/model`, which has not been trained."""
+    """A folder with `silu/start` (before) and `silu/best` (after an epoch), and `relu/best`, which has not been trained."""
     root = tmp_path_factory.mktemp("trials")
     for name, epochs in (("silu", 1), ("relu", 0)):
         arguments = {"name": "mini_resnet", "activation": name, "channels": 1, "width": 2}
@@ -88,13 +72,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ThreatModel("linf", 0.1),
                 seed=0,
             )
-        save_checkpoint(root / name / "model.safetensors", model, arguments, ABOUT)
+        save_checkpoint(root / name / "best.safetensors", model, arguments, ABOUT)
     return root
 
 
 @pytest.fixture
 def silu(trained: Path) -> Path:
-    return trained / "silu" / "model.safetensors"
+    return trained / "silu" / "best.safetensors"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -126,12 +110,12 @@ def test_hessian(run: Run, silu: Path, tmp_path: Path) -> None:
     done = run("hessian", silu, *HESSIAN, "--density-steps", 12, "--seed", 5, "--out", tmp_path)
     assert done.code == 0, done.err
     pictures = [
-        f"hessian-silu-{part}.{end}" for part in ("density", "norms", "split") for end in ("png", "svg")
+        f"hessian-silu-best-{part}.{end}" for part in ("density", "norms", "split") for end in ("png", "svg")
     ]
-    assert written(tmp_path) == ["hessian-silu-density.png", *pictures[1:], "hessian-silu.json"]
+    assert written(tmp_path) == ["hessian-silu-best-density.png", *pictures[1:], "hessian-silu-best.json"]
     whole(tmp_path)
-    record = read(tmp_path / "hessian-silu.json")
-    model, _ = open_model(silu)
+    record = read(tmp_path / "hessian-silu-best.json")
+    model = open_checkpoint(silu).model
     images = load("digits").train.first(8)
     assert record["models"][0]["sha256"] == model_hash(model)
     assert record["data"] == {"name": "digits/train", "sha256": images.sha256, "count": 8}
@@ -173,13 +157,17 @@ def test_hessian(run: Run, silu: Path, tmp_path: Path) -> None:
 
 def test_hessian_exactly_and_only_some_parts(run: Run, silu: Path, tmp_path: Path) -> None:
     done = run(
-        "hessian", silu, "--n", 4, "--what", "norms", "--exact", "--attack-steps", 1, "--out", tmp_path
+        "hessian", silu, "--n", 4, "--what", "norms", "--exact", "--attack", "pgd-1", "--out", tmp_path
     )
     assert done.code == 0, done.err
-    assert written(tmp_path) == ["hessian-silu-norms.png", "hessian-silu-norms.svg", "hessian-silu.json"]
-    losses = read(tmp_path / "hessian-silu.json")["result"]["losses"]
+    assert written(tmp_path) == [
+        "hessian-silu-best-norms.png",
+        "hessian-silu-best-norms.svg",
+        "hessian-silu-best.json",
+    ]
+    losses = read(tmp_path / "hessian-silu-best.json")["result"]["losses"]
     images = load("digits").train.first(4)
-    truth = diagonal_norms(Loss(open_model(silu)[0], images.inputs(), images.labels), exact=True)
+    truth = diagonal_norms(Loss(open_checkpoint(silu).model, images.inputs(), images.labels), exact=True)
     assert list(losses["clean"]) == ["norms"]
     for name in ("rms", "gradient_relative", "scale_invariant"):
         found = losses["clean"]["norms"][name]
@@ -201,7 +189,7 @@ def test_parameters_of_activations_are_left_out(run: Run, tmp_path: Path) -> Non
     assert (
         record["losses"]["clean"]["norms"]["parameters"] == sum(p.numel() for p in model.parameters()) - own
     )
-    assert run("flatness", path, "--n", 8, "--what", "average", "--draws", 2, "--attack-steps", 1).code == 0
+    assert run("flatness", path, "--n", 8, "--what", "average", "--draws", 2, "--attack", "pgd-1").code == 0
     record = read(tmp_path / "analysis" / "flatness-net.json")["result"]
     normalization = sum(
         p.numel() for name, p in model.named_parameters() if "bn" in name or "shortcut.1" in name
@@ -211,16 +199,16 @@ def test_parameters_of_activations_are_left_out(run: Run, tmp_path: Path) -> Non
 
 
 def test_flatness_of_two_models(run: Run, trained: Path, silu: Path, tmp_path: Path) -> None:
-    small = ("--n", 16, "--attack-steps", 2, "--draws", 3, "--steps", 2, "--restarts", 2)
-    done = run("flatness", silu, trained / "relu" / "model.safetensors", *small, "--out", tmp_path)
+    small = ("--n", 16, "--attack", "pgd-2", "--draws", 3, "--steps", 2, "--restarts", 2)
+    done = run("flatness", silu, trained / "relu" / "best.safetensors", *small, "--out", tmp_path)
     assert done.code == 0, done.err
-    stems = ("flatness-relu", "flatness-silu", "flatness-silu+1")
+    stems = ("flatness-relu-best", "flatness-silu-best", "flatness-silu-best+1")
     assert written(tmp_path) == sorted(
         [f"{stem}.{end}" for stem in stems for end in ("png", "svg")]
-        + ["flatness-relu.json", "flatness-silu.json"]
+        + ["flatness-relu-best.json", "flatness-silu-best.json"]
     )
     whole(tmp_path)
-    for name in ("silu", "relu"):
+    for name in ("silu-best", "relu-best"):
         record = read(tmp_path / f"flatness-{name}.json")
         assert [m["name"] for m in record["models"]] == [name]
         average, worst = record["result"]["average"], record["result"]["worst"]
@@ -235,8 +223,8 @@ def test_flatness_of_two_models(run: Run, trained: Path, silu: Path, tmp_path: P
 
 
 def test_smoothness(run: Run, trained: Path, silu: Path, tmp_path: Path) -> None:
-    small = ("--n", 8, "--attack-steps", 2, "--directions", 2, "--relative-norms", "0.01,0.1")
-    other = trained / "relu" / "model.safetensors"
+    small = ("--n", 8, "--attack", "pgd-2", "--directions", 2, "--relative-norms", "0.01,0.1")
+    other = trained / "relu" / "best.safetensors"
     done = run(
         "smoothness",
         silu,
@@ -253,8 +241,8 @@ def test_smoothness(run: Run, trained: Path, silu: Path, tmp_path: Path) -> None
     )
     assert done.code == 0, done.err
     whole(tmp_path)
-    assert "smoothness-silu+1-tradeoff.png" in written(tmp_path)
-    result = read(tmp_path / "smoothness-silu.json")["result"]
+    assert "smoothness-silu-best+1-tradeoff.png" in written(tmp_path)
+    result = read(tmp_path / "smoothness-silu-best.json")["result"]
     # 8×8 images: the L2 ball of radius 0.8 goes through the corners of the cube of 0.8/√64.
     assert result["matching"]["linf"] == pytest.approx(0.1)
     assert result["matching"]["l2"] == pytest.approx(0.8)
@@ -269,13 +257,13 @@ def test_smoothness(run: Run, trained: Path, silu: Path, tmp_path: Path) -> None
 
 def test_smoothness_along_a_trajectory(run: Run, silu: Path, tmp_path: Path) -> None:
     start = silu.with_name("start.safetensors")
-    small = ("--n", 8, "--attack-steps", 2, "--match", "corners", "--trajectory", "--out", tmp_path)
+    small = ("--n", 8, "--attack", "pgd-2", "--match", "corners", "--trajectory", "--out", tmp_path)
     assert run("smoothness", start, silu, *small).code == 0
     assert written(tmp_path) == [f"smoothness-start+1.{end}" for end in ("json", "png", "svg")]
     record = read(tmp_path / "smoothness-start+1.json")
-    assert [m["name"] for m in record["models"]] == ["start", "silu"]
-    before, after = (open_model(path)[0].state_dict() for path in (start, silu))
-    names = {name for name, _ in open_model(silu)[0].named_parameters()}
+    assert [m["name"] for m in record["models"]] == ["start", "silu-best"]
+    before, after = (open_checkpoint(path).model.state_dict() for path in (start, silu))
+    names = {name for name, _ in open_checkpoint(silu).model.named_parameters()}
     step = math.sqrt(sum(float(((after[n].double() - before[n].double()) ** 2).sum()) for n in names))
     assert [row["attack"] for row in record["result"]["rows"]] == ["clean", "linf", "l2"]
     for row in record["result"]["rows"]:
@@ -284,19 +272,19 @@ def test_smoothness_along_a_trajectory(run: Run, silu: Path, tmp_path: Path) -> 
 
 
 def test_landscape(run: Run, silu: Path, tmp_path: Path) -> None:
-    small = ("--n", 8, "--attack-steps", 1, "--points", 3)
+    small = ("--n", 8, "--attack", "pgd-1", "--points", 3)
     assert run("landscape", silu, *small, "--surface", "--out", tmp_path / "two").code == 0
     assert written(tmp_path / "two") == sorted(
-        ["landscape-silu.json"]
-        + [f"landscape-silu{space}.{end}" for space in ("", "-surface") for end in ("png", "svg")]
+        ["landscape-silu-best.json"]
+        + [f"landscape-silu-best{space}.{end}" for space in ("", "-surface") for end in ("png", "svg")]
     )
     assert run("landscape", silu, *small, "--dimensions", 1, "--out", tmp_path / "one").code == 0
     whole(tmp_path / "two")
-    two = read(tmp_path / "two" / "landscape-silu.json")["result"]
-    one = read(tmp_path / "one" / "landscape-silu.json")["result"]
+    two = read(tmp_path / "two" / "landscape-silu-best.json")["result"]
+    one = read(tmp_path / "one" / "landscape-silu-best.json")["result"]
     images = load("digits").train.first(8)
     with torch.no_grad():
-        loss = float(F.cross_entropy(open_model(silu)[0](images.inputs()), images.labels))
+        loss = float(F.cross_entropy(open_checkpoint(silu).model(images.inputs()), images.labels))
     assert two["clean"][1][1] == pytest.approx(loss, rel=1e-5)
     # The same first direction: one dimension is the middle column of two.
     assert [row[0] for row in one["clean"]] == pytest.approx([row[1] for row in two["clean"]], rel=1e-6)
@@ -308,21 +296,21 @@ def test_landscape(run: Run, silu: Path, tmp_path: Path) -> None:
 
 
 def test_shape_of_two_models_is_one_table(run: Run, trained: Path, silu: Path, tmp_path: Path) -> None:
-    other = trained / "relu" / "model.safetensors"
-    small = ("--n", 20, "--attack-steps", 2, "--radius-steps", 2, "--lipschitz-steps", 2)
+    other = trained / "relu" / "best.safetensors"
+    small = ("--n", 20, "--attack", "pgd-2", "--radius-steps", 2, "--lipschitz-steps", 2)
     done = run("shape", silu, other, *small, "--largest-radius", "1/5", "--out", tmp_path)
     assert done.code == 0, done.err
-    assert written(tmp_path) == [f"shape-silu+1.{end}" for end in ("json", "png", "svg")]
+    assert written(tmp_path) == [f"shape-silu-best+1.{end}" for end in ("json", "png", "svg")]
     whole(tmp_path)
-    record = read(tmp_path / "shape-silu+1.json")
+    record = read(tmp_path / "shape-silu-best+1.json")
     rows = {row["model"]: row for row in record["result"]["rows"]}
     assert record["result"]["settings"]["largest_radius"] == 0.2
-    assert rows["relu"]["kink"]
-    assert rows["silu"]["max_curvature"] == pytest.approx(0.5)
+    assert rows["relu-best"]["kink"]
+    assert rows["silu-best"]["max_curvature"] == pytest.approx(0.5)
     images = load("digits").test.first(20)
     with torch.no_grad():
-        right = open_model(silu)[0](images.inputs()).argmax(1) == images.labels
-    assert rows["silu"]["clean_accuracy"] == pytest.approx(float(right.double().mean()))
+        right = open_checkpoint(silu).model(images.inputs()).argmax(1) == images.labels
+    assert rows["silu-best"]["clean_accuracy"] == pytest.approx(float(right.double().mean()))
     assert "∞" in done.out
 
 
@@ -333,10 +321,10 @@ def test_curvature_before_and_after(run: Run, silu: Path, tmp_path: Path) -> Non
     assert run("curvature", silu, "--n", 40, "--initial-seed", 3, "--out", tmp_path / "built").code == 0
     whole(tmp_path / "now")
     now, saved, built = (
-        read(tmp_path / f / "curvature-silu.json")["result"] for f in ("now", "saved", "built")
+        read(tmp_path / f / "curvature-silu-best.json")["result"] for f in ("now", "saved", "built")
     )
     # By hand: the pre-activations of the first call are the outputs of the first batch norm; κ of SiLU is 1/2.
-    model, _ = open_model(silu)
+    model = open_checkpoint(silu).model
     seen: list[torch.Tensor] = []
     model.get_submodule("bn").register_forward_hook(lambda _module, _inputs, out: seen.append(out))
     with torch.no_grad():
@@ -355,10 +343,23 @@ def test_results_lie_beside_their_checkpoints_and_repeat(run: Run, silu: Path) -
     assert first.code == 0, first.err
     assert str(folder) in first.out
     before = {p.name: p.read_bytes() for p in folder.glob("curvature*") if p.suffix != ".json"}
-    result = read(folder / "curvature-silu.json")["result"]
+    result = read(folder / "curvature-silu-best.json")["result"]
     assert run("curvature", silu, "--n", 8).code == 0
     assert before == {p.name: p.read_bytes() for p in folder.glob("curvature*") if p.suffix != ".json"}
-    assert read(folder / "curvature-silu.json")["result"] == result
+    assert read(folder / "curvature-silu-best.json")["result"] == result
+
+
+def test_a_run_folder_stands_for_its_weights(run: Run, save: Callable[..., Path], tmp_path: Path) -> None:
+    for seed, name in enumerate(("best", "last")):
+        save(tmp_path / "run" / f"{name}.safetensors", seed=seed)
+        assert run("curvature", tmp_path / "run", "--n", 4, "--weights", name).code == 0
+        record = read(tmp_path / "run" / "analysis" / f"curvature-run-{name}.json")
+        model = open_checkpoint(tmp_path / "run" / f"{name}.safetensors").model
+        assert record["models"][0]["sha256"] == model_hash(model)
+    refused = run("curvature", tmp_path)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "is no folder of a finished run: it has no best.safetensors" in refused.err
+    assert "--weights first; allowed are best, last" in run("curvature", tmp_path, "--weights", "first").err
 
 
 def test_names_tell_checkpoints_apart(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -383,11 +384,11 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("hessian", "CK", "--split", "tset"), "--split tset; did you mean 'test'?"),
     (("hessian", "CK", "--n", 0), "--n 0: must be >= 1"),
     (("hessian", "CK", "--batch-size", 0), "--batch-size 0: must be >= 1"),
-    (("hessian", "CK", "--attack-steps", 0), "--attack-steps 0: must be >= 1"),
+    (("hessian", "CK", "--attack", "pgd-0"), "--attack pgd-0: give at least one step"),
     (("hessian", "CK", "--data", "digit"), "unknown data set 'digit'; did you mean 'digits'?"),
     (("hessian", "CK", "--epsilon", "8/0"), "--epsilon 8/0"),
     (("hessian", "CK", "--epsilon", 0), "epsilon 0 in curvact analyze hessian"),
-    (("hessian", "CK", "--norm", "l3"), "--norm l3"),
+    (("hessian", "CK", "--norm", "l3"), "norm='l3' of a threat model"),
     (("hessian", "CK", "--device", "gpu"), "--device gpu: allowed are cpu, cuda and cuda:N"),
     (("hessian", "CK", "--device", "cuda:99"), "--device cuda:99: torch sees"),
     (("hessian", "CK", "CK"), "is given twice"),
@@ -437,17 +438,17 @@ def test_what_the_checkpoint_does_not_say_has_to_be_given(run: Run, tmp_path: Pa
         path.with_suffix(".json").write_text(json.dumps(kept))
 
     says(data=None)
-    assert "does not say what it was trained on: give --data" in run("shape", path).err
+    assert "does not say its data set: give --data" in run("shape", path).err
     says(threat_model=None)
-    assert "does not say its threat model: give --epsilon" in run("shape", path).err
+    assert "does not say its epsilon: give --epsilon" in run("shape", path).err
     says(data="digits")
-    assert "has data without a name" in run("shape", path).err
+    assert 'data="digits": expected such as' in run("shape", path).err
     says(threat_model={"epsilon": "much"})
-    assert "has a threat model without a radius" in run("shape", path).err
+    assert 'threat_model={"epsilon": "much"}: epsilon=\'much\' of a threat model' in run("shape", path).err
     says(threat_model={"norm": "linf", "epsilon": 0.2})
-    assert "were trained with different epsilon: give --epsilon" in run("shape", path, silu).err
+    assert "differ in their epsilon: give --epsilon" in run("shape", path, silu).err
     says(data={"name": "digits", "size": 10})
-    assert "were trained with different data: give --data" in run("shape", path, silu).err
+    assert "differ in their data set: give --data" in run("shape", path, silu).err
     assert written(tmp_path) == ["net.json", "net.safetensors"]
 
 
@@ -490,8 +491,8 @@ def test_what_fails_on_the_way_leaves_nothing(
         return real(*arguments, **options)
 
     monkeypatch.setattr(analyses, "average_flatness", second_fails)
-    small = ("--n", 4, "--what", "average", "--draws", 2, "--attack-steps", 1, "--out", tmp_path / "out")
-    done = run("flatness", silu, trained / "relu" / "model.safetensors", *small)
+    small = ("--n", 4, "--what", "average", "--draws", 2, "--attack", "pgd-1", "--out", tmp_path / "out")
+    done = run("flatness", silu, trained / "relu" / "best.safetensors", *small)
     assert (done.code, done.out) == (2, "")
     assert done.err == "curvact: the loss is not finite\n"
     assert written(tmp_path) == []
@@ -510,7 +511,7 @@ def test_a_full_disk_leaves_whole_files_only(
     monkeypatch.setattr(curvact.files, "atomic_write", full)
     done = run("curvature", silu, "--n", 4, "--out", tmp_path)
     assert done.code == 2
-    assert done.err == f"curvact: disk full while writing {tmp_path / 'curvature-silu.json'}\n"
+    assert done.err == f"curvact: disk full while writing {tmp_path / 'curvature-silu-best.json'}\n"
     whole(tmp_path)
 
 
@@ -532,7 +533,7 @@ def test_trajectories_of_two_runs(run: Run, tmp_path: Path) -> None:
     paths = [
         tmp_path / name / f"epoch-{epoch:04d}.safetensors" for name in ("slow", "fast") for epoch in (1, 2)
     ]
-    small = ("--n", 8, "--attack-steps", 1, "--match", "corners", "--trajectory", "--out", tmp_path / "out")
+    small = ("--n", 8, "--attack", "pgd-1", "--match", "corners", "--trajectory", "--out", tmp_path / "out")
     done = run("smoothness", *paths, *small)
     assert done.code == 0, done.err
     assert "checkpoints of slow" in done.out

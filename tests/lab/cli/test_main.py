@@ -1,93 +1,106 @@
-"""The command line as a user types it: what it prints, and one line with exit code 2 for every kind of bad input."""
+"""The command itself: what it loads, its version, and one line with an exit code for every kind of failure."""
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-ROOT = Path(__file__).parents[3]
+from curvact._version import __version__
+from curvact.lab.cli import main as cli
+from curvact.lab.cli.options import Attacked, Subject, with_options
+
+Run = Callable[..., Any]
+GROUPS = ("analyze", "data", "transfer", "study")
 
 
-def curvact(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "curvact", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd,
-        check=False,
+def test_what_needs_no_model_loads_no_torch() -> None:
+    """Help of the command and of each group, the version, a mistyped command, a mistyped option."""
+    calls = [["--help"], ["--version"], ["analyse"], ["train", "--reusme"], ["analyze", "hesian"]]
+    calls += [[group, "--help"] for group in GROUPS]
+    calls += [[command, "--help"] for command in ("train", "evaluate", "leaderboard", "activation")]
+    script = f"""
+import contextlib, io, sys
+from curvact.lab.cli.main import main
+codes = []
+for call in {calls!r}:
+    sys.argv = ["curvact", *call]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            main()
+        except SystemExit as end:
+            codes.append(end.code or 0)
+heavy = ("torch", "numpy", "matplotlib", "yaml", "curvact.activations", "curvact.models", "curvact.lab.run")
+print(codes, [name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
+    assert done.stdout.split("\n")[0] == f"{[2 if 2 <= i < 5 else 0 for i in range(len(calls))]} []"
 
 
-def test_activation_prints_its_properties() -> None:
-    done = curvact("activation", "rctaf(curvature=6)")
-    assert done.returncode == 0, done.stderr
-    text = done.stdout
-    assert "6 at x = 0" in text
-    # σ(0) = ln 2/24, by hand.
-    assert "0.0288811" in text
-    assert "0 and 1" in text
-    assert "monotone" in text
-    assert "yes (up to 0.0288811)" in text
+def test_the_version_and_the_module(curvact: Run, curvact_process: Run) -> None:
+    assert curvact("--version") == (0, f"curvact {__version__}\n", "")
+    assert curvact_process("--version") == (0, f"curvact {__version__}\n", "")
 
 
-def test_activation_of_non_monotone_and_kinked() -> None:
-    text = curvact("activation", "silu", "relu", "powergate(alpha=2, n=3)").stdout
-    assert "∞ at x = 0" in text
-    # SiLU's least slope, −0.0998, and H_2/α = 1.5/2 of the power gate's asymptote.
-    assert "−0.0998" in text
-    assert "x − 0.75" in text
+def test_a_mistyped_command_is_named(curvact: Run) -> None:
+    code, out, err = curvact("analyse")
+    assert (code, out) == (2, "")
+    assert "No such command 'analyse'. Did you mean 'analyze'?" in err
 
 
-@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_plot(tmp_path: Path, ending: str) -> None:
-    file = tmp_path / f"curves.{ending}"
-    done = curvact(
-        "activation", "rctaf(curvature=6)", "rctaf(curvature=6, beta=3)", "relu", "--plot", str(file)
-    )
-    assert done.returncode == 0, done.stderr
-    magic = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
-    assert file.read_bytes().startswith(magic)
-    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+def test_every_help_text_is_a_sentence() -> None:
+    """Of every command, argument and option; a command's first sentence stands whole in its group's list."""
+
+    def check(command: Any, path: str) -> None:
+        assert command.get_short_help_str(limit=65)[-3:] != "...", path
+        for parameter in command.params:
+            text = str(getattr(parameter, "help", None) or "")
+            if parameter.name != "help":
+                assert text[:1].isupper() or text[:1] in "κξ", (path, parameter.name)
+                assert text.endswith("."), (path, parameter.name)
+        for name, sub in getattr(command, "commands", {}).items():
+            assert sub.help, f"{path} {name}"
+            check(sub, f"{path} {name}")
+
+    check(typer.main.get_command(cli.app), "curvact")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("failure", "code", "message"),
     [
-        (("activation", "rtcaf(curvature=6)"), "unknown activation 'rtcaf'; did you mean 'rctaf'?"),
-        (("activation", "rctaf(curvature=0)"), "curvature=0 in rctaf: curvature must be a finite number > 0"),
-        (("activation", "rctaf(beta=7)"), "beta=7 in rctaf: beta must be a whole number from 0 to 3"),
-        (
-            ("activation", "relu", "--plot", "curves.gif"),
-            "--plot curves.gif: the name must end in .png, .svg or .pdf",
-        ),
-        (("activation", "relu", "--plot", "/nonexistent/curves.png"), "cannot write /nonexistent/curves.png"),
-        (("activation", "relu", "--plot", "x.png", "--reach", "-1"), "--reach -1.0"),
-        (("study", "run", "nowhere.yaml"), "cannot read nowhere.yaml"),
-        (("study", "report", "nowhere"), "nowhere holds no study"),
-        (("study", "run", "STUDY", "--workers", "0", "--out", "OUT"), "--workers 0: must be >= 1"),
-        (("study", "run", "STUDY", "--set", "training.batchsize=3"), "did you mean 'batch_size'"),
-        (("study", "run", "STUDY", "--set", "threat_model.epsilon=-1"), "threat_model.epsilon=-1"),
-        (
-            ("study", "run", "STUDY", "--set", "factors.curvature=[0]"),
-            "curvature must be a finite number > 0",
-        ),
-        (("study", "run", "STUDY", "--out", "/proc/x"), "cannot write the study folder /proc/x"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 2, "No space left on device: x.png"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: /x"),
+        (KeyboardInterrupt(), 130, "stopped; --resume goes on with"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    study = ROOT / "studies" / "digits.yaml"
-    texts = [a.replace("STUDY", str(study)).replace("OUT", str(tmp_path / "out")) for a in arguments]
-    done = curvact(*texts, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*.png"))
-    assert not (tmp_path / "runs").exists()
+def test_failures_are_one_line(
+    curvact: Run, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int, message: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("curvact.activations.describe.describe", fail)
+    done = curvact("activation", "relu")
+    assert (done.code, done.out) == (code, "")
+    assert done.err.count("\n") == 1
+    assert message in done.err
+
+
+def test_other_errors_of_the_system_are_not_hidden(curvact: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("curvact.activations.describe.describe", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        curvact("activation", "relu")
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
@@ -108,3 +121,37 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "x.png" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_of_options_reaches_the_command_as_one_value(
+    curvact: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Defaults of the dataclass, defaults of the command, and what is typed."""
+    seen: list[tuple[Any, ...]] = []
+    app = typer.Typer()
+
+    @app.command("one")
+    @with_options(split="train", n=7)
+    def one(path: Path, subject: Attacked, probes: int = 3) -> None:
+        seen.append((path, subject, probes))
+
+    @app.command("two")
+    @with_options()
+    def two(subject: Subject) -> None:
+        seen.append((subject,))
+
+    monkeypatch.setattr(cli, "app", app)
+    curvact("one", "x", "--seed", 5, "--epsilon", "8/255", "--probes", 4)
+    curvact("two")
+    (path, subject, probes), (plain,) = seen
+    assert (path, probes, subject.seed, subject.split, subject.n, subject.batch_size) == (
+        Path("x"),
+        4,
+        5,
+        "train",
+        7,
+        128,
+    )
+    assert (subject.radius, subject.pgd.steps) == (8 / 255, 20)
+    assert plain == Subject()
+    assert curvact("two", "--epsilon", "0.1").code == 2

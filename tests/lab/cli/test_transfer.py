@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from curvact.lab.cli import main as cli
 from curvact.models import build
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.models.learned import extract_activation, read_learned
@@ -25,17 +24,7 @@ SMALL = [
 ]
 
 
-def _main(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: Any
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["curvact", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "200")
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    return code, *capsys.readouterr()
+Run = Callable[..., Any]
 
 
 @pytest.fixture
@@ -70,11 +59,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return run / "best.safetensors"
 
 
-def test_extract_show_train(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extract_show_train(curvact: Run, checkpoint: Path, tmp_path: Path) -> None:
     act, out = tmp_path / "act.safetensors", tmp_path / "out"
-    code, shown, errors = _main(capsys, monkeypatch, "transfer", "extract", checkpoint.parent, "--out", act)
+    code, shown, errors = curvact("transfer", "extract", checkpoint.parent, "--out", act)
     assert (code, errors) == (0, "")
     assert "layer4.0.act1 and 3 more" in shown
     provenance = read_learned(act).provenance
@@ -82,7 +69,7 @@ def test_extract_show_train(
     assert provenance["architecture"]["name"] == "resnet18"
     assert (provenance["robust_accuracy"], provenance["attack"]) == (0.5, "pgd-20")
     assert act.stat().st_size < 10_000
-    code, shown, _ = _main(capsys, monkeypatch, "transfer", "show", act)
+    code, shown, _ = curvact("transfer", "show", act)
     assert code == 0
     for text in (
         "sparta(variant=depthwise, beta=1.0)",
@@ -93,20 +80,20 @@ def test_extract_show_train(
     ):
         assert text in shown
     train = ["transfer", "train", act, "digits", *SMALL, "model={name: resnet34, width: 2}", "--out", out]
-    code, shown, errors = _main(capsys, monkeypatch, *train)
+    code, shown, errors = curvact(*train)
     assert code == 0, errors
     assert json.loads((out / "record.json").read_text())["config"]["activation_from"]["frozen"] is True
     assert len(load_checkpoint(out / "best.safetensors").layer3) == 6
     a, b = read_learned(act), extract_activation(out / "best.safetensors")
     for one, two in zip(a.groups, b.groups, strict=True):
         assert torch.equal(one.tensors["weight"], two.tensors["weight"])
-    code, _, errors = _main(capsys, monkeypatch, *train)
+    code, _, errors = curvact(*train)
     assert code == 2
     assert "--resume goes on with it" in errors
-    code, _, errors = _main(capsys, monkeypatch, *train, "--resume")
+    code, _, errors = curvact(*train, "--resume")
     assert code == 0
     assert "has run to its end" in errors
-    code, _, errors = _main(capsys, monkeypatch, *train, "--resume", "--warm-start")
+    code, _, errors = curvact(*train, "--resume", "--warm-start")
     assert code == 2
     assert "holds a run of another config" in errors
 
@@ -146,17 +133,17 @@ def test_bad_input_is_one_line_exit_2_and_no_files(
     message: str,
     checkpoint: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    curvact: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     act = tmp_path / "act.safetensors"
-    assert _main(capsys, monkeypatch, "transfer", "extract", checkpoint, "--out", act)[0] == 0
+    assert curvact("transfer", "extract", checkpoint, "--out", act)[0] == 0
     place = tmp_path / "cwd"
     place.mkdir()
     monkeypatch.chdir(place)
     before = checkpoint.read_bytes()
     texts = [a.replace("CHECKPOINT", str(checkpoint)).replace("ACT", str(act)) for a in arguments]
-    code, out, errors = _main(capsys, monkeypatch, "transfer", *texts)
+    code, out, errors = curvact("transfer", *texts)
     assert (code, out) == (2, "")
     assert message in errors
     assert errors.count("\n") == 1
@@ -191,11 +178,11 @@ def test_damaged_files_are_one_line_exit_2_and_no_files(
     message: str,
     checkpoint: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    curvact: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     act = tmp_path / "act.safetensors"
-    assert _main(capsys, monkeypatch, "transfer", "extract", checkpoint, "--out", act)[0] == 0
+    assert curvact("transfer", "extract", checkpoint, "--out", act)[0] == 0
     file = {"ACT": act, "CHECKPOINT": checkpoint}[of]
     whole, told = damage(file.read_bytes(), json.loads(file.with_suffix(".json").read_text()))
     file.write_bytes(whole)
@@ -205,27 +192,25 @@ def test_damaged_files_are_one_line_exit_2_and_no_files(
     monkeypatch.chdir(place)
     calls = [("show", act), ("train", act, "digits", *SMALL, "--out", "o")]
     for call in calls if of == "ACT" else [("extract", checkpoint, "--out", "a.safetensors")]:
-        code, out, errors = _main(capsys, monkeypatch, "transfer", *call)
+        code, out, errors = curvact("transfer", *call)
         assert (code, out) == (2, "")
         assert message in errors
         assert errors.count("\n") == 1
         assert not list(place.iterdir())
 
 
-def test_show_measures_the_curvature_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_show_measures_the_curvature_itself(curvact: Run, tmp_path: Path) -> None:
     """Provenance is what someone wrote, whatever it is; κ is of the values in the file. A checkpoint need not say its scope."""
     for name, kappa in (("psilu(alpha=3)", "1.5"), ("prelu", "∞"), ("sparta", "–")):
         arguments = {"name": "mini_resnet", "activation": name, "width": 2, "channels": 1}
         file, act = tmp_path / f"{name}.safetensors", tmp_path / f"act-{name}.safetensors"
         save_checkpoint(file, build(**arguments), arguments, {})
-        assert _main(capsys, monkeypatch, "transfer", "extract", file, "--out", act)[0] == 0
+        assert curvact("transfer", "extract", file, "--out", act)[0] == 0
         content = json.loads(act.with_suffix(".json").read_text())
         assert content["scope"] == "network"
         content["provenance"] = {"curvature": 5, "architecture": 5, "data": 5, "robust_accuracy": "all"}
         act.with_suffix(".json").write_text(json.dumps(content))
-        code, out, _ = _main(capsys, monkeypatch, "transfer", "show", act)
+        code, out, _ = curvact("transfer", "show", act)
         assert code == 0
         row = next(line for line in out.splitlines() if line.startswith("act"))
         assert kappa in row.split()

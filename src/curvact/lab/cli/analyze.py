@@ -1,397 +1,349 @@
-"""`curvact analyze`: what the loss of a checkpoint looks like; a table on the terminal, JSON and pictures in a folder."""
+"""`curvact analyze`: the loss of trained models, as tables, JSON and pictures."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
-from curvact.errors import CurvactError, nearest
-from curvact.lab.cli.evaluate import parse_epsilon
+from curvact.errors import CurvactError
+from curvact.lab.cli.options import (
+    Attacked,
+    Checkpoints,
+    Subject,
+    at_least,
+    config_of,
+    listed,
+    numbers,
+    one_of,
+    positive,
+    radius,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor, nn
+    from torch import nn
 
-    from curvact.analysis.matching import MatchingRule
     from curvact.analysis.records import OnProgress
-    from curvact.attacks import ThreatModel
+    from curvact.analysis.smoothness import MatchingRule
+    from curvact.lab.cli.findings import Findings
 
-analysis_app = typer.Typer(no_args_is_help=True, help="Look at the loss of trained models.")
+analyze_app = typer.Typer(no_args_is_help=True, help="Analyze the loss of trained models.")
 
-SPLITS = ("train", "validation", "test")
-COUNTS = ("size", "train", "validation", "test")
-"""What a trial's data are besides their name: side of the images, and how many of each split."""
-
-Checkpoints = Annotated[
-    list[Path], typer.Argument(help="model.safetensors of a trial, or weights in RobustBench's naming")
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", help="data set; the one it was trained on if known")
-]
-SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test")]
-CountOption = Annotated[int, typer.Option("--n", help="the first so many images")]
-NormOption = Annotated[
-    str | None, typer.Option("--norm", help="linf, l2 or l1; the trained one if known, else linf")
-]
-EpsilonOption = Annotated[
-    str | None,
-    typer.Option("--epsilon", help="in input units, such as 8/255; the trained one if known"),
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="of everything random")]
-BatchOption = Annotated[int, typer.Option("--batch-size", help="images at a time")]
-AttackStepsOption = Annotated[int, typer.Option("--attack-steps", help="of PGD, each 2.5ε/steps long")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N")]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="folder to write; analysis/ next to each checkpoint if not given")
+Out = Annotated[
+    Path | None, typer.Option(help="The folder to write; by default analysis/ beside each checkpoint.")
 ]
 
 
-@analysis_app.command("hessian")
-def hessian_command(
+@analyze_app.command("hessian")
+@with_options(split="train")
+def hessian(
     ctx: typer.Context,
     checkpoints: Checkpoints,
-    data: DataOption = None,
-    split: SplitOption = "train",
-    n: CountOption = 128,
-    norm: NormOption = None,
-    epsilon: EpsilonOption = None,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 128,
-    attack_steps: AttackStepsOption = 20,
-    device: DeviceOption = "cpu",
-    out: OutOption = None,
-    what: Annotated[str, typer.Option(help="parts: norms, split, spectrum")] = "norms,split,spectrum",
-    probes: Annotated[int, typer.Option(help="random vectors for each number that is estimated")] = 32,
+    subject: Attacked,
+    out: Out = None,
+    what: Annotated[str, typer.Option(help="The parts: norms, split, spectrum.")] = "norms,split,spectrum",
+    probes: Annotated[int, typer.Option(help="Random vectors for each estimated number.")] = 32,
     relative_error: Annotated[
-        float | None,
-        typer.Option(help="draw probes until standard errors are at most this part, such as 0.02"),
+        float | None, typer.Option(help="Draw probes until standard errors are this small, such as 0.02.")
     ] = None,
-    max_probes: Annotated[int, typer.Option(help="at most, with --relative-error")] = 1024,
-    deflation: Annotated[int, typer.Option(help="directions taken out of H first")] = 8,
+    max_probes: Annotated[int, typer.Option(help="The most probes with --relative-error.")] = 1024,
+    deflation: Annotated[int, typer.Option(help="Directions that are taken out of H first.")] = 8,
     exact: Annotated[
-        bool, typer.Option("--exact", help="the diagonal by one backward pass a parameter: small models")
+        bool, typer.Option("--exact", help="Compute the diagonal exactly: for small models.")
     ] = False,
     by_site: Annotated[
-        bool, typer.Option("--by-site/--no-by-site", help="the split by call site; several times slower")
+        bool,
+        typer.Option("--by-site/--no-by-site", help="Split by call site, which is several times slower."),
     ] = True,
-    eigenvalues: Annotated[int, typer.Option(help="at each end of the spectrum")] = 3,
-    density_probes: Annotated[int, typer.Option(help="random vectors for the density; 0: none")] = 4,
-    density_steps: Annotated[int, typer.Option(help="Lanczos steps for each")] = 64,
+    eigenvalues: Annotated[int, typer.Option(help="Eigenvalues at each end of the spectrum.")] = 3,
+    density_probes: Annotated[int, typer.Option(help="Random vectors of the density; 0 leaves it out.")] = 4,
+    density_steps: Annotated[int, typer.Option(help="Lanczos steps of each of these vectors.")] = 64,
 ) -> None:
-    """diag H of clean and adversarial loss: norms by layer, its split into GGN and σ″, eigenvalues, trace, density.
+    """Measure the Hessian of the clean and the adversarial loss.
 
+    The parts are norms of its diagonal by layer, the split of the diagonal into GGN and σ″, and the spectrum.
     Parameters of activations are left out. The perturbation is held fixed.
     """
-    from curvact.analysis import Loss
-    from curvact.attacks import PGD
-    from curvact.lab.analyses import HESSIAN_PARTS, HessianSettings, check_names, hessian_analysis
+    from curvact.lab.analyses import HESSIAN_PARTS, check_names
+
+    parts = listed(what)
+    check_names("--what", parts, HESSIAN_PARTS, "curvact analyze hessian")
+    at_least("--eigenvalues", eigenvalues, 1)
+    at_least("--density-probes", density_probes, 0)
+    at_least("--density-steps", density_steps, 1)
+    steps = subject.pgd.steps
+
+    from curvact.lab.analyses import hessian_analysis
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.hessian_plots import density_figure, norms_figure, split_figure
 
-    parts = _listed(what)
-    check_names("--what", parts, HESSIAN_PARTS, "curvact analyze hessian")
-    _at_least("--eigenvalues", eigenvalues, 1)
-    _at_least("--density-probes", density_probes, 0)
-    _at_least("--density-steps", density_steps, 1)
-    settings = HessianSettings(
-        what=tuple(parts),
-        probes=probes,
-        deflation=deflation,
-        relative_error=relative_error,
-        max_probes=max_probes,
-        exact=exact,
-        by_site=by_site,
-        eigenvalues=eigenvalues,
-        density_probes=density_probes,
-        density_steps=density_steps,
+    found = _open("hessian", ctx, checkpoints, subject, out)
+    x, y, threat = found.subjects.x, found.subjects.y, found.subjects.threat
+    found.each(
+        lambda model, on_progress: hessian_analysis(
+            model,
+            x,
+            y,
+            threat,
+            what=parts,
+            seed=subject.seed,
+            batch_size=subject.batch_size,
+            attack_steps=steps,
+            probes=probes,
+            deflation=deflation,
+            relative_error=relative_error,
+            max_probes=max_probes,
+            exact=exact,
+            by_site=by_site,
+            eigenvalues=eigenvalues,
+            density_probes=density_probes,
+            density_steps=density_steps,
+            on_progress=on_progress,
+        )
     )
-    subjects = _open("hessian", ctx, checkpoints)
-    with _bar("Hessian", len(subjects.models)) as progress:
-        for name, model in subjects.models.items():
-            with subjects.measured(name):
-                subjects.results[name] = hessian_analysis(
-                    Loss(model, subjects.x, subjects.y, batch_size=batch_size),
-                    subjects.threat,
-                    settings,
-                    attack=PGD(attack_steps),
-                    seed=seed,
-                    on_progress=progress(name),
-                )
-    draws: dict[str, tuple[str, Draw]] = {
+    draws: dict[str, tuple[str, Callable[..., Figure]]] = {
         "norms": ("norms", norms_figure),
         "split": ("split", split_figure),
         "density": ("spectrum", density_figure),
     }
-    for name, result in subjects.results.items():
-        for ending, (part, draw) in draws.items():
-            losses = {label: entry[part] for label, entry in result["losses"].items() if part in entry}
-            if losses and (ending != "density" or density_probes):
-                heading = f"{name}: {subjects.caption}"
-                subjects.draw(name, ending, partial(draw, losses, heading))
-    _finish(
-        subjects, [table for name, r in subjects.results.items() for table in tables.hessian_tables(name, r)]
-    )
+    for ending, (part, draw) in draws.items():
+        if part in parts and (ending != "density" or density_probes):
+            found.draw_each(partial(_draw_losses, draw, part), ending)
+    found.write([t for name, result in found.results.items() for t in tables.hessian_tables(name, result)])
 
 
-@analysis_app.command("flatness")
-def flatness_command(
+def _draw_losses(draw: Callable[..., Figure], part: str, result: dict[str, Any], title: str) -> Figure:
+    return draw({label: entry[part] for label, entry in result["losses"].items()}, title)
+
+
+@analyze_app.command("flatness")
+@with_options()
+def flatness(
     ctx: typer.Context,
     checkpoints: Checkpoints,
-    data: DataOption = None,
-    split: SplitOption = "test",
-    n: CountOption = 128,
-    norm: NormOption = None,
-    epsilon: EpsilonOption = None,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 128,
-    attack_steps: AttackStepsOption = 20,
-    device: DeviceOption = "cpu",
-    out: OutOption = None,
-    what: Annotated[str, typer.Option(help="parts: average, worst")] = "average,worst",
-    radius: Annotated[float, typer.Option(help="ξ of the average case, relative to each tensor")] = 0.5,
-    draws: Annotated[int, typer.Option(help="random weights of the average case")] = 10,
-    worst_radius: Annotated[float, typer.Option(help="ξ of the worst case")] = 0.003,
-    steps: Annotated[int, typer.Option(help="of ascent, in the worst case")] = 20,
-    restarts: Annotated[int, typer.Option(help="of the worst case")] = 10,
+    subject: Attacked,
+    out: Out = None,
+    what: Annotated[str, typer.Option(help="The parts: average, worst.")] = "average,worst",
+    radius: Annotated[float, typer.Option(help="ξ of the average case, relative to each tensor.")] = 0.5,
+    draws: Annotated[int, typer.Option(help="Random weights of the average case.")] = 10,
+    worst_radius: Annotated[float, typer.Option(help="ξ of the worst case.")] = 0.003,
+    steps: Annotated[int, typer.Option(help="Ascent steps of the worst case.")] = 20,
+    restarts: Annotated[int, typer.Option(help="Restarts of the worst case.")] = 10,
 ) -> None:
-    """How much the adversarial loss rises when the weights move: average and worst case (Stutz et al.).
+    """Measure the rise of the adversarial loss when weights move.
 
-    Parameters of activations and of normalization layers are held fixed.
+    The average and the worst case are those of Stutz et al. Parameters of activations and of normalization layers are held fixed.
     """
-    from curvact.analysis import Loss
-    from curvact.attacks import PGD
-    from curvact.lab.analyses import FLATNESS_PARTS, FlatnessSettings, check_names, flatness_analysis
+    from curvact.lab.analyses import FLATNESS_PARTS, check_names
+
+    parts = listed(what)
+    check_names("--what", parts, FLATNESS_PARTS, "curvact analyze flatness")
+    at_least("--draws", draws, 2)
+    at_least("--steps", steps, 1)
+    at_least("--restarts", restarts, 1)
+    positive("--radius", radius)
+    positive("--worst-radius", worst_radius)
+    attack_steps = subject.pgd.steps
+
+    from curvact.lab.analyses import flatness_analysis
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import flatness_figure
 
-    parts = _listed(what)
-    check_names("--what", parts, FLATNESS_PARTS, "curvact analyze flatness")
-    _at_least("--draws", draws, 2)
-    for option, value in (("--steps", steps), ("--restarts", restarts)):
-        _at_least(option, value, 1)
-    for option, size in (("--radius", radius), ("--worst-radius", worst_radius)):
-        _positive(option, size)
-    subjects = _open("flatness", ctx, checkpoints)
-    with _bar("flatness", len(subjects.models)) as progress:
-        for name, model in subjects.models.items():
-            with subjects.measured(name):
-                subjects.results[name] = flatness_analysis(
-                    Loss(model, subjects.x, subjects.y, batch_size=batch_size),
-                    subjects.threat,
-                    FlatnessSettings(tuple(parts), radius, draws, worst_radius, steps, restarts),
-                    attack=PGD(attack_steps),
-                    seed=seed,
-                    on_progress=progress(name),
-                )
+    found = _open("flatness", ctx, checkpoints, subject, out)
+    x, y, threat = found.subjects.x, found.subjects.y, found.subjects.threat
+    found.each(
+        lambda model, on_progress: flatness_analysis(
+            model,
+            x,
+            y,
+            threat,
+            what=parts,
+            seed=subject.seed,
+            batch_size=subject.batch_size,
+            attack_steps=attack_steps,
+            radius=radius,
+            draws=draws,
+            worst_radius=worst_radius,
+            steps=steps,
+            restarts=restarts,
+            on_progress=on_progress,
+        )
+    )
 
-    def drawn(names: Sequence[str]) -> Callable[[], Figure]:
+    def draw(names: Sequence[str]) -> Figure:
         records = {
-            f"{name}, {part}" if len(parts) > 1 else name: record
+            f"{name}, {part}" if len(parts) > 1 else name: found.results[name][part]
             for part in parts
             for name in names
-            for record in [subjects.results[name][part]]
         }
-        return lambda: flatness_figure(records, f"Rise of the adversarial loss: {subjects.caption}")
+        return flatness_figure(records, f"Rise of the adversarial loss: {found.subjects.caption}")
 
-    for name in subjects.models:
-        subjects.draw(name, "", drawn([name]))
-    if len(subjects.models) > 1:
-        subjects.draw_together("", drawn(list(subjects.models)))
-    _finish(subjects, [tables.flatness_table(subjects.results)])
+    names = list(found.results)
+    for name in names:
+        found.draw(partial(draw, [name]), name=name)
+    if len(names) > 1:
+        found.draw(partial(draw, names))
+    found.write([tables.flatness_table(found.results)])
 
 
-@analysis_app.command("smoothness")
-def smoothness_command(
+@analyze_app.command("smoothness")
+@with_options(split="train")
+def smoothness(
     ctx: typer.Context,
     checkpoints: Checkpoints,
-    data: DataOption = None,
-    split: SplitOption = "train",
-    n: CountOption = 128,
-    norm: NormOption = None,
-    epsilon: EpsilonOption = None,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 128,
-    attack_steps: AttackStepsOption = 20,
-    device: DeviceOption = "cpu",
-    out: OutOption = None,
+    subject: Attacked,
+    out: Out = None,
     match: Annotated[
-        str, typer.Option(help="L2 against L∞ at equal loss, accuracy, or corners (L2 ball through them)")
+        str, typer.Option(help="Match L2 to L∞ at equal loss, accuracy, or corners (L2 ball through them).")
     ] = "loss",
     relative_norms: Annotated[
-        str, typer.Option(help="lengths ‖Δθ‖/‖θ‖ of the steps")
+        str, typer.Option(help="The lengths ‖Δθ‖/‖θ‖ of the steps.")
     ] = "0.001,0.003,0.01,0.03,0.1",
-    directions: Annotated[int, typer.Option(help="random ones, for each length")] = 5,
+    directions: Annotated[int, typer.Option(help="Random directions for each length.")] = 5,
     flatness: Annotated[
-        bool, typer.Option("--flatness/--no-flatness", help="flatness in the input beside it")
+        bool, typer.Option("--flatness/--no-flatness", help="Measure the flatness in the input too.")
     ] = True,
     trajectory: Annotated[
         bool,
-        typer.Option(
-            "--trajectory", help="checkpoints of one folder are points of one training run, in this order"
-        ),
+        typer.Option("--trajectory", help="Take the checkpoints of a folder as points of one training run."),
     ] = False,
 ) -> None:
-    """How fast the gradient of the adversarial loss turns in the parameters, L∞ against L2, attacked anew at each point."""
-    from curvact.analysis import Loss
-    from curvact.analysis.matching import MatchingRule
-    from curvact.attacks import PGD
-    from curvact.lab.analyses import SmoothnessSettings, smoothness_analysis
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure
+    """Measure how fast the gradient turns, L∞ against L2.
 
-    _one_of("--match", match, MatchingRule)
-    _at_least("--directions", directions, 1)
-    norms = _numbers("--relative-norms", relative_norms)
+    The gradient is that of the adversarial loss in the parameters. The attack is run again at each point.
+    """
+    from curvact.analysis.smoothness import MatchingRule
+
+    one_of("--match", match, get_args(MatchingRule))
+    at_least("--directions", directions, 1)
+    norms = numbers("--relative-norms", relative_norms)
     for value in norms:
-        _positive("--relative-norms", value)
+        positive("--relative-norms", value)
     if len(set(norms)) < len(norms):
         raise CurvactError(f"--relative-norms {relative_norms}: one of them twice")
     if trajectory and len(checkpoints) < 2:
         raise CurvactError("--trajectory with 1 checkpoint: give the points of a training run, at least 2")
-    subjects = _open("smoothness", ctx, checkpoints)
+    attack_steps = subject.pgd.steps
+
+    from curvact.lab.analyses import smoothness_analysis
+    from curvact.lab.report import analysis_tables as tables
+    from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure
+
+    found = _open("smoothness", ctx, checkpoints, subject, out)
     rule = cast("MatchingRule", match)
-    if subjects.threat.norm == "l1":
+    x, y, threat, caption = found.subjects.x, found.subjects.y, found.subjects.threat, found.subjects.caption
+    if threat.norm == "l1":
         raise CurvactError(
             "--norm l1 in curvact analyze smoothness: it compares linf and l2, give one of them"
         )
     if trajectory:
-        _trajectories(subjects, rule, seed, batch_size, attack_steps)
+        _trajectories(found, subject, rule)
         return
-    with _bar("smoothness", len(subjects.models)) as progress:
-        for name, model in subjects.models.items():
-            with subjects.measured(name):
-                subjects.results[name] = smoothness_analysis(
-                    Loss(model, subjects.x, subjects.y, batch_size=batch_size),
-                    subjects.threat,
-                    SmoothnessSettings(rule, tuple(norms), directions, flatness),
-                    attack=PGD(attack_steps),
-                    seed=seed,
-                    on_progress=progress(name),
-                )
-    for name, record in subjects.results.items():
-        heading = f"{name}: {subjects.caption}"
-        subjects.draw(name, "", partial(smoothness_figure, record, heading))
-    if flatness and len(subjects.models) > 1:
-        results = dict(subjects.results)
-        subjects.draw_together(
-            "tradeoff",
-            lambda: tradeoff_figure(
-                results, title=f"Flat in the input, rough in the parameters? {subjects.caption}"
-            ),
+    found.each(
+        lambda model, on_progress: smoothness_analysis(
+            model,
+            x,
+            y,
+            threat,
+            rule=rule,
+            seed=subject.seed,
+            batch_size=subject.batch_size,
+            attack_steps=attack_steps,
+            norms=norms,
+            directions=directions,
+            flatness=flatness,
+            on_progress=on_progress,
         )
-    _finish(
-        subjects,
-        [table for name, r in subjects.results.items() for table in tables.smoothness_tables(name, r)],
     )
+    found.draw_each(smoothness_figure)
+    if flatness and len(found.results) > 1:
+        title = f"Flat in the input, rough in the parameters? {caption}"
+        found.draw(lambda: tradeoff_figure(found.results, title=title), part="tradeoff")
+    found.write([t for name, record in found.results.items() for t in tables.smoothness_tables(name, record)])
 
 
-def _trajectories(
-    subjects: _Subjects, rule: MatchingRule, seed: int, batch_size: int, attack_steps: int
-) -> None:
-    """Smoothness along every run, the checkpoints of a folder, under the attacks that are matched at the end of the first."""
-    from curvact.analysis import Loss, match_radii, trajectory_smoothness
-    from curvact.attacks import PGD
+def _trajectories(found: Findings, subject: Attacked, rule: MatchingRule) -> None:
+    """Smoothness along every run. The checkpoints of one folder are one run.
+
+    The attacks of all runs are those that are matched at the end of the first one.
+    """
+    from curvact.analysis.smoothness import match_radii, trajectory_smoothness
     from curvact.lab.analyses import linf_radius
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.smoothness_plots import trajectory_figure
 
+    checkpoints, x, y = found.subjects.checkpoints, found.subjects.x, found.subjects.y
     folders: dict[Path, list[str]] = {}
-    for name in subjects.models:
-        folders.setdefault(subjects.paths[name].resolve().parent, []).append(name)
+    for name, checkpoint in checkpoints.items():
+        folders.setdefault(checkpoint.path.resolve().parent, []).append(name)
     for folder, names in folders.items():
         if len(names) < 2:
             raise CurvactError(f"--trajectory with 1 checkpoint of {folder}: give at least 2 of each run")
-    runs = dict(zip(_told_apart(list(folders)), folders.values(), strict=True))
-    spent = {
-        name: float(about["gradient_evaluations"])
-        for name, about in subjects.known.items()
-        if "gradient_evaluations" in about
-    }
-    by_cost = len(spent) == len(subjects.known)
-    x, y = subjects.x, subjects.y
-    walked: dict[str, dict[str, Any]] = {}
-    with _bar("trajectory", len(runs)) as progress, subjects.measured(subjects.together):
-        matched = match_radii(
-            Loss(subjects.models[next(iter(runs.values()))[-1]], x, y, batch_size=batch_size),
-            linf_radius(subjects.threat, x),
-            rule=rule,
-            attack=PGD(attack_steps),
-            seed=seed,
-        )
-        for run, names in runs.items():
-            found = trajectory_smoothness(
-                Loss(subjects.models[names[-1]], x, y, batch_size=batch_size),
-                [subjects.models[name].state_dict() for name in names],
-                matched.attacks(PGD(attack_steps), seed=seed),
-                positions=[spent[name] for name in names] if by_cost else None,
-                on_progress=progress(run),
-            ).as_dict()
-            walked[run] = {**found, "checkpoints": names, "matching": matched.as_dict()}
-    one = len(walked) == 1
-    subjects.results[subjects.together] = next(iter(walked.values())) if one else {"runs": walked}
-    label = "gradient evaluations" if by_cost else "checkpoint"
-    for attack in [None] if one else list(matched.attacks()):
-        subjects.draw_together(
-            attack or "",
-            partial(
-                trajectory_figure,
-                walked,
-                None if attack is None else [attack],
-                subjects.caption if attack is None else f"{subjects.caption}; {attack} loss",
-                label,
-            ),
-        )
-    _finish(subjects, [tables.trajectory_table(found, runs[run], run) for run, found in walked.items()])
+    alike = len({folder.name for folder in folders}) < len(folders)
+    runs = {str(folder) if alike else folder.name: names for folder, names in folders.items()}
+    spent = [checkpoint.sidecar.get("gradient_evaluations") for checkpoint in checkpoints.values()]
+    cost = None if None in spent else dict(zip(checkpoints, map(float, spent), strict=True))
+    steps, seed, size = subject.pgd.steps, subject.seed, subject.batch_size
+    last = checkpoints[next(iter(runs.values()))[-1]].model
+
+    def analyse(begin: Callable[[str], OnProgress]) -> dict[str, Any]:
+        radius = linf_radius(found.subjects.threat, x)
+        matched = match_radii(last, x, y, radius, rule=rule, steps=steps, seed=seed, batch_size=size)
+        records = {
+            run: {
+                **trajectory_smoothness(
+                    checkpoints[names[-1]].model,
+                    [checkpoints[name].model.state_dict() for name in names],
+                    x,
+                    y,
+                    matched.attacks(steps=steps, seed=seed),
+                    positions=None if cost is None else [cost[name] for name in names],
+                    batch_size=size,
+                    progress=begin(run),
+                ).as_dict(),
+                "checkpoints": names,
+                "matching": matched.as_dict(),
+            }
+            for run, names in runs.items()
+        }
+        return next(iter(records.values())) if len(records) == 1 else {"runs": records}
+
+    found.all_at_once(analyse, parts=len(runs))
+    result = found.results[found.together]
+    records: dict[str, Any] = result.get("runs", {next(iter(runs)): result})
+    label = "checkpoint" if cost is None else "gradient evaluations"
+    first = next(iter(records.values()))
+    for attack in [None] if len(records) == 1 else dict.fromkeys(row["attack"] for row in first["rows"]):
+        caption = found.subjects.caption
+        title = caption if attack is None else f"{caption}; {attack} loss"
+        only = None if attack is None else [attack]
+        found.draw(partial(trajectory_figure, records, only, title, label), part=attack or "")
+    found.write([tables.trajectory_table(record, runs[run], run) for run, record in records.items()])
 
 
-def _told_apart(folders: Sequence[Path]) -> list[str]:
-    """The names of folders, longer where two are alike."""
-    names = [folder.name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
-@analysis_app.command("landscape")
-def landscape_command(
+@analyze_app.command("landscape")
+@with_options(split="train", attack="pgd-10")
+def landscape(
     ctx: typer.Context,
     checkpoints: Checkpoints,
-    data: DataOption = None,
-    split: SplitOption = "train",
-    n: CountOption = 128,
-    norm: NormOption = None,
-    epsilon: EpsilonOption = None,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 128,
-    attack_steps: AttackStepsOption = 10,
-    device: DeviceOption = "cpu",
-    out: OutOption = None,
-    dimensions: Annotated[int, typer.Option(help="1 or 2 random directions")] = 2,
+    subject: Attacked,
+    out: Out = None,
+    dimensions: Annotated[int, typer.Option(help="The number of random directions, 1 or 2.")] = 2,
     points: Annotated[
-        int | None, typer.Option(help="a direction, odd; 41 in one dimension, 11 in two if not given")
+        int | None, typer.Option(help="Points in a direction, an odd number; by default 41 or 11.")
     ] = None,
-    span: Annotated[float, typer.Option(help="coordinates from −span to span")] = 1.0,
-    surface: Annotated[bool, typer.Option("--surface", help="also drawn in space (two dimensions)")] = False,
+    span: Annotated[float, typer.Option(help="Coordinates go from −span to span.")] = 1.0,
+    surface: Annotated[bool, typer.Option("--surface", help="Draw two dimensions in space too.")] = False,
 ) -> None:
-    """The clean and the adversarial loss along filter-normalized random directions (Li et al.), attacked anew at each point."""
-    from curvact.analysis import Loss, loss_landscape, seeded
-    from curvact.attacks import PGD
-    from curvact.lab.analyses import own_parameters
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.analysis_plots import landscape_figure
+    """Measure the loss along random directions.
 
+    The directions are filter-normalized (Li et al.). The attack of the adversarial loss is run again at each point.
+    """
     if dimensions not in (1, 2):
         raise CurvactError(f"--dimensions {dimensions}: allowed are 1 and 2")
     if surface and dimensions == 1:
@@ -399,542 +351,162 @@ def landscape_command(
     size = points if points is not None else {1: 41, 2: 11}[dimensions]
     if size < 3 or size % 2 == 0:
         raise CurvactError(f"--points {size}: an odd number from 3, so that one of them is the model")
-    _positive("--span", span)
-    subjects = _open("landscape", ctx, checkpoints)
-    attack = seeded(PGD(attack_steps), subjects.threat, seed)
-    with _bar("landscape", len(subjects.models)) as progress:
-        for name, model in subjects.models.items():
-            with subjects.measured(name):
-                subjects.results[name] = loss_landscape(
-                    Loss(
-                        model,
-                        subjects.x,
-                        subjects.y,
-                        exclude=own_parameters(model),
-                        batch_size=batch_size,
-                    ),
-                    attack,
-                    directions=dimensions,
-                    points=size,
-                    span=span,
-                    seed=seed,
-                    on_progress=progress(name),
-                ).as_dict()
-    for name, record in subjects.results.items():
-        heading = f"{name}: {subjects.caption}"
-        for ending, space in (("", False), *([("surface", True)] if surface else [])):
-            subjects.draw(
-                name,
-                ending,
-                partial(landscape_figure, record, heading, surface=space),
-            )
-    _finish(subjects, [tables.landscape_table(subjects.results)])
+    positive("--span", span)
+    steps = subject.pgd.steps
+
+    from curvact.analysis.landscape import loss_landscape
+    from curvact.analysis.smoothness import fixed_pgd
+    from curvact.lab.analyses import own_parameters
+    from curvact.lab.report import analysis_tables as tables
+    from curvact.lab.report.analysis_plots import landscape_figure
+
+    found = _open("landscape", ctx, checkpoints, subject, out)
+    attack = fixed_pgd(found.subjects.threat, steps=steps, seed=subject.seed)
+
+    def analyse(model: nn.Module, on_progress: OnProgress) -> dict[str, Any]:
+        return loss_landscape(
+            model,
+            found.subjects.x,
+            found.subjects.y,
+            attack,
+            directions=dimensions,
+            points=size,
+            span=span,
+            seed=subject.seed,
+            exclude=own_parameters(model),
+            batch_size=subject.batch_size,
+            on_progress=on_progress,
+        ).as_dict()
+
+    found.each(analyse)
+    found.draw_each(landscape_figure)
+    if surface:
+        found.draw_each(partial(landscape_figure, surface=True), "surface")
+    found.write([tables.landscape_table(found.results)])
 
 
-@analysis_app.command("shape")
-def shape_command(
+@analyze_app.command("shape")
+@with_options()
+def shape(
     ctx: typer.Context,
     checkpoints: Checkpoints,
-    data: DataOption = None,
-    split: SplitOption = "test",
-    n: CountOption = 128,
-    norm: NormOption = None,
-    epsilon: EpsilonOption = None,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 128,
-    attack_steps: AttackStepsOption = 20,
-    device: DeviceOption = "cpu",
-    out: OutOption = None,
+    subject: Attacked,
+    out: Out = None,
     largest_radius: Annotated[
-        str | None, typer.Option(help="where the search for the minimum radius begins; 4ε if not given")
+        str | None, typer.Option(help="Where the search for the minimum radius begins; by default 4ε.")
     ] = None,
-    radius_steps: Annotated[int, typer.Option(help="halvings of that search")] = 8,
-    lipschitz_steps: Annotated[int, typer.Option(help="of the ascent on the Lipschitz ratio")] = 10,
-    square_queries: Annotated[int, typer.Option(help="of the Square attack; 0 leaves it out")] = 0,
+    radius_steps: Annotated[int, typer.Option(help="Halvings of that search.")] = 8,
+    lipschitz_steps: Annotated[int, typer.Option(help="Ascent steps on the Lipschitz ratio.")] = 10,
+    square_queries: Annotated[int, typer.Option(help="Queries of the Square attack; 0 leaves it out.")] = 0,
 ) -> None:
-    """One row a model: the shape of its activations, accuracy, minimum PGD radius, empirical Lipschitz constant."""
-    from curvact.analysis.shape import ShapeSettings, shape_table
-    from curvact.attacks import PGD
+    """Compare the shapes of activations with robustness.
+
+    A row a model: shape of its activations, accuracy, minimum radius, empirical Lipschitz constant.
+    """
+    at_least("--radius-steps", radius_steps, 1)
+    at_least("--lipschitz-steps", lipschitz_steps, 1)
+    at_least("--square-queries", square_queries, 0)
+    largest = None if largest_radius is None else radius("--largest-radius", largest_radius, above_zero=True)
+    steps = subject.pgd.steps
+
+    from curvact.analysis.shape import shape_table
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import shape_figure
 
-    for option, value in (("--radius-steps", radius_steps), ("--lipschitz-steps", lipschitz_steps)):
-        _at_least(option, value, 1)
-    _at_least("--square-queries", square_queries, 0)
-    largest = None if largest_radius is None else _radius("--largest-radius", largest_radius)
-    subjects = _open("shape", ctx, checkpoints)
-    with _bar("shape", 1) as progress, subjects.measured(subjects.together):
-        record = shape_table(
-            subjects.models,
-            subjects.x,
-            subjects.y,
-            subjects.threat,
-            ShapeSettings(PGD(attack_steps), largest, radius_steps, None, lipschitz_steps, square_queries),
-            seed=seed,
-            batch_size=batch_size,
-            on_progress=progress("shapes"),
+    found = _open("shape", ctx, checkpoints, subject, out)
+    found.all_at_once(
+        lambda begin: shape_table(
+            found.subjects.models,
+            found.subjects.x,
+            found.subjects.y,
+            found.subjects.threat,
+            attack_steps=steps,
+            largest_radius=largest,
+            radius_steps=radius_steps,
+            lipschitz_steps=lipschitz_steps,
+            square_queries=square_queries,
+            seed=subject.seed,
+            batch_size=subject.batch_size,
+            on_progress=begin("shapes"),
         ).as_dict()
-    subjects.results[subjects.together] = record
+    )
+    record = found.results[found.together]
     if any(row["kink"] or (row["max_curvature"] or 0) > 0 for row in record["rows"]):
-        subjects.draw_together("", lambda: shape_figure(record, subjects.caption))
+        found.draw(lambda: shape_figure(record, found.subjects.caption))
     else:
-        subjects.notes.append("no picture: the κ of no activation is known")
-    _finish(subjects, [tables.shape_table(record)])
+        found.notes.append("no picture: the κ of no activation is known")
+    found.write([tables.shape_table(record)])
 
 
-@analysis_app.command("curvature")
-def curvature_command(
+@analyze_app.command("curvature")
+@with_options(split="train")
+def curvature(
     ctx: typer.Context,
     checkpoints: Checkpoints,
-    data: DataOption = None,
-    split: SplitOption = "train",
-    n: CountOption = 128,
-    seed: SeedOption = 0,
-    batch_size: BatchOption = 128,
-    device: DeviceOption = "cpu",
-    out: OutOption = None,
+    subject: Subject,
+    out: Out = None,
     before: Annotated[
-        Path | None, typer.Option(help="a checkpoint of the same network before training")
+        Path | None, typer.Option(help="A checkpoint of the same network before training.")
     ] = None,
     initial_seed: Annotated[
-        int | None,
-        typer.Option(help="build the network before training anew, from its architecture and this seed"),
+        int | None, typer.Option(help="Build the network before training again, with this seed.")
     ] = None,
 ) -> None:
-    """κ, effective curvature κ·s and the share of curved units at every call of an activation; before and after training.
+    """Measure κ and effective curvature κ·s at every activation.
 
-    With before and after, batch norm uses the statistics of each batch for both.
+    The share of curved units comes with them. With --before or --initial-seed, they are measured before and
+    after training, and batch norm uses the statistics of each batch for both.
     """
+    if before is not None and initial_seed is not None:
+        raise CurvactError("--before and --initial-seed: give one of them")
+    if before is not None and len(checkpoints) > 1:
+        raise CurvactError(f"--before with {len(checkpoints)} checkpoints: give one checkpoint")
+
     from curvact.analysis.effective_curvature import effective_curvature, effective_curvature_change
-    from curvact.lab.record import open_model
+    from curvact.lab.checkpoints import open_checkpoint
+    from curvact.lab.cli.subjects import check_fit
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import effective_curvature_figure
     from curvact.models import build
     from curvact.random import generator
 
-    if before is not None and initial_seed is not None:
-        raise CurvactError("--before and --initial-seed: give one of them")
-    if before is not None and len(checkpoints) > 1:
-        raise CurvactError(f"--before with {len(checkpoints)} checkpoints: give one checkpoint")
-    subjects = _open("curvature", ctx, checkpoints, attacked=False)
-    earlier: dict[str, nn.Module] = {}
-    for name, known in subjects.known.items():
+    found = _open("curvature", ctx, checkpoints, subject, out)
+    device, x = subject.torch_device, found.subjects.x
+    earlier: dict[nn.Module, nn.Module] = {}
+    for checkpoint in found.subjects.checkpoints.values():
         if before is not None:
-            first, about = open_model(before)
-            earlier[name] = first.to(device)
-            _fits(first, about, subjects.x, subjects.y, before, subjects.data["name"])
+            first = open_checkpoint(before, subject.weights)
+            first.model.to(device)
+            check_fit(first, found.subjects)
+            earlier[checkpoint.model] = first.model
         elif initial_seed is not None:
-            if "architecture" not in known:
+            if not checkpoint.architecture:
                 raise CurvactError(
-                    f"{subjects.paths[name]} does not say its architecture, which --initial-seed needs: give --before"
+                    f"{checkpoint.path} does not say its architecture, which --initial-seed needs: give --before"
                 )
-            first = build(**known["architecture"], generator=generator(initial_seed, "initialization"))
-            earlier[name] = first.to(device)
-    with _bar("curvature", len(subjects.models)) as progress:
-        for name, model in subjects.models.items():
-            common: dict[str, Any] = {"batch_size": batch_size, "on_progress": progress(name)}
-            with subjects.measured(name):
-                if name in earlier:
-                    change = effective_curvature_change(earlier[name], model, subjects.x, **common)
-                    subjects.results[name] = change.as_dict()
-                else:
-                    subjects.results[name] = effective_curvature(model, subjects.x, **common).as_dict()
-    for name, record in subjects.results.items():
-        heading = f"{name}: {subjects.caption}"
-        subjects.draw(name, "", partial(effective_curvature_figure, record, heading))
-    _finish(subjects, [tables.curvature_table(name, record) for name, record in subjects.results.items()])
+            random = generator(initial_seed, "initialization")
+            earlier[checkpoint.model] = build(**checkpoint.architecture, generator=random).to(device)
 
-
-# ---- what is analysed ----
-
-Draw = Callable[[Mapping[str, Any], str], "Figure"]
-
-
-@dataclass(eq=False)
-class _Subjects:
-    """The models, the images, and what becomes of them. By name of the model: models, paths, known (of the sidecars), entries.
-
-    results: by name of the model, or `together` for what is of all of them. pictures: by folder and name of a file.
-    """
-
-    kind: str
-    config: dict[str, Any]
-    models: dict[str, nn.Module]
-    paths: dict[str, Path]
-    known: dict[str, dict[str, Any]]
-    entries: dict[str, dict[str, Any]]
-    data: dict[str, Any]
-    caption: str
-    x: Tensor
-    y: Tensor
-    threat_model: ThreatModel | None
-    results: dict[str, dict[str, Any]]
-    seconds: dict[str, float]
-    pictures: dict[tuple[Path, str], Callable[[], Figure]]
-    notes: list[str]
-
-    @property
-    def threat(self) -> ThreatModel:
-        assert self.threat_model is not None
-        return self.threat_model
-
-    @property
-    def together(self) -> str:
-        """The name of what is of all models at once: that of the first, and how many more."""
-        first, *others = self.models
-        return f"{first}+{len(others)}" if others else first
-
-    def folder(self, name: str) -> Path:
-        given = self.config["out"]
-        path = self.paths.get(name) or next(iter(self.paths.values()))
-        return Path(given) if given is not None else path.parent / "analysis"
-
-    def draw(self, name: str, ending: str, draw: Callable[[], Figure]) -> None:
-        stem = "-".join(filter(None, (self.kind, name, ending)))
-        self.pictures[self.folder(name), stem] = draw
-
-    def draw_together(self, ending: str, draw: Callable[[], Figure]) -> None:
-        self.draw(self.together, ending, draw)
-
-    @contextmanager
-    def measured(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
-
-
-def _open(kind: str, ctx: typer.Context, checkpoints: Sequence[Path], *, attacked: bool = True) -> _Subjects:
-    """Everything that can be wrong with the options, the checkpoints and the data is found here, before anything is computed."""
-    from curvact.attacks import Norm, ThreatModel
-    from curvact.data import load
-    from curvact.lab.record import open_model
-    from curvact.lab.record.evaluate import model_entry
-
-    config = _config(ctx)
-    options = ctx.params
-    _one_of("--split", options["split"], SPLITS)
-    for option in ("n", "batch_size", *(["attack_steps"] if attacked else [])):
-        _at_least(f"--{option.replace('_', '-')}", options[option], 1)
-    place = _device(options["device"])
-    paths = _names(checkpoints)
-    opened = {name: open_model(path) for name, path in paths.items()}
-    known = {name: about for name, (_, about) in opened.items()}
-    where = _agreed(
-        "data",
-        {paths[name]: _data_of(paths[name], about) for name, about in known.items()},
-        None if options["data"] is None else {"name": options["data"]},
-        "--data, such as --data cifar10",
-    )
-    threat_model = None
-    if attacked:
-        norm, epsilon = options["norm"], options["epsilon"]
-        told = {paths[name]: _threat_of(paths[name], about) for name, about in known.items()}
-        radius = _agreed(
-            "epsilon",
-            {path: about.get("epsilon") for path, about in told.items()},
-            None if epsilon is None else parse_epsilon(epsilon),
-            "--epsilon, such as --epsilon 8/255",
-        )
-        norm = _agreed(
-            "norm", {path: about.get("norm", "linf") for path, about in told.items()}, norm, "--norm"
-        )
-        _one_of("--norm", str(norm), Norm)
-        threat_model = ThreatModel(norm, radius)
-        if radius == 0:
-            raise CurvactError(
-                f"epsilon 0 in curvact analyze {kind}: an attack is needed, give --epsilon > 0"
+    def analyse(model: nn.Module, on_progress: OnProgress) -> dict[str, Any]:
+        size = subject.batch_size
+        if model in earlier:
+            change = effective_curvature_change(
+                earlier[model], model, x, batch_size=size, on_progress=on_progress
             )
-    counts = {key: where.get(key) for key in COUNTS}
-    dataset = getattr(load(str(where["name"]), **counts), options["split"]).first(options["n"]).to(place)
-    models = {name: model.to(place) for name, (model, _) in opened.items()}
-    subjects = _Subjects(
-        kind=kind,
-        config=config,
-        models=models,
-        paths=paths,
-        known=known,
-        entries={
-            name: {
-                **model_entry(model, name, known[name].get("architecture")).model_dump(mode="json"),
-                "checkpoint": str(paths[name]),
-            }
-            for name, model in models.items()
-        },
-        data={"name": dataset.name, "sha256": dataset.sha256, "count": len(dataset)},
-        caption=f"{dataset.name}, {len(dataset)} images",
-        x=dataset.inputs(),
-        y=dataset.labels,
-        threat_model=threat_model,
-        results={},
-        seconds={},
-        pictures={},
-        notes=[],
-    )
-    if threat_model is not None:
-        norm_name = {"linf": "L∞", "l2": "L2", "l1": "L1"}[threat_model.norm]
-        subjects.caption += f", {norm_name} ε = {threat_model.epsilon:.4g}"
-    for name in models:
-        _fits(models[name], known[name], subjects.x, subjects.y, paths[name], dataset.name)
-        _writable(subjects.folder(name))
-    return subjects
-
-
-def _names(checkpoints: Sequence[Path]) -> dict[str, Path]:
-    """A short name for each checkpoint: of the file, of its folder where that is `model`; of both where two are alike."""
-    seen: set[Path] = set()
-    for path in checkpoints:
-        if path.absolute() in seen:
-            raise CurvactError(f"{path} is given twice")
-        seen.add(path.absolute())
-    short = [p.absolute().parent.name if p.stem == "model" else p.stem for p in checkpoints]
-    long = [f"{p.absolute().parent.name}-{p.stem}" for p in checkpoints]
-    names: dict[str, Path] = {}
-    for path, brief, full in zip(checkpoints, short, long, strict=True):
-        name = (brief if short.count(brief) == 1 else full) or path.stem
-        while name in names:
-            name += "'"
-        names[name] = path
-    return names
-
-
-def _data_of(path: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    data = about.get("data")
-    if data is not None and not (isinstance(data, dict) and isinstance(data.get("name"), str)):
-        raise CurvactError(f"{path.with_suffix('.json')} has data without a name: give --data")
-    return None if data is None else {key: data.get(key) for key in ("name", *COUNTS)}
-
-
-def _threat_of(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    threat = about.get("threat_model", {})
-    if not isinstance(threat, dict) or not isinstance(threat.get("epsilon", 0.0), (int, float)):
-        raise CurvactError(f"{path.with_suffix('.json')} has a threat model without a radius: correct it")
-    return threat
-
-
-def _agreed(what: str, told: Mapping[Path, Any], given: Any, option: str) -> Any:
-    """The value on the command line, else the one that all checkpoints say."""
-    if given is not None:
-        return given
-    for path, value in told.items():
-        if value is None:
-            noun = "what it was trained on" if what == "data" else "its threat model"
-            raise CurvactError(f"{path} does not say {noun}: give {option}")
-    (first, value), *others = told.items()
-    for path, other in others:
-        if other != value:
-            raise CurvactError(f"{first} and {path} were trained with different {what}: give {option}")
-    return value
-
-
-def _fits(model: nn.Module, about: Mapping[str, Any], x: Tensor, y: Tensor, path: Path, data: str) -> None:
-    """about: what the checkpoint says; its channels matter, since a grey image would be broadcast to three."""
-    import torch
-
-    images = "×".join(map(str, x.shape[1:]))
-    problem = CurvactError(f"{path} does not take the images of {data}, {images}: give another --data")
-    if about.get("architecture", {}).get("channels", x.shape[1]) != x.shape[1]:
-        raise problem
-    try:
-        with torch.no_grad():
-            shape: tuple[int, ...] = tuple(model(x[:1]).shape)
-    except (RuntimeError, ValueError):
-        raise problem from None
-    if len(shape) != 2 or shape[1] <= int(y.max()):
-        raise CurvactError(
-            f"{path} gives outputs of shape {shape} for one image of {data}, whose labels go up to {int(y.max())}"
-        )
-
-
-# ---- options ----
-
-
-def _config(ctx: typer.Context) -> dict[str, Any]:
-    """All options, as plain values."""
-
-    def simple(value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [simple(part) for part in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {name: simple(value) for name, value in ctx.params.items()}
-
-
-def _listed(text: str) -> list[str]:
-    """
-    >>> _listed("norms, split")
-    ['norms', 'split']
-    """
-    return list(dict.fromkeys(part for part in (p.strip() for p in text.split(",")) if part))
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = [math.nan]
-    if not all(map(math.isfinite, values)):
-        raise CurvactError(f"{option} {text}: numbers with commas between them")
-    return values
-
-
-def _one_of(option: str, value: str, allowed: Any) -> None:
-    from typing import get_args
-
-    names = allowed if isinstance(allowed, tuple) else get_args(allowed)
-    if value not in names:
-        raise CurvactError(f"{option} {value}{nearest(value, names)}; allowed are {', '.join(names)}")
-
-
-def _at_least(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise CurvactError(f"{option} {value}: must be >= {least}")
-
-
-def _positive(option: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise CurvactError(f"{option} {value:g}: must be a finite number > 0")
-
-
-def _radius(option: str, text: str) -> float:
-    try:
-        value = parse_epsilon(text)
-    except CurvactError:
-        value = math.nan
-    if not value > 0:
-        raise CurvactError(f"{option} {text}: a number > 0 in input units, such as 0.03 or 8/255")
-    return value
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise CurvactError(f"--device {name}: allowed are cpu, cuda and cuda:N")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise CurvactError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
-    return torch.device(name)
-
-
-# ---- progress ----
-
-
-@contextmanager
-def _bar(title: str, models: int) -> Iterator[Callable[[str], OnProgress]]:
-    """A bar on standard error over all models, where that is a terminal. Gives: name of the next model to its on_progress."""
-    from rich.progress import BarColumn, Progress, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), "{task.fields[now]}", TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(title, total=models, now="")
-        begun = 0
-
-        def begin(name: str) -> OnProgress:
-            nonlocal begun
-            offset, begun = begun, begun + 1
-            bars.update(task, description=escape(f"{title}: {name}"), completed=offset, now="")
-
-            def on_progress(done: int, total: int | None) -> None:
-                part = done / total if total else 0.0
-                bars.update(task, completed=offset + part, now=f"{done}/{total}" if total else f"{done}")
-
-            return on_progress
-
-        yield begin
-
-
-# ---- what is written ----
-
-
-def _finish(subjects: _Subjects, tables: Sequence[Table]) -> None:
-    """Everything is drawn first and written then; tables on the terminal, then the names of the files."""
-    from curvact.lab.environment import environment
-
-    folders: dict[Path, dict[str, bytes | str]] = {}
-    for (folder, stem), draw in subjects.pictures.items():
-        try:
-            folders.setdefault(folder, {}).update(_drawn(stem, draw))
-        except Exception as error:  # of matplotlib, in many ways: the numbers are kept
-            why = " ".join(str(error).split()) or type(error).__name__
-            subjects.notes.append(f"no picture {stem}: {why}")
-    for name, result in subjects.results.items():
-        own = [name] if name in subjects.entries and len(subjects.results) == len(subjects.models) else []
-        threat = subjects.threat_model
-        record = {
-            "schema": 1,
-            "analysis": subjects.kind,
-            "config": subjects.config,
-            "seed": subjects.config["seed"],
-            "models": [subjects.entries[model] for model in (own or subjects.models)],
-            "data": subjects.data,
-            "threat_model": None if threat is None else {"norm": threat.norm, "epsilon": threat.epsilon},
-            "environment": environment(),
-            "seconds": subjects.seconds[name],
-            "result": result,
-        }
-        files = folders.setdefault(subjects.folder(name), {})
-        files[f"{subjects.kind}-{name}.json"] = _json(record)
-    written = []
-    for folder, files in folders.items():
-        _make(folder)
-        _write(folder, files)
-        written += [folder / name for name in files]
-    console = Console()
-    for table in tables:
-        _show(console, table)
-        console.print()
-    console.print(escape(subjects.caption), highlight=False)
-    for note in subjects.notes:
-        console.print(f"• {escape(note)}", highlight=False)
-    _tell(console, written)
-
-
-def _drawn(stem: str, draw: Callable[[], Figure]) -> dict[str, bytes | str]:
-    from curvact.lab.report.style import to_png, to_svg
-
-    figure = draw()
-    return {f"{stem}.png": to_png(figure), f"{stem}.svg": to_svg(figure)}
-
-
-def _json(record: Mapping[str, Any]) -> str:
-    from curvact.analysis.records import plain
-
-    return json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _writable(folder: Path) -> None:
-    """Found out before hours are spent."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise CurvactError(f"cannot write {folder}: {place} is no folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise CurvactError(f"cannot write {folder}: no permission in {place}")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
-
-
-def _write(folder: Path, files: Mapping[str, bytes | str]) -> None:
-    from curvact.files import atomic_write
-
-    for name, content in files.items():
-        atomic_write(folder / name, content)
-
-
-def _show(console: Console, table: Table) -> None:
-    """As wide as it is: a number that is cut off says nothing."""
-    needed = Measurement.get(console, console.options.update(width=1000), table).maximum
-    Console(width=max(console.width, needed)).print(table)
-
-
-def _tell(console: Console, paths: Sequence[Path]) -> None:
-    for folder in dict.fromkeys(path.parent for path in paths):
-        names = ", ".join(path.name for path in paths if path.parent == folder)
-        console.print(escape(f"{folder}/: {names}"), highlight=False, soft_wrap=True)
+            return change.as_dict()
+        return effective_curvature(model, x, batch_size=size, on_progress=on_progress).as_dict()
+
+    found.each(analyse)
+    found.draw_each(effective_curvature_figure)
+    found.write([tables.curvature_table(name, record) for name, record in found.results.items()])
+
+
+def _open(
+    kind: str, ctx: typer.Context, checkpoints: Sequence[Path], subject: Subject, out: Path | None
+) -> Findings:
+    """Whatever is wrong with options, checkpoints and data is found here, before any work."""
+    from curvact.lab.cli.findings import Findings
+    from curvact.lab.cli.subjects import open_subjects
+
+    subjects = open_subjects(f"analyze {kind}", checkpoints, subject)
+    return Findings(kind, config_of(ctx), subjects, out)

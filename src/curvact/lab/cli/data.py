@@ -1,4 +1,4 @@
-"""`curvact data`: which data sets there are, get them, look at them."""
+"""`curvact data`: list data sets, fetch them, look at them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from curvact.errors import CurvactError
+from curvact.lab.cli.options import SPLITS, one_of, plain_console
 
 if TYPE_CHECKING:
     from curvact.data import Splits
 
 data_app = typer.Typer(no_args_is_help=True, help="List, fetch and look at data sets.")
+
 Root = Annotated[
-    Path | None, typer.Option(help="folder of the data sets; $CURVACT_DATA, or ./data, if not given")
+    Path | None, typer.Option(help="The folder of the data sets; by default $CURVACT_DATA, else ./data.")
 ]
 
 
@@ -25,10 +25,12 @@ Root = Annotated[
 def data_list(
     root: Root = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="read those that are here, and compare them with the usual files")
+        bool, typer.Option("--verify", help="Read the data sets that are here, and check their content.")
     ] = False,
 ) -> None:
-    """Every data set with a name, and whether it is here."""
+    """List the named data sets, and which are here."""
+    from rich.table import Table
+
     from curvact.data import DATASETS, data_root
 
     place = data_root(root)
@@ -40,61 +42,57 @@ def data_list(
         here = "built in" if name == "digits" else "yes" if (place / name).is_dir() else "no"
         if verify and here != "no":
             try:
-                here += f", {_verdict(name, root, None)[1]}"
+                here += f", {_load(name, root, None)[1]}"
             except CurvactError as error:
                 here += ", unreadable"
                 problems.append(str(error))
         shape = "×".join(map(str, entry.shape))
-        table.add_row(
-            name, shape, str(len(entry.classes)), f"{entry.train:,}", f"{entry.test:,}", here, entry.source
-        )
-    console = Console()
+        counts = (f"{len(entry.classes)}", f"{entry.train:,}", f"{entry.test:,}")
+        table.add_row(name, shape, *counts, here, entry.source)
+    console = plain_console()
     console.print(table)
-    console.print(
-        f"\nlooked in {place.absolute()}; besides: ./a/folder/of/class/folders, ./arrays.npz, hf:owner/name",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    others = "other data: ./a/folder/of/class/folders, ./arrays.npz, hf:owner/name"
+    console.print(f"\nlooked in {place.absolute()}; {others}", soft_wrap=True)
     if problems:
         raise CurvactError("; ".join(problems))
 
 
 @data_app.command("fetch")
 def data_fetch(
-    names: Annotated[list[str], typer.Argument(help="such as cifar10")],
+    names: Annotated[list[str], typer.Argument(help="Data sets, such as cifar10.")],
     root: Root = None,
     mirror: Annotated[
-        str | None, typer.Option(help="server with MIRROR/NAME/FILE; $CURVACT_MIRROR if not given")
+        str | None, typer.Option(help="A server with MIRROR/NAME/FILE; by default $CURVACT_MIRROR.")
     ] = None,
 ) -> None:
-    """Download data sets from their publishers or a mirror, checked against checksums."""
+    """Download data sets and check their checksums."""
     from curvact.data.fetch import fetch
 
     for name in names:
         folder = fetch(name, root, mirror=mirror)
-        text = f"{name}: {folder}" if folder.exists() else f"{name}: built in, nothing to fetch"
-        Console().print(text, highlight=False, soft_wrap=True, markup=False)
+        print(f"{name}: {folder}" if folder.exists() else f"{name}: built in, nothing to fetch")
 
 
 @data_app.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="a name, ./a/path, or hf:owner/name")],
+    name: Annotated[str, typer.Argument(help="A name, ./a/path, or hf:owner/name.")],
     out: Annotated[
-        Path | None, typer.Option(help="the picture: .png, .svg or .pdf; NAME.png if not given")
+        Path | None, typer.Option(help="The picture, .png, .svg or .pdf; by default NAME.png.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "train",
-    columns: Annotated[int, typer.Option(help="images of each class")] = 10,
-    rows: Annotated[int, typer.Option(help="at most so many classes")] = 10,
-    size: Annotated[int | None, typer.Option(help="scale the images to so many pixels")] = None,
+    split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "train",
+    columns: Annotated[int, typer.Option(help="Images of each class.")] = 10,
+    rows: Annotated[int, typer.Option(help="The largest number of classes.")] = 10,
+    size: Annotated[int | None, typer.Option(help="Scale the images to this number of pixels.")] = None,
     root: Root = None,
 ) -> None:
-    """Draw a grid of images, and print what a data set holds."""
+    """Draw a grid of images, and show what a data set holds."""
+    one_of("--split", split, SPLITS)
+
+    from rich.table import Table
+
     from curvact.lab.report.grid import draw_grid
 
-    if split not in ("train", "validation", "test"):
-        raise CurvactError(f"--split {split}: allowed are train, validation, test")
-    splits, verdict = _verdict(name, root, size)
+    splits, content = _load(name, root, size)
     chosen = getattr(splits, split)
     out = out if out is not None else Path(f"{chosen.name.split('/')[0].replace(':', '-')}.png")
     draw_grid(chosen, out, columns=columns, rows=rows)
@@ -110,16 +108,19 @@ def data_show(
             f"{int(counts.min()):,} to {int(counts.max()):,}",
             part.sha256[:16],
         )
-    console = Console()
+    console = plain_console()
     console.print(table)
     mean, std = (", ".join(f"{v:.4f}" for v in values) for values in (chosen.mean, chosen.std))
-    console.print(f"{len(chosen.classes)} classes; mean {mean}; std {std}", highlight=False)
-    console.print(f"{name}: {verdict}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True, markup=False)
+    for line in (
+        f"{len(chosen.classes)} classes; mean {mean}; std {std}",
+        f"{name}: {content}",
+        f"wrote {out}",
+    ):
+        console.print(line, soft_wrap=True)
 
 
-def _verdict(name: str, root: Path | None, size: int | None) -> tuple[Splits, str]:
-    """A data set, and whether its content is that which its name stands for."""
+def _load(name: str, root: Path | None, size: int | None) -> tuple[Splits, str]:
+    """A data set, and whether its content is what its name stands for."""
     from curvact.data import DATASETS, OtherDataWarning, load
 
     with warnings.catch_warnings(record=True) as caught:

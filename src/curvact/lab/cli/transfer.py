@@ -1,4 +1,4 @@
-"""`curvact transfer`: take a learned activation out of a checkpoint, look at it, train another network with it."""
+"""`curvact transfer`: extract a learned activation, show it, train another network with it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from curvact.errors import CurvactError
+from curvact.lab.cli.options import OneCheckpoint, Resume
 
 if TYPE_CHECKING:
     from curvact.activations import Activation
@@ -19,15 +17,13 @@ if TYPE_CHECKING:
 
 transfer_app = typer.Typer(no_args_is_help=True, help="Move learned activations between networks.")
 
-ActivationFile = Annotated[Path, typer.Argument(help="a learned activation's .safetensors file")]
+ActivationFile = Annotated[Path, typer.Argument(help="The .safetensors file of a learned activation.")]
 
 
 @transfer_app.command("extract")
 def extract(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="a checkpoint's .safetensors file, or a run's folder for its best weights")
-    ],
-    out: Annotated[Path, typer.Option(help="file to write, .safetensors; its .json comes beside it")],
+    checkpoint: OneCheckpoint,
+    out: Annotated[Path, typer.Option(help="The file to write, .safetensors; a .json comes beside it.")],
 ) -> None:
     """Take the learned activation out of a checkpoint."""
     from curvact.models.learned import extract_activation, write_learned
@@ -38,14 +34,12 @@ def extract(
     learned = extract_activation(checkpoint)
     write_learned(out, learned)
     _show(learned)
-    Console().print(
-        f"wrote {out} and {out.with_suffix('.json').name}", highlight=False, soft_wrap=True, markup=False
-    )
+    print(f"wrote {out} and {out.with_suffix('.json').name}")
 
 
 @transfer_app.command("show")
 def show(activation: ActivationFile) -> None:
-    """Values, κ, widths and origin of a learned activation."""
+    """Show values, κ, widths and origin of a learned activation."""
     from curvact.models.learned import read_learned
 
     _show(read_learned(activation))
@@ -54,17 +48,21 @@ def show(activation: ActivationFile) -> None:
 @transfer_app.command("train")
 def train(
     activation: ActivationFile,
-    config: Annotated[str, typer.Argument(help="a YAML file or a recipe's name, as for `curvact train`")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML file or the name of a recipe, as for `curvact train`.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings to change, such as model.name=resnet34 seed=1")
+        list[str] | None, typer.Argument(help="Settings to change, such as model.name=resnet34 seed=1.")
     ] = None,
     warm_start: Annotated[
-        bool, typer.Option("--warm-start", help="train the activation on, instead of keeping it as it is")
+        bool, typer.Option("--warm-start", help="Train the activation on; by default it is frozen.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="folder to write; runs/NAME-transfer if not given")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was begun there")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; by default runs/NAME-transfer.")
+    ] = None,
+    resume: Resume = False,
 ) -> None:
-    """Train another architecture, or on other data, with a learned activation in the place of the config's."""
+    """Train a network with a learned activation."""
     from curvact.lab.cli import train as cli_training
     from curvact.lab.train_config import read_config
     from curvact.models.learned import read_learned
@@ -85,6 +83,10 @@ def train(
 
 
 def _show(learned: LearnedActivation) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     console = Console()
     console.print(f"[bold]{escape(learned.name)}[/]", highlight=False)
     about = learned.provenance
@@ -120,7 +122,7 @@ def _show(learned: LearnedActivation) -> None:
 
 
 def _curvature(module: Activation) -> str:
-    """κ at these values, not what the file's provenance says it was."""
+    """κ of these values. The provenance in the file may say something else."""
     from curvact.activations import known_curvature
 
     try:

@@ -1,6 +1,6 @@
-"""Robustness on record: run an attack on a model and data, keep what came out, compare."""
+"""Evaluations on record: attack a model, write down what came out image by image, compare models."""
 
-from curvact.lab.record.evaluate import attack_parts, attack_settings, evaluate_model, open_model
+from curvact.lab.record.evaluation import evaluate, record_key
 from curvact.lab.record.leaderboard import (
     Board,
     boards,
@@ -9,21 +9,20 @@ from curvact.lab.record.leaderboard import (
     model_info,
     read_records,
 )
-from curvact.lab.record.record import EvaluationRecord, model_hash, read_record, write_record
+from curvact.lab.record.record import EvaluationRecord, RecordKey, model_hash, read_record, write_record
 
 __all__ = [
     "Board",
     "EvaluationRecord",
-    "attack_parts",
-    "attack_settings",
+    "RecordKey",
     "boards",
-    "evaluate_model",
+    "evaluate",
     "export_boards",
     "export_model_info",
     "model_hash",
     "model_info",
-    "open_model",
     "read_record",
     "read_records",
+    "record_key",
     "write_record",
 ]

@@ -1,4 +1,4 @@
-"""The local leaderboard: a table for each version of AutoAttack, another for what ran less; export in RobustBench's form."""
+"""The leaderboard: a table for each version of AutoAttack, another for weaker attacks; export for RobustBench."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
-from curvact.lab.record.place import file_name
-from curvact.lab.record.record import WHOLE, EvaluationRecord, read_record
+from curvact.lab.record.record import WHOLE, EvaluationRecord, file_name, read_record, write_json
 
 STANDARD = "AutoAttack"
 ROBUSTBENCH_NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 class SkippedRecordWarning(UserWarning):
-    """A file among the records is none; the others are shown."""
+    """A file that is no record is skipped."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """One table: the records of a data set and threat model under one version of AutoAttack, or under less (`version` None);
-    best robust accuracy first.
+    """One table: records of one data set, one threat model and one version of AutoAttack, the best first.
+
+    version: None for records of weaker attacks.
     """
 
     data: str
@@ -52,7 +51,7 @@ class Board:
 
 
 def read_records(folder: Path) -> list[EvaluationRecord]:
-    """Every record under a folder, by path. Files that are no records are left out with a SkippedRecordWarning."""
+    """Every record under a folder, by path. Warns (`SkippedRecordWarning`) of files that are no records."""
     if not folder.is_dir():
         raise CurvactError(f"no folder of records {folder}: `curvact evaluate` writes one")
     records = []
@@ -65,7 +64,7 @@ def read_records(folder: Path) -> list[EvaluationRecord]:
 
 
 def boards(records: Iterable[EvaluationRecord]) -> list[Board]:
-    """The records by data set, threat model and version of AutoAttack; within a table by robust, then clean accuracy."""
+    """The records as tables, each sorted by robust accuracy, then by clean accuracy."""
     order = ("standard", "plus", "rand", None)
     groups: dict[tuple[str, str, float, int], list[EvaluationRecord]] = {}
     for record in records:
@@ -86,16 +85,16 @@ def boards(records: Iterable[EvaluationRecord]) -> list[Board]:
 
 
 def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A record in the form of RobustBench's model_info files (accuracies in percent, as text).
+    """A record in the form of RobustBench's model_info files: accuracies in percent, as text.
 
     about: what a record cannot know: link, name, authors, venue, additional_data, reported.
-    Raises CurvactError for anything but the standard version of AutoAttack in float32 under L∞ or L2, which is what
-    `autoattack_acc` means, and for keys that the form does not have.
+    Raises CurvactError for records of anything but standard AutoAttack in float32 under L∞ or L2, since this
+    is what `autoattack_acc` means, and for keys that the form does not have.
     """
     if not exportable(record):
         raise CurvactError(
-            f"{record.model.name}: {record.attack} under {record.threat_model.norm} cannot be exported: RobustBench's "
-            f"autoattack_acc is of {STANDARD} (the standard version) under {' or '.join(ROBUSTBENCH_NORMS)}"
+            f"{record.model.name}: {record.attack} under {record.threat_model.norm} cannot be exported: "
+            f"autoattack_acc means standard {STANDARD} under {' or '.join(ROBUSTBENCH_NORMS)}"
         )
     given = dict(about or {})
     info: dict[str, Any] = {
@@ -124,7 +123,7 @@ def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None)
 
 
 def exportable(record: EvaluationRecord) -> bool:
-    """Whether a record holds what RobustBench's form asks for."""
+    """Whether a record is of standard AutoAttack under a norm that RobustBench has."""
     return record.ensemble and record.attack == STANDARD and record.threat_model.norm in ROBUSTBENCH_NORMS
 
 
@@ -133,23 +132,18 @@ def export_model_info(
 ) -> Path:
     """Write `folder/<data set>/<Linf|L2>/<model>.json`, RobustBench's layout, and return its path.
 
-    name: of the file, by default the model's.
+    name: of the file; by default the name of the model.
     """
     info = model_info(record, about)
     path = _target(record, folder, record.model.name if name is None else name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CurvactError(f"cannot write {path}: {error.strerror}") from None
-    atomic_write(path, json.dumps(info, indent=2) + "\n")
+    write_json(path, json.dumps(info, indent=2))
     return path
 
 
 def export_boards(tables: Iterable[Board], folder: Path) -> list[Path]:
-    """Export every record that RobustBench's form has room for, a file each, and return the files.
+    """Export every record that can be exported, a file each, and return the files.
 
-    Several records of one model, such as of other radii or seeds, are called `<model>-<the record's id>`, and twins of one id
-    are counted.
+    Several records of one model are called `<model>-<id of the record's key>`. Twins of one key are counted.
     """
     records = [record for table in tables for record in table.records if exportable(record)]
     plain = Counter(_target(record, folder, record.model.name) for record in records)
@@ -157,7 +151,7 @@ def export_boards(tables: Iterable[Board], folder: Path) -> list[Path]:
     for record in records:
         name = record.model.name
         if plain[_target(record, folder, name)] > 1:
-            name = f"{file_name(name)}-{record.id}"
+            name = f"{file_name(name)}-{record.key.id}"
         places = (_target(record, folder, name if k == 1 else f"{name}-{k}") for k in count(1))
         path = next(place for place in places if place not in paths)
         paths.append(export_model_info(record, folder, name=path.stem))
@@ -175,11 +169,11 @@ def _target(record: EvaluationRecord, folder: Path, name: str) -> Path:
 
 
 def _mode(record: EvaluationRecord) -> str:
-    return " (fast mode)" if record.settings.get("mode") == "fast" else ""
+    return " (fast mode)" if record.mode == "fast" else ""
 
 
 def epsilon_text(epsilon: float) -> str:
-    """A radius as people write it: k/255 where that is exact and the decimal is long.
+    """A radius as text: k/255 where this is exact and the decimal is long.
 
     >>> epsilon_text(8 / 255), epsilon_text(0.2), epsilon_text(0.031)
     ('8/255', '0.2', '0.031')

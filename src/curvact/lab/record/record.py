@@ -1,28 +1,62 @@
-"""One evaluation as a record: what was attacked, with what, what came out, image by image, and everything needed to do it
-again.
-"""
+"""One evaluation as a record: the model, the images, the attack and the outcome, image by image."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
 
-from curvact.attacks.autoattack.ensemble import TITLES, Precision, Version, ensemble_name
+from curvact.attacks import Precision, ThreatModel, Version
+from curvact.attacks.autoattack.ensemble import TITLES, ensemble_name
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models.hashing import model_hash as model_hash
 
+SCHEMA = 3
 WHOLE: dict[str, Version] = {
     ensemble_name(version, (), precision): version
     for version in get_args(Version)
     for precision in get_args(Precision)
 }
-"""The names under which a whole AutoAttack may be on record, and which version each is."""
+"""The names of a whole AutoAttack in a record, and the version of each."""
+
+Masking = Literal["none", "quick", "full"]
+
+
+@dataclass(frozen=True)
+class RecordKey:
+    """Everything that fixes the outcome of an attack. Equal keys mean the same evaluation.
+
+    model, data: their hashes. architecture: as in the checkpoint's JSON; two networks with the same tensors
+    can have different activations. attack: its name with its settings. mode: of AutoAttack, else None.
+    """
+
+    model: str
+    architecture: Mapping[str, Any]
+    data: str
+    threat_model: ThreatModel
+    attack: str
+    mode: str | None
+    seed: int
+    batch_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The key as plain JSON."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), sort_keys=True, default=str))
+        return plain
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of the key's hash."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class _Strict(BaseModel):
@@ -30,8 +64,9 @@ class _Strict(BaseModel):
 
 
 class ModelEntry(_Strict):
-    """name: of file or class. sha256: of names, shapes and values of all tensors. architecture: as `curvact.models.build`
-    takes it.
+    """A model. name: of its file or class. sha256: of the names, shapes and values of its tensors.
+
+    architecture: the arguments of `curvact.models.build`, empty where they are not known.
     """
 
     name: str
@@ -41,43 +76,38 @@ class ModelEntry(_Strict):
 
 
 class DataEntry(_Strict):
-    """name: data set and split. sha256: of the images and labels that were attacked."""
+    """The attacked images. name: data set and split. sha256: of images and labels."""
 
     name: str
     sha256: str
     count: int = Field(ge=1)
 
 
-class ThreatEntry(_Strict):
-    norm: Literal["linf", "l2", "l1"]
-    epsilon: float = Field(ge=0, allow_inf_nan=False)
-
-
 class EvaluationRecord(_Strict):
     """The outcome of one attack on one model and one set of images.
 
-    attack: the name of what ran; `ensemble` is true only for a whole AutoAttack (standard, plus or rand), never for a part
-    of it.
-    settings: of the attack. clean_accuracy, robust_accuracy: fractions of the images.
-    clean_correct, robust_correct: one character an image, 1 or 0. broken_by: for each image the attack that broke it,
-    "clean" if it was wrong before any, "" if it stood.
+    attack: its name with its settings, such as "pgd(steps=20, step=0.25)" or "AutoAttack".
+    ensemble: true only for a whole AutoAttack (standard, plus or rand), never for parts of it.
+    mode: of AutoAttack and its parts, else None.
+    clean_accuracy, robust_accuracy: fractions of the images.
+    clean_correct, robust_correct: one character an image, 1 or 0.
+    broken_by: for each image the attack that broke it; "clean" if it was wrong without an attack, "" if no
+        attack broke it.
     accuracy_after: robust accuracy after each attack of an ensemble.
-    masking: how deep the checklist for gradient masking went; None in records from before it was noted.
-    findings: what the checklist for gradient masking and the entry checks reported, and that the checklist could not run.
-    notes: what AutoAttack found on its way. versions: of the packages that the verdict rests on.
-    seconds: of the session that wrote the record, and what the attacks took that earlier sessions had ended (those of several
-    workers added up). environment: code, libraries, machine.
-
-    Schema 1, still read, has no notes and no versions, and its seconds are the last session's alone.
+    masking: the depth of the gradient-masking checks.
+    findings: alarms of these checks and of the entry checks, and why checks could not run.
+    notes: remarks of AutoAttack. versions: of the packages behind the numbers.
+    seconds: wall time of this session, and of the shards that earlier sessions finished.
+    environment: code, libraries and machine.
     """
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[3] = SCHEMA
     attack: str
     ensemble: bool
-    settings: dict[str, Any]
+    mode: Literal["plain", "fast"] | None = None
     seed: int
     batch_size: int = Field(ge=1)
-    threat_model: ThreatEntry
+    threat_model: ThreatModel
     model: ModelEntry
     data: DataEntry
     clean_accuracy: float = Field(ge=0, le=1)
@@ -86,7 +116,7 @@ class EvaluationRecord(_Strict):
     robust_correct: str = Field(pattern="^[01]+$")
     broken_by: list[str] = []
     accuracy_after: dict[str, float] = {}
-    masking: Literal["none", "quick", "full"] | None = None
+    masking: Masking
     findings: list[str] = []
     notes: list[str] = []
     versions: dict[str, str] = {}
@@ -95,80 +125,53 @@ class EvaluationRecord(_Strict):
 
     @property
     def standard_error(self) -> float:
-        """Binomial standard error of the robust accuracy: which images were drawn, nothing else."""
+        """Binomial standard error of the robust accuracy: it covers the choice of images, nothing else."""
         p, n = self.robust_accuracy, self.data.count
         return float((p * (1 - p) / n) ** 0.5)
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What was asked, as `question` has it."""
-        return question(
+    def key(self) -> RecordKey:
+        return RecordKey(
             model=self.model.sha256,
             architecture=self.model.architecture,
             data=self.data.sha256,
-            norm=self.threat_model.norm,
-            epsilon=self.threat_model.epsilon,
+            threat_model=self.threat_model,
             attack=self.attack,
-            settings=self.settings,
+            mode=self.mode,
             seed=self.seed,
             batch_size=self.batch_size,
         )
 
-    @property
-    def id(self) -> str:
-        """Twelve hexadecimal digits of what was asked, but for the checklist for gradient masking."""
-        return question_id(self.asked)
 
-
-def question(
-    *,
-    model: str,
-    architecture: Mapping[str, Any],
-    data: str,
-    norm: str,
-    epsilon: float,
-    attack: str,
-    settings: Mapping[str, Any],
-    seed: int,
-    batch_size: int,
-) -> dict[str, Any]:
-    """All that fixes an attack's outcome, as plain JSON. model, data: their hashes.
-
-    architecture: of the checkpoint's JSON; two networks can have the same tensors and other activations.
-    """
-    asked = {
-        "model": model,
-        "architecture": dict(architecture),
-        "data": data,
-        "norm": norm,
-        "epsilon": float(epsilon),
-        "attack": attack,
-        "settings": dict(settings),
-        "seed": seed,
-        "batch_size": batch_size,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(asked, sort_keys=True, default=str))
-    return plain
-
-
-def question_id(asked: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+def model_entry(model: nn.Module, name: str | None, architecture: Mapping[str, Any] | None) -> ModelEntry:
+    """The entry of a model; its class gives the name where there is none."""
+    return ModelEntry(
+        name=name or type(model).__name__,
+        sha256=model_hash(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        architecture=dict(architecture or {}),
+    )
 
 
 def write_record(record: EvaluationRecord, path: Path) -> None:
-    """Write a record as JSON, whole or not at all; the folder is made."""
+    """Write a record as JSON, whole or not at all. The folder is made."""
+    write_json(path, json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True))
+
+
+def write_json(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in a folder that is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CurvactError(f"cannot write {path}: {error.strerror}") from None
-    atomic_write(path, json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+    atomic_write(path, text + "\n")
 
 
 def read_record(path: Path) -> EvaluationRecord:
-    """Read a record; a file that is not one is a CurvactError that names it and the first thing wrong.
+    """Read a record.
 
-    Beyond the fields' own limits, flags and accuracies have to agree, and `ensemble` with the attack's name: a record edited by
-    hand is refused.
+    Raises CurvactError for a file that is no record, or a record whose accuracies do not fit its flags or
+    whose `ensemble` does not fit its attack.
     """
     try:
         record = EvaluationRecord.model_validate_json(path.read_bytes())
@@ -177,6 +180,10 @@ def read_record(path: Path) -> EvaluationRecord:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the whole file"
+        if place == "schema_version":
+            raise CurvactError(
+                f"{path} has schema_version {problem['input']!r}, this version reads {SCHEMA}: evaluate again"
+            ) from None
         raise CurvactError(f"{path} is no evaluation record: {place}: {problem['msg']}") from None
     for name in ("clean", "robust"):
         flags, accuracy = getattr(record, f"{name}_correct"), getattr(record, f"{name}_accuracy")
@@ -187,8 +194,8 @@ def read_record(path: Path) -> EvaluationRecord:
             )
     if record.ensemble != (record.attack in WHOLE):
         raise CurvactError(
-            f"{path}: ensemble={str(record.ensemble).lower()} does not fit attack='{record.attack}': it is true for "
-            f"{', '.join(TITLES.values())}, and for nothing less"
+            f"{path}: ensemble={str(record.ensemble).lower()} does not fit attack='{record.attack}': it is true "
+            f"for {', '.join(TITLES.values())}, and for nothing less"
         )
     return record
 
@@ -200,3 +207,55 @@ def flags(correct: Iterable[bool]) -> str:
     '101'
     """
     return "".join("1" if value else "0" for value in correct)
+
+
+# ---- where records lie ----
+
+
+def file_name(text: str, longest: int = 60) -> str:
+    """A text as part of a file's name: without separators or a leading dot, and not too long.
+
+    >>> file_name("../../cifar10/test"), file_name("resnet[v2]"), file_name("..")
+    ('cifar10-test', 'resnet[v2]', 'unnamed')
+    """
+    plain = re.sub(r"[^\w.+\-\[\]()=,]+", "-", text).strip(".-")
+    return re.sub(r"[.-]{2,}", "-", plain)[:longest].strip(".-") or "unnamed"
+
+
+def record_paths(
+    folder: Path, key: RecordKey, masking: Masking, names: tuple[str, str, str]
+) -> tuple[Path, Path]:
+    """The file of a record, and the folder of the shards of an unfinished evaluation.
+
+    The key's id is in both names, so two evaluations never share a file. The shards do not depend on the
+    masking checks. names: of model, attack and images, for people who read the folder.
+    """
+    model, attack, images = names
+    threat = key.threat_model
+    parts = (model, attack, threat.norm, f"{threat.epsilon:.6g}", images, f"seed{key.seed}")
+    stem = f"{'-'.join(map(file_name, parts))}-{key.id}"
+    return folder / f"{stem}-masking-{masking}.evaluation.json", folder / f"{stem}.shards"
+
+
+def existing_record(path: Path, key: RecordKey, masking: Masking) -> EvaluationRecord | None:
+    """The record of this evaluation, or None where there is no file.
+
+    Raises CurvactError for the record of another evaluation: it is neither shown nor replaced.
+    """
+    if not path.exists():
+        return None
+    record = read_record(path)
+    found, wanted = {**record.key.as_dict(), "masking": record.masking}, {**key.as_dict(), "masking": masking}
+    different = [
+        f"{name} is {_short(found[name])} there and {_short(wanted[name])} here"
+        for name in wanted
+        if found[name] != wanted[name]
+    ]
+    if different:
+        raise CurvactError(f"{path} holds another evaluation: {'; '.join(different)}. Move it away")
+    return record
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return f"{text[:12]}…" if len(text) == 64 else text if len(text) <= 120 else f"{text[:120]}…"

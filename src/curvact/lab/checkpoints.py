@@ -1,0 +1,126 @@
+"""A trained model from a run folder or a file, with what is known of its training."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from curvact.attacks import ThreatModel
+from curvact.errors import CurvactError
+from curvact.lab.settings import DataSpec, check_settings
+from curvact.models.checkpoint import load_checkpoint, read_sidecar
+from curvact.models.interchange import model_from_robustbench
+
+IMAGES = ("name", "size", "train", "validation", "test")
+"""The settings of a data set that decide which images there are."""
+NAMES_IN_A_RUN = re.compile(r"best|last|epoch-\d+")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model in eval mode, and the JSON beside its weights.
+
+    path: the file of the weights. sidecar: `architecture`, and `data` and `threat_model` where they are
+    known; empty for weights that come without such a file.
+    """
+
+    path: Path
+    model: nn.Module
+    sidecar: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return checkpoint_name(self.path)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of `curvact.models.build`; empty where they are not known."""
+        return dict(self.sidecar.get("architecture", {}))
+
+    @property
+    def data(self) -> DataSpec | None:
+        """The images of the training, without synthetic ones.
+
+        Raises CurvactError where the JSON holds something else.
+        """
+        content = self.sidecar.get("data")
+        if content is None:
+            return None
+        if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+            raise self._problem("data", content, 'expected such as {"name": "digits"}', "--data")
+        try:
+            known = {key: content.get(key) for key in IMAGES}
+            return check_settings(DataSpec, known, f"{self._file}: data")
+        except CurvactError as error:
+            raise CurvactError(f"{error}; correct it or give --data") from None
+
+    @property
+    def threat_model(self) -> ThreatModel | None:
+        """The threat model of the training. CurvactError where the JSON holds something else."""
+        content = self.sidecar.get("threat_model")
+        if content is None:
+            return None
+        remedy = "--norm and --epsilon"
+        if not isinstance(content, dict) or "epsilon" not in content:
+            raise self._problem(
+                "threat_model", content, 'expected such as {"norm": "linf", "epsilon": 0.1}', remedy
+            )
+        try:
+            return ThreatModel(content.get("norm", "linf"), content["epsilon"])
+        except (CurvactError, OverflowError) as error:
+            raise self._problem("threat_model", content, str(error), remedy) from None
+
+    @property
+    def _file(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def _problem(self, key: str, value: Any, why: str, remedy: str) -> CurvactError:
+        text = json.dumps(value)
+        shown = text if len(text) <= 80 else f"{text[:80]}…"
+        return CurvactError(f"{self._file}: {key}={shown}: {why}; correct it or give {remedy}")
+
+
+def open_checkpoint(path: str | Path, weights: str = "best") -> Checkpoint:
+    """The model of a run folder or of a file, in eval mode.
+
+    path: a run folder, a checkpoint (safetensors with its JSON), or weights in RobustBench's naming (.pt,
+    .pth, .safetensors; never arbitrary pickles). weights: "best" or "last" of a run folder.
+    Raises CurvactError for a file that is missing, damaged, or does not fit its architecture.
+
+    >>> import tempfile
+    >>> from curvact.models import build
+    >>> from curvact.models.checkpoint import save_checkpoint
+    >>> architecture = {"name": "mini_resnet", "activation": "silu", "width": 2, "channels": 1}
+    >>> run = Path(tempfile.mkdtemp())
+    >>> save_checkpoint(run / "best.safetensors", build(**architecture), architecture, {"data": {"name": "digits"}})
+    >>> checkpoint = open_checkpoint(run)
+    >>> checkpoint.architecture["width"], checkpoint.data.name, checkpoint.threat_model
+    (2, 'digits', None)
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / f"{weights}.safetensors").is_file():
+            raise CurvactError(f"{path} is no folder of a finished run: it has no {weights}.safetensors")
+        path = path / f"{weights}.safetensors"
+    if not path.is_file():
+        raise CurvactError(f"no checkpoint file {path}")
+    if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
+        return Checkpoint(path, load_checkpoint(path), read_sidecar(path))
+    return Checkpoint(path, model_from_robustbench(path), {})
+
+
+def checkpoint_name(path: Path) -> str:
+    """The name of a checkpoint's file, after its folder's name where every run has such a file.
+
+    >>> checkpoint_name(Path("runs/swish/best.safetensors")), checkpoint_name(Path("resnet18.pt"))
+    ('swish-best', 'resnet18')
+    """
+    folder = Path(os.path.abspath(path)).parent.name
+    return f"{folder}-{path.stem}" if folder and NAMES_IN_A_RUN.fullmatch(path.stem) else path.stem

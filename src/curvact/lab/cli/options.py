@@ -1,0 +1,249 @@
+"""Options that several commands share, and the checks of their values.
+
+A command takes a group of options as one frozen value:
+
+    @app.command("hessian")
+    @with_options(split="train", n=128)
+    def hessian(attacked: Attacked, probes: int = 32) -> None: ...
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from curvact.errors import CurvactError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from curvact.attacks import PGD
+
+SPLITS = ("train", "validation", "test")
+WEIGHTS = ("best", "last")
+
+Checkpoints = Annotated[
+    list[Path], typer.Argument(help="Run folders, checkpoints, or weights in RobustBench's naming.")
+]
+OneCheckpoint = Annotated[
+    Path, typer.Argument(help="A run folder, a checkpoint, or weights in RobustBench's naming.")
+]
+RunOut = Annotated[Path | None, typer.Option("--out", help="The folder to write; by default runs/NAME.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; by default the number of cores.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was begun in the folder.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a setting, such as training.batch_size=64.")
+]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The weights and images that a command looks at, and where it computes. Values are checked.
+
+    data: None for the data set that the checkpoints name.
+    """
+
+    weights: Annotated[str, typer.Option(help="The weights of a run folder: best or last.")] = "best"
+    data: Annotated[str | None, typer.Option(help="The data set; by default that of the training.")] = None
+    split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "test"
+    n: Annotated[int, typer.Option("--n", help="Use the first N images of the split.")] = 128
+    seed: Annotated[int, typer.Option(help="The seed of all random numbers.")] = 0
+    batch_size: Annotated[int, typer.Option(help="The number of images in a batch.")] = 128
+    device: Annotated[str, typer.Option(help="The device: cpu, cuda or cuda:N.")] = "cpu"
+
+    def __post_init__(self) -> None:
+        one_of("--weights", self.weights, WEIGHTS)
+        one_of("--split", self.split, SPLITS)
+        at_least("--n", self.n, 1)
+        at_least("--batch-size", self.batch_size, 1)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device, which must be there."""
+        import torch
+
+        kind, _, number = self.device.partition(":")
+        if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+            raise CurvactError(f"--device {self.device}: allowed are cpu, cuda and cuda:N")
+        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+            raise CurvactError(
+                f"--device {self.device}: torch sees {torch.cuda.device_count()} CUDA devices here"
+            )
+        return torch.device(self.device)
+
+
+@dataclass(frozen=True)
+class Attacked(Subject):
+    """A subject and the attack on it. norm, epsilon: None for those of the training."""
+
+    norm: Annotated[
+        str | None, typer.Option(help="The norm: linf, l2 or l1; by default that of the training.")
+    ] = None
+    epsilon: Annotated[
+        str | None,
+        typer.Option(help="The radius in input units, such as 8/255; by default that of the training."),
+    ] = None
+    attack: Annotated[str, typer.Option(help='The attack, such as pgd-20 or "pgd(steps=20, step=0.25)".')] = (
+        "pgd-20"
+    )
+
+    @property
+    def radius(self) -> float | None:
+        """`epsilon` as a number."""
+        return None if self.epsilon is None else radius("--epsilon", self.epsilon)
+
+    @property
+    def pgd(self) -> PGD:
+        """`attack` as a PGD with at least one step."""
+        from curvact.attacks import PGD
+
+        pgd = PGD.parse(self.attack)
+        if pgd.steps < 1:
+            raise CurvactError(f"--attack {self.attack}: give at least one step")
+        return pgd
+
+
+def with_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn a function that takes groups of options as dataclasses into a command.
+
+    Each field of such a dataclass becomes an option of the command.
+    defaults: values that replace the defaults of the dataclass.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        groups: dict[str, Any] = {}
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if not is_dataclass(parameter.annotation):
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                continue
+            kind = groups[parameter.name] = parameter.annotation
+            hints = get_type_hints(kind, include_extras=True)
+            for field in fields(kind):
+                default = defaults.get(field.name, field.default)
+                parameters.append(
+                    inspect.Parameter(
+                        field.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=inspect.Parameter.empty if default is MISSING else default,
+                        annotation=hints[field.name],
+                    )
+                )
+
+        def run(**given: Any) -> None:
+            values = {
+                name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+                for name, kind in groups.items()
+            }
+            command(**values, **given)
+
+        run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def config_of(context: typer.Context) -> dict[str, Any]:
+    """Every option of a command, as plain values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [plain(part) for part in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: plain(value) for name, value in context.params.items()}
+
+
+# ---- values ----
+
+
+def listed(text: str) -> list[str]:
+    """The words between commas, each once.
+
+    >>> listed("norms, split")
+    ['norms', 'split']
+    """
+    return list(dict.fromkeys(word for word in (part.strip() for part in text.split(",")) if word))
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """The finite numbers between commas.
+
+    >>> numbers("--relative-norms", "0.1, 1")
+    [0.1, 1.0]
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise CurvactError(f"{option} {text}: numbers with commas between them")
+    return values
+
+
+def radius(option: str, text: str, *, above_zero: bool = False) -> float:
+    """A radius such as 0.03 or 8/255.
+
+    >>> radius("--epsilon", "8/255") == 8 / 255
+    True
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / float(denominator) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not (math.isfinite(value) and (value > 0 or (value == 0 and not above_zero))):
+        least = "> 0" if above_zero else ">= 0"
+        raise CurvactError(f"{option} {text}: a number {least} in input units, such as 0.03 or 8/255")
+    return value
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises CurvactError for a value that is not allowed."""
+    if value not in allowed:
+        raise CurvactError(f"{option} {value}{nearest(value, allowed)}; allowed are {', '.join(allowed)}")
+
+
+def at_least(option: str, value: int, least: int) -> None:
+    """Raises CurvactError for a smaller value."""
+    if value < least:
+        raise CurvactError(f"{option} {value}: must be >= {least}")
+
+
+def positive(option: str, value: float) -> None:
+    """Raises CurvactError for a value that is not a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise CurvactError(f"{option} {value:g}: must be a finite number > 0")
+
+
+def agreed(what: str, known: Mapping[Path, Any], given: Any, option: str) -> Any:
+    """The value of an option, else the one that all checkpoints name.
+
+    known: by checkpoint, what it names; None where it names nothing.
+    """
+    if given is not None:
+        return given
+    for path, value in known.items():
+        if value is None:
+            raise CurvactError(f"{path} does not say its {what}: give {option}")
+    (first, value), *others = known.items()
+    for path, other in others:
+        if other != value:
+            raise CurvactError(f"{first} and {path} differ in their {what}: give {option}")
+    return value
+
+
+def plain_console() -> Console:
+    """A console that prints text as it is: names of files and models may hold brackets and colons."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
