@@ -24,7 +24,7 @@ from curvact.lab.analyses import plain
 from curvact.lab.cli.subjects import Subjects
 from curvact.lab.environment import environment
 from curvact.lab.record.record import model_entry
-from curvact.lab.report.plots import to_png, to_svg
+from curvact.lab.report.style import to_png, to_svg
 
 Record = dict[str, Any]
 
