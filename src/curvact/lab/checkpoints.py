@@ -14,7 +14,8 @@ from torch import nn
 
 from curvact.attacks import ThreatModel
 from curvact.errors import CurvactError
-from curvact.lab.settings import DataSpec, check_settings
+from curvact.lab.settings import check_settings
+from curvact.lab.spec import DataSpec
 from curvact.models.checkpoint import load_checkpoint, read_sidecar
 from curvact.models.interchange import model_from_robustbench
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import nn
 
 import curvact.files
@@ -23,8 +22,7 @@ from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.record import model_hash
-from curvact.lab.train_config import read_config
-from curvact.lab.train_run import run_training
+from curvact.lab.run import execute
 from curvact.models import build
 from curvact.models.checkpoint import save_checkpoint
 from curvact.random import generator
@@ -515,21 +513,14 @@ def test_a_full_disk_leaves_whole_files_only(
     whole(tmp_path)
 
 
-def test_trajectories_of_two_runs(run: Run, tmp_path: Path) -> None:
-    """`logging.keep` leaves the weights of epochs; checkpoints of one folder are one run, placed by gradient evaluations."""
+def test_trajectories_of_two_runs(run: Run, run_spec: Callable[..., Any], tmp_path: Path) -> None:
+    """`logging.keep` leaves the weights of epochs. The checkpoints of one folder are one run.
+
+    Their places are gradient evaluations.
+    """
     for name, rate in (("slow", 0.01), ("fast", 0.1)):
-        config = read_config(
-            "digits",
-            [
-                "training.epochs=2",
-                "training.attack=pgd-1",
-                "data={name: digits, train: 60, validation: 20, test: 20}",
-                "model={name: mini_resnet, width: 2, blocks: 1}",
-                f"training.learning_rate={rate}",
-                "logging.keep=1",
-            ],
-        )
-        run_training(config, tmp_path / name, console=Console(quiet=True))
+        training = {"epochs": 2, "learning_rate": rate}
+        execute(run_spec(training=training, logging={"keep": 1}), tmp_path / name)
     paths = [
         tmp_path / name / f"epoch-{epoch:04d}.safetensors" for name in ("slow", "fast") for epoch in (1, 2)
     ]

@@ -17,7 +17,7 @@ from curvact.lab.cli import main as cli
 from curvact.lab.cli.options import Attacked, Subject, with_options
 
 Run = Callable[..., Any]
-GROUPS = ("analyze", "data", "transfer", "study")
+GROUPS = ("analyze", "data", "sweep", "transfer")
 
 
 def test_what_needs_no_model_loads_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""`curvact study`: one line with exit code 2 for every kind of bad input."""
+"""`curvact sweep`: run, resume, report; bad input is one line."""
 
 from __future__ import annotations
 
@@ -8,29 +8,64 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
 Run = Callable[..., Any]
+
+
+def test_run_resume_and_report(curvact: Run, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    one = ["--set", "grid.curvature=[6]", "--set", "base.hessian=null", "--workers", 1]
+    first = curvact("sweep", "run", tiny, "--out", out, *one)
+    assert first.code == 0, first.err
+    assert f"report.html: {out / 'report.html'}" in first.out
+    again = curvact("sweep", "run", tiny, "--out", out, *one)
+    assert (again.code, again.out) == (2, "")
+    assert "--resume" in again.err
+    table = (out / "results.csv").read_bytes()
+    grown = curvact("sweep", "run", tiny, "--out", out, *one, "--set", "grid.seed=[0,1,2]", "--resume")
+    assert grown.code == 0, grown.err
+    longer = (out / "results.csv").read_bytes()
+    assert len(longer.splitlines()) == len(table.splitlines()) + 1
+    assert set(table.splitlines()) < set(longer.splitlines())
+    (out / "report.html").unlink()
+    assert curvact("sweep", "report", out).code == 0
+    assert (out / "report.html").is_file()
+
+
+def test_runs_that_fail_end_with_1(
+    curvact: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curvact.lab.sweep_run.run_sweep", lambda *_, **__: ["run abc: its worker died"])
+    monkeypatch.setattr("curvact.lab.cli.sweep._report", lambda folder: print(f"report of {folder.name}"))
+    done = curvact("sweep", "run", tiny, "--out", tmp_path / "out")
+    assert done == (1, "report of out\n", "run abc: its worker died\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("run", "nowhere.yaml"), "cannot read nowhere.yaml"),
-        (("report", "nowhere"), "nowhere holds no study"),
-        (("run", "STUDY", "--workers", "0", "--out", "out"), "--workers 0: must be >= 1"),
-        (("run", "STUDY", "--set", "training.batchsize=3"), "did you mean 'batch_size'"),
-        (("run", "STUDY", "--set", "threat_model.epsilon=-1"), "threat_model.epsilon=-1"),
-        (("run", "STUDY", "--set", "factors.curvature=[0]"), "curvature must be a finite number > 0"),
-        (("run", "STUDY", "--out", "/proc/x"), "cannot write the study folder /proc/x"),
+        (("report", "nowhere"), "nowhere"),
+        (("run", "TINY", "--workers", "0", "--out", "out"), "--workers 0: must be >= 1"),
+        (("run", "TINY", "--engine", "locl", "--out", "out"), "locl"),
+        (("run", "TINY", "--set", "base.training.batchsize=3"), "did you mean 'batch_size'"),
+        (("run", "TINY", "--set", "base.threat_model.epsilon=-1"), "epsilon"),
+        (("run", "TINY", "--set", "grid.curvature=[0]"), "curvature must be a finite number > 0"),
+        (("run", "TINY", "--out", "/proc/x"), "/proc/x"),
     ],
 )
 def test_bad_input_is_one_line(
-    curvact: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+    curvact: Run,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    study = str(ROOT / "studies" / "digits.yaml")
-    done = curvact("study", *(study if word == "STUDY" else word for word in arguments))
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    done = curvact("sweep", *(tiny if word == "TINY" else word for word in arguments))
     assert (done.code, done.out) == (2, "")
     assert message in done.err
     assert done.err.count("\n") == 1
-    assert not (tmp_path / "runs").exists()
+    assert list(place.iterdir()) == []

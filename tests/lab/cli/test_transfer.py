@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ SMALL = [
     "training.batch_size=20",
     "training.attack=pgd-1",
     "training.epochs=1",
-    "test.steps=2",
+    "evaluation.attack=pgd-2",
 ]
 
 
@@ -45,16 +44,10 @@ def checkpoint(tmp_path: Path) -> Path:
     run.mkdir()
     save_checkpoint(run / "best.safetensors", model, arguments, {"run": "abc", "data": {"name": "digits"}})
     record = {
+        "run": "abc",
         "spec": {"evaluation": {"attack": "pgd-20"}},
         "metrics": {"best_clean_accuracy": 0.75, "best_robust_accuracy": 0.5},
-        "files": {
-            "best.safetensors": hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest(),
-            "last.safetensors": "",
-        },
-        "test_images": 40,
-        "data_sha256": {},
     }
-    (run / "environment.json").write_text("{}")
     (run / "record.json").write_text(json.dumps(record))
     return run / "best.safetensors"
 
@@ -82,7 +75,7 @@ def test_extract_show_train(curvact: Run, checkpoint: Path, tmp_path: Path) -> N
     train = ["transfer", "train", act, "digits", *SMALL, "model={name: resnet34, width: 2}", "--out", out]
     code, shown, errors = curvact(*train)
     assert code == 0, errors
-    assert json.loads((out / "record.json").read_text())["config"]["activation_from"]["frozen"] is True
+    assert json.loads((out / "record.json").read_text())["spec"]["activation_from"]["frozen"] is True
     assert len(load_checkpoint(out / "best.safetensors").layer3) == 6
     a, b = read_learned(act), extract_activation(out / "best.safetensors")
     for one, two in zip(a.groups, b.groups, strict=True):
@@ -119,8 +112,14 @@ def test_extract_show_train(curvact: Run, checkpoint: Path, tmp_path: Path) -> N
         (("train", "CHECKPOINT", "digits", "--out", "o"), "is no learned activation"),
         (("train", "ACT", "digitz", "--out", "o"), "did you mean 'digits'"),
         (("train", "ACT", ".", "--out", "o"), "goes on by `curvact train .`"),
-        (("train", "ACT", "digits", "activation=relu", "--out", "o"), "the activation's file decides that"),
-        (("train", "ACT", "digits", "model.scope=layer", "--out", "o"), "the activation's file decides that"),
+        (
+            ("train", "ACT", "digits", "activation=relu", "--out", "o"),
+            "the file of the learned activation decides that",
+        ),
+        (
+            ("train", "ACT", "digits", "model.scope=layer", "--out", "o"),
+            "the file of the learned activation decides that",
+        ),
         (
             ("train", "ACT", "digits", "model={name: mini_resnet, width: 3}", "--out", "o"),
             "act has 3 channels",

@@ -20,7 +20,7 @@ from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluate, leaderboard
-from curvact.lab.cli.sweep import compare, study_app
+from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
 from curvact.lab.cli.transfer import transfer_app
 
@@ -30,12 +30,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 app.command("activation")(activation)
 app.add_typer(data_app, name="data")
 app.command("train")(train)
+app.add_typer(sweep_app, name="sweep")
 app.command("evaluate")(evaluate)
 app.command("leaderboard")(leaderboard)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(transfer_app, name="transfer")
-app.add_typer(study_app, name="study")
-app.command("compare")(compare)
 
 
 def _show_version(wanted: bool) -> None:

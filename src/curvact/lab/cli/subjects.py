@@ -14,7 +14,7 @@ from curvact.data import Dataset, load
 from curvact.errors import CurvactError
 from curvact.lab.checkpoints import Checkpoint, open_checkpoint
 from curvact.lab.cli.options import Attacked, Subject, agreed
-from curvact.lab.settings import DataSpec
+from curvact.lab.spec import DataSpec
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 

@@ -8,31 +8,35 @@ from typing import Annotated
 
 import typer
 
+from curvact.lab.cli.options import Resume, RunOut, Workers
+
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
 
 
 @sweep_app.command("run")
-def run_command(
+def sweep_run(
     spec: Annotated[
         Path,
-        typer.Argument(help="A YAML file such as sweeps/digits.yaml, or the folder of a sweep that goes on."),
+        typer.Argument(help="A YAML file such as sweeps/digits.yaml, or a sweep's folder to go on with."),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/NAME.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Runs at a time. Default: the number of cores.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in a folder that holds a sweep. Its spec may have grown.")
-    ] = False,
-    engine: Annotated[str, typer.Option(help="What executes the runs.")] = "local",
-    set_: Annotated[
+    settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a key: base.training.batch_size=64, grid.seed=[0,1]."),
     ] = None,
+    out: RunOut = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    engine: Annotated[str, typer.Option(help="What executes the runs.")] = "local",
 ) -> None:
-    """Execute every run of a sweep side by side, then write its table, figures and page."""
+    """Execute the runs of a sweep, then report on them.
+
+    With --resume, finished runs are kept, and the spec may have grown. The report is a table, figures and a
+    page.
+    """
     from curvact.lab.sweep import read_sweep
     from curvact.lab.sweep_run import run_sweep
 
-    sweep = read_sweep(spec, set_)
+    sweep = read_sweep(spec, settings)
     folder = out if out is not None else spec if spec.is_dir() else Path("runs") / sweep.name
     problems = run_sweep(sweep, folder, workers=workers, resume=resume or folder == spec, engine=engine)
     _report(folder)
@@ -43,10 +47,8 @@ def run_command(
 
 
 @sweep_app.command("report")
-def report_command(
-    folder: Annotated[Path, typer.Argument(help="The folder that `curvact sweep run` wrote.")],
-) -> None:
-    """Write results.csv, the tables, the figures and report.html again from the records of a sweep."""
+def sweep_report(folder: Annotated[Path, typer.Argument(help="The folder of a sweep.")]) -> None:
+    """Write the tables, figures and page of a sweep again."""
     _report(folder)
 
 

@@ -9,34 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curvact.errors import CurvactError
+from curvact.lab.cli.options import Resume, RunOut
 
 if TYPE_CHECKING:
     from curvact.lab.spec import RunSpec
 
-training_app = typer.Typer()
 
-
-@training_app.command()
 def train(
     spec: Annotated[
         str | None,
-        typer.Argument(help="A YAML file, the name of a recipe, or the folder of a run that goes on."),
+        typer.Argument(help="A YAML file, the name of a recipe, or a run folder to go on with."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(help="Settings to change, such as training.epochs=20 seed=1.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/NAME.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that was begun in that folder.")
-    ] = False,
-    list_recipes: Annotated[
-        bool, typer.Option("--list-recipes", help="List the recipes of curvact.")
-    ] = False,
+    out: RunOut = None,
+    resume: Resume = False,
+    list_recipes: Annotated[bool, typer.Option("--list-recipes", help="List the recipes.")] = False,
 ) -> None:
-    """Train a network adversarially, then attack its best and its last weights on the test split.
+    """Train a network adversarially, then attack it.
 
-    The folder of a finished run with more epochs, such as `curvact train runs/mine training.epochs=40`,
-    extends that run where its schedule allows it.
+    The best and the last weights are attacked on the test split. A finished run is extended by its folder
+    and more epochs, such as `curvact train runs/mine training.epochs=40`, where its schedule allows it.
     """
     from rich.console import Console
     from rich.markup import escape

@@ -48,10 +48,8 @@ def show(activation: ActivationFile) -> None:
 @transfer_app.command("train")
 def train(
     activation: ActivationFile,
-    config: Annotated[
-        str, typer.Argument(help="A YAML file or the name of a recipe, as for `curvact train`.")
-    ],
-    overrides: Annotated[
+    spec: Annotated[str, typer.Argument(help="A YAML file or the name of a recipe, as in `curvact train`.")],
+    settings: Annotated[
         list[str] | None, typer.Argument(help="Settings to change, such as model.name=resnet34 seed=1.")
     ] = None,
     warm_start: Annotated[
@@ -63,23 +61,22 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train a network with a learned activation."""
-    from curvact.lab.cli import train as cli_training
-    from curvact.lab.train_config import read_config
+    from curvact.lab.cli.train import train_into
+    from curvact.lab.spec import read_spec
     from curvact.models.learned import read_learned
 
-    if Path(config).is_dir():
-        raise CurvactError(f"{config} is a folder: a run that was begun goes on by `curvact train {config}`")
-    for override in overrides or []:
-        key = override.partition("=")[0]
-        if key.startswith("activation") or key == "model.scope":
-            raise CurvactError(
-                f"{override!r}: with `curvact transfer train` the activation's file decides that"
-            )
-    origin = json.dumps({"path": str(activation), "frozen": not warm_start})
-    settings = [*(overrides or []), f"activation_from={origin}"]
+    if Path(spec).is_dir():
+        raise CurvactError(f"{spec} is a folder: a run that was begun goes on by `curvact train {spec}`")
+    for setting in settings or []:
+        key = setting.partition("=")[0]
+        if key.startswith(("activation", "curvature", "centered")) or key == "model.scope":
+            raise CurvactError(f"{setting!r}: the file of the learned activation decides that")
     read_learned(activation)
-    where = out or Path("runs") / f"{read_config(config, settings).name}-transfer"
-    cli_training.train(config, settings, where, resume, False)
+    origin = json.dumps({"path": str(activation), "frozen": not warm_start})
+    run = read_spec(spec, [*(settings or []), f"activation_from={origin}"])
+    code = train_into(run, out or Path("runs") / f"{run.name}-transfer", resume=resume)
+    if code:
+        raise typer.Exit(code)
 
 
 def _show(learned: LearnedActivation) -> None:
