@@ -11,24 +11,38 @@ import pytest
 Run = Callable[..., Any]
 
 
-def test_run_resume_and_report(curvact: Run, tiny: Path, tmp_path: Path) -> None:
+def test_run_and_report(curvact: Run, tiny: Path, tmp_path: Path) -> None:
+    """One run; `tests/lab/test_sweep_run.py` has the rest."""
     out = tmp_path / "out"
-    one = ["--set", "grid.curvature=[6]", "--set", "base.hessian=null", "--workers", 1]
+    one = ["--set", "grid={curvature: [6], seed: [0]}", "--set", "base.hessian=null", "--workers", 1]
     first = curvact("sweep", "run", tiny, "--out", out, *one)
     assert first.code == 0, first.err
     assert f"report.html: {out / 'report.html'}" in first.out
+    assert len((out / "results.csv").read_bytes().splitlines()) == 2
     again = curvact("sweep", "run", tiny, "--out", out, *one)
     assert (again.code, again.out) == (2, "")
     assert "--resume" in again.err
-    table = (out / "results.csv").read_bytes()
-    grown = curvact("sweep", "run", tiny, "--out", out, *one, "--set", "grid.seed=[0,1,2]", "--resume")
-    assert grown.code == 0, grown.err
-    longer = (out / "results.csv").read_bytes()
-    assert len(longer.splitlines()) == len(table.splitlines()) + 1
-    assert set(table.splitlines()) < set(longer.splitlines())
     (out / "report.html").unlink()
     assert curvact("sweep", "report", out).code == 0
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_options_reach_the_sweep(
+    curvact: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    calls: list[Any] = []
+
+    def run_sweep(spec: Any, folder: Path, **options: Any) -> list[str]:
+        calls.append((spec.grid["seed"], folder, options))
+        return []
+
+    monkeypatch.setattr("curvact.lab.sweep_run.run_sweep", run_sweep)
+    monkeypatch.setattr("curvact.lab.cli.sweep._report", lambda folder: None)
+    options = ["--set", "grid.seed=[4]", "--out", tmp_path / "out", "--workers", 3, *["--resume"] * resume]
+    assert curvact("sweep", "run", tiny, *options).code == 0
+    expected = {"workers": 3, "resume": resume, "engine": "local"}
+    assert calls == [((4,), tmp_path / "out", expected)]
 
 
 def test_runs_that_fail_end_with_1(

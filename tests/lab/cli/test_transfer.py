@@ -88,7 +88,7 @@ def test_extract_show_train(curvact: Run, checkpoint: Path, tmp_path: Path) -> N
     assert "has run to its end" in errors
     code, _, errors = curvact(*train, "--resume", "--warm-start")
     assert code == 2
-    assert "holds a run of another config" in errors
+    assert "holds a run of another spec" in errors
 
 
 @pytest.mark.parametrize(

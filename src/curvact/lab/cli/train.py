@@ -70,10 +70,11 @@ def train_into(run: RunSpec, where: Path, *, resume: bool) -> int:
     errors = Console(stderr=True)
     if (where / SPEC_FILE).is_file() and not resume:
         raise CurvactError(f"{where} holds a run already: --resume goes on with it")
-    if (where / RECORD_FILE).is_file() and read_record(where).run == run.id:
-        errors.print(f"{where} has run to its end", soft_wrap=True, highlight=False)
+    earlier = read_record(where) if (where / RECORD_FILE).is_file() else None
     with run_bar(run.name, errors) as show:
         record = execute(run, where, on_event=show)
+    if earlier is not None and earlier.run == record.run:
+        errors.print(f"{where} has run to its end", soft_wrap=True, highlight=False)
     if record.status == "failed":
         print(f"curvact: {run.name}: {record.cause}", file=sys.stderr)
         return 1
