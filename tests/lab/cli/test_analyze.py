@@ -33,7 +33,7 @@ HESSIAN = (
     "--n",
     8,
     "--probes",
-    16,
+    8,
     "--attack",
     "pgd-2",
     "--eigenvalues",

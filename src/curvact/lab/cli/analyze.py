@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
+    from curvact.analysis.matching import MatchingRule
     from curvact.analysis.records import OnProgress
-    from curvact.analysis.smoothness import MatchingRule
+    from curvact.attacks import PGD
     from curvact.lab.cli.findings import Findings
 
 analyze_app = typer.Typer(no_args_is_help=True, help="Analyze the loss of trained models.")
@@ -69,41 +70,33 @@ def hessian(
     The parts are norms of its diagonal by layer, the split of the diagonal into GGN and σ″, and the spectrum.
     Parameters of activations are left out. The perturbation is held fixed.
     """
-    from curvact.lab.analyses import HESSIAN_PARTS, check_names
+    from curvact.lab.analyses import HESSIAN_PARTS, HessianSettings, check_names, hessian_analysis
+    from curvact.lab.report import analysis_tables as tables
+    from curvact.lab.report.hessian_plots import density_figure, norms_figure, split_figure
 
     parts = listed(what)
     check_names("--what", parts, HESSIAN_PARTS, "curvact analyze hessian")
     at_least("--eigenvalues", eigenvalues, 1)
     at_least("--density-probes", density_probes, 0)
     at_least("--density-steps", density_steps, 1)
-    steps = subject.pgd.steps
-
-    from curvact.lab.analyses import hessian_analysis
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.hessian_plots import density_figure, norms_figure, split_figure
-
+    attack, seed = subject.pgd, subject.seed
+    settings = HessianSettings(
+        what=tuple(parts),
+        probes=probes,
+        deflation=deflation,
+        relative_error=relative_error,
+        max_probes=max_probes,
+        exact=exact,
+        by_site=by_site,
+        eigenvalues=eigenvalues,
+        density_probes=density_probes,
+        density_steps=density_steps,
+    )
     found = _open("hessian", ctx, checkpoints, subject, out)
-    x, y, threat = found.subjects.x, found.subjects.y, found.subjects.threat
+    loss, threat = found.subjects.loss, found.subjects.threat
     found.each(
         lambda model, on_progress: hessian_analysis(
-            model,
-            x,
-            y,
-            threat,
-            what=parts,
-            seed=subject.seed,
-            batch_size=subject.batch_size,
-            attack_steps=steps,
-            probes=probes,
-            deflation=deflation,
-            relative_error=relative_error,
-            max_probes=max_probes,
-            exact=exact,
-            by_site=by_site,
-            eigenvalues=eigenvalues,
-            density_probes=density_probes,
-            density_steps=density_steps,
-            on_progress=on_progress,
+            loss(model), threat, settings, attack=attack, seed=seed, on_progress=on_progress
         )
     )
     draws: dict[str, tuple[str, Callable[..., Figure]]] = {
@@ -139,7 +132,9 @@ def flatness(
 
     The average and the worst case are those of Stutz et al. Parameters of activations and of normalization layers are held fixed.
     """
-    from curvact.lab.analyses import FLATNESS_PARTS, check_names
+    from curvact.lab.analyses import FLATNESS_PARTS, FlatnessSettings, check_names, flatness_analysis
+    from curvact.lab.report import analysis_tables as tables
+    from curvact.lab.report.analysis_plots import flatness_figure
 
     parts = listed(what)
     check_names("--what", parts, FLATNESS_PARTS, "curvact analyze flatness")
@@ -148,30 +143,13 @@ def flatness(
     at_least("--restarts", restarts, 1)
     positive("--radius", radius)
     positive("--worst-radius", worst_radius)
-    attack_steps = subject.pgd.steps
-
-    from curvact.lab.analyses import flatness_analysis
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.analysis_plots import flatness_figure
-
+    attack, seed = subject.pgd, subject.seed
+    settings = FlatnessSettings(tuple(parts), radius, draws, worst_radius, steps, restarts)
     found = _open("flatness", ctx, checkpoints, subject, out)
-    x, y, threat = found.subjects.x, found.subjects.y, found.subjects.threat
+    loss, threat = found.subjects.loss, found.subjects.threat
     found.each(
         lambda model, on_progress: flatness_analysis(
-            model,
-            x,
-            y,
-            threat,
-            what=parts,
-            seed=subject.seed,
-            batch_size=subject.batch_size,
-            attack_steps=attack_steps,
-            radius=radius,
-            draws=draws,
-            worst_radius=worst_radius,
-            steps=steps,
-            restarts=restarts,
-            on_progress=on_progress,
+            loss(model), threat, settings, attack=attack, seed=seed, on_progress=on_progress
         )
     )
 
@@ -217,7 +195,10 @@ def smoothness(
 
     The gradient is that of the adversarial loss in the parameters. The attack is run again at each point.
     """
-    from curvact.analysis.smoothness import MatchingRule
+    from curvact.analysis.matching import MatchingRule
+    from curvact.lab.analyses import SmoothnessSettings, smoothness_analysis
+    from curvact.lab.report import analysis_tables as tables
+    from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure
 
     one_of("--match", match, get_args(MatchingRule))
     at_least("--directions", directions, 1)
@@ -228,36 +209,20 @@ def smoothness(
         raise CurvactError(f"--relative-norms {relative_norms}: one of them twice")
     if trajectory and len(checkpoints) < 2:
         raise CurvactError("--trajectory with 1 checkpoint: give the points of a training run, at least 2")
-    attack_steps = subject.pgd.steps
-
-    from curvact.lab.analyses import smoothness_analysis
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure
-
+    attack, seed, rule = subject.pgd, subject.seed, cast("MatchingRule", match)
+    settings = SmoothnessSettings(rule, tuple(norms), directions, flatness)
     found = _open("smoothness", ctx, checkpoints, subject, out)
-    rule = cast("MatchingRule", match)
-    x, y, threat, caption = found.subjects.x, found.subjects.y, found.subjects.threat, found.subjects.caption
+    loss, threat, caption = found.subjects.loss, found.subjects.threat, found.subjects.caption
     if threat.norm == "l1":
         raise CurvactError(
             "--norm l1 in curvact analyze smoothness: it compares linf and l2, give one of them"
         )
     if trajectory:
-        _trajectories(found, subject, rule)
+        _trajectories(found, attack, seed, rule)
         return
     found.each(
         lambda model, on_progress: smoothness_analysis(
-            model,
-            x,
-            y,
-            threat,
-            rule=rule,
-            seed=subject.seed,
-            batch_size=subject.batch_size,
-            attack_steps=attack_steps,
-            norms=norms,
-            directions=directions,
-            flatness=flatness,
-            on_progress=on_progress,
+            loss(model), threat, settings, attack=attack, seed=seed, on_progress=on_progress
         )
     )
     found.draw_each(smoothness_figure)
@@ -267,17 +232,17 @@ def smoothness(
     found.write([t for name, record in found.results.items() for t in tables.smoothness_tables(name, record)])
 
 
-def _trajectories(found: Findings, subject: Attacked, rule: MatchingRule) -> None:
+def _trajectories(found: Findings, attack: PGD, seed: int, rule: MatchingRule) -> None:
     """Smoothness along every run. The checkpoints of one folder are one run.
 
     The attacks of all runs are those that are matched at the end of the first one.
     """
-    from curvact.analysis.smoothness import match_radii, trajectory_smoothness
+    from curvact.analysis import match_radii, trajectory_smoothness
     from curvact.lab.analyses import linf_radius
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.smoothness_plots import trajectory_figure
 
-    checkpoints, x, y = found.subjects.checkpoints, found.subjects.x, found.subjects.y
+    checkpoints, loss = found.subjects.checkpoints, found.subjects.loss
     folders: dict[Path, list[str]] = {}
     for name, checkpoint in checkpoints.items():
         folders.setdefault(checkpoint.path.resolve().parent, []).append(name)
@@ -288,23 +253,19 @@ def _trajectories(found: Findings, subject: Attacked, rule: MatchingRule) -> Non
     runs = {str(folder) if alike else folder.name: names for folder, names in folders.items()}
     spent = [checkpoint.sidecar.get("gradient_evaluations") for checkpoint in checkpoints.values()]
     cost = None if None in spent else dict(zip(checkpoints, map(float, spent), strict=True))
-    steps, seed, size = subject.pgd.steps, subject.seed, subject.batch_size
     last = checkpoints[next(iter(runs.values()))[-1]].model
 
     def analyse(begin: Callable[[str], OnProgress]) -> dict[str, Any]:
-        radius = linf_radius(found.subjects.threat, x)
-        matched = match_radii(last, x, y, radius, rule=rule, steps=steps, seed=seed, batch_size=size)
+        epsilon = linf_radius(found.subjects.threat, found.subjects.x)
+        matched = match_radii(loss(last), epsilon, rule=rule, attack=attack, seed=seed)
         records = {
             run: {
                 **trajectory_smoothness(
-                    checkpoints[names[-1]].model,
+                    loss(checkpoints[names[-1]].model),
                     [checkpoints[name].model.state_dict() for name in names],
-                    x,
-                    y,
-                    matched.attacks(steps=steps, seed=seed),
+                    matched.attacks(attack, seed=seed),
                     positions=None if cost is None else [cost[name] for name in names],
-                    batch_size=size,
-                    progress=begin(run),
+                    on_progress=begin(run),
                 ).as_dict(),
                 "checkpoints": names,
                 "matching": matched.as_dict(),
@@ -318,11 +279,12 @@ def _trajectories(found: Findings, subject: Attacked, rule: MatchingRule) -> Non
     records: dict[str, Any] = result.get("runs", {next(iter(runs)): result})
     label = "checkpoint" if cost is None else "gradient evaluations"
     first = next(iter(records.values()))
-    for attack in [None] if len(records) == 1 else dict.fromkeys(row["attack"] for row in first["rows"]):
+    attacks = [None] if len(records) == 1 else list(dict.fromkeys(row["attack"] for row in first["rows"]))
+    for name in attacks:
         caption = found.subjects.caption
-        title = caption if attack is None else f"{caption}; {attack} loss"
-        only = None if attack is None else [attack]
-        found.draw(partial(trajectory_figure, records, only, title, label), part=attack or "")
+        title = caption if name is None else f"{caption}; {name} loss"
+        only = None if name is None else [name]
+        found.draw(partial(trajectory_figure, records, only, title, label), part=name or "")
     found.write([tables.trajectory_table(record, runs[run], run) for run, record in records.items()])
 
 
@@ -352,30 +314,20 @@ def landscape(
     if size < 3 or size % 2 == 0:
         raise CurvactError(f"--points {size}: an odd number from 3, so that one of them is the model")
     positive("--span", span)
-    steps = subject.pgd.steps
+    attack, seed = subject.pgd, subject.seed
 
-    from curvact.analysis.landscape import loss_landscape
-    from curvact.analysis.smoothness import fixed_pgd
+    from curvact.analysis import loss_landscape, seeded
     from curvact.lab.analyses import own_parameters
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import landscape_figure
 
     found = _open("landscape", ctx, checkpoints, subject, out)
-    attack = fixed_pgd(found.subjects.threat, steps=steps, seed=subject.seed)
+    run = seeded(attack, found.subjects.threat, seed)
 
     def analyse(model: nn.Module, on_progress: OnProgress) -> dict[str, Any]:
+        loss = found.subjects.loss(model).excluding(own_parameters(model))
         return loss_landscape(
-            model,
-            found.subjects.x,
-            found.subjects.y,
-            attack,
-            directions=dimensions,
-            points=size,
-            span=span,
-            seed=subject.seed,
-            exclude=own_parameters(model),
-            batch_size=subject.batch_size,
-            on_progress=on_progress,
+            loss, run, directions=dimensions, points=size, span=span, seed=seed, on_progress=on_progress
         ).as_dict()
 
     found.each(analyse)
@@ -407,24 +359,28 @@ def shape(
     at_least("--lipschitz-steps", lipschitz_steps, 1)
     at_least("--square-queries", square_queries, 0)
     largest = None if largest_radius is None else radius("--largest-radius", largest_radius, above_zero=True)
-    steps = subject.pgd.steps
+    attack = subject.pgd
 
-    from curvact.analysis.shape import shape_table
+    from curvact.analysis.shape import ShapeSettings, shape_table
     from curvact.lab.report import analysis_tables as tables
     from curvact.lab.report.analysis_plots import shape_figure
 
+    settings = ShapeSettings(
+        attack=attack,
+        largest_radius=largest,
+        halvings=radius_steps,
+        lipschitz_steps=lipschitz_steps,
+        square_queries=square_queries,
+    )
     found = _open("shape", ctx, checkpoints, subject, out)
+    subjects = found.subjects
     found.all_at_once(
         lambda begin: shape_table(
-            found.subjects.models,
-            found.subjects.x,
-            found.subjects.y,
-            found.subjects.threat,
-            attack_steps=steps,
-            largest_radius=largest,
-            radius_steps=radius_steps,
-            lipschitz_steps=lipschitz_steps,
-            square_queries=square_queries,
+            subjects.models,
+            subjects.x,
+            subjects.y,
+            subjects.threat,
+            settings,
             seed=subject.seed,
             batch_size=subject.batch_size,
             on_progress=begin("shapes"),

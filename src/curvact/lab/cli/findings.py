@@ -18,9 +18,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import nn
 
-from curvact.analysis.records import OnProgress
+from curvact.analysis.records import OnProgress, plain
 from curvact.errors import CurvactError
-from curvact.lab.analyses import plain
 from curvact.lab.cli.subjects import Subjects
 from curvact.lab.environment import environment
 from curvact.lab.record.record import model_entry

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from curvact.analysis import Loss
 from curvact.attacks import ThreatModel
 from curvact.data import Dataset, load
 from curvact.errors import CurvactError
@@ -23,6 +24,7 @@ NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 class Subjects:
     """checkpoints: by name. images: on the device. threat_model: None for what needs no attack."""
 
+    options: Subject
     checkpoints: dict[str, Checkpoint]
     images: Dataset
     x: Tensor
@@ -37,6 +39,10 @@ class Subjects:
     def threat(self) -> ThreatModel:
         assert self.threat_model is not None
         return self.threat_model
+
+    def loss(self, model: nn.Module) -> Loss:
+        """The loss of a model on the images."""
+        return Loss(model, self.x, self.y, batch_size=self.options.batch_size)
 
     @property
     def caption(self) -> str:
@@ -60,7 +66,7 @@ def open_subjects(command: str, paths: Sequence[Path], options: Subject) -> Subj
     data = data_of(opened, options)
     counts = {"size": data.size, "train": data.train, "validation": data.validation, "test": data.test}
     images: Dataset = getattr(load(data.name, **counts), options.split).first(options.n).to(device)
-    subjects = Subjects(checkpoints, images, images.inputs(), images.labels, threat)
+    subjects = Subjects(options, checkpoints, images, images.inputs(), images.labels, threat)
     for checkpoint in opened:
         checkpoint.model.to(device)
         check_fit(checkpoint, subjects)
