@@ -16,7 +16,7 @@ from torch import nn
 from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
-from curvact.lab.record import evaluate_model, model_hash, write_record
+from curvact.lab.record import evaluate, model_hash, write_record
 from curvact.models import build, extract_activation, hub
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.models.hub import from_pretrained, model_card, read_description, save_pretrained
@@ -45,7 +45,7 @@ def model() -> nn.Module:
 @pytest.fixture
 def record(model: nn.Module) -> Any:
     images = load("digits").test.first(30)
-    return evaluate_model(model, images, ThreatModel("linf", 0.1), attack="pgd-3", masking="none")
+    return evaluate(model, images, ThreatModel("linf", 0.1), attack="pgd-3", masking="none")
 
 
 def test_a_folder_and_back(model: nn.Module, tmp_path: Path) -> None:
@@ -77,7 +77,8 @@ def test_the_card_says_what_is_known(model: nn.Module, record: Any, tmp_path: Pa
     assert "κ = sup|σ″|: 2\n" in body  # 3/(2(1 − 0.25))
     assert "extra parameters: 2" in body
     assert "[paper] arXiv 2110.05626; κ [derived]" in body
-    row = f"| pgd-3 | linf, ε = 0.1 | 30 of {record.data.name} | {record.clean_accuracy:.2%} | {record.robust_accuracy:.2%} ± "
+    accuracies = f"{record.clean_accuracy:.2%} | {record.robust_accuracy:.2%} ± "
+    row = f"| {record.attack} | linf, ε = 0.1 | 30 of {record.data.name} | {accuracies}"
     assert body.count(row) == 2
     assert "upper bounds" in body
     assert '"seed": 7' in body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +45,16 @@ def checkpoint(tmp_path: Path) -> Path:
     run.mkdir()
     save_checkpoint(run / "best.safetensors", model, arguments, {"run": "abc", "data": {"name": "digits"}})
     record = {
-        "run": "abc",
         "spec": {"evaluation": {"attack": "pgd-20"}},
         "metrics": {"best_clean_accuracy": 0.75, "best_robust_accuracy": 0.5},
+        "files": {
+            "best.safetensors": hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest(),
+            "last.safetensors": "",
+        },
+        "test_images": 40,
+        "data_sha256": {},
     }
+    (run / "environment.json").write_text("{}")
     (run / "record.json").write_text(json.dumps(record))
     return run / "best.safetensors"
 
