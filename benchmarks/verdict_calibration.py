@@ -201,7 +201,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.write:
         target = Path(verdicts.__file__).with_name(FILE)
-        atomic_write(target, json.dumps([c.as_dict() for c in shipped()], indent=0) + "\n")
+        entries = ",\n".join(json.dumps(c.as_dict()) for c in shipped())
+        atomic_write(target, f"[\n{entries}\n]\n")
         return
     results = [
         calibrate(chosen.curvatures, seeds, chosen.sd, studies=chosen.studies, seed=chosen.seed)

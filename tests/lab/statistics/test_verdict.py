@@ -361,7 +361,7 @@ def test_failed_trials_are_left_out_and_named() -> None:
     assert verdict.curvatures == KAPPA[1:]
     assert verdict.notes == (
         "no result at κ = 0.1: left out",
-        "1 of 27 trials have no result: left out",
+        "1 of 27 runs have no result: left out",
     )
     assert verdict.kind == "interior peak"
 

@@ -5,108 +5,122 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
-from curvact.lab.statistics.shape import bump
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvact.errors import CurvactError
-from curvact.lab.statistics.calibration import rise_then_flat
-from curvact.lab.statistics.verdict import Verdict, compare_families, sweep_verdict
+from curvact.lab.statistics.across import Common, SameShape, common_optimum
+from curvact.lab.statistics.power import bump
+from curvact.lab.statistics.verdict import Range, Verdict, decide
+from curvact.lab.statistics.words import (
+    Terms,
+    across_sentences,
+    curve_sentences,
+    norm_sentences,
+    seeds_sentence,
+)
 
 KAPPA = (0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0, 20.0, 50.0, 200.0)
 GRID = np.array(KAPPA)
-PEAK, PLATEAU = 0.6 + bump(GRID, 6.0, 0.1), 0.65 + rise_then_flat(GRID, 2.0)
+PEAK = 0.6 + bump(GRID, 6.0, 0.1)
+PLATEAU = 0.65 + 0.15 * np.minimum(0.0, np.log(GRID / 2) / np.log(20))
+TERMS = Terms()
 
 
 def noisy(truth: np.ndarray, seeds: int = 3, sd: float = 0.004, seed: int = 0) -> np.ndarray:
     return truth[:, None] + sd * np.random.default_rng(seed).standard_normal((len(truth), seeds))
 
 
-def text(verdict: Verdict) -> str:
-    return "\n".join(verdict.sentences)
+def said(values: np.ndarray) -> tuple[Verdict, str]:
+    verdict = decide(KAPPA[: len(values)], values)
+    return verdict, "\n".join(curve_sentences(verdict, TERMS, (4.0, 10.0)))
+
+
+def said_of_norm(values: np.ndarray, logs: np.ndarray) -> str:
+    verdict = decide(KAPPA, values)
+    norm = decide(KAPPA, logs, margin=0.05, maximise=False)
+    return norm_sentences("a", norm, verdict, KAPPA, values, logs, TERMS)
 
 
 def test_a_peak_with_a_matching_u_shape() -> None:
-    verdict = sweep_verdict("rctaf", KAPPA, noisy(PEAK), {"a": noisy(-bump(GRID, 6.0, 1.0), sd=0.03, seed=1)})
-    words = text(verdict)
-    assert verdict.robustness.kind == "interior peak"
-    assert verdict.norms["a"].kind == "U shape"
-    assert "An interior peak is supported (p < 0.001)" in words
+    verdict, words = said(noisy(PEAK))
+    assert verdict.kind == "interior peak"
+    assert "An interior peak is shown (p < 0.001)" in words
     assert "within the published band 4 to 10" in words
-    assert "Hessian norm a: a U shape is supported" in words
-    assert "Its confidence set meets that of the optimum at κ = 6" in words
-    assert "in 3 of 3" in words
-    assert "What would settle it" not in words
+    assert seeds_sentence(verdict) == ""
+    norm = said_of_norm(noisy(PEAK), noisy(-bump(GRID, 6.0, 1.0), sd=0.03, seed=1))
+    assert norm.startswith("a: a U shape is shown")
+    assert "Its confidence set meets that of the optimum at κ = 6" in norm
+    assert "in 3 of 3 seeds" in norm
 
 
 def test_the_factor_of_a_u_shape_is_the_ratio_of_the_norms() -> None:
     # floor at a tenth of both sides
     truth = np.where((GRID >= 4) & (GRID <= 10), -1.0, 0.0)
-    words = text(sweep_verdict("f", KAPPA, noisy(PEAK), {"a": noisy(truth, sd=1e-4, seed=1)}))
+    words = said_of_norm(noisy(PEAK), noisy(truth, sd=1e-4, seed=1))
     assert "κ = 4 to 10 lies a factor 10 [10, 10] below" in words
 
 
 def test_a_norm_with_its_minimum_elsewhere() -> None:
-    words = text(sweep_verdict("f", KAPPA, noisy(PEAK), {"a": noisy(-bump(GRID, 0.5, 1.0), sd=0.03, seed=1)}))
-    assert "no curvature in common" in words
+    words = said_of_norm(noisy(PEAK), noisy(-bump(GRID, 0.5, 1.0), sd=0.03, seed=1))
+    assert "no point in common" in words
     assert "robust accuracy differs" in words
-    assert "in 0 of 3" in words
+    assert "in 0 of 3 seeds" in words
 
 
-def test_noise_is_inconclusive_and_says_how_many_seeds() -> None:
-    verdict = sweep_verdict("f", KAPPA, noisy(PLATEAU, sd=0.02))
-    words = text(verdict)
-    assert verdict.robustness.kind == "inconclusive"
-    assert "Inconclusive at 3 seeds." in words
-    assert f"takes {verdict.robustness.seeds_for_peak} seeds" in words
-    assert "in 43 % of studies" in words or "in 42 % of studies" in words or "in 44 % of studies" in words
+def test_noise_is_inconclusive_and_says_how_many_seeds_first() -> None:
+    verdict, words = said(noisy(PLATEAU, sd=0.02))
+    assert verdict.kind == "inconclusive"
+    first = f"Inconclusive at 3 seeds. A peak of 0.02 is found with {verdict.seeds_for_peak} seeds"
+    assert words.startswith(first)
+    assert "in 43 % of sweeps" in words
 
 
 def test_plateau_is_more_likely_than_a_peak() -> None:
-    verdict = sweep_verdict("f", KAPPA, noisy(PLATEAU))
-    assert verdict.robustness.kind == "plateau"
-    assert "An interior peak is not supported" in text(verdict)
-    assert "A rise and a plateau are shown: κ = 2 to 200 lies within 0.02" in text(verdict)
-    assert "what fits best is a plateau from κ = " in text(verdict)
-    assert verdict.robustness.weight("rise then plateau") > 5 * verdict.robustness.weight("interior peak")
+    verdict, words = said(noisy(PLATEAU))
+    assert verdict.kind == "plateau"
+    assert words.startswith("An interior peak is not shown")
+    assert "A rise and a plateau are shown: κ = 2 to 200 lies within 0.02" in words
+    assert "the best fit is a plateau from κ = " in words
+    assert verdict.weight("rise then plateau") > 5 * verdict.weight("interior peak")
 
 
 def test_one_seed_gives_no_more_than_the_best_point() -> None:
-    verdict = sweep_verdict("f", KAPPA, noisy(PEAK, seeds=1), {"a": noisy(-PEAK, seeds=1)})
-    assert verdict.robustness.kind == "inconclusive"
-    assert "without an error bar nothing more can be said" in text(verdict)
-    assert "p =" not in text(verdict)
-    assert compare_families([verdict, verdict]) == ()
+    verdict, words = said(noisy(PEAK, seeds=1))
+    assert verdict.kind == "inconclusive"
+    assert "Without an error bar nothing more can be said." in words
+    assert "p =" not in words
+    assert "Without an error bar" in said_of_norm(noisy(PEAK, seeds=1), noisy(-PEAK, seeds=1))
 
 
-def test_failed_trials_are_named() -> None:
+def test_missing_runs_are_named() -> None:
     values = noisy(PEAK)
     values[2, 1] = math.nan
-    assert "Note: 1 of 30 trials have no result: left out." in sweep_verdict("f", KAPPA, values).sentences
+    assert "Note: 1 of 30 runs have no result: left out." in said(values)[1]
 
 
-def test_norm_of_another_shape_is_refused() -> None:
-    with pytest.raises(CurvactError, match=r"norm 'a' has shape \(10, 2\): expected \(10, 3\)"):
-        sweep_verdict("f", KAPPA, noisy(PEAK), {"a": noisy(PEAK, seeds=2)})
+def test_strata_that_agree_differ_or_cannot_tell() -> None:
+    at_six, again = (decide(KAPPA, noisy(PEAK, seed=seed)) for seed in (0, 5))
+    elsewhere = decide(KAPPA, noisy(0.6 + bump(GRID, 0.5, 0.1), seed=6))
+    unknown = decide(KAPPA, noisy(PLATEAU, sd=0.05, seed=7))
 
+    def across(other: Verdict, p: float = math.nan) -> str:
+        both = {"a": at_six, "b": other}
+        same = SameShape(p, {"a": 0.5, "b": 0.01})
+        return " ".join(across_sentences(both, common_optimum([at_six, other]), same, TERMS))
 
-def test_families_that_agree_differ_or_cannot_tell() -> None:
-    at_six = sweep_verdict("a", KAPPA, noisy(PEAK))
-    again = sweep_verdict("b", KAPPA, noisy(PEAK, seed=5))
-    elsewhere = sweep_verdict("c", KAPPA, noisy(0.6 + bump(GRID, 0.5, 0.1), seed=6))
-    unknown = sweep_verdict("d", KAPPA, noisy(PLATEAU, sd=0.05, seed=7))
-    agree, differ = (
-        " ".join(compare_families([at_six, again])),
-        " ".join(compare_families([at_six, elsewhere])),
+    assert "overlap in all 2 strata, at κ = " in across(again)
+    assert "does not prove" in across(again)
+    assert "No κ can be the optimum in all 2 strata" in across(elsewhere)
+    assert "overlaps with almost any other" in across(unknown)
+    assert "The verdict is the same in all 2 strata: interior peak." in across(again)
+    assert "inconclusive in 1; interior peak in 1" in across(unknown)
+    assert "do not have one shape (p = 0.020)" in across(again, 0.02)
+    assert "It is b that differs." in across(again, 0.02)
+    assert "A difference of shape is not shown (p = 0.60)" in across(again, 0.6)
+    undecided = across_sentences(
+        {"a": at_six, "b": again}, Common(None, Range(4, 6)), SameShape(1, {}), TERMS
     )
-    assert "overlap at κ = 6" in agree or "overlap at κ = 4 to" in agree
-    assert "does not prove" in agree
-    assert "have no κ in common" in differ
-    assert "at least 90 %" in differ
-    assert "says little" in " ".join(compare_families([at_six, unknown]))
-    assert compare_families([at_six]) == ()
-    assert compare_families([]) == ()
+    assert "a common optimum at κ = 4 to 6 remains possible: this is undecided" in undecided[0]
 
 
 @given(data=st.data(), count=st.integers(1, 6), seeds=st.integers(1, 4))
@@ -114,12 +128,15 @@ def test_families_that_agree_differ_or_cannot_tell() -> None:
 def test_any_table_gives_clean_sentences(data: st.DataObject, count: int, seeds: int) -> None:
     cell = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 1.0]), st.just(math.nan))
     size = st.lists(cell, min_size=count * seeds, max_size=count * seeds)
-    robust, norm = (np.array(data.draw(size)).reshape(count, seeds) for _ in range(2))
-    robust[0, 0] = 0.5
-    verdict = sweep_verdict("f", list(KAPPA[:count]), robust, {"a": norm})
-    for sentence in verdict.sentences:
-        assert "nan" not in sentence
-        assert "inf" not in sentence
-        assert "None" not in sentence
+    values, logs = (np.array(data.draw(size)).reshape(count, seeds) for _ in range(2))
+    values[0, 0] = logs[0, 0] = 0.5
+    points = KAPPA[:count]
+    verdict = decide(points, values)
+    norm = decide(points, logs, maximise=False)
+    sentences = [
+        *curve_sentences(verdict, TERMS, (4.0, 10.0)),
+        norm_sentences("a", norm, verdict, points, values, logs, TERMS),
+    ]
+    for sentence in sentences:
+        assert not {"nan", "inf", "None"} & set(sentence.replace(",", " ").replace(".", " ").split())
         assert sentence.endswith(".")
-    compare_families([verdict, verdict])

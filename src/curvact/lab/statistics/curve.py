@@ -15,7 +15,17 @@ from curvact.lab.statistics.contrasts import Array, Design, precise_p_values
 from curvact.lab.statistics.interval import Interval, curve_intervals
 from curvact.lab.statistics.paired import holm
 from curvact.lab.statistics.question import Answer, Grid, Question
-from curvact.lab.statistics.strata import SEED, Cells, Stratum, cells, label_text, place, strata, varying
+from curvact.lab.statistics.strata import (
+    SEED,
+    Cells,
+    Stratum,
+    axis_name,
+    cells,
+    label_text,
+    place,
+    strata,
+    varying,
+)
 from curvact.lab.statistics.verdict import Range, Verdict, decide, peak_test
 from curvact.lab.table import Row, Table
 
@@ -31,6 +41,7 @@ NORM_SYMBOLS = {
 }
 HESSIAN_NORMS = tuple(f"{loss}_hessian_{norm}" for loss in LOSSES for norm in NORM_SYMBOLS)
 PRECISE_DRAWS = (40_000, 160_000, 320_000)
+MOST_IN_WORDS = 4  # strata whose own sentences belong to the answer; of more, the table tells
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +98,7 @@ class Curve(Question):
     @property
     def terms(self) -> words.Terms:
         """What the sentences call the outcome and the axis."""
-        symbol = "κ" if self.axis == "curvature" else self.axis.rsplit(".", 1)[-1]
+        symbol = "κ" if self.axis == "curvature" else axis_name(self.axis)
         return words.Terms(self.outcome.replace("_", " "), symbol)
 
     def suits(self, table: Table) -> bool:
@@ -109,10 +120,9 @@ class Curve(Question):
             same = same_shape({name: (s.cells.points, s.cells.values) for name, s in able.items()})
             across = words.across_sentences({n: s.verdict for n, s in able.items()}, common, same, self.terms)
             across += self._along_axes(list(able.values()))
+        few = known if len(known) <= MOST_IN_WORDS else ()
         short = tuple(
-            (f"{s.stratum.name}: " if len(known) > 1 else "") + line
-            for s in known
-            for line in s.sentences[:2]
+            (f"{s.stratum.name}: " if len(known) > 1 else "") + line for s in few for line in s.sentences[:2]
         )
         axes = varying(
             [row for s in known for row in s.stratum.rows],
@@ -124,7 +134,7 @@ class Curve(Question):
             self._norms_grid(known, axes),
         )
         return CurveAnswer(
-            f"{self.terms.outcome[:1].upper()}{self.terms.outcome[1:]} against {self.axis.rsplit('.', 1)[-1]}",
+            f"{self.terms.outcome[:1].upper()}{self.terms.outcome[1:]} against {axis_name(self.axis)}",
             across + u_sentences + short,
             tuple(grid for grid in tables if grid.lines and len(grid.heads) > grid.names),
             self,
@@ -145,7 +155,8 @@ class Curve(Question):
             logs = self._logs(stratum, metric, outcome)
             if logs is None:
                 continue
-            norm = decide(points, logs, level=self.level, margin=self.norm_margin, maximise=False)
+            margin = self.norm_margin
+            norm = decide(points, logs, level=self.level, margin=margin, maximise=False, planned=False)
             norms[metric] = norm
             name = norm_name(metric)
             notes = [f"Note: {note}." for note in norm.notes if note not in verdict.notes]
@@ -203,7 +214,7 @@ class Curve(Question):
         else:
             text += (
                 f"After Holm's correction for the {len(p_values)} tests none is left (smallest p {words.p_text(smallest)}"
-                + (f" ± {error * len(p_values):.3f}, standard error of the simulation)." if single else ").")
+                + (f" ± {error * len(p_values):.2g}, standard error of the simulation)." if error else ").")
             )
         return changed, (text,)
 
@@ -432,4 +443,4 @@ def _precise(
             found = precise_p_values(plan, np.array([tests[key][1] for key in keys]), more)
             known.update(zip(keys, found.tolist(), strict=True))
         draws = more
-    return known, error(min(known.values()))
+    return known, error(min(known.values())) if draws > 10_000 else 0.0

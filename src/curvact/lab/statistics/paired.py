@@ -127,7 +127,9 @@ class Paired(Question):
         """Two cells or more, and no curve in the curvature."""
         from curvact.lab.statistics.curve import Curve
 
-        cells = {tuple(row.labels.get(axis) for axis in table.axes if axis != SEED) for row in table.rows}
+        axes = [axis for axis in table.axes if axis != SEED]
+        done = [row for row in table.rows if row.status == "done"]
+        cells = {tuple(row.labels.get(axis) for axis in axes) for row in done}
         return len(cells) > 1 and not Curve().suits(table)
 
     def answer(self, table: Table) -> PairedAnswer:

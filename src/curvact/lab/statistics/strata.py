@@ -38,6 +38,15 @@ class Cells:
     values: Array
 
 
+def axis_name(axis: str) -> str:
+    """An axis in a word.
+
+    >>> axis_name("training.epochs"), axis_name("data.name")
+    ('epochs', 'data')
+    """
+    return axis.removesuffix(".name").rsplit(".", 1)[-1]
+
+
 def label_text(axis: str, value: Value) -> str:
     """A label in words.
 
@@ -46,7 +55,7 @@ def label_text(axis: str, value: Value) -> str:
     """
     if isinstance(value, str):
         return value
-    name = axis.rsplit(".", 1)[-1]
+    name = axis_name(axis)
     if value is None:
         return f"no {name}"
     text = str(value).lower() if isinstance(value, bool) else f"{value:g}"

@@ -70,7 +70,7 @@ class Verdict:
     seeds_needed: int | None  # for 80 % power if the shrunken observed curve were the truth; None: above 200
     seeds_for_peak: int | None  # for 80 % power for a peak of height `margin`
     seeds_for_plateau: int | None  # for 80 % power to show that a true plateau lies within `margin`
-    noise: Range  # smallest and largest noise standard deviation of one trial, over the curvatures
+    noise: Range  # smallest and largest noise standard deviation of one run, over the curvatures
     df: int
     seeds: int
     curvatures: tuple[float, ...]  # those used
@@ -128,12 +128,14 @@ def decide(
     level: float = 0.95,
     margin: float = 0.02,
     maximise: bool = True,
+    planned: bool = True,
     seed: int = 0,
 ) -> Verdict:
-    """The verdict on one curve: values (K, S) at ascending curvatures (K,), NaN for a failed trial.
+    """The verdict on one curve: values (K, S) at ascending curvatures (K,), NaN for a failed run.
 
     margin: differences up to this count as none, in units of `values`. maximise: False for a norm whose minimum is
-    sought. The same seed gives the same verdict. Raises CurvactError for curvatures that are not positive, finite and
+    sought. planned: whether the seeds for a peak and for a plateau are computed. The same seed gives the same
+    verdict. Raises CurvactError for curvatures that are not positive, finite and
     ascending, a shape that does not fit, or a level or margin out of range.
 
     >>> rng = np.random.default_rng(0)
@@ -157,14 +159,14 @@ def decide(
     if len(kappa) > MOST_POINTS:
         raise CurvactError(f"{len(kappa)} curvatures: a verdict takes at most {MOST_POINTS}")
     if not rows.any():
-        raise CurvactError("values holds no finite number: no trial of this family has a result")
+        raise CurvactError("values holds no finite number: no run has a result")
     notes = []
     missing = int((~np.isfinite(table[np.ix_(rows, columns)])).sum())
     if not rows.all():
         gone = ", ".join(f"{k:g}" for k in kappa[~rows])
         notes.append(f"no result at κ = {gone}: left out")
     if missing:
-        notes.append(f"{missing} of {int(rows.sum() * columns.sum())} trials have no result: left out")
+        notes.append(f"{missing} of {int(rows.sum() * columns.sum())} runs have no result: left out")
     kappa, table = kappa[rows], table[np.ix_(rows, columns)]
     sign = 1.0 if maximise else -1.0
     z = sign * np.where(np.isfinite(table), table, np.nan)
@@ -172,9 +174,7 @@ def decide(
     present = np.isfinite(z)
     plan = engine.design(present)
     if plan.df >= 1 and not plan.paired:
-        notes.append(
-            "the missing trials leave no common seeds: seeds are compared as if they were independent"
-        )
+        notes.append("the missing runs leave no common seeds: seeds are compared as if they were independent")
     center = float(np.nanmean(z))
     filled = np.where(present, z - center, 0.0)
     if plan.count > 1 and plan.df >= 1:
@@ -204,7 +204,7 @@ def decide(
         elif plan.seeds == 1:
             notes.append("one seed has no error bar")
         elif plan.df < 1:
-            notes.append("too few trials for an error bar")
+            notes.append("too few runs for an error bar")
         else:
             notes.append("the seeds agree exactly at every curvature: no error bar")
             if np.ptp(filled[present]) <= 1e-9 * max(float(np.abs(z[present]).max()), 1e-290):
@@ -303,8 +303,12 @@ def decide(
         likely=likely,
         likely_plateau=Range(float(kappa[top.start]), float(kappa[top.stop])) if top else None,
         seeds_needed=seeds_for_power(shrunk, noise_sd, level, seed) if keep > 0 else None,
-        seeds_for_peak=seeds_for_power(bump(kappa, middle, margin), noise_sd, level, seed),
-        seeds_for_plateau=seeds_for_equivalence(noise_sd[flat_part], margin, level, seed),
+        seeds_for_peak=seeds_for_power(bump(kappa, middle, margin), noise_sd, level, seed)
+        if planned
+        else None,
+        seeds_for_plateau=seeds_for_equivalence(noise_sd[flat_part], margin, level, seed)
+        if planned
+        else None,
         notes=tuple(notes),
         **common,  # type: ignore[arg-type]
     )

@@ -72,8 +72,8 @@ def _shape(verdict: Verdict, terms: Terms) -> str:
     tests = f"rise p {p_text(verdict.rise_p)}, fall p {p_text(verdict.fall_p)}"
     peak = "An interior peak" if verdict.maximise else "A U shape"
     if verdict.interior and verdict.kind in ("interior peak", "U shape"):
-        word = "above" if verdict.maximise else "below"
-        return f"{peak} is shown (p {p_text(verdict.peak_p)}): {_heights(verdict, terms, word, signed)}."
+        heights = _heights(verdict, terms, *(("above", signed) if verdict.maximise else ("below", depth)))
+        return f"{peak} is shown (p {p_text(verdict.peak_p)}): {heights}."
     refused = f"{peak} is not shown (p {p_text(verdict.peak_p)}; {tests})."
     if len(verdict.curvatures) < 3:
         refused = f"Two points cannot show an interior optimum ({tests})."
@@ -279,6 +279,11 @@ def _heights(verdict: Verdict, terms: Terms, word: str, number: Callable[[float,
 def signed(value: float, interval: Range) -> str:
     """A difference with its interval."""
     return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]".replace("-", "−")
+
+
+def depth(value: float, interval: Range) -> str:
+    """A negative difference with its interval, as a depth."""
+    return signed(-value, Range(-interval.high, -interval.low))
 
 
 def ratio(value: float, interval: Range) -> str:

@@ -27,7 +27,7 @@ from curvact.lab.statistics import ask
 from curvact.lab.statistics.curve import CurveAnswer
 from curvact.lab.statistics.paired import PairedAnswer, paired_grid
 from curvact.lab.statistics.question import Answer, Grid
-from curvact.lab.statistics.strata import SEED, label_text, labels_of
+from curvact.lab.statistics.strata import SEED, axis_name, label_text, labels_of
 from curvact.lab.statistics.words import count, percent
 from curvact.lab.table import Table
 
@@ -259,7 +259,7 @@ def _facts(table: Table, about: SweepAbout) -> list[str]:
     facts = [f"{count(done, 'run')} done" + ("" if done == expected else f" of {expected}")]
     for axis in table.axes:
         labels = labels_of(table.rows, axis)
-        name = axis.rsplit(".", 1)[-1]
+        name = axis_name(axis)
         if axis == SEED:
             facts.append(count(len(labels), "seed"))
         elif 1 < len(labels) <= 4 and all(isinstance(label, str) for label in labels):
