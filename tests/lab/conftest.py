@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,39 +74,25 @@ def tiny(tmp_path: Path) -> Path:
 
 
 ROOT = Path(__file__).parents[2]
-APART = (
-    "run",
-    "trial",
-    "cell",
-    "family",
-    "activation",
-    "status",
-    "cause",
-    "gradient_evaluations",
-    "seconds",
-    "seed",
-)
 
 
-def shipped_table(name: str, axes: Sequence[str]) -> Table:
-    """A table of docs/results. axes: those of its cells, or for a curve such as ("activation", "curvature")."""
+def shipped_table(name: str) -> Table:
+    """The runs of docs/results/NAME.csv, which a sweep's report wrote."""
     path = ROOT / "docs" / "results" / f"{name}.csv"
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    heads = list(lines[0])
+    axes = heads[1 : heads.index("status")]
+    words: dict[str, Value] = {"": None, "true": True, "false": False}
     rows = []
-    for line in csv.DictReader(path.read_text().splitlines()):
+    for line in lines:
         labels: dict[str, Value] = {}
-        parts = line["cell"].split(" / ") if "cell" in line else []
-        for i, axis in enumerate(axes):
-            key = {"activation": "family"}.get(axis, axis) if "family" in line else axis
-            text = parts[i] if i < len(parts) else line.get(key, "")
-            known: dict[str, Value] = {"": None, "true": True, "false": False}
-            number = text.replace(".", "").replace("e-", "").isdigit()
-            labels[axis] = float(text) if number else known.get(text, text)
-        labels["seed"] = int(line["seed"])
-        metrics = {k: float(v) for k, v in line.items() if k not in (*APART, *axes) and v}
+        for axis in axes:
+            text = line[axis]
+            labels[axis] = float(text) if re.fullmatch(r"[\d.e-]+", text) else words.get(text.lower(), text)
+        metrics = {k: float(line[k]) for k in heads[heads.index("cause") + 1 : -2] if line[k]}
         cost = int(float(line["gradient_evaluations"])), float(line["seconds"])
-        run = line.get("trial") or line["run"]
-        rows.append(Row(run, labels, line.get("status") or "done", line.get("cause", ""), metrics, *cost))
-    return Table((*axes, "seed"), tuple(rows))
+        rows.append(Row(line["run"], labels, line["status"], line["cause"], metrics, *cost))
+    return Table(tuple(axes), tuple(rows))
 
 
 def curve_table(

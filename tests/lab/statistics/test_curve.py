@@ -23,7 +23,6 @@ from curvact.lab.table import Row, Table
 GRID = np.array((0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0, 20.0, 50.0, 200.0))
 PEAK = 0.6 + bump(GRID, 6.0, 0.1)
 RISE = 0.65 + 0.1 * np.minimum(0.0, np.log10(GRID / 2))
-AXES = ("activation", "curvature", "centered", "epochs")
 
 Shipped = Callable[..., Table]
 Curves = Callable[..., Table]
@@ -31,18 +30,19 @@ Curves = Callable[..., Table]
 
 @pytest.fixture(scope="module")
 def digits(shipped: Shipped) -> CurveAnswer:
-    return Curve().answer(shipped("sweeps/digits", AXES))
+    return Curve().answer(shipped("digits"))
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-confounds"])
 def test_the_shipped_sweeps_keep_their_numbers(name: str, digits: CurveAnswer, shipped: Shipped) -> None:
     """shipped_verdicts.json was written when each family was tested by itself, before there were tables."""
-    answer = digits if name == "digits" else Curve().answer(shipped(f"sweeps/{name}", AXES))
+    answer = digits if name == "digits" else Curve().answer(shipped(name))
     wanted = json.loads((Path(__file__).parent / "shipped_verdicts.json").read_text())
     assert len(answer.strata) == sum(key.startswith(f"{name}|") for key in wanted)
     for s in answer.strata:
         labels = s.stratum.labels
-        before = wanted[f"{name}|{labels['activation']}|{labels['centered']}|{labels['epochs']:g}"]
+        family, centered = labels.get("activation", "rctaf(beta=0)"), labels.get("centered", False)
+        before = wanted[f"{name}|{family}|{centered}|{labels.get('training.epochs', 10):g}"]
         for verdict, old in zip(
             (s.verdict, *s.norms.values()), (before["robust"], *before["norms"]), strict=True
         ):
@@ -76,7 +76,7 @@ def test_the_demo_has_no_u_shape_after_holms_correction(digits: CurveAnswer) -> 
 
 
 def test_precise_p_values_agree_with_the_null(shipped: Shipped) -> None:
-    table = cells(shipped("sweeps/digits", AXES).rows[:30], "curvature", "clean_hessian_rms")
+    table = cells(shipped("digits").rows[:30], "curvature", "clean_hessian_rms")
     test = peak_test(np.log10(table.values), maximise=False)
     assert test is not None
     plan, statistic = test
@@ -167,7 +167,7 @@ def test_failed_runs_are_in_no_mean(curves: Curves) -> None:
 
 
 def test_means_are_those_of_the_intervals(digits: CurveAnswer, shipped: Shipped) -> None:
-    table = shipped("sweeps/digits", AXES)
+    table = shipped("digits")
     grid = digits.tables[1]
     values = [r.metrics["robust_accuracy"] for r in table.rows if r.labels["activation"] == "rctaf(beta=1)"]
     mean, low, high = curve_intervals(np.array(values).reshape(10, 3))

@@ -41,7 +41,7 @@ def test_which_questions_suit(curves: Callable[..., Table], shipped: Callable[..
     curve = curves({("a",): np.zeros(3)}, points=(1, 2, 4))
     one = curves({("a",): np.zeros(1), ("b",): np.zeros(1)}, points=(1,))
     single = curves({("a",): np.zeros(1)}, points=(1,))
-    comparison = shipped("digits-compare", ("activation",))
+    comparison = shipped("digits-compare")
     found = [
         [name for name, kind in QUESTIONS.items() if kind().suits(table)]
         for table in (curve, one, single, comparison)

@@ -19,7 +19,7 @@ class SweepAbout:
     expected: how many runs the sweep has; those that are not in the table are missing.
     titles: headings of outcomes that depend on the spec, such as {"robust_accuracy": "PGD-20"}.
     notes: sentences on how it was run, such as a budget.
-    more_seeds: the command that adds seeds, with `{seeds}` where their number goes; empty: none is shown.
+    more_seeds: the command that adds seeds, with `{seeds}` where the list goes, such as 0,1,2; empty: none is shown.
     """
 
     name: str

@@ -32,6 +32,7 @@ from curvact.lab.statistics.words import count, percent
 from curvact.lab.table import Table
 
 INTERVALS = "95 % confidence interval of the mean over seeds; the noise of a point is shrunk towards that of the whole curve"
+MOST_LISTED = 60  # seeds in a command
 LONGEST = 40  # lines of a table in the terminal, which shows the first two tables of an answer
 
 
@@ -222,9 +223,13 @@ def _lead(answer: CurveAnswer, about: SweepAbout) -> tuple[tuple[str, ...], str]
     most = max(enough)
     text += f" {count(most, 'seed')} find a peak of {margin:g} with a power of 80 %"
     text += "." if len(enough) == len(known) else f" in {len(enough)} of them; the others need more than 200."
-    if not about.more_seeds or most <= have:
+    if not about.more_seeds or not have < most <= MOST_LISTED:
         return (text,), ""
-    return (f"{text} This command adds them:",), about.more_seeds.replace("{seeds}", str(most))
+    seeds = sorted({seed for s in answer.strata for seed in s.cells.seeds})
+    seeds += [seed for seed in range(most + len(seeds)) if seed not in seeds][: most - len(seeds)]
+    return (f"{text} This command adds them:",), about.more_seeds.replace(
+        "{seeds}", ",".join(map(str, seeds))
+    )
 
 
 def _plate(chart: Chart) -> Plate:
