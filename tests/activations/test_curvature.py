@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvact.activations.curvature import Peak, max_curvature
+from curvact.activations.curvature.function import ScalarFunction
 from curvact.errors import CurvactError
 
 TANH = 4 / (3 * math.sqrt(3))
@@ -373,14 +374,18 @@ def test_bad_input_is_one_clear_line(f, options, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_function_that_takes_one_tensor_number_at_a_time():
+    call = ScalarFunction.of(lambda x: F.silu(x) if float(x) < 1e9 else x, (-3.0, 3.0), 10**6)
+    x = np.linspace(-3, 3, 11)
+    np.testing.assert_allclose(call.values(x), x / (1 + np.exp(-x)), rtol=1e-14, atol=0)
+    assert not call.differentiable
+
+
 def test_a_smaller_domain():
     # cosh on [−2, 3]: largest at the right end.
     close(max_curvature(torch.cosh, domain=(-2, 3)), math.cosh(3), 3.0)
     close(max_curvature(torch.exp, domain=(-600, 600)), math.exp(600))
     close(max_curvature(lambda x: x + torch.sin(x) ** 2, domain=(-30, 30)), 2.0, 0.0)
-    # A function that takes one tensor number at a time.
-    one = max_curvature(lambda x: F.silu(x) if float(x) < 1e9 else x, domain=(-3, 3))
-    close(one, 0.5, 0.0)
     assert max_curvature(nn.ReLU(), domain=(0.5, 2)).value == 0.0
 
 
