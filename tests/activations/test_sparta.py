@@ -345,7 +345,7 @@ def test_there_is_no_curvature_and_it_says_so() -> None:
         ),
         (
             lambda: build("resnet18", activation="sparta(variant=full, norm=True)", scope="stage"),
-            "cannot be shared: use scope='layer' not 'stage'",
+            "cannot be shared: use scope='layer', not 'stage'",
         ),
         (
             lambda: build("resnet18", activation="sparta", scope="channel"),
