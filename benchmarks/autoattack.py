@@ -19,9 +19,11 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from curvact import Recipe, build, fit, load, load_checkpoint, save_checkpoint
+from curvact import Recipe, fit
 from curvact.attacks import PGD, ThreatModel, autoattack
-from curvact.data import Splits
+from curvact.data import Splits, load
+from curvact.models import build
+from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.random import generator
 
 EPSILON = 8 / 255

@@ -118,7 +118,7 @@ def main() -> None:
 
     def network(activation: object) -> nn.Module:
         generator = torch.Generator().manual_seed(0)
-        return cv.build(
+        return cv.models.build(
             chosen.model, width=chosen.width, activation=activation, mean=mean, std=std, generator=generator
         ).to(device)
 

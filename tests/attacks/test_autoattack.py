@@ -25,7 +25,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from curvact import Recipe, build, fit, load
+from curvact import Recipe, fit
 from curvact.activations import activation
 from curvact.attacks import (
     PGD,
@@ -46,7 +46,9 @@ from curvact.attacks.autoattack.reference import NORMS
 from curvact.attacks.autoattack.run import _Settings
 from curvact.attacks.autoattack.shard import allowed
 from curvact.attacks.autoattack.store import config_hash, hash_network, read_unit, write_unit
+from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.models import build
 from curvact.models.folding import folded
 from curvact.workers import Event
 
@@ -655,7 +657,7 @@ SCRIPT = """
 import os, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from curvact import build
+from curvact.models import build
 from curvact.attacks import ThreatModel
 from curvact.attacks import ensemble
 
@@ -744,7 +746,7 @@ KILLED = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
-from curvact import load
+from curvact.data import load
 from curvact.attacks import ThreatModel
 from curvact.attacks import ensemble
 model = torch.load(sys.argv[3], weights_only=False)

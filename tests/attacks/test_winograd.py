@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from curvact import build
 from curvact.activations import activation
 from curvact.attacks.autoattack import fusion, search, windows
 from curvact.attacks.autoattack.fusion import acts_as_relu, fused
 from curvact.attacks.autoattack.winograd import WinogradConv2d, fits, kernel
+from curvact.models import build
 from curvact.models.folding import folded
 
 native = pytest.mark.skipif(kernel() is None, reason="no compiler, or neither AVX2 nor AVX-512")

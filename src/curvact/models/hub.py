@@ -206,7 +206,7 @@ tags:
 Inputs are images in [0, 1], N×channels×H×W: normalization is a layer of the model.
 
 ```python
-from curvact import from_pretrained
+from curvact.models import from_pretrained
 
 model = from_pretrained("FOLDER or owner/name")
 ```
