@@ -59,8 +59,8 @@ class Block(nn.Module):
         return self.act(self.norm2(self.conv2(self.act(self.norm1(self.conv1(x))))) + x)
 
 
-def resnet(act: nn.Module | None = None, width: int = 3) -> nn.Module:
-    """Convolutions, batch norm, a residual block, dropout and a classifier: 226 parameters at width 3."""
+def resnet(act: nn.Module | None = None, width: int = 2) -> nn.Module:
+    """Convolutions, batch norm, a residual block, dropout and a classifier: 138 parameters."""
     act = act or nn.Softplus(beta=3)
     return fill(
         nn.Sequential(
@@ -131,9 +131,9 @@ def test_hutchinson_mean_is_within_its_error_of_the_truth() -> None:
     probes = 300
     plain = hs.hutchinson_diagonal(Loss(model, x, y), probes=probes, generator=seeded())
     true_error = off.norm(dim=1) / math.sqrt(probes)
-    # 226 normal scores: all within 5 but once in 8000 seeds; the seed is fixed.
+    # 138 normal scores: all within 5 but once in 12000 seeds; the seed is fixed.
     assert ((plain.mean - h.diagonal()).abs() <= 5 * true_error).all()
-    # The mean of 226 variance estimates, each of relative error √(2/300) = 8 % or more and correlated: 15 % is 2 of the worst.
+    # The mean of 138 variance estimates, each of relative error √(2/300) = 8 % or more and correlated: 15 % is 2 of the worst.
     assert (plain.standard_error**2).sum() == pytest.approx((true_error**2).sum().item(), rel=0.15)
 
     deflated = hs.hutchinson_diagonal(Loss(model, x, y), probes=probes, generator=seeded(), deflation=8)
@@ -251,7 +251,7 @@ def test_u_and_v_are_unbiased_and_the_naive_norm_is_not() -> None:
 def test_error_bars_are_calibrated() -> None:
     """At least 97 % of errors within 3 standard errors; 500 repeats leave 3·√(.97·.03/500) = 2.3 % to chance."""
     x, y = batch()
-    model = resnet().eval()
+    model = resnet(width=3).eval()
     h = dense(model, x, y)
     theta = theta_of(model)
     scaled = theta[:, None] * h * theta
@@ -418,7 +418,7 @@ def test_stopping_rule_keeps_its_promise_on_average() -> None:
 
 def test_more_probes_are_drawn_until_the_error_is_met_or_they_run_out() -> None:
     x, y = batch()
-    model = resnet()
+    model = resnet(width=3)
     truth = hs.diagonal_norms(Loss(model, x, y), exact=True)
     for method in ("ggn", "deflation"):
         for error in (0.1, 0.03):
@@ -551,9 +551,12 @@ def test_excluded_parameters_are_held_fixed_and_not_counted() -> None:
     d = dense(model.eval(), x, y).diagonal()
     bias = ["1.bias", "3.norm1.bias", "3.norm2.bias", "7.bias"]
     keep = torch.cat([torch.full((p.numel(),), n not in bias) for n, p in model.named_parameters()])
+    tests = [bias, lambda name: name.endswith("bias")]
+    probed = [
+        hs.diagonal_norms(Loss(model, x, y, exclude=test), probes=4, generator=seeded()) for test in tests
+    ]
+    assert probed[0] == probed[1]
     by_name = hs.diagonal_norms(Loss(model, x, y, exclude=bias), exact=True)
-    by_test = hs.diagonal_norms(Loss(model, x, y, exclude=lambda name: name.endswith("bias")), exact=True)
-    assert by_name == by_test
     assert by_name.parameters == keep.sum()
     assert by_name.rms.value == pytest.approx(d[keep].norm().item() / math.sqrt(keep.sum()), rel=1e-10)
 
