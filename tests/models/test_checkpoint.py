@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from torch import nn
 
 from curvact.errors import CurvactError
 from curvact.models import build
-from curvact.models.checkpoint import read_sidecar, read_tensors, rebuild, state_of
+from curvact.models.checkpoint import (
+    load_checkpoint,
+    read_sidecar,
+    read_tensors,
+    rebuild,
+    save_checkpoint,
+    state_of,
+)
 
 ARGUMENTS: dict[str, Any] = {"name": "mini_resnet", "activation": "sparta", "width": 2, "channels": 1}
 
@@ -82,3 +90,44 @@ def test_types_are_kept_on_demand(dtype: torch.dtype) -> None:
     kept = rebuild(ARGUMENTS, tensors, "here", keep_types=True)
     assert {p.dtype for p in kept.parameters()} == {dtype}
     assert all(torch.equal(value, tensors[name]) for name, value in kept.state_dict().items())
+
+
+def test_a_run_folder_is_its_best_weights(tmp_path: Path) -> None:
+    with pytest.raises(CurvactError, match=r"no checkpoint file .*best\.safetensors"):
+        load_checkpoint(tmp_path)
+    for name in ("model", "last", "best"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", build(**ARGUMENTS), ARGUMENTS, {})
+        wanted = load_checkpoint(tmp_path / f"{'model' if name == 'last' else name}.safetensors")
+        assert torch.equal(load_checkpoint(tmp_path).conv.weight, wanted.conv.weight)
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    model = build(**ARGUMENTS)
+    file = tmp_path / "model.safetensors"
+    save_checkpoint(file, model, ARGUMENTS, {"note": "x"})
+    again = load_checkpoint(file)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(again(x), model.eval()(x))
+    assert not again.training
+    assert json.loads(file.with_suffix(".json").read_text())["note"] == "x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_bad_checkpoints_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(CurvactError, match="no checkpoint file"):
+        load_checkpoint(file)
+    save_checkpoint(file, build(**ARGUMENTS), ARGUMENTS, {})
+    whole = file.read_bytes()
+    for cut in (0, 5, 100, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(CurvactError, match="truncated or damaged") as caught:
+            load_checkpoint(file)
+        assert "\n" not in str(caught.value)
+    save_checkpoint(file, build(**ARGUMENTS), {**ARGUMENTS, "width": 3}, {})
+    with pytest.raises(CurvactError, match="does not fit its architecture") as caught:
+        load_checkpoint(file)
+    assert "\n" not in str(caught.value)
+    file.with_suffix(".json").write_text("{")
+    with pytest.raises(CurvactError, match="not readable JSON"):
+        load_checkpoint(file)

@@ -16,8 +16,8 @@ from torch import nn
 from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
-from curvact.lab.record import evaluate, model_hash, write_record
-from curvact.models import build, extract_activation, hub
+from curvact.lab.record import evaluate, write_record
+from curvact.models import build, extract_activation, hub, model_hash
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.models.hub import from_pretrained, model_card, read_description, save_pretrained
 from curvact.random import generator
