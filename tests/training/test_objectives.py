@@ -498,16 +498,6 @@ def test_zero_input_gradients_are_left_out_of_grad_align() -> None:
     assert net.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("activation", ["relu", "rctaf(curvature=4)"])
-def test_every_objective_trains_a_network_of_ours(activation: str) -> None:
-    x, y = torch.rand(4, 1, 8, 8, generator=generator(0, "x")), torch.arange(4)
-    for text in OBJECTIVES:
-        model = MiniResNet(activation, channels=1, width=2, generator=generator(0, "initialization")).train()
-        attack = InnerAttack(LINF, PGD(1, step=0.5), generator(0, "attack"))
-        objective(text, 0.1)(model, x, y, attack).value.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
 def test_cross_entropy_with_label_smoothing_only_in_the_training_loss() -> None:
     x, y, _, _ = _batch()
     for text in ATTACKING:

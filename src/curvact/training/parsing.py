@@ -15,7 +15,7 @@ Settings = Mapping[str, Any]
 def is_number(value: object) -> bool:
     """Whether it is an int or a float, finite as a float, and no bool."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max  # type: ignore[arg-type, operator]
+    return number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def method(kind: str, text: str, known: Mapping[str, Settings]) -> tuple[str, dict[str, Any]]:

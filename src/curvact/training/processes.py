@@ -113,5 +113,7 @@ def average_gradients(fabric: Fabric, model: nn.Module) -> None:
 def reduce_together(tensors: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> None:
     """Write reduce(all entries in one row) back into the tensors."""
     flat = reduce(torch.cat([t.flatten() for t in tensors]))
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    place = 0
+    for tensor in tensors:
+        tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
+        place += tensor.numel()

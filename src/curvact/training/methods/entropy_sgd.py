@@ -240,9 +240,10 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-_NOT_NEGATIVE = (lambda v: is_number(v) and v >= 0, "a number >= 0")
-_POSITIVE = (lambda v: is_number(v) and v > 0, "a number > 0")
-_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_Check = tuple[Callable[[Any], bool], str]
+_NOT_NEGATIVE: _Check = (lambda v: is_number(v) and v >= 0, "a number >= 0")
+_POSITIVE: _Check = (lambda v: is_number(v) and v > 0, "a number > 0")
+_SETTINGS: dict[str, _Check] = {
     "inner_steps": (_whole, "a whole number >= 1"),
     "inner_lr": _POSITIVE,
     "gamma": _NOT_NEGATIVE,
