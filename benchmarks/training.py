@@ -1,11 +1,14 @@
-"""Adversarial-training throughput: `curvact.fit` against a plain loop and the same loop around torchattacks' PGD, in one process.
+"""Adversarial-training throughput: `curvact.fit` against a plain loop and the same loop around
+torchattacks' PGD, in one process.
 
-    python benchmarks/training.py [--model resnet18] [--width 16] [--batch-size 128] [--steps 10] [--batches 3] [--repeats 3]
-        [--threads 1] [--device cpu] [--precision 32-true] [--compile] [--peers FOLDER]
+    python benchmarks/training.py [--model resnet18] [--width 16] [--batch-size 128] [--steps 10]
+        [--batches 3] [--repeats 3] [--threads 1] [--device cpu] [--precision 32-true] [--compile]
+        [--peers FOLDER]
 
-The plain loop is written as the reference repositories write it: the attack runs `loss.backward()`, weight gradients and all,
-on a network in the default memory format, and RCT-AF, which has no reference code, is its formula in tensor operations.
-torchattacks is installed for this alone:  pip install --no-deps --target FOLDER torchattacks
+The plain loop is written as the reference repositories write it: the attack runs `loss.backward()`,
+weight gradients and all, on a network in the default memory format, and RCT-AF, which has no
+reference code, is its formula in tensor operations. torchattacks is installed for this alone:  pip
+install --no-deps --target FOLDER torchattacks
 Times are CPU seconds of the process where there is no GPU; the order of the loops alternates.
 """
 
@@ -27,7 +30,7 @@ from curvact.data import Dataset, Splits
 from curvact.lab.environment import environment
 from curvact.training import Compute
 
-EPSILON, STEP = 8 / 255, 2 / 255
+EPSILON, STEP = 8 / 255, 2 / 255  # STEP is 0.25 ε
 
 
 class PlainRCTAF(nn.Module):

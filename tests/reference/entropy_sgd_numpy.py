@@ -1,7 +1,8 @@
-"""Entropy-SGD in float64 numpy, from the algorithm as printed and from what is known of the authors' code; and its known defects.
+"""Entropy-SGD in float64 numpy, from the algorithm as printed and from what is known of the
+authors' code; and its known defects.
 
-`run` follows one parameter vector; gradients and standard normal numbers are given from outside. A `defect` repeats one of those
-of the public PyTorch code.
+`run` follows one parameter vector; gradients and standard normal numbers are given from outside. A
+`defect` repeats one of those of the public PyTorch code.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def run(
     decay: float,
     defect: str = "",
 ) -> list[dict[str, np.ndarray]]:
-    """After every inner step: `inner` (x'), `outer` (x), `average` (μ) and `gamma`. rate: from the number of inner steps done."""
+    """After every inner step: `inner` (x'), `outer` (x), `average` (μ) and `gamma`. rate: from the
+    number of inner steps done.
+    """
     x = np.array(start, dtype=np.float64)
     history = []
     buffer = np.zeros_like(x)

@@ -1,6 +1,8 @@
-"""Every adversarial loss again, in float64 numpy: a small network with its gradients by hand, attacks by steps, losses as sums.
+"""Every adversarial loss again, in float64 numpy: a small network with its gradients by hand,
+attacks by steps, losses as sums.
 
-The network is x → (x·A + a) → batch norm → tanh → (·B + b). Weights are a dict of arrays; `training` takes batch statistics.
+The network is x → (x·A + a) → batch norm → tanh → (·B + b). Weights are a dict of arrays;
+`training` takes batch statistics.
 """
 
 from __future__ import annotations

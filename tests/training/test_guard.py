@@ -56,8 +56,10 @@ def test_bad_drop(drop: float) -> None:
 
 
 def _train(text: str, root: Path, epochs: int) -> tuple[str, list[float], float]:
-    """2,000 Fashion-MNIST images at ε = 0.2 until the alarm: its message, PGD-10 accuracies on 200 training images after
-    each epoch, and the accuracy of the last epoch under the objective's own attack."""
+    """2,000 Fashion-MNIST images at ε = 0.2 until the alarm: its message, PGD-10 accuracies on 200
+    training images after each epoch, and the accuracy of the last epoch under the objective's own
+    attack.
+    """
     train = load("fashion-mnist", root=root).train
     images, labels = train.images[:2000].float() / 255, train.labels[:2000]
     threat, random = ThreatModel("linf", 0.2), generator(0, "attack")

@@ -1,4 +1,6 @@
-"""The loop: resumed and extended exactly with every method, costs counted, the right weights evaluated, divergence explained."""
+"""The loop: resumed and extended exactly with every method, costs counted, the right weights
+evaluated, divergence explained.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def saves_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_killed_and_resumed_ends_bit_identical(
     method: str, tmp_path: Path, digits: Digits, small_model: Model
 ) -> None:
-    """Four batches an epoch. Killed after the third step of each epoch; the resumed run begins with other weights."""
+    """Four batches an epoch. Killed after the third step of each epoch; the resumed run begins with
+    other weights.
+    """
     data, recipe, model = digits(64), replace(SHORT, **METHODS.get(method, {})), small_model
     if method not in METHODS:
         data, recipe = digits(48), replace(SHORT, objective="fgsm-rs", batch_size=12)
@@ -152,7 +156,9 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, digits: Digits, sma
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_any_objective_meets_any_method(name: str, method: str, digits: Digits, small_model: Model) -> None:
-    """Three batches of each, one outer step of Entropy-SGD: weights move, stay finite, and cost what the objective says."""
+    """Three batches of each, one outer step of Entropy-SGD: weights move, stay finite, and cost
+    what the objective says.
+    """
     recipe = replace(SHORT, objective=name, epochs=1, attack="pgd-2", validation="pgd-0", **METHODS[method])
     activation = "relu" if method in ("sgd", "swa", "entropy") else "rctaf(curvature=4)"
     model, start = small_model(activation), small_model(activation)
@@ -395,7 +401,9 @@ TWO = """
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Two processes by gloo with half the batch each: the weights of one process with the whole batch, to 1e-5."""
+    """Two processes by gloo with half the batch each: the weights of one process with the whole
+    batch, to 1e-5.
+    """
     (tmp_path / "test_loop_shared.py").write_text(textwrap.dedent(SHARED))
     sys.path.insert(0, str(tmp_path))
     try:

@@ -1,4 +1,6 @@
-"""Every objective against float64 numpy: values, gradients, attacks; costs counted; names; extremes of range and precision."""
+"""Every objective against float64 numpy: values, gradients, attacks; costs counted; names; extremes
+of range and precision.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 import objectives as reference
 
 LINF = ThreatModel("linf", 0.1)
-ATTACKING = [name for name in OBJECTIVES if name != "standard"]
+ALL = ("standard", "pgd-at", "trades", "mart", "fgsm-rs", "n-fgsm", "grad-align")
+ATTACKING = ALL[1:]
 INPUTS, HIDDEN, CLASSES, IMAGES = 3, 4, 3, 6
 NAMES = {"A": "0.weight", "a": "0.bias", "g": "1.weight", "s": "1.bias", "B": "3.weight", "b": "3.bias"}
 
@@ -71,7 +74,9 @@ def _batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _expected(text: str, w, x, y, x_adv, point, at_x, smoothing):  # type: ignore[no-untyped-def]
-    """The re-derived training loss at given attacked images; batch norm takes batch statistics, each batch its own."""
+    """The re-derived training loss at given attacked images; batch norm takes batch statistics,
+    each batch its own.
+    """
     clean, attacked = (reference.forward(w, images, True)[0] for images in (x, x_adv))
     if text == "standard":
         return reference.cross_entropy(clean, y, smoothing)
@@ -87,9 +92,7 @@ def _expected(text: str, w, x, y, x_adv, point, at_x, smoothing):  # type: ignor
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(
-    "text", [*OBJECTIVES, "trades(beta=2.5)", "mart(beta=2.5)", "grad-align(weight=0.7)"]
-)
+@pytest.mark.parametrize("text", [*ALL, "trades(beta=2.5)", "mart(beta=2.5)", "grad-align(weight=0.7)"])
 def test_value_and_every_weight_gradient(text: str, smoothing: float) -> None:
     net, (x, y, x_adv, point) = _network(), _batch()
     w = _weights(net)
@@ -247,7 +250,7 @@ class _Metered(nn.Module):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])
-@pytest.mark.parametrize("text", OBJECTIVES)
+@pytest.mark.parametrize("text", ALL)
 def test_cost_is_the_number_of_backward_passes(text: str, steps: int) -> None:
     x, y, x_adv, point = _batch()
     attack = InnerAttack(ThreatModel("l2", 0.3), PGD(steps, step=1 / 3), generator(0, "attack"))
@@ -351,7 +354,7 @@ EXTREME = torch.tensor(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("text", OBJECTIVES)
+@pytest.mark.parametrize("text", ALL)
 def test_extreme_logits_and_half_precision_stay_finite_and_right(text: str, dtype: torch.dtype) -> None:
     net, x, y = _Table(EXTREME, dtype), torch.eye(6), torch.tensor([1, 0, 2, 0, 1, 2])
     x_adv = x[[1, 0, 3, 2, 5, 4]]
@@ -432,7 +435,7 @@ def test_attacked_images_are_in_the_threat_model(
 
 def test_the_same_generator_gives_the_same_loss() -> None:
     x, y, _, _ = _batch()
-    for text in OBJECTIVES:
+    for text in ALL:
         values = []
         for noise in (1, 2):
             torch.manual_seed(noise)
@@ -444,7 +447,7 @@ def test_the_same_generator_gives_the_same_loss() -> None:
 def test_fixed_repeats_a_loss_bit_by_bit() -> None:
     """What SAM and AWP rely on; grad-align's other points are repeated too."""
     x, y, _, _ = _batch()
-    for text in OBJECTIVES:
+    for text in ALL:
         attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"), batch_norm="eval")
         net = _network()
         first = objective(text)(net, x, y, attack)
@@ -612,7 +615,9 @@ def test_bad_settings_of_the_attack() -> None:
 
 
 def _worst_half(model, x, y, attack, *, share=0.5, label_smoothing=0.0):  # type: ignore[no-untyped-def]
-    """An objective from outside the package: cross-entropy on the attacked images with the highest loss."""
+    """An objective from outside the package: cross-entropy on the attacked images with the highest
+    loss.
+    """
     inside = Maximization(start="none")
     x_adv = attack(model, x, y, inside)
     logits = model(x_adv)
@@ -648,6 +653,6 @@ def test_entries_describe_their_objectives() -> None:
     published |= {"fgsm-rs": {"step": 1.25, "batch_norm": "train"}}
     published |= {"n-fgsm": {"step": 1.0, "noise": 2.0, "batch_norm": "train"}}
     published |= {"grad-align": {"weight": 0.2, "step": 1.0, "batch_norm": "train"}}
-    assert {name: entry.defaults for name, entry in OBJECTIVES.items()} == published
-    for name, entry in OBJECTIVES.items():
-        assert entry.single_step == (name in ("fgsm-rs", "n-fgsm", "grad-align"))
+    assert {name: OBJECTIVES[name].defaults for name in ALL} == published
+    for name in ALL:
+        assert OBJECTIVES[name].single_step == (name in ("fgsm-rs", "n-fgsm", "grad-align"))

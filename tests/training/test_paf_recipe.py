@@ -1,4 +1,6 @@
-"""The recipe of arXiv 2110.05626 in the training loop: penalty, clipping, weight decay, the trap at 0, κ in the log."""
+"""The recipe of arXiv 2110.05626 in the training loop: penalty, clipping, weight decay, the trap at
+0, κ in the log.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def _recipe(**settings: Any) -> Recipe:
 
 @pytest.mark.parametrize("decay", [True, False])
 def test_beta_is_penalized_then_clipped_then_decayed(decay: bool) -> None:
-    """Three steps of Nesterov SGD by hand, of every parameter. β's own gradient is beyond 0.01 in each of them."""
+    """Three steps of Nesterov SGD by hand, of every parameter. β's own gradient is beyond 0.01 in
+    each of them.
+    """
     data, name = _data(), "pssilu(alpha=2, beta=-0.25, learnable=True)"
     trained = _model(name)
     recipe = _recipe(beta_penalty=10.0, beta_clip=0.01, weight_decay=0.1, decay_activations=decay)
@@ -101,7 +105,9 @@ def test_a_beta_of_exactly_zero_stays_and_the_published_one_moves() -> None:
     ],
 )
 def test_every_epoch_logs_the_parameters_and_their_curvature(name: str, kappa: Any) -> None:
-    """κ by the closed form of the logged parameters. An infinite one is left out: JSON and charts have no infinity."""
+    """κ by the closed form of the logged parameters. An infinite one is left out: JSON and charts
+    have no infinity.
+    """
     epochs = fit(_model(name), _data(), _recipe(epochs=3), THREAT, seed=0)
     logged = [{key.removeprefix("act."): value for key, value in e.parameters.items()} for e in epochs]
     assert len(logged) == 3

@@ -1,4 +1,6 @@
-"""Recipes: attacks from their texts, plain data and back, impossible values in one line; and the schedule."""
+"""Recipes: attacks from their texts, plain data and back, impossible values in one line; and the
+schedule.
+"""
 
 from __future__ import annotations
 

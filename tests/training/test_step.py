@@ -1,4 +1,6 @@
-"""One training step against re-derivations without the loop: SGD, AWP, SAM, parts of a batch, the folded twin, float16."""
+"""One training step against re-derivations without the loop: SGD, AWP, SAM, parts of a batch, the
+folded twin, float16.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def _recipe(**settings: Any) -> Recipe:
 
 
 def test_standard_training_is_nesterov_sgd_by_hand(digits: Digits, small_model: Model) -> None:
-    """One epoch against a re-derivation of SGD, schedule and order that uses neither the loop nor torch.optim."""
+    """One epoch against a re-derivation of SGD, schedule and order that uses neither the loop nor
+    torch.optim.
+    """
     data = digits(96)
     trained = small_model()
     fit(
@@ -60,7 +64,9 @@ def test_standard_training_is_nesterov_sgd_by_hand(digits: Digits, small_model: 
 
 @pytest.mark.parametrize("name", ["awp(gamma=0.02)", "sam(rho=0.1)"])
 def test_awp_and_sam_by_hand(name: str, digits: Digits, small_model: Model) -> None:
-    """One step on the same adversarial images, against a re-derivation without loop, torch.optim, `perturbation`."""
+    """One step on the same adversarial images, against a re-derivation without loop, torch.optim,
+    `perturbation`.
+    """
     data, sam = digits(32), name.startswith("sam")
     recipe = _recipe(
         batch_size=32,
@@ -139,7 +145,9 @@ def test_parts_add_up_to_the_batch(digits: Digits) -> None:
 
 
 def test_attacks_leave_no_weight_gradients(digits: Digits, small_model: Model) -> None:
-    """Only the training pass reaches the weights: as many accumulations as steps, not attack steps more."""
+    """Only the training pass reaches the weights: as many accumulations as steps, not attack steps
+    more.
+    """
     model = small_model()
     counts = itertools.count()
     weight = next(p for p in model.parameters() if p.dim() > 1)
@@ -155,7 +163,9 @@ def test_attacks_leave_no_weight_gradients(digits: Digits, small_model: Model) -
 def test_the_twin_changes_nothing_but_rounding(
     digits: Digits, small_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From 16 px on the attack runs without batch norm; forced here on a small network, where it would not."""
+    """From 16 px on the attack runs without batch norm; forced here on a small network, where it
+    would not.
+    """
     recipe = _recipe(attack=PGD(3, step=0.4), learning_rate=0.01)
     plain, folded = small_model(), small_model()
     fit(plain, digits(80), recipe, THREAT)
@@ -179,7 +189,9 @@ def test_the_twin_changes_nothing_but_rounding(
 
 
 def test_attack_in_half_precision_finds_what_float32_finds() -> None:
-    """fp16 would lose gradients below 6e-8 without the scale of the loss: a network with small logit slopes shows it."""
+    """fp16 would lose gradients below 6e-8 without the scale of the loss: a network with small
+    logit slopes shows it.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.SiLU(), nn.Linear(32, 10))
     with torch.no_grad():

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """Training batches. per_epoch: their number in an epoch; a last batch with less than two images a process is left out.
+    """Training batches.
+
+    per_epoch: their number in an epoch, without a last batch of less than two images a process.
 
     Raises CurvactError where no batch is left.
     """
@@ -37,7 +39,8 @@ class Batches:
         self.augmentation = Augmentation(crop=recipe.crop, flip=recipe.flip, cutout=recipe.cutout)
         self.rank, self.world_size = fabric.global_rank, fabric.world_size
         self.per_epoch = batches_per_epoch(data, recipe.batch_size, extra)
-        if self.size(self.per_epoch - 1) < 2 * self.world_size:  # batch norm has no variance of one value
+        # Batch norm has no variance of one value.
+        if self.size(self.per_epoch - 1) < 2 * self.world_size:
             self.per_epoch -= 1
         if self.per_epoch < 1:
             raise CurvactError(
@@ -62,7 +65,7 @@ class Batches:
         return whole_batch(self.data, self.batch_size, batch, self.extra)
 
     def first_images(self, epoch: int, batch: int) -> list[int]:
-        """Indices in the data set of the first four images of a batch; empty where synthetic images are mixed in."""
+        """Indices of the first four images of a batch; empty where synthetic images are mixed in."""
         if self.extra is not None:
             return []
         order = epoch_order(self.data, self.seed, epoch)

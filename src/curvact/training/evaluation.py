@@ -1,4 +1,4 @@
-"""The weights that count after an epoch, with their own batch norm statistics, and their accuracy under attack."""
+"""The weights that are evaluated and kept after an epoch, and their accuracy under attack."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ GUARD_IMAGES = 512
 def evaluated_weights(
     trainer: Trainer, batches: Batches, epoch: int, *, enter_average: bool = False
 ) -> Iterator[None]:
-    """Inside, the model holds the weights that count: outer ones (Entropy-SGD), averaged ones, else those trained on.
+    """Inside, the model holds the weights to evaluate and keep.
 
-    Their batch norm is recalibrated where they are not those trained on; see `recalibration_cost`.
+    These are the outer weights (Entropy-SGD), the average, or the trained weights themselves. In
+    the
+    first two cases batch norm is recalibrated for them; see `recalibration_cost`.
     enter_average: take the weights into the average (SWA) first.
     """
     with ExitStack() as stack:
@@ -51,7 +53,7 @@ def evaluated_weights(
 
 
 def recalibration_cost(trainer: Trainer, batches: Batches) -> int:
-    """Gradient evaluations of one recalibration of batch norm; 0 where the weights that count need none."""
+    """Gradient evaluations of one recalibration of batch norm; 0 where none is needed."""
     if not trainer.needs_recalibration:
         return 0
     return trainer.objective.entry.cost(trainer.recipe.attack.steps) * _recalibration_batches(batches)
@@ -62,7 +64,7 @@ def _recalibration_batches(batches: Batches) -> int:
 
 
 def _attacked_images(trainer: Trainer, batches: Batches, epoch: int) -> list[Tensor]:
-    """Batches of training images as the objective trains on them, attacked with batch norm in train mode."""
+    """Training images as the objective trains on them; in the attack batch norm is in train mode."""
     fabric, model = trainer.fabric, trainer.model
     random = generator(batches.seed, "recalibration", epoch, *rank_key(fabric), device=fabric.device)
     attack = trainer.attack(random, "train")
@@ -90,7 +92,10 @@ def validate(trainer: Trainer, data: Dataset, seed: int, epoch: int) -> tuple[fl
 
 
 def stronger_accuracy(trainer: Trainer, data: Dataset, seed: int, epoch: int) -> float:
-    """PGD accuracy on training images, to notice catastrophic overfitting: the training attack's step, and 10 steps or more."""
+    """PGD accuracy on training images, to notice catastrophic overfitting.
+
+    PGD has the step of the training attack, and 10 steps or more.
+    """
     fabric, attack = trainer.fabric, trainer.recipe.attack
     random = generator(seed, "guard", epoch, device=fabric.device)
     part = slice(fabric.global_rank, GUARD_IMAGES, fabric.world_size)

@@ -11,20 +11,21 @@ from curvact.training.parsing import is_number
 def overfitting(accuracies: Sequence[float], drop: float = 0.2) -> str:
     """One line for the user if PGD accuracy on training images has collapsed, else empty.
 
-    Within an epoch, single-step training can learn to defeat its own one-step attack only: accuracy under that attack stays high
-    while PGD accuracy falls towards 0 (Wong et al. 2020, arXiv 2001.03994). A training that was never robust by more than `drop`
-    is not noticed.
+    Within an epoch, single-step training can learn to defeat its own one-step attack only: accuracy
+    under that attack stays high while PGD accuracy falls towards 0 (Wong et al. 2020, arXiv
+    2001.03994). A training that was never robust by more than `drop` is not noticed.
 
     accuracies: fractions, one a check, the last one newest.
-    drop: the last accuracy is a collapse if it is lower than the best by more than this. [paper] 0.2, of accuracies under 5 PGD
-        steps on one training batch after each epoch; the authors' code compares with the epoch before. [ours] The best so far,
-        so that a fall over two checks counts too. With 128 images the standard error of an accuracy is up to 0.044.
+    drop: the last accuracy is a collapse if it is lower than the best by more than this. [paper]
+        0.2, of accuracies under 5 PGD steps on one training batch after each epoch; the authors'
+        code compares with the epoch before. [ours] The best so far, so that a fall over two checks
+        counts too. With 128 images the standard error of an accuracy is up to 0.044.
     Raises CurvactError unless 0 < drop < 1 and the last accuracy is a number in [0, 1].
 
     >>> overfitting([0.31, 0.42, 0.35])
     ''
     >>> print(overfitting([0.31, 0.42, 0.35, 0.02]))
-    catastrophic overfitting: PGD accuracy on training images fell from 0.420 (check 2) to 0.020 (check 4), by more than 0.2: ...
+    catastrophic overfitting: PGD accuracy on training images fell from 0.420 (check 2) to 0.020 ...
     """
     if not is_number(drop) or not 0 < drop < 1:
         raise CurvactError(f"drop={drop!r} of the overfitting guard: a number in (0, 1)")
@@ -35,7 +36,7 @@ def overfitting(accuracies: Sequence[float], drop: float = 0.2) -> str:
         return ""
     at = list(accuracies).index(best) + 1
     return (
-        f"catastrophic overfitting: PGD accuracy on training images fell from {best:.3f} (check {at}) to {last:.3f} "
-        f"(check {len(accuracies)}), by more than {drop:g}: keep the weights of check {at}; "
+        f"catastrophic overfitting: PGD accuracy on training images fell from {best:.3f} (check {at}) "
+        f"to {last:.3f} (check {len(accuracies)}), by more than {drop:g}: keep the weights of check {at}; "
         "a smaller step or ε, n-fgsm, grad-align and pgd-at are the known remedies"
     )

@@ -1,4 +1,4 @@
-"""The attack inside an adversarial objective: PGD with the start, the loss and the batch-norm mode that each method publishes."""
+"""The attack inside an objective: PGD with start, loss and batch-norm mode as published."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ BatchNorm = Literal["eval", "train"]
 class Maximization:
     """The inner maximization of an objective, as its authors publish it.
 
-    loss: "kl" is KL(p(x) ‖ p(x_adv)) with p(x) a constant (TRADES); else as in `curvact.attacks.pgd`.
-    start: "uniform" in the ball of radius noise·ε, "gaussian" (x + 0.001·N(0, 1), projected) or "none".
-    batch_norm: "eval" (running statistics, left as they are) or "train" (batch statistics; the running ones are updated, and
-        dropout acts).
-    steps, step: number and length (in units of ε) of the steps; None: those of the attack. steps=1 makes it single-step.
+    loss: "kl" is KL(p(x) ‖ p(x_adv)) with p(x) a constant (TRADES); else as in
+        `curvact.attacks.pgd`.
+    start: "uniform" in the ball of radius noise·ε, "gaussian" (x + 0.001·N(0, 1), projected) or
+        "none".
+    batch_norm: "eval" (running statistics, left as they are) or "train" (batch statistics; the
+        running ones are updated, and dropout acts).
+    steps, step: number and length (in units of ε) of the steps; None: those of the attack. steps=1
+        makes it single-step.
     project: onto the ball after each step. If False, points are cut to [0, 1] only (N-FGSM).
 
     Raises CurvactError for an unknown batch_norm; the attack does for the other values.
@@ -68,10 +71,11 @@ class InnerAttack:
     attack: steps, their length, and the start. Where start is None, the objective's own is used.
     generator: of the random starts; None: the global one of torch.
     batch_norm: "eval" or "train" in place of the objective's own; None: the objective's own.
-    view: gives the function that is attacked in place of the model, such as a twin without batch norm. It is called once an
-        attack, with the model in the attack's mode.
-    gradient_scale: a factor of the attack's loss, so that float16 gradients do not vanish. Steps do not depend on it, up to
-        rounding. Losses are computed in float32 for float16 and bfloat16 logits.
+    view: gives the function that is attacked in place of the model, such as a twin without batch
+        norm. It is called once an attack, with the model in the attack's mode.
+    gradient_scale: a factor of the attack's loss, so that float16 gradients do not vanish. Steps do
+        not depend on it, up to rounding. Losses are computed in float32 for float16 and bfloat16
+        logits.
 
     Raises CurvactError for a gradient_scale that is not a finite number > 0, or an unknown mode.
 
@@ -99,7 +103,10 @@ class InnerAttack:
             check_batch_norm(self.batch_norm)
 
     def cost(self, maximization: Maximization) -> int:
-        """Gradient evaluations of one call, one a step. The forward pass for the clean outputs of "kl" does not count."""
+        """Gradient evaluations of one call: one a step.
+
+        The forward pass of "kl" for the clean outputs does not count.
+        """
         return self.attack.steps if maximization.steps is None else maximization.steps
 
     def random_point(self, x: Tensor) -> Tensor:
@@ -130,11 +137,15 @@ class InnerAttack:
         if loss == "kl":
             with torch.no_grad():
                 clean = F.log_softmax(at_least_float32(attacked(x)), dim=1)
-            of_logits: AttackLoss = lambda logits, y, targets: kl(clean, F.log_softmax(logits, dim=1))  # noqa: E731
+
+            def of_logits(logits: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
+                return kl(clean, F.log_softmax(logits, dim=1))
+
         elif isinstance(loss, str) and loss not in LOSSES:
             known = ["kl", *LOSSES]
             raise CurvactError(
-                f"unknown loss '{loss}' of a training attack{nearest(loss, known)}; known are {', '.join(known)}"
+                f"unknown loss '{loss}' of a training attack{nearest(loss, known)}; "
+                f"known are {', '.join(known)}"
             )
         else:
             of_logits = attack_loss(loss)
@@ -145,10 +156,12 @@ class InnerAttack:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """An attack that returns the same images at each call, at cost 0: both passes of SAM and AWP see one adversarial batch.
+    """An attack that returns the same images at each call, at cost 0.
 
-    x_adv, point: N×…, as an `ObjectiveValue` holds them. grad-align compares gradients at the second, or at x_adv where
-    it is None.
+    With it both passes of SAM and AWP see one adversarial batch.
+
+    x_adv, point: N×…, as an `ObjectiveValue` holds them. grad-align compares gradients at the
+    second, or at x_adv where it is None.
 
     >>> again = Fixed(torch.zeros(2, 3))
     >>> again(lambda x: x, torch.ones(2, 3), torch.tensor([0, 1]), Maximization()).sum().item()
@@ -172,7 +185,9 @@ class Fixed:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ p·(log p − log q) of each row, N, from N×classes log-probabilities; finite wherever they are.
+    """KL(p ‖ q) = Σ p·(log p − log q) of each row, N, from N×classes log-probabilities.
+
+    It is finite wherever they are.
 
     >>> kl(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
     tensor([0.1438])
@@ -190,5 +205,6 @@ def check_batch_norm(value: object) -> None:
     known = get_args(BatchNorm)
     if value not in known:
         raise CurvactError(
-            f"batch_norm={value!r} of a training attack: allowed are {', '.join(known)}{nearest(str(value), known)}"
+            f"batch_norm={value!r} of a training attack: allowed are {', '.join(known)}"
+            f"{nearest(str(value), known)}"
         )

@@ -1,7 +1,7 @@
 """One training loop for every objective and method, resumed bit for bit.
 
-Every random number comes from an explicit generator. Gradients are averaged over processes in one reduction, when they are
-complete: neither the attack nor a second pass waits for another process.
+Every random number comes from an explicit generator. Gradients are averaged over processes in one
+reduction, when they are complete: neither the attack nor a second pass waits for another process.
 """
 
 from __future__ import annotations
@@ -61,18 +61,19 @@ def fit(
 ) -> list[Epoch]:
     """Train the model in place. Returns what happened, epoch by epoch.
 
-    data: only the training and the validation split are used. extra: synthetic images, with their fraction of each batch; an
-    epoch is one pass over the real images.
+    data: only the training and the validation split are used. extra: synthetic images, with their
+    fraction of each batch; an epoch is one pass over the real images.
     compute: device, precision, processes. watch: functions that are called on the way.
-    state: a file that keeps the whole state, saved at the end of each epoch and every five minutes. If it exists, training goes
-        on from it, to bit-identical weights on a CPU. The state of a run with other epochs is extended where
-        `curvact.training.extension_problem` finds nothing against it.
+    state: a file that keeps the whole state, saved at the end of each epoch and every five minutes.
+        If it exists, training goes on from it, to bit-identical weights on a CPU. The state of a
+        run with other epochs is extended where `curvact.training.extension_problem` finds nothing
+        against it.
 
-    After training the model holds the weights that were evaluated last. A last batch with less than two images for each process
-    is left out.
+    After training the model holds the weights that were evaluated last. A last batch with less than
+    two images for each process is left out.
 
-    Raises Diverged, within a few steps, when the loss is not finite or a thousand times that of guessing. Raises CurvactError
-    for a state of another run, and for a run that cannot be extended.
+    Raises Diverged, within a few steps, when the loss is not finite or a thousand times that of
+    guessing. Raises CurvactError for a state of another run, and for a run that cannot be extended.
 
     >>> from curvact.data import load
     >>> from curvact.models import MiniResNet
@@ -185,7 +186,7 @@ class _Run:
         self.images += len(y)
 
     def _check(self) -> Step:
-        """Look at the losses since the last look. Raises Diverged for one that is too large or not finite."""
+        """Look at the losses since the last look. Raises Diverged for a large or infinite one."""
         start, self.checked = self.checked, len(self.losses)
         values = torch.stack(self.losses[start:]) if self.losses[start:] else torch.zeros(0)
         bound = 1000 * math.log(max(2, len(self.data.train.classes)))
@@ -197,8 +198,8 @@ class _Run:
             first = ", ".join(map(str, self.batches.first_images(self.epoch, batch)))
             images = f", training images {first}, …" if first else ""
             raise Diverged(
-                f"the loss became {float(values[int(wrong[0])])} at step {step} of {self.total} (epoch {self.epoch}, learning "
-                f"rate {rate:.3g}, batch {batch} of the epoch{images})"
+                f"the loss became {float(values[int(wrong[0])])} at step {step} of {self.total} "
+                f"(epoch {self.epoch}, learning rate {rate:.3g}, batch {batch} of the epoch{images})"
             )
         loss = float(values[-1]) if len(values) else math.nan
         return Step(self.step, self.total, self.epoch, loss, self.evaluations)
@@ -250,7 +251,7 @@ class _Run:
         return generator(self.seed, "attack", self.epoch, *key, device=self.fabric.device)
 
     def _identity(self) -> dict[str, Any]:
-        """Settings that a run shares with the state that it goes on from; of the recipe the epochs may differ."""
+        """Settings that a run shares with the state that it goes on from, but for the epochs."""
         extra = self.batches.extra
         return {
             "recipe": self.recipe.as_dict(),

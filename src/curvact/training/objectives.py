@@ -1,11 +1,13 @@
 """The losses of adversarial training: one function a method of the field, by name.
 
-Cost: one gradient evaluation is one forward and backward pass of one batch through the network. Each attack step is one, and so
-is each set of images that the training loss is differentiated at (TRADES and MART: clean and attacked, 2). Differentiating an
-input gradient again is one more (grad-align). Forward passes without a backward one do not count: the only one is that of
-TRADES' attack, for its clean probabilities.
+Cost: one gradient evaluation is one forward and backward pass of one batch through the network.
+Each attack step is one, and so is each set of images that the training loss is differentiated at
+(TRADES and MART: clean and attacked, 2). Differentiating an input gradient again is one more
+(grad-align). Forward passes without a backward one do not count: the only one is that of TRADES'
+attack, for its clean probabilities.
 
-Label smoothing acts on the cross-entropy terms of the training loss only, never in the attack, a KL, or a margin.
+Label smoothing acts on the cross-entropy terms of the training loss only, never in the attack, a
+KL, or a margin.
 All losses are computed in float32 for float16 and bfloat16 logits.
 """
 
@@ -39,10 +41,13 @@ class ObjectiveValue:
     """The loss of one batch.
 
     value: scalar, to be differentiated with respect to the parameters.
-    logits: N×classes, at the images that were trained on (attacked; clean for "standard"), detached.
+    logits: N×classes, at the images that were trained on (attacked; clean for "standard"),
+        detached.
     x_adv: those images.
-    gradient_evaluations: forward-backward passes of the batch, attack and training together; see the top of this module.
-    random_point: further images that the loss drew (grad-align), for `Fixed(x_adv, random_point)`; None if it drew none.
+    gradient_evaluations: forward-backward passes of the batch, attack and training together; see
+        the top of this module.
+    random_point: further images that the loss drew (grad-align), for `Fixed(x_adv, random_point)`;
+        None if it drew none.
     """
 
     value: Tensor
@@ -72,9 +77,12 @@ def pgd_at(
     batch_norm: BatchNorm = "train",
     label_smoothing: float = 0.0,
 ) -> ObjectiveValue:
-    """Cross-entropy on attacked images only (Madry et al. 2018, arXiv 1706.06083), uniform start. [paper]
+    """Cross-entropy on attacked images only, from a uniform start. [paper]
 
-    batch_norm: "train" in the attack too, as in the authors' code; PAF (arXiv 2110.05626) and most later work have "eval".
+    (Madry et al. 2018, arXiv 1706.06083.)
+
+    batch_norm: "train" in the attack too, as in the authors' code; PAF (arXiv 2110.05626) and most
+        later work have "eval".
     """
     return _trained_at_attacked(model, x, y, attack, Maximization(batch_norm=batch_norm), label_smoothing)
 
@@ -89,11 +97,12 @@ def trades(
     batch_norm: BatchNorm = "eval",
     label_smoothing: float = 0.0,
 ) -> ObjectiveValue:
-    """`CE(f(x), y) + β·KL(p(x) ‖ p(x_adv))`, means over the batch, x_adv maximizing that KL (arXiv 1901.08573). [paper]
+    """`CE(f(x), y) + β·KL(p(x) ‖ p(x_adv))`, x_adv maximizing that KL. [paper]
 
-    Gaussian start of 0.001; [ours] it is cut to [0, 1], which the authors' code leaves out. Gradients flow through both sides of
-    the KL. The clean images go through the network once; in the authors' code twice, with the same result (batch norm's running
-    statistics apart).
+    (Zhang et al. 2019, arXiv 1901.08573.) Means over the batch. Gaussian start of 0.001; [ours] it
+    is cut to [0, 1], which the authors' code leaves out. Gradients flow through both sides of the
+    KL. The clean images go through the network once; in
+    the authors' code twice, with the same result (batch norm's running statistics apart).
     """
     inside = Maximization(loss="kl", start="gaussian", batch_norm=batch_norm)
     x_adv = attack(model, x, y, inside)
@@ -112,12 +121,14 @@ def mart(
     batch_norm: BatchNorm = "eval",
     label_smoothing: float = 0.0,
 ) -> ObjectiveValue:
-    """`CE(f(x_adv), y) − log(1.0001 − max_{k≠y} p_k(x_adv)) + β·KL(p(x) ‖ p(x_adv))·(1 − p_y(x))`. [paper]
+    """`CE(f(x_adv), y) − log(1.0001 − max_{k≠y} p_k(x_adv)) + β·KL(p(x) ‖ p(x_adv))·(1 − p_y(x))`.
+    [paper]
 
-    (Wang et al., ICLR 2020.) Means over the batch. Cross-entropy attack from a gaussian start of 0.001; [ours] it is cut to
-    [0, 1], which the authors' code leaves out. Gradients flow through every probability. 1.0001 is from the authors' code, the
-    paper has 1. [ours] Log-probabilities are exact where that code has log(p + 1e-12), and its other constants (1e-7, 1e-12) are
-    left out.
+    (Wang et al., ICLR 2020.) Means over the batch. Cross-entropy attack from a gaussian start of
+    0.001; [ours] it is cut to [0, 1], which the authors' code leaves out. Gradients flow through
+    every probability. 1.0001 is from the authors' code, the paper has 1. [ours] Log-probabilities
+    are exact where that code has log(p + 1e-12), and its other constants (1e-7, 1e-12) are left
+    out.
     """
     inside = Maximization(start="gaussian", batch_norm=batch_norm)
     x_adv = attack(model, x, y, inside)
@@ -145,7 +156,9 @@ def fgsm_rs(
     batch_norm: BatchNorm = "train",
     label_smoothing: float = 0.0,
 ) -> ObjectiveValue:
-    """Cross-entropy after one step of `step`·ε from a uniform start, projected (Wong et al. 2020, arXiv 2001.03994). [paper]
+    """Cross-entropy after one step of `step`·ε from a uniform start, projected. [paper]
+
+    (Wong et al. 2020, arXiv 2001.03994.)
 
     Can overfit catastrophically: `curvact.training.guard.overfitting` notices it. [ours] l2 and l1.
     """
@@ -164,9 +177,11 @@ def n_fgsm(
     batch_norm: BatchNorm = "train",
     label_smoothing: float = 0.0,
 ) -> ObjectiveValue:
-    """Cross-entropy after one step of `step`·ε from uniform noise of radius `noise`·ε, cut to [0, 1] but not to the ball. [paper]
+    """Cross-entropy after one step of `step`·ε from uniform noise of radius `noise`·ε. [paper]
 
-    (de Jorge et al. 2022, arXiv 2202.01181.) Perturbations are up to (noise + step)·ε long. [ours] l2 and l1.
+    (de Jorge et al. 2022, arXiv 2202.01181.) Images are cut to [0, 1], but not to the ball:
+    perturbations are up to (noise + step)·ε long. [ours]
+    l2 and l1.
     """
     inside = Maximization(batch_norm=batch_norm, steps=1, step=step, noise=noise, project=False)
     return _trained_at_attacked(model, x, y, attack, inside, label_smoothing)
@@ -183,11 +198,13 @@ def grad_align(
     batch_norm: BatchNorm = "train",
     label_smoothing: float = 0.0,
 ) -> ObjectiveValue:
-    """FGSM training plus `weight·(1 − mean cos(∇ₓℓ(x), ∇ₓℓ(x + η)))`, η uniform in the ball (arXiv 2007.02617). [paper]
+    """FGSM training plus `weight·(1 − mean cos(∇ₓℓ(x), ∇ₓℓ(x + η)))`. [paper]
 
-    One step of `step`·ε from x itself, projected. As in the authors' code ∇ₓℓ(x) is a constant, images with a zero gradient
-    are left out of the mean, and the network is in training mode throughout; 0.2 is their weight at 8/255 on CIFAR-10.
-    [ours] x + η is cut to [0, 1]; ∇ₓℓ(x) is computed apart from the attack's; l2 and l1.
+    (Andriushchenko, Flammarion 2020, arXiv 2007.02617.) η is uniform in the ball. One step of
+    `step`·ε from x itself, projected. As in the authors' code ∇ₓℓ(x) is a constant, images with a
+    zero gradient are left out of the mean, and the network is in training mode
+    throughout; 0.2 is their weight at 8/255 on CIFAR-10. [ours] x + η is cut to [0, 1]; ∇ₓℓ(x) is
+    computed apart from the attack's; l2 and l1.
     Needs second derivatives of the network: no `torch.compile`.
     """
     inside = Maximization(start="none", batch_norm=batch_norm, steps=1, step=step)
@@ -205,9 +222,10 @@ def grad_align(
 class Entry:
     """An objective in the registry.
 
-    function: `(model, x, y, attack, *, label_smoothing, **parameters) -> ObjectiveValue`; its keyword arguments and their default
-        values are the parameters, as published.
-    passes: gradient evaluations of the training loss itself. attack: "steps" (as many as the recipe has), "one" or "none".
+    function: `(model, x, y, attack, *, label_smoothing, **parameters) -> ObjectiveValue`; its
+        keyword arguments and their default values are the parameters, as published.
+    passes: gradient evaluations of the training loss itself. attack: "steps" (as many as the recipe
+        has), "one" or "none".
     """
 
     function: Callable[..., ObjectiveValue]
@@ -223,7 +241,7 @@ class Entry:
 
     @property
     def single_step(self) -> bool:
-        """Whether the attack is one step whatever the recipe has; these can overfit catastrophically."""
+        """Whether the attack is one step, whatever the recipe has: it can overfit catastrophically."""
         return self.attack == "one"
 
     def cost(self, attack_steps: int) -> int:
@@ -253,9 +271,10 @@ def register_objective(
     passes: int = 1,
     attack: Literal["steps", "one", "none"] = "steps",
 ) -> None:
-    """Make an objective known by name, so that a recipe can use it. Arguments as the fields of `Entry`.
+    """Make an objective known by name, so that a recipe can use it.
 
-    Raises CurvactError for a name that is taken, or that is not lower-case letters, digits and dashes.
+    name: lower-case letters, digits and dashes. function, passes, attack: as in `Entry`.
+    Raises CurvactError for a name that is taken or has other characters.
 
     >>> def doubled(model, x, y, attack, *, factor=2.0, label_smoothing=0.0):
     ...     loss = pgd_at(model, x, y, attack, label_smoothing=label_smoothing)
@@ -274,9 +293,10 @@ def register_objective(
 
 @dataclass(frozen=True)
 class ConfiguredObjective:
-    """An objective with its parameters: `objective(model, x, y, attack) -> ObjectiveValue`; `str` is its canonical text.
+    """An objective with its parameters: `objective(model, x, y, attack) -> ObjectiveValue`.
 
-    The canonical text leaves out parameters at their published values: equal objectives have equal texts.
+    `str` is its canonical text, without parameters at their published values: equal objectives have
+    equal texts.
     """
 
     name: str
@@ -299,10 +319,11 @@ class ConfiguredObjective:
 
 
 def objective(text: str, label_smoothing: float = 0.0) -> ConfiguredObjective:
-    """An objective from its text, such as "standard", "pgd-at(batch_norm=eval)" or "trades(beta=6)".
+    """An objective from its text, such as "pgd-at(batch_norm=eval)" or "trades(beta=6)".
 
     label_smoothing: in [0, 1), of the cross-entropy terms in the training loss.
-    Raises CurvactError, in one line with the nearest allowed name, for an unknown name, parameter or value.
+    Raises CurvactError, in one line with the nearest allowed name, for an unknown name, parameter
+    or value.
 
     >>> str(objective("TRADES( beta = 3.0 )"))
     'trades(beta=3)'
@@ -354,7 +375,10 @@ def _trained_at_attacked(
 
 
 def _clean_and_attacked(model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the clean images, their log-probabilities, and logits of the attacked ones: two batches, also to batch norm."""
+    """Logits of the clean images, their log-probabilities, and logits of the attacked images.
+
+    These are two batches, also for batch norm.
+    """
     logits = at_least_float32(model(x))
     return logits, logits.log_softmax(1), at_least_float32(model(x_adv))
 
@@ -378,6 +402,6 @@ def _misalignment(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _direction(rows: Tensor) -> Tensor:
-    """Rows of length 1; divided by their largest entry first, so that tiny gradients neither vanish nor overflow."""
+    """Rows of length 1; divided by their largest entry first, so that no square underflows."""
     scaled = rows / rows.detach().abs().amax(1, keepdim=True)
     return cast(Tensor, scaled / scaled.norm(dim=1, keepdim=True))

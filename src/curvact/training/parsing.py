@@ -21,7 +21,8 @@ def is_number(value: object) -> bool:
 def method(kind: str, text: str, known: Mapping[str, Settings]) -> tuple[str, dict[str, Any]]:
     """Name and all settings of a text such as "awp(gamma=0.01)".
 
-    known: the settings with default values of each name. A value must be a number where the default is one, else a word.
+    known: the settings with default values of each name. A value must be a number where the default
+    is one, else a word.
     Raises CurvactError for an unknown name or setting, and for a value of the wrong kind.
 
     >>> method("perturbation", "awp(gamma=0.005)", {"awp": {"gamma": 0.01, "start": 0.0}})
@@ -40,7 +41,8 @@ def method(kind: str, text: str, known: Mapping[str, Settings]) -> tuple[str, di
     for key, value in given.items():
         if key not in settings:
             raise CurvactError(
-                f"{name} has no setting '{key}'{nearest(key, settings)}; allowed are {', '.join(settings) or 'none'}"
+                f"{name} has no setting '{key}'{nearest(key, settings)}; "
+                f"allowed are {', '.join(settings) or 'none'}"
             )
         word = isinstance(settings[key], str)
         if not (isinstance(value, str) if word else is_number(value)):

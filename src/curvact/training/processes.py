@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Compute:
     """How a training computes. These settings change its numbers by rounding only.
 
-    fabric: a launched `lightning_fabric.Fabric` with device, precision and processes. None: one process in float32 on the
-        model's device. The code that launches processes also ends their group (torch.distributed.destroy_process_group).
+    fabric: a launched `lightning_fabric.Fabric` with device, precision and processes. None: one
+        process in float32 on the model's device. The code that launches processes also ends their
+        group (torch.distributed.destroy_process_group).
     accumulate: number of parts in which a batch goes through the network, to save memory.
     compiled: run the network by `torch.compile`.
 

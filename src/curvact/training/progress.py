@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Diverged(RuntimeError):
-    """The loss ended training. The message names the loss, the step, the learning rate and the batch."""
+    """The loss ended training. The message names the loss, the step, the rate and the batch."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Epoch:
 
     loss, train_accuracy: on the images that the objective trained on, attacked or clean.
     learning_rate: of the last step.
-    gradient_evaluations: forward-backward passes of a batch since the start of training. Attacks count, validation does not.
-        Of the recalibrations of batch norm only the last one counts, because the final model needs no other.
+    gradient_evaluations: forward-backward passes of a batch since the start of training. Attacks
+        count, validation does not. Of the recalibrations of batch norm only the last one counts,
+        because the final model needs no other.
     parameters: values of learnable activations, and their κ where it is finite.
-    note: why training ended early, else empty. seconds: wall-clock time of the epoch, with validation.
+    note: why training ended early, else empty.
+    seconds: wall-clock time of the epoch, with validation.
     """
 
     epoch: int
@@ -60,10 +62,11 @@ def _ignore(*_: object) -> None:
 class Watch:
     """Functions that `fit` calls.
 
-    on_step: with the place, every few steps. on_epoch: with each finished epoch, after its state is saved.
-    on_evaluated: as `on_evaluated(model, epoch, best)`, while the model holds the weights that were evaluated (the average, if
-        the recipe has one). best: whether validation robust accuracy is the highest so far. Of several processes, only the
-        first calls it.
+    on_step: with the place, every few steps.
+    on_epoch: with each finished epoch, after its state is saved.
+    on_evaluated: as `on_evaluated(model, epoch, best)`, while the model holds the weights that were
+        evaluated (the average, if the recipe has one). best: whether validation robust accuracy is
+        the highest so far. Of several processes, only the first calls it.
     """
 
     on_step: Callable[[Step], None] = _ignore

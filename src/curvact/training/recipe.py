@@ -1,4 +1,4 @@
-"""How to train, as data: objective, attack, schedule, optimizer, weight-space methods, augmentation."""
+"""How to train, as data: objective, attack, schedule, methods, augmentation."""
 
 from __future__ import annotations
 
@@ -35,26 +35,33 @@ DEFAULT_ATTACK = PGD(5)
 class Recipe:
     """How to train.
 
-    objective: the training loss, such as "pgd-at", "trades(beta=6)", "fgsm-rs", "standard"; see `curvact.training.OBJECTIVES`.
-        What batch norm does inside the attack is a parameter of the objective, such as "pgd-at(batch_norm=eval)".
+    objective: the training loss, such as "pgd-at", "trades(beta=6)", "fgsm-rs", "standard"; see
+        `curvact.training.OBJECTIVES`. What batch norm does inside the attack is a parameter of the
+        objective, such as "pgd-at(batch_norm=eval)".
     epochs: passes over the real training images.
-    budget: if given, training ends after this number of gradient evaluations (forward-backward passes of a batch, attacks
-        included) instead of after `epochs`, and the schedule ends there too.
+    budget: if given, training ends after this number of gradient evaluations (forward-backward
+        passes of a batch, attacks included) instead of after `epochs`, and the schedule ends there
+        too.
     batch_size: real and synthetic images together, over all processes.
-    learning_rate: the highest rate. schedule: "cosine" (down to `final_rate`), "piecewise" (times `decay` at each of
-        `milestones`), "one-cycle" (linearly down to `final_rate`) or "constant". Before the schedule the rate rises linearly over
-        the part `warmup` of all steps. milestones: parts of all steps, in (0, 1), rising.
+    learning_rate: the highest rate.
+    schedule: "cosine" (down to `final_rate`), "piecewise" (times `decay` at each of `milestones`),
+        "one-cycle" (linearly down to `final_rate`) or "constant". Before it the rate rises linearly
+        over the part `warmup` of all steps. milestones: parts of all steps, in (0, 1), rising.
     momentum, nesterov, weight_decay: of SGD. clip_norm: the largest global norm of the gradient.
-    optimizer: "sgd" or "entropy-sgd(inner_steps=20, gamma=0.03, …)", whose outer rate is `learning_rate`.
-    perturbation: "none", "awp(gamma=0.01, start=0)" (from the part `start` of all steps on) or "sam(rho=0.05)".
-    averaging: "none", "ema(decay=0.995)" or "swa(start=0.75)" (over the ends of epochs after the part `start` of all steps). The
-        average is what is evaluated and kept, with batch norm recalibrated.
-    attack: the PGD inside the objective, a `PGD` or its text, such as "pgd-10" or "pgd(steps=5, step=0.4)"; step in units of ε.
-        start=None: the start that the objective's authors use. The objective sets the loss.
+    optimizer: "sgd" or "entropy-sgd(inner_steps=20, gamma=0.03, …)", whose outer rate is
+        `learning_rate`.
+    perturbation: "none", "awp(gamma=0.01, start=0)" (from the part `start` of all steps on) or
+        "sam(rho=0.05)".
+    averaging: "none", "ema(decay=0.995)" or "swa(start=0.75)" (over the ends of epochs after the
+        part `start` of all steps). The average is evaluated and kept, with batch norm recalibrated.
+    attack: the PGD inside the objective, a `PGD` or its text, such as "pgd-10" or "pgd(steps=5,
+        step=0.4)"; step in units of ε. start=None: the start that the objective's authors use. The
+        objective sets the loss.
     validation: the PGD on the validation split; None: the training attack. "pgd-0" does not attack.
     label_smoothing: of the cross-entropy in the training loss, in [0, 1).
-    beta_penalty, beta_clip: of PSSiLU's β (arXiv 2110.05626): penalty·|β| is added to the loss, and β's gradient is clipped to
-        this norm. decay_activations: whether weight decay acts on activation parameters too.
+    beta_penalty, beta_clip: of PSSiLU's β (arXiv 2110.05626): penalty·|β| is added to the loss, and
+        β's gradient is clipped to this norm. decay_activations: whether weight decay acts on
+        activation parameters too.
     crop, flip, cutout: augmentation of the training images, see `curvact.data.Augmentation`.
 
     Raises CurvactError that names a value which is not allowed.
@@ -122,12 +129,13 @@ class Recipe:
                 object.__setattr__(self, name, value)
             if not isinstance(value, PGD) and not (value is None and name == "validation"):
                 raise CurvactError(
-                    f"{name}={value!r} of a recipe: a PGD or its text, such as pgd-10 or pgd(steps=5, step=0.4)"
+                    f"{name}={value!r} of a recipe: a PGD or its text, such as pgd-10 or "
+                    "pgd(steps=5, step=0.4)"
                 )
         if self.attack.restarts != 1 or self.attack.loss != "ce":
             raise CurvactError(
-                f"attack={self.attack} of a recipe: the objective sets the loss, and training starts PGD once; allowed are "
-                "steps, step and start"
+                f"attack={self.attack} of a recipe: the objective sets the loss, and training starts "
+                "PGD once; allowed are steps, step and start"
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The learning rate at each step, the steps at which methods act, and whether a run can be extended."""
+"""Learning rates, the steps at which methods act, and whether a run can be extended."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def learning_rate(recipe: Recipe, step: int, total: int) -> float:
 
 
 def perturbs_weights(recipe: Recipe, step: int, total: int) -> bool:
-    """Whether the step (from 0) takes a second gradient at perturbed weights. AWP begins at its `start`."""
+    """Whether the step (from 0) takes a second gradient, at perturbed weights."""
     return step >= _start("perturbation", recipe.perturbation) * total
 
 
 def averages_epoch(recipe: Recipe, steps_done: int, total: int) -> bool:
-    """Whether the end of an epoch, after `steps_done` steps, enters the stochastic weight average (SWA)."""
+    """Whether the weights at the end of an epoch, after `steps_done` steps, enter SWA's average."""
     return recipe.averaging.startswith("swa") and steps_done > _start("averaging", recipe.averaging) * total
 
 
@@ -51,9 +51,9 @@ def _start(kind: str, text: str) -> float:
 def extension_problem(before: Recipe, after: Recipe, steps_done: int, steps_per_epoch: int) -> str:
     """Why a run of recipe `before` cannot go on as a run of recipe `after`; empty if it can.
 
-    It can where a fresh run of `after` would have had, at each of the first `steps_done` steps, the same learning rate and the
-    same active methods. Then its weights would be the same too, bit for bit on a CPU. The recipes may differ in their epochs
-    only.
+    It can where a fresh run of `after` would have had, at each of the first `steps_done` steps, the
+    same learning rate and the same active methods. Then its weights would be the same too, bit for
+    bit on a CPU. The recipes may differ in their epochs only.
 
     >>> short, long = (Recipe(schedule="constant", warmup=0, epochs=n) for n in (10, 40))
     >>> extension_problem(short, long, steps_done=260, steps_per_epoch=26)
@@ -71,15 +71,18 @@ def extension_problem(before: Recipe, after: Recipe, steps_done: int, steps_per_
         return f"budget={after.budget} ends training, whatever the epochs: train anew without a budget"
     totals = before.epochs * steps_per_epoch, after.epochs * steps_per_epoch
     if steps_done > totals[1]:
-        return f"epochs={after.epochs} is less than the {steps_done} steps of {steps_per_epoch} an epoch that are done"
+        return (
+            f"epochs={after.epochs} is less than the {steps_done} steps of {steps_per_epoch} an epoch "
+            "that are done"
+        )
     anew = f"train {after.epochs} epochs anew, or choose"
     for step in range(steps_done):
         old, new = (learning_rate(r, step, t) for r, t in zip((before, after), totals, strict=True))
         if old != new:
             warmup = f" with warmup={after.warmup:g}" if after.warmup else ""
             return (
-                f"step {step} of a {after.schedule} schedule{warmup} had the rate {old:.3g}, and has {new:.3g} in "
-                f"{after.epochs} epochs: {anew} schedule=constant and warmup=0 from the start"
+                f"step {step} of a {after.schedule} schedule{warmup} had the rate {old:.3g}, and has "
+                f"{new:.3g} in {after.epochs} epochs: {anew} schedule=constant and warmup=0 from the start"
             )
         if perturbs_weights(before, step, totals[0]) != perturbs_weights(after, step, totals[1]):
             return f"{after.perturbation} starts at another step in {after.epochs} epochs: {anew} start=0"

@@ -1,4 +1,4 @@
-"""The whole state of a run as one file without pickles: a tree of dicts, lists, plain values and tensors in safetensors."""
+"""The whole state of a run as one file without pickles: plain values and tensors in safetensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from curvact.files import atomic_write
 
 
 def save_state(path: Path, tree: object) -> None:
-    """Write a tree whole or not at all. Keys may be text or whole numbers, plain values what JSON holds (and infinities).
+    """Write a tree of dicts, lists, tuples, tensors and plain values, whole or not at all.
+
+    Keys: text or whole numbers. Plain values: those of JSON, and infinities.
 
     >>> import tempfile, torch
     >>> file = Path(tempfile.mkdtemp()) / "state.safetensors"
@@ -38,7 +40,8 @@ def load_state(path: Path, device: str = "cpu") -> Any:
             return _restore(tree, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CurvactError(
-            f"the state file {path} is truncated or damaged ({path.stat().st_size} bytes; {' '.join(str(error).split())})"
+            f"the state file {path} is truncated or damaged ({path.stat().st_size} bytes; "
+            f"{' '.join(str(error).split())})"
         ) from None
 
 

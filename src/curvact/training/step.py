@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 FOLD_FROM = 16
-"""Side in pixels of the images from which the attack runs on a twin without batch norm. On smaller ones folding costs more than
-it saves."""
+"""Side in pixels of the images from which the attack runs on a twin without batch norm. On smaller
+ones folding costs more than it saves.
+"""
 
 FP16_SCALE = 1024.0
 """Factor of the attack's loss in fp16, whose least positive number is 6e-8."""
@@ -36,8 +37,12 @@ FP16_SCALE = 1024.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """One step. loss: mean over this process's part of the batch, on the device. right: number of images classified correctly, as
-    they were trained on. gradient_evaluations: of the step."""
+    """One step.
+
+    loss: mean over this process's part of the batch, on the device.
+    right: number of images classified correctly, as they were trained on.
+    gradient_evaluations: of the step.
+    """
 
     loss: Tensor
     right: Tensor
@@ -47,7 +52,8 @@ class Outcome:
 class Trainer:
     """A model with its objective, optimizer and average: everything that one training step changes.
 
-    random: of Entropy-SGD's noise. example: two training images, N×C×H×W, to find what can be folded for the attack.
+    random: of Entropy-SGD's noise. example: two training images, N×C×H×W, to find what can be
+        folded for the attack.
     """
 
     def __init__(
@@ -83,7 +89,7 @@ class Trainer:
 
     @property
     def needs_recalibration(self) -> bool:
-        """Whether the weights that count are others than those trained on, in a model with batch norm."""
+        """Whether others than the trained weights are evaluated, in a model with batch norm."""
         others = self.entropy_sgd is not None or self.average is not None
         return others and batch_norm.has_batch_norm(self.model)
 
@@ -97,13 +103,15 @@ class Trainer:
     ) -> Outcome:
         """Train on this process's part of a batch.
 
-        whole: number of images of the batch over all processes. rate: the learning rate. perturbed: whether the second gradient
-        of AWP or SAM is taken. random: of the attack's starts.
+        whole: number of images of the batch over all processes. rate: the learning rate.
+        perturbed: whether the second gradient of AWP or SAM is taken.
+        random: of the attack's starts.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         use_awp, use_sam = (perturbed and self.perturbation == name for name in ("awp", "sam"))
-        # Batch norm's statistics count one pass: AWP's second, whose gradient makes the step, and SAM's first, at w itself.
+        # Batch norm's statistics count one pass: AWP's second, whose gradient makes the step, and
+        # SAM's first, at w itself.
         values = self._gradient(x, y, whole, [self.attack(random)] * self.accumulate, frozen=use_awp)
         evaluations = values[0].gradient_evaluations
         pairs = []
@@ -151,9 +159,9 @@ class Trainer:
     def _gradient(
         self, x: Tensor, y: Tensor, whole: int, attacks: Sequence[TrainingAttack], *, frozen: bool
     ) -> list[ObjectiveValue]:
-        """Leave the gradient of the mean loss over the whole batch in the parameters. Returns a value for each part.
+        """Leave the gradient of the mean loss over the whole batch in the parameters.
 
-        frozen: batch norm's running statistics do not move.
+        Returns a value for each part. frozen: batch norm's running statistics do not move.
         """
         self.fabric_optimizer.zero_grad(set_to_none=True)
         values = []
@@ -181,7 +189,7 @@ class Trainer:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, random: torch.Generator) -> torch.optim.Optimizer:
-    """The optimizer of the recipe on the parameters that are trained. random: of Entropy-SGD's noise."""
+    """The optimizer of the recipe, on the trained parameters. random: of Entropy-SGD's noise."""
     name, settings = method("optimizer", recipe.optimizer, METHODS["optimizer"])
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]

@@ -1,4 +1,6 @@
-"""Batch norm's statistics: frozen and saved bit for bit, recalibrated as torch's own update_bn and as plain averages."""
+"""Batch norm's statistics: frozen and saved bit for bit, recalibrated as torch's own update_bn and
+as plain averages.
+"""
 
 from __future__ import annotations
 
@@ -151,7 +153,9 @@ def test_a_layer_called_twice_averages_over_its_calls() -> None:
 
 
 def test_modes_of_single_layers_and_dropout() -> None:
-    """Frozen layers are recalibrated and stay in eval mode; dropout is off and its generator not drawn from."""
+    """Frozen layers are recalibrated and stay in eval mode; dropout is off and its generator not
+    drawn from.
+    """
     net = nn.Sequential(nn.BatchNorm1d(2), Dropout(0.5, seed=1), nn.BatchNorm1d(2))
     net[2].eval()
     modes = [m.training for m in net.modules()]

@@ -1,4 +1,6 @@
-"""Entropy-SGD against numpy, the Moreau envelope, SGD and the known defects; all weight-space methods together, resumed."""
+"""Entropy-SGD against numpy, the Moreau envelope, SGD and the known defects; all weight-space
+methods together, resumed.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,9 @@ def test_both_variants_are_the_formulas_in_every_group(
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("defect", ["", *reference.DEFECTS])
 def test_defects_of_the_public_code_would_be_seen(variant: str, defect: str) -> None:
-    """Over five outer steps: right to 1e-12, and each of these defects at least 1e-4 away. Groups and batch norm: see below."""
+    """Over five outer steps: right to 1e-12, and each of these defects at least 1e-4 away. Groups
+    and batch norm: see below.
+    """
     w = _weights()
     given = {**SETTINGS, "variant": variant}
     base = 2.0 if variant == "algorithm" else 1.0
@@ -170,7 +174,9 @@ def test_defects_of_the_public_code_would_be_seen(variant: str, defect: str) -> 
 
 
 def test_every_gradient_is_used_and_none_is_changed() -> None:
-    """3 outer steps of L = 4 take 12 gradients; the closure runs once a step; the first one moves the weights."""
+    """3 outer steps of L = 4 take 12 gradients; the closure runs once a step; the first one moves
+    the weights.
+    """
     w = _weights()
     optimizer = EntropySGD([w], lr=1.0, inner_steps=4)
     calls = 0
@@ -268,7 +274,9 @@ def test_one_inner_step_is_sgd(variant: str, momentum: float) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_noise_it_descends_the_moreau_envelope(variant: str) -> None:
-    """On ½aw² the inner steps end at the proximal point γx/(a + γ); as printed, x moves by −η times the slope aγx/(a + γ)."""
+    """On ½aw² the inner steps end at the proximal point γx/(a + γ); as printed, x moves by −η times
+    the slope aγx/(a + γ).
+    """
     a, gamma, eta = 2.0, 0.5, 0.3
     w = nn.Parameter(torch.tensor([1.5], dtype=torch.float64))
     optimizer = EntropySGD(

@@ -1,4 +1,6 @@
-"""AWP's and SAM's perturbations against numpy and by hand, exact restoration, scale, and bad gradients."""
+"""AWP's and SAM's perturbations against numpy and by hand, exact restoration, scale, and bad
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ import weight_perturbations as reference
 
 
 def _net(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
-    """Weights of four, two and one dimensions, biases, a parameter with another name; all with gradients."""
+    """Weights of four, two and one dimensions, biases, a parameter with another name; all with
+    gradients.
+    """
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4)).to(dtype)
     model.scale = nn.Parameter(torch.ones(2, 2, dtype=dtype))
     random = generator(seed, "net")

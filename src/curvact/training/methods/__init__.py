@@ -1,4 +1,4 @@
-"""Methods in weight space: Entropy-SGD, perturbations (AWP, SAM), averages (EMA, SWA), batch norm recalibrated for them."""
+"""Weight-space methods: Entropy-SGD, AWP and SAM, EMA and SWA, batch norm recalibrated for them."""
 
 from curvact.training.methods.averaging import Average
 from curvact.training.methods.entropy_sgd import EntropySGD

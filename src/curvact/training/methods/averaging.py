@@ -18,12 +18,13 @@ KINDS = ("ema", "swa")
 class Average:
     """An average of a model's parameters, kept beside the model in float32 or wider.
 
-    kind: "ema", `a ← d·a + (1 − d)·w` with `d = min(decay, (1 + t)/(10 + t))` at update t = 1, 2, …, so that the first weights
-    fade soon; or "swa", the mean of all weights (Izmailov et al. 2018, arXiv 1803.05407). Update 0 of either takes the weights as
-    they are, as torch's AveragedModel does. decay: EMA's, per update, in [0, 1).
+    kind: "ema", `a ← d·a + (1 − d)·w` with `d = min(decay, (1 + t)/(10 + t))` at update t = 1, 2,
+    …, so that the first weights fade soon; or "swa", the mean of all weights (Izmailov et al. 2018,
+    arXiv 1803.05407). Update 0 of either takes the weights as they are, as torch's AveragedModel
+    does. decay: EMA's, per update, in [0, 1).
 
-    Call `update()` after each optimizer step (EMA) or each epoch (SWA). Buffers are not averaged: batch norm gets new
-    statistics by `curvact.training.methods.batch_norm.recalibrate`.
+    Call `update()` after each optimizer step (EMA) or each epoch (SWA). Buffers are not averaged:
+    batch norm gets new statistics by `curvact.training.methods.batch_norm.recalibrate`.
 
     Raises CurvactError for another kind or decay.
 
@@ -68,7 +69,10 @@ class Average:
 
     @contextmanager
     def weights(self) -> Iterator[None]:
-        """Inside, the model holds the averaged parameters (its own before the first update); after, bit for bit, its own."""
+        """Inside, the model holds the averaged parameters; after, bit for bit, its own.
+
+        Before the first update it holds its own inside too.
+        """
         if self.updates == 0:
             yield
             return
@@ -86,7 +90,10 @@ class Average:
         return {"kind": self.kind, "decay": self.decay, "updates": self.updates, "averages": averages}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises CurvactError, with nothing changed, for one of another kind or of other parameters."""
+        """Go on from a state.
+
+        Raises CurvactError, with nothing changed, for another kind or other parameters.
+        """
         try:
             kind, decay, updates, averages = (state[k] for k in ("kind", "decay", "updates", "averages"))
             theirs = {name: tuple(tensor.shape) for name, tensor in averages.items()}

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics: frozen, saved, or computed anew for weights that training did not pass through."""
+"""Batch norm's running statistics: frozen, saved, or computed anew for other weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 @contextmanager
 def statistics_frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in train mode normalizes by its batch, but its running statistics and counter do not move.
+    """Inside, the running statistics and counters of batch norm do not move.
 
-    Batch norm in eval mode works as usual. Nothing is copied.
+    In train mode it normalizes by its batch, in eval mode by the running statistics, as usual.
+    Nothing is copied.
 
     >>> layer = nn.BatchNorm1d(2)
     >>> with statistics_frozen(layer):
@@ -49,7 +50,7 @@ def statistics_frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def saved_statistics(model: nn.Module) -> Iterator[None]:
-    """At the end the running statistics and counters are put back, bit for bit, to those at the start.
+    """At the end the running statistics and counters are those at the start, bit for bit.
 
     >>> layer = nn.BatchNorm1d(1)
     >>> with saved_statistics(layer):
@@ -73,9 +74,9 @@ def recalibrate(
 ) -> None:
     """Replace the running statistics by the plain average over the given batches of inputs.
 
-    Each layer's mean is the mean of its batch means, its variance the mean of its (unbiased) batch variances. Batch norm runs in
-    train mode, the rest (such as dropout) in eval mode, without gradients. Modes and momenta are restored. Without batch norm no
-    batch is drawn.
+    Each layer's mean is the mean of its batch means, its variance the mean of its (unbiased) batch
+    variances. Batch norm runs in train mode, the rest (such as dropout) in eval mode, without
+    gradients. Modes and momenta are restored. Without batch norm no batch is drawn.
     reduce: from a tensor to its average over processes; called once, with all statistics.
 
     Raises CurvactError if there is no batch. On any failure the statistics stay as they were.

@@ -23,42 +23,50 @@ VARIANTS = ("algorithm", "authors")
 class EntropySGD(Optimizer):
     """Entropy-SGD (Chaudhari et al. 2017, arXiv 1611.01838) as a `torch.optim.Optimizer`.
 
-    One `step()` is one inner step on the gradients g that the parameters x' hold, each from a fresh batch (in adversarial
-    training, from a fresh attack at x'). L = `inner_steps` of them make an outer step, at whose start x = μ = x':
+    One `step()` is one inner step on the gradients g that the parameters x' hold, each from a fresh
+    batch (in adversarial training, from a fresh attack at x'). L = `inner_steps` of them make an
+    outer step, at whose start x = μ = x':
 
         x' ← x' − η'(g − γ(x − x')) + noise,   μ ← (1 − a)μ + a·x'     every step
         x ← x − ηc(x − μ),   μ and x' ← x,   γ ← scoping·γ              after every L-th
 
-    variant "algorithm" [paper]: Algorithm 1 as printed: c = γ, a = `averaging`, noise √η'·ε·N(0, I).
-    variant "authors" [paper]: the authors' Lua code: c = 1, a = 1 − `averaging`, noise √(2η')·ε·N(0, I). (Their Python code adds
-        Nesterov momentum and weight decay to the outer step.) The published outer rates (η = 1, then 0.2, 0.04) belong to this
-        form; for steps of the same length the printed one needs η/γ.
+    variant "algorithm" [paper]: Algorithm 1 as printed: c = γ, a = `averaging`, noise
+        √η'·ε·N(0, I).
+    variant "authors" [paper]: the authors' Lua code: c = 1, a = 1 − `averaging`, noise
+        √(2η')·ε·N(0, I). (Their Python code adds Nesterov momentum and weight decay to the outer
+        step.) The published outer rates (η = 1, then 0.2, 0.04) belong to this form; for steps of
+        the same length the printed one needs η/γ.
 
-    With L = 1 and no noise, x − x' is 0 and each step is a step of SGD with rate ηcaη' (times 1 + `momentum`, because each
-    Nesterov buffer starts at 0). So γ never acts in "authors", nor in "algorithm" with `lr = η/γ`. [derived]
+    With L = 1 and no noise, x − x' is 0 and each step is a step of SGD with rate ηcaη' (times 1 +
+    `momentum`, because each Nesterov buffer starts at 0). So γ never acts in "authors", nor in
+    "algorithm" with `lr = η/γ`. [derived]
 
     params: parameters or groups; each group may have its own settings.
-    lr: outer rate η, the one that schedulers change. inner_lr: η'. gamma: γ, current in `param_groups`; inner steps are unstable
-    where η'γ > 2. scoping: factor of γ after each outer step. noise: ε. momentum: of Nesterov, in the inner steps, on g alone
-    (neither γ's term nor the noise enters the buffer), zeroed at each outer step. weight_decay: times x', added to g before the
-    momentum.
-    generator: gives the seed of the noise (one number is drawn at once), or the seed itself; 0 if None. The noise of a step is a
-    function of seed, group and step, drawn on the parameters' device, and so equal on all processes.
+    lr: outer rate η, the one that schedulers change. inner_lr: η'. gamma: γ, current in
+    `param_groups`; inner steps are unstable where η'γ > 2. scoping: factor of γ after each outer
+    step. noise: ε. momentum: of Nesterov, in the inner steps, on g alone (neither γ's term nor the
+    noise enters the buffer), zeroed at each outer step. weight_decay: times x', added to g before
+    the momentum.
+    generator: gives the seed of the noise (one number is drawn at once), or the seed itself; 0 if
+    None. The noise of a step is a function of seed, group and step, drawn on the parameters'
+    device, and so equal on all processes.
 
-    During `step()` parameters may carry a perturbation ν of `curvact.training.methods.perturbation.add`: g and the weight decay
-    are then those at x' + ν, while x', μ and x are without ν. [ours] Gradients are read only.
+    During `step()` parameters may carry a perturbation ν of
+    `curvact.training.methods.perturbation.add`: g and the weight decay are then those at x' + ν,
+    while x', μ and x are without ν. [ours] Gradients are read only.
 
-    The optimizer does not touch batch norm: inner forward passes move its statistics unless they run under
-    `batch_norm.statistics_frozen`. Those statistics belong to x', not to x: call `batch_norm.recalibrate` inside
-    `outer_weights()`.
+    The optimizer does not touch batch norm: inner forward passes move its statistics unless they
+    run under `batch_norm.statistics_frozen`. Those statistics belong to x', not to x: call
+    `batch_norm.recalibrate` inside `outer_weights()`.
 
-    `state_dict()` holds everything, with x', which `load_state_dict` writes into the parameters: a run saved after any step goes
-    on bit for bit.
+    `state_dict()` holds everything, with x', which `load_state_dict` writes into the parameters: a
+    run saved after any step goes on bit for bit.
 
     Raises CurvactError for a setting that is not allowed.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0]))
-    >>> optimizer = EntropySGD([w], lr=1.0, inner_steps=2, inner_lr=0.1, noise=0.0, momentum=0.0, variant="authors")
+    >>> settings = {"inner_steps": 2, "inner_lr": 0.1, "noise": 0.0, "momentum": 0.0}
+    >>> optimizer = EntropySGD([w], lr=1.0, **settings, variant="authors")
     >>> for _ in range(2):
     ...     w.grad = w.detach().clone()
     ...     optimizer.step()
@@ -107,12 +115,15 @@ class EntropySGD(Optimizer):
 
     @property
     def outer_step_ended(self) -> bool:
-        """Whether the parameters are at the outer weights: before the first step and after every L-th one."""
+        """Whether the parameters are at the outer weights: at the start and after every L-th step."""
         return all(group["position"] == 0 for group in self.param_groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One inner step, and the outer one after the L-th. A closure is evaluated once, before, and its value returned."""
+        """One inner step, and the outer one after the L-th.
+
+        A closure is evaluated once, before, and its value returned.
+        """
         if self._inner:
             raise CurvactError(
                 "no step inside outer_weights(): the gradients must be those at the inner weights"
@@ -176,7 +187,10 @@ class EntropySGD(Optimizer):
 
     @contextmanager
     def outer_weights(self) -> Iterator[None]:
-        """Inside, the parameters hold the outer weights x, to evaluate and save them. After, bit for bit, they hold x' again."""
+        """Inside, the parameters hold the outer weights x, to evaluate and save them.
+
+        After, bit for bit, they hold x' again.
+        """
         if self._inner:
             yield
             return
@@ -196,7 +210,7 @@ class EntropySGD(Optimizer):
             self._inner.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings, counters, γ and seed in `param_groups`; x, μ, x' and the momentum buffers in `state`."""
+        """Settings, counters, γ and seed in `param_groups`; x, μ, x' and the buffers in `state`."""
         result = super().state_dict()
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, state in result["state"].items():
@@ -211,9 +225,8 @@ class EntropySGD(Optimizer):
             raise CurvactError("outer_weights() would undo the load: load the state outside of it")
         for group in state_dict["param_groups"]:
             if not group.keys() >= self.defaults.keys():
-                raise CurvactError(
-                    f"no state of EntropySGD: {', '.join(sorted(self.defaults.keys() - group.keys()))} missing"
-                )
+                missing = sorted(self.defaults.keys() - group.keys())
+                raise CurvactError(f"no state of EntropySGD: {', '.join(missing)} missing")
         super().load_state_dict(copy.deepcopy(state_dict))
         for p, state in self.state.items():
             p.copy_(state.pop("inner"))

@@ -1,4 +1,4 @@
-"""Perturbations of the weights, at which adversarial training takes a second gradient: AWP and SAM."""
+"""Perturbations of the weights, at which training takes a second gradient: AWP and SAM."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _CARRIED = "_curvact_perturbation"
 def awp(
     named_parameters: Iterable[tuple[str, Parameter]], gamma: float = 0.01
 ) -> list[tuple[Parameter, Tensor]]:
-    """The adversarial weight perturbation `ν = γ‖w‖·g/‖g‖` of every weight tensor, g its gradient now in `.grad`. [paper]
+    """The adversarial weight perturbation `ν = γ‖w‖·g/‖g‖` of every weight tensor. [paper]
 
-    Only tensors with "weight" in their name and more than one dimension get one (Wu, Xia, Wang 2020, arXiv 2004.05884). Order of
-    a step: attack; gradient at w on the adversarial batch; `add`; gradient on the same batch; optimizer step at w + ν;
-    `add(…, -1)`.
+    g is the gradient in `.grad`.
 
-    The scale of the gradient does not matter. ν = 0 for a tensor whose gradient is zero or not finite. No values are read back
-    from the device. Raises CurvactError unless gamma is a number >= 0.
+    Only tensors with "weight" in their name and more than one dimension get one (Wu, Xia, Wang
+    2020, arXiv 2004.05884). Order of a step: attack; gradient at w on the adversarial batch; `add`;
+    gradient on the same batch; optimizer step at w + ν; `add(…, -1)`.
+
+    The scale of the gradient does not matter. ν = 0 for a tensor whose gradient is zero or not
+    finite. No values are read back from the device.
+    Raises CurvactError unless gamma is a number >= 0.
 
     >>> layer = torch.nn.Linear(2, 1, bias=False)
     >>> layer.weight.data, layer.weight.grad = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
@@ -50,13 +53,15 @@ def awp(
 
 @torch.no_grad()
 def sam(parameters: Iterable[Parameter], rho: float = 0.05) -> list[tuple[Parameter, Tensor]]:
-    """The perturbation of sharpness-aware minimization, `ν = ρ·g/‖g‖` with the norm of all gradients together. [paper]
+    """The perturbation of sharpness-aware minimization, `ν = ρ·g/‖g‖`. [paper]
 
-    (Foret et al. 2021, arXiv 2010.01412.) Order of a step: attack; gradient at w on the adversarial batch; `add`; gradient on the
-    same batch; `restore`; optimizer step at w.
+    The norm is that of all gradients together (Foret et al. 2021, arXiv 2010.01412). Order of a
+    step: attack; gradient at w on the adversarial batch; `add`; gradient on the same batch;
+    `restore`; optimizer step at w.
 
-    The scale of the gradient does not matter. Every ν is 0 if the gradient is zero or not finite anywhere. No values are read
-    back from the device. Raises CurvactError unless rho is a number >= 0.
+    The scale of the gradient does not matter. Every ν is 0 if the gradient is zero or not finite
+    anywhere. No values are read back from the device.
+    Raises CurvactError unless rho is a number >= 0.
 
     >>> w = Parameter(torch.zeros(2))
     >>> w.grad = torch.tensor([30.0, 40.0])
@@ -79,10 +84,11 @@ def sam(parameters: Iterable[Parameter], rho: float = 0.05) -> list[tuple[Parame
 
 @torch.no_grad()
 def add(pairs: Pairs, sign: int = 1) -> None:
-    """Add ν to the parameters in place (`sign=1`), or subtract it again (`sign=-1`), also after an optimizer step.
+    """Add ν to the parameters in place (`sign=1`), or subtract it again (`sign=-1`).
 
-    Between the two `carried` returns the ν of each parameter, and `restore` can put the weights back. A parameter carries one
-    perturbation at a time. Raises CurvactError for another sign.
+    An optimizer step may lie between. Until the subtraction `carried` returns the ν of each
+    parameter, and `restore` can put the weights back. A parameter carries one perturbation at a
+    time. Raises CurvactError for another sign.
 
     >>> w = Parameter(torch.ones(2))
     >>> pairs = [(w, torch.tensor([0.5, 0.0]))]
@@ -125,7 +131,7 @@ def restore(pairs: Pairs) -> None:
 
 
 def carried(parameter: Tensor) -> Tensor | None:
-    """The ν that a parameter carries now, between `add` and its subtraction; None if it carries none."""
+    """The ν that a parameter carries, between `add` and its subtraction; None for none."""
     found = getattr(parameter, _CARRIED, None)
     return None if found is None else found[0]
 
