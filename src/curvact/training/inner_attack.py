@@ -137,10 +137,7 @@ class InnerAttack:
         if loss == "kl":
             with torch.no_grad():
                 clean = F.log_softmax(at_least_float32(attacked(x)), dim=1)
-
-            def of_logits(logits: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
-                return kl(clean, F.log_softmax(logits, dim=1))
-
+            of_logits = _kl_from(clean)
         elif isinstance(loss, str) and loss not in LOSSES:
             known = ["kl", *LOSSES]
             raise CurvactError(
@@ -152,6 +149,10 @@ class InnerAttack:
         return lambda logits, y, targets: (
             self.gradient_scale * of_logits(at_least_float32(logits), y, targets)
         )
+
+
+def _kl_from(clean: Tensor) -> AttackLoss:
+    return lambda logits, y, targets: kl(clean, F.log_softmax(logits, dim=1))
 
 
 @dataclass(frozen=True, eq=False)
