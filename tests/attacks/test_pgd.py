@@ -1,4 +1,4 @@
-"""Attacks against closed forms on linear models, and what they promise on any model."""
+"""PGD against closed forms on linear models, and its promises on any model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvact.attacks import (
     LOSSES,
-    Model,
-    SuspectModelWarning,
     ThreatModel,
-    accuracy,
-    check_images,
     distance,
     fgsm,
     margin,
@@ -29,7 +25,7 @@ from curvact.attacks import (
 from curvact.attacks.threat import Norm
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
-from curvact.models.modes import frozen, mode
+from curvact.models.modes import frozen
 
 
 def _linear(classes: int = 3, size: int = 6) -> nn.Module:
@@ -324,6 +320,36 @@ def test_fgsm_is_one_signed_step() -> None:
     torch.testing.assert_close(fgsm(model, x, y, ThreatModel("linf", 0.1)), expected, rtol=0, atol=1e-15)
 
 
+def test_starts() -> None:
+    """Each start from its formula, by the same draws; one step without projection leaves the ball and not the box."""
+    model, x, y = _network()
+    threat = ThreatModel("linf", 0.2)
+
+    def start(**options: object) -> Tensor:
+        g = torch.Generator().manual_seed(0)
+        return pgd(model, x, y, threat, steps=0, generator=g, **options)  # type: ignore[arg-type]
+
+    def drawn() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    uniform = torch.empty_like(x).uniform_(-0.4, 0.4, generator=drawn())
+    assert torch.equal(start(noise=2.0), (x + uniform).clamp(0, 1))
+    gaussian = torch.empty_like(x).normal_(0, 0.001, generator=drawn())
+    assert torch.equal(start(start="gaussian"), threat.project(x + gaussian, x))
+    assert torch.equal(start(start="none"), x)
+    far = 1 - x
+    assert torch.equal(start(start=far), threat.project(far, x))
+    assert torch.equal(start(start=far, project=False), far)
+
+    free = pgd(model, x, y, threat, steps=1, step=1.5, noise=2.0, project=False, generator=drawn())
+    slope = torch.func.grad(lambda z: F.cross_entropy(model(z), y))((x + uniform).clamp(0, 1))
+    torch.testing.assert_close(free, ((x + uniform).clamp(0, 1) + 0.3 * slope.sign()).clamp(0, 1))
+    assert float(distance(free, x, "linf").max()) > 0.5
+    # Given starts stay with their images when some leave the batch.
+    again = pgd(model, x, y, threat, steps=3, start=far, restarts=2, early_stop=True)
+    assert torch.equal(again, pgd(model, x, y, threat, steps=3, start=far, early_stop=True))
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @given(
     epsilon=st.sampled_from([0.0, 1e-3, 0.1, 0.5, 3.0]),
@@ -404,15 +430,6 @@ def test_no_weight_gradients_and_flags_restored() -> None:
     assert model.w.requires_grad
 
 
-def test_mode_is_restored_per_module() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
-    model.train()
-    model[1].eval()
-    with mode(model, training=False):
-        assert not any(m.training for m in model.modules())
-    assert [m.training for m in model.modules()] == [True, True, False, False]
-
-
 def test_restarts_only_help() -> None:
     g = torch.Generator().manual_seed(1)
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
@@ -439,54 +456,6 @@ def test_a_seed_repeats_and_another_differs() -> None:
     assert not torch.equal(attack(0), attack(1))
 
 
-def test_evaluate_counts() -> None:
-    model = _linear(3, 6).float()
-    model.train()
-    x = torch.rand(10, 1, 2, 3)
-    y = model(x).argmax(1)
-    y[:2] = (y[:2] + 1) % 3
-    result = accuracy(model, x, y, lambda m, a, b: 1 - a, batch_size=3)
-    assert result.clean == pytest.approx(0.8)
-    expected = ((model(1 - x).argmax(1) == y) & (model(x).argmax(1) == y)).float().mean()
-    assert result.robust == pytest.approx(float(expected))
-    assert torch.equal(result.x_adv, 1 - x)
-    assert torch.equal(result.clean_correct, model(x).argmax(1) == y)
-    assert torch.equal(result.robust_correct, (model(1 - x).argmax(1) == y) & result.clean_correct)
-    assert model.training
-
-
-def test_not_a_number_counts_as_wrong_and_is_said() -> None:
-    """NaN logits in the second batch, and for the attacked image of the third: argmax would name class 0."""
-
-    def model(x: Tensor) -> Tensor:
-        value = x.flatten(1)[:, 0]
-        bad = torch.where((value > 0.4) & (value < 0.6), torch.nan, 1.0)
-        return torch.stack([bad, -bad], 1)
-
-    x = torch.tensor([0.0, 0.5, 0.9]).view(3, 1, 1, 1)
-    with pytest.warns(SuspectModelWarning, match="2 of 3 images have logits with NaN"):
-        result = accuracy(
-            model, x, torch.zeros(3, dtype=torch.int64), lambda m, a, b: (a - 0.4).clamp_min(0), batch_size=1
-        )
-    assert result.clean_correct.tolist() == [True, False, True]
-    assert result.robust_correct.tolist() == [True, False, False]
-
-
-@pytest.mark.parametrize("bad", [math.nan, -0.01, 1.01])
-def test_what_is_no_image_is_no_success(bad: float) -> None:
-    x, y = torch.full((2, 1, 1, 2), 0.5), torch.tensor([0, 0])
-    attacked = x.clone()
-    attacked[1, 0, 0, 1] = bad
-
-    def model(x: Tensor) -> Tensor:
-        wrong = ~((x >= 0) & (x <= 1)).all(-1).flatten()
-        return torch.stack([5 - 10 * wrong.float(), torch.zeros(len(x))], 1)
-
-    with pytest.warns(SuspectModelWarning, match=r"1 of 2 images left \[0, 1\] or became NaN"):
-        result = accuracy(model, x, y, lambda m, a, b: attacked)
-    assert result.robust == 1
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_gradient_without_a_number_spoils_no_image(norm: Norm) -> None:
     """√h has an infinite slope at 0, and behind `where` its gradient is NaN: these pixels stand still, the others move."""
@@ -507,65 +476,9 @@ def test_a_gradient_without_a_number_spoils_no_image(norm: Norm) -> None:
     assert not bool(radius.isnan().any())
 
 
-def test_evaluate_tells_after_each_batch() -> None:
-    """A model right on all but the fifth image, and an attack that turns the first of each batch."""
-    x = torch.zeros(8, 1, 1, 2)
-    x[:, 0, 0, 0] = 1
-    y = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0])
-    told: list[tuple[int, float]] = []
-
-    def turn(model: Model, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat([x[:1].flip(-1), x[1:]])
-
-    result = accuracy(
-        lambda x: 5 * x.flatten(1), x, y, turn, batch_size=3, on_batch=lambda *so_far: told.append(so_far)
-    )
-    assert told == [(3, 2 / 3), (6, 3 / 6), (8, 4 / 8)]
-    assert told[-1][1] == result.robust
-
-
-def _accuracy_of(**changes: object) -> object:
-    settings = {"x": torch.rand(2, 6), "y": torch.tensor([0, 1]), "attack": lambda m, x, y: x, **changes}
-    return accuracy(_linear(3, 6).float(), **settings)  # type: ignore[arg-type]
-
-
 def _try(**settings: object) -> Tensor:
     settings = {"steps": 1, "step": 0.1, **settings}
     return pgd(_linear().float(), torch.rand(1, 6), torch.tensor([0]), ThreatModel("l2", 1), **settings)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: ThreatModel("linf", -0.1), "epsilon=-0.1"),
-        (lambda: ThreatModel("linf", "8/255"), "epsilon='8/255'"),
-        (lambda: ThreatModel("linf", math.nan), "epsilon=nan"),
-        (lambda: ThreatModel("l7", 0.1), "norm='l7'"),  # type: ignore[arg-type]
-        (lambda: check_images(torch.tensor([0.0, 1.5])), r"\[0, 1.5\]"),
-        (lambda: check_images(torch.tensor([0.5, math.nan])), "nan"),
-        (lambda: _accuracy_of(x=torch.zeros(2, 6, dtype=torch.uint8)), "images are torch.uint8"),
-        (lambda: _accuracy_of(y=torch.tensor([0, 1], dtype=torch.int32)), "labels are torch.int32: int64"),
-        (lambda: _accuracy_of(y=torch.tensor([0, 9])), "labels lie in 0 … 9, the model has 3 classes"),
-        (lambda: _accuracy_of(y=torch.tensor([0, -1])), "labels lie in -1"),
-        (lambda: _accuracy_of(batch_size=0), "batch_size=0"),
-        (lambda: _try(steps=-1), "steps=-1 of pgd"),
-        (lambda: _try(restarts=0), "restarts=0 of pgd"),
-        (lambda: _try(step=0), "step=0 of pgd: a number > 0, in units of ε"),
-        (lambda: _try(step=2.5), "step=2.5 of pgd: at most 2, .* in units of ε"),
-        (lambda: _try(start="gausian"), "start='gausian' of pgd; did you mean 'gaussian'"),
-        (lambda: _try(start=torch.zeros(2, 6)), r"start of pgd has shape \(2, 6\)"),
-        (lambda: _try(noise=-1.0), "noise=-1.0 of pgd"),
-        (lambda: _try(loss="cee"), "unknown loss 'cee'.*did you mean 'ce'"),
-        (lambda: _try(loss="dlr", targets=torch.tensor([1])), "needs 4 classes, the model has 3"),
-        (lambda: _try(sparsity=0.0), "sparsity=0.0"),
-        (lambda: _try(epsilon=torch.ones(2)), r"epsilon has shape \(2,\)"),
-        (lambda: _try(targets=torch.tensor(1)), r"targets has shape \(\)"),
-    ],
-)
-def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(CurvactError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("cut", ["detached", "weights only"])
@@ -584,4 +497,27 @@ def test_a_model_that_cuts_the_graph_is_one_line(cut: str) -> None:
             ThreatModel("linf", 0.1),
             steps=1,
         )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _try(steps=-1), "steps=-1 of pgd"),
+        (lambda: _try(restarts=0), "restarts=0 of pgd"),
+        (lambda: _try(step=0), "step=0 of pgd: a number > 0, in units of ε"),
+        (lambda: _try(step=2.5), "step=2.5 of pgd: at most 2, .* in units of ε"),
+        (lambda: _try(start="gausian"), "start='gausian' of pgd; did you mean 'gaussian'"),
+        (lambda: _try(start=torch.zeros(2, 6)), r"start of pgd has shape \(2, 6\)"),
+        (lambda: _try(noise=-1.0), "noise=-1.0 of pgd"),
+        (lambda: _try(loss="cee"), "unknown loss 'cee'.*did you mean 'ce'"),
+        (lambda: _try(loss="dlr", targets=torch.tensor([1])), "needs 4 classes, the model has 3"),
+        (lambda: _try(sparsity=0.0), "sparsity=0.0"),
+        (lambda: _try(epsilon=torch.ones(2)), r"epsilon has shape \(2,\)"),
+        (lambda: _try(targets=torch.tensor(1)), r"targets has shape \(\)"),
+    ],
+)
+def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CurvactError, match=message) as caught:
+        call()
     assert "\n" not in str(caught.value)
