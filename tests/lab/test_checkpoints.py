@@ -55,7 +55,7 @@ def test_weights_of_others(tmp_path: Path) -> None:
 def test_missing_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(CurvactError, match="no checkpoint file"):
         open_checkpoint(tmp_path / "none.safetensors")
-    with pytest.raises(CurvactError, match=r"is no folder of a finished run: it has no last\.safetensors"):
+    with pytest.raises(CurvactError, match=r"no checkpoint file .*last\.safetensors"):
         open_checkpoint(tmp_path, "last")
 
 
@@ -93,7 +93,7 @@ def test_wrong_json_is_one_line(tmp_path: Path, about: dict[str, Any], message: 
 
 def test_names_of_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run has a `best`: its folder's name comes first, however the path is written."""
-    for stem in ("best", "last", "epoch-0012"):
+    for stem in ("best", "last", "model", "epoch-0012"):
         assert checkpoint_name(tmp_path / "run" / f"{stem}.safetensors") == f"run-{stem}"
     assert checkpoint_name(tmp_path / "run" / "resnet.safetensors") == "resnet"
     (tmp_path / "here").mkdir()

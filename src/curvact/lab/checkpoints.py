@@ -16,20 +16,20 @@ from curvact.attacks import ThreatModel
 from curvact.errors import CurvactError
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec
-from curvact.models.checkpoint import load_checkpoint, read_sidecar
+from curvact.models.checkpoint import find_weights, load_checkpoint, read_sidecar
 from curvact.models.interchange import model_from_robustbench
 
 IMAGES = ("name", "size", "train", "validation", "test")
 """The settings of a data set that decide which images there are."""
-NAMES_IN_A_RUN = re.compile(r"best|last|epoch-\d+")
+NAMES_IN_A_RUN = re.compile(r"best|last|model|epoch-\d+")
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A model in eval mode, and the JSON beside its weights.
 
-    path: the file of the weights. sidecar: `architecture`, and `data` and `threat_model` where they are
-    known; empty for weights that come without such a file.
+    path: the file of the weights. sidecar: `architecture`, and `data` and `threat_model` where they
+    are known; empty for weights that come without such a file.
     """
 
     path: Path
@@ -91,8 +91,9 @@ class Checkpoint:
 def open_checkpoint(path: str | Path, weights: str = "best") -> Checkpoint:
     """The model of a run folder or of a file, in eval mode.
 
-    path: a run folder, a checkpoint (safetensors with its JSON), or weights in RobustBench's naming (.pt,
-    .pth, .safetensors; never arbitrary pickles). weights: "best" or "last" of a run folder.
+    path: a run folder, a folder of `save_pretrained`, a checkpoint (safetensors with its JSON), or
+    weights in RobustBench's naming (.pt, .pth, .safetensors; never arbitrary pickles).
+    weights: "best" or "last" of a run folder.
     Raises CurvactError for a file that is missing, damaged, or does not fit its architecture.
 
     >>> import tempfile
@@ -106,12 +107,7 @@ def open_checkpoint(path: str | Path, weights: str = "best") -> Checkpoint:
     (2, 'digits', None)
     """
     path = Path(path)
-    if path.is_dir():
-        if not (path / f"{weights}.safetensors").is_file():
-            raise CurvactError(f"{path} is no folder of a finished run: it has no {weights}.safetensors")
-        path = path / f"{weights}.safetensors"
-    if not path.is_file():
-        raise CurvactError(f"no checkpoint file {path}")
+    path = find_weights(path / "last.safetensors" if path.is_dir() and weights == "last" else path)
     if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
         return Checkpoint(path, load_checkpoint(path), read_sidecar(path))
     return Checkpoint(path, model_from_robustbench(path), {})

@@ -1,4 +1,4 @@
-"""`curvact analyze` as a user types it: tables, pictures and JSON of every analysis, and one line for every kind of bad input."""
+"""`curvact analyze`: tables, pictures and JSON of every analysis; bad input is one line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(curvact: Run) -> Run:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `silu/start` (before) and `silu/best` (after an epoch), and `relu/best`, which has not been trained."""
+    """`silu/start` (untrained), `silu/best` (after an epoch) and `relu/best` (untrained)."""
     root = tmp_path_factory.mktemp("trials")
     for name, epochs in (("silu", 1), ("relu", 0)):
         arguments = {"name": "mini_resnet", "activation": name, "channels": 1, "width": 2}
@@ -356,7 +356,7 @@ def test_a_run_folder_stands_for_its_weights(run: Run, save: Callable[..., Path]
         assert record["models"][0]["sha256"] == model_hash(model)
     refused = run("curvature", tmp_path)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "is no folder of a finished run: it has no best.safetensors" in refused.err
+    assert f"no checkpoint file {tmp_path / 'best.safetensors'}" in refused.err
     assert "--weights first; allowed are best, last" in run("curvature", tmp_path, "--weights", "first").err
 
 
@@ -568,7 +568,7 @@ def test_numbers_too_large_to_draw_are_written_all_the_same(
     def broken(*_: object) -> None:
         raise ValueError("Axis limits cannot\nbe NaN or Inf")
 
-    monkeypatch.setattr("curvact.lab.report.hessian_plots.norms_figure", broken)
+    monkeypatch.setattr("curvact.lab.report.analysis.hessian.norms_figure", broken)
     done = run("hessian", tmp_path / "huge.safetensors", *small, "--what", "norms", "--out", tmp_path / "b")
     assert done.code == 0, done.err
     assert "• no picture hessian-huge-norms: Axis limits cannot be NaN or Inf" in done.out

@@ -1,4 +1,4 @@
-"""`curvact data`: what is printed and written, and one line with exit code 2 for every kind of bad input."""
+"""`curvact data`: what is printed and written; bad input is one line."""
 
 from __future__ import annotations
 

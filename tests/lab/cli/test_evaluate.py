@@ -1,4 +1,4 @@
-"""`curvact evaluate` and `curvact leaderboard`: no record is lost, replaced or shown for another."""
+"""`curvact evaluate` and `leaderboard`: no record is lost, replaced or shown for another."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _records(folder: Path) -> list[EvaluationRecord]:
 
 
 def test_two_runs_are_two_records(done: Run, save: Save, tmp_path: Path) -> None:
-    """Every training run writes a `best`; a folder stands for it, and two folders can have one name."""
+    """Every run writes a `best`; a folder stands for it; two folders can have one name."""
     out = tmp_path / "out"
     for seed, run in enumerate(("run", "runB", "deeper/run")):
         save(tmp_path / run / "best.safetensors", seed=seed)

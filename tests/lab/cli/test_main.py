@@ -1,4 +1,4 @@
-"""The command itself: what it loads, its version, and one line with an exit code for every kind of failure."""
+"""The command itself: what it loads, its version, one line and an exit code for failures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_mistyped_command_is_named(curvact: Run) -> None:
 
 
 def test_every_help_text_is_a_sentence() -> None:
-    """Of every command, argument and option; a command's first sentence stands whole in its group's list."""
+    """Of commands, arguments and options. A command's first sentence fits its group's list."""
 
     def check(command: Any, path: str) -> None:
         assert command.get_short_help_str(limit=65)[-3:] != "...", path

@@ -1,4 +1,4 @@
-"""`curvact transfer`: out of a checkpoint, into another architecture; bad input is one line, exit code 2 and no files."""
+"""`curvact transfer`: out of a checkpoint, into another network; bad input is one line."""
 
 from __future__ import annotations
 
@@ -206,7 +206,10 @@ def test_damaged_files_are_one_line_exit_2_and_no_files(
 
 
 def test_show_measures_the_curvature_itself(curvact: Run, tmp_path: Path) -> None:
-    """Provenance is what someone wrote, whatever it is; κ is of the values in the file. A checkpoint need not say its scope."""
+    """κ is that of the values in the file, whatever the provenance says.
+
+    A checkpoint need not say its scope.
+    """
     for name, kappa in (("psilu(alpha=3)", "1.5"), ("prelu", "∞"), ("sparta", "–")):
         arguments = {"name": "mini_resnet", "activation": name, "width": 2, "channels": 1}
         file, act = tmp_path / f"{name}.safetensors", tmp_path / f"act-{name}.safetensors"

@@ -1,4 +1,4 @@
-"""The leaderboard never mixes AutoAttack with weaker attacks, and exports what RobustBench can read."""
+"""The leaderboard never mixes AutoAttack with weaker attacks; exports for RobustBench."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_an_export_never_leaves_its_folder(tmp_path: Path) -> None:
 
 
 def test_an_export_has_a_file_for_every_record(tmp_path: Path) -> None:
-    """Three of one model, one of them twice; another model keeps its plain name; what is no standard AutoAttack is left out."""
+    """Three of one model, one of them twice; another model keeps its plain name."""
     first, second = _record(), _record(threat_model={"norm": "linf", "epsilon": 0.1})
     other = _record(model={"name": "other", "sha256": "x", "parameters": 1})
     less = [_record(attack="AutoAttack (rand)"), _record(attack="pgd-20", ensemble=False)]

@@ -67,12 +67,11 @@ def hessian(
 ) -> None:
     """Measure the Hessian of the clean and the adversarial loss.
 
-    The parts are norms of its diagonal by layer, the split of the diagonal into GGN and σ″, and the spectrum.
-    Parameters of activations are left out. The perturbation is held fixed.
+    The parts are norms of its diagonal by layer, the split of the diagonal into GGN and σ″, and the
+    spectrum. Parameters of activations are left out. The perturbation is held fixed.
     """
     from curvact.lab.analyses import HESSIAN_PARTS, HessianSettings, check_names, hessian_analysis
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.hessian_plots import density_figure, norms_figure, split_figure
+    from curvact.lab.report.analysis import hessian as report
 
     parts = listed(what)
     check_names("--what", parts, HESSIAN_PARTS, "curvact analyze hessian")
@@ -100,14 +99,14 @@ def hessian(
         )
     )
     draws: dict[str, tuple[str, Callable[..., Figure]]] = {
-        "norms": ("norms", norms_figure),
-        "split": ("split", split_figure),
-        "density": ("spectrum", density_figure),
+        "norms": ("norms", report.norms_figure),
+        "split": ("split", report.split_figure),
+        "density": ("spectrum", report.density_figure),
     }
     for ending, (part, draw) in draws.items():
         if part in parts and (ending != "density" or density_probes):
             found.draw_each(partial(_draw_losses, draw, part), ending)
-    found.write([t for name, result in found.results.items() for t in tables.hessian_tables(name, result)])
+    found.write([t for name, result in found.results.items() for t in report.hessian_tables(name, result)])
 
 
 def _draw_losses(draw: Callable[..., Figure], part: str, result: dict[str, Any], title: str) -> Figure:
@@ -130,11 +129,11 @@ def flatness(
 ) -> None:
     """Measure the rise of the adversarial loss when weights move.
 
-    The average and the worst case are those of Stutz et al. Parameters of activations and of normalization layers are held fixed.
+    The average and the worst case are those of Stutz et al. Parameters of activations and of
+    normalization layers are held fixed.
     """
     from curvact.lab.analyses import FLATNESS_PARTS, FlatnessSettings, check_names, flatness_analysis
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.analysis_plots import flatness_figure
+    from curvact.lab.report.analysis.flatness import flatness_figure, flatness_table
 
     parts = listed(what)
     check_names("--what", parts, FLATNESS_PARTS, "curvact analyze flatness")
@@ -166,7 +165,7 @@ def flatness(
         found.draw(partial(draw, [name]), name=name)
     if len(names) > 1:
         found.draw(partial(draw, names))
-    found.write([tables.flatness_table(found.results)])
+    found.write([flatness_table(found.results)])
 
 
 @analyze_app.command("smoothness")
@@ -193,12 +192,12 @@ def smoothness(
 ) -> None:
     """Measure how fast the gradient turns, L∞ against L2.
 
-    The gradient is that of the adversarial loss in the parameters. The attack is run again at each point.
+    The gradient is that of the adversarial loss in the parameters. The attack is run again at each
+    point.
     """
     from curvact.analysis.matching import MatchingRule
     from curvact.lab.analyses import SmoothnessSettings, smoothness_analysis
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure
+    from curvact.lab.report.analysis.smoothness import smoothness_figure, smoothness_tables, tradeoff_figure
 
     one_of("--match", match, get_args(MatchingRule))
     at_least("--directions", directions, 1)
@@ -229,7 +228,7 @@ def smoothness(
     if flatness and len(found.results) > 1:
         title = f"Flat in the input, rough in the parameters? {caption}"
         found.draw(lambda: tradeoff_figure(found.results, title=title), part="tradeoff")
-    found.write([t for name, record in found.results.items() for t in tables.smoothness_tables(name, record)])
+    found.write([t for name, record in found.results.items() for t in smoothness_tables(name, record)])
 
 
 def _trajectories(found: Findings, attack: PGD, seed: int, rule: MatchingRule) -> None:
@@ -239,8 +238,7 @@ def _trajectories(found: Findings, attack: PGD, seed: int, rule: MatchingRule) -
     """
     from curvact.analysis import match_radii, trajectory_smoothness
     from curvact.lab.analyses import linf_radius
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.smoothness_plots import trajectory_figure
+    from curvact.lab.report.analysis.smoothness import trajectory_figure, trajectory_table
 
     checkpoints, loss = found.subjects.checkpoints, found.subjects.loss
     folders: dict[Path, list[str]] = {}
@@ -285,7 +283,7 @@ def _trajectories(found: Findings, attack: PGD, seed: int, rule: MatchingRule) -
         title = caption if name is None else f"{caption}; {name} loss"
         only = None if name is None else [name]
         found.draw(partial(trajectory_figure, records, only, title, label), part=name or "")
-    found.write([tables.trajectory_table(record, runs[run], run) for run, record in records.items()])
+    found.write([trajectory_table(record, runs[run], run) for run, record in records.items()])
 
 
 @analyze_app.command("landscape")
@@ -304,7 +302,8 @@ def landscape(
 ) -> None:
     """Measure the loss along random directions.
 
-    The directions are filter-normalized (Li et al.). The attack of the adversarial loss is run again at each point.
+    The directions are filter-normalized (Li et al.). The attack of the adversarial loss is run
+    again at each point.
     """
     if dimensions not in (1, 2):
         raise CurvactError(f"--dimensions {dimensions}: allowed are 1 and 2")
@@ -318,8 +317,7 @@ def landscape(
 
     from curvact.analysis import loss_landscape, seeded
     from curvact.lab.analyses import own_parameters
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.analysis_plots import landscape_figure
+    from curvact.lab.report.analysis.landscape import landscape_figure, landscape_table
 
     found = _open("landscape", ctx, checkpoints, subject, out)
     run = seeded(attack, found.subjects.threat, seed)
@@ -334,7 +332,7 @@ def landscape(
     found.draw_each(landscape_figure)
     if surface:
         found.draw_each(partial(landscape_figure, surface=True), "surface")
-    found.write([tables.landscape_table(found.results)])
+    found.write([landscape_table(found.results)])
 
 
 @analyze_app.command("shape")
@@ -362,8 +360,8 @@ def shape(
     attack = subject.pgd
 
     from curvact.analysis.shape import ShapeSettings, shape_table
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.analysis_plots import shape_figure
+    from curvact.lab.report.analysis.shape import shape_figure
+    from curvact.lab.report.analysis.shape import shape_table as table_of
 
     settings = ShapeSettings(
         attack=attack,
@@ -391,7 +389,7 @@ def shape(
         found.draw(lambda: shape_figure(record, found.subjects.caption))
     else:
         found.notes.append("no picture: the κ of no activation is known")
-    found.write([tables.shape_table(record)])
+    found.write([table_of(record)])
 
 
 @analyze_app.command("curvature")
@@ -410,8 +408,8 @@ def curvature(
 ) -> None:
     """Measure κ and effective curvature κ·s at every activation.
 
-    The share of curved units comes with them. With --before or --initial-seed, they are measured before and
-    after training, and batch norm uses the statistics of each batch for both.
+    The share of curved units comes with them. With --before or --initial-seed, they are measured
+    before and after training, and batch norm uses the statistics of each batch for both.
     """
     if before is not None and initial_seed is not None:
         raise CurvactError("--before and --initial-seed: give one of them")
@@ -421,8 +419,7 @@ def curvature(
     from curvact.analysis.effective_curvature import effective_curvature, effective_curvature_change
     from curvact.lab.checkpoints import open_checkpoint
     from curvact.lab.cli.subjects import check_fit
-    from curvact.lab.report import analysis_tables as tables
-    from curvact.lab.report.analysis_plots import effective_curvature_figure
+    from curvact.lab.report.analysis.curvature import curvature_table, effective_curvature_figure
     from curvact.models import build
     from curvact.random import generator
 
@@ -454,7 +451,7 @@ def curvature(
 
     found.each(analyse)
     found.draw_each(effective_curvature_figure)
-    found.write([tables.curvature_table(name, record) for name, record in found.results.items()])
+    found.write([curvature_table(name, record) for name, record in found.results.items()])
 
 
 def _open(

@@ -50,8 +50,9 @@ def evaluate(
 ) -> None:
     """Attack a model and put the outcome on record.
 
-    The record has the outcome of every image. Attacks are autoattack, autoattack-plus, autoattack-rand,
-    attacks of AutoAttack such as apgd-ce+square, pgd-20, "pgd(steps=20, restarts=5)" and fgsm.
+    The record has the outcome of every image. Attacks are autoattack, autoattack-plus,
+    autoattack-rand, attacks of AutoAttack such as apgd-ce+square, pgd-20, "pgd(steps=20,
+    restarts=5)" and fgsm.
     """
     from curvact.attacks import AutoAttack, named_attack
     from curvact.data import load
@@ -202,7 +203,7 @@ def _table(board: Board) -> Table:
 
 @dataclass
 class _Bar:
-    """What moves a bar: the progress of the attack, then the findings of the checks, which it collects."""
+    """Moves a bar by the progress of the attack, then by the checks, whose findings it collects."""
 
     update: Callable[..., None]
     checks: list[Finding] = field(default_factory=list)

@@ -84,7 +84,7 @@ class Findings:
             self.draw(partial(draw, record, heading), name=name, part=part)
 
     def write(self, tables: Sequence[Table]) -> None:
-        """Draw everything, then write every file, then print the tables and the names of the files."""
+        """Draw everything, then write all files, then print the tables and the files' names."""
         folders: dict[Path, dict[str, bytes | str]] = {}
         for (folder, stem), draw in self._pictures.items():
             try:

@@ -2,8 +2,8 @@
 
 Exit codes: 0 done, 1 a run failed, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
 
-This module and the command groups import typer and nothing heavier. A command imports what it needs when
-it runs, so that `curvact --help` is quick.
+This module and the command groups import typer and nothing heavier. A command imports what it needs
+when it runs, so that `curvact --help` is quick.
 """
 
 from __future__ import annotations

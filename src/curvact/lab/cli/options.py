@@ -243,7 +243,7 @@ def agreed(what: str, known: Mapping[Path, Any], given: Any, option: str) -> Any
 
 
 def plain_console() -> Console:
-    """A console that prints text as it is: names of files and models may hold brackets and colons."""
+    """A console that prints text as it is: file names may hold brackets and colons."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False, highlight=False)

@@ -1,4 +1,4 @@
-"""The models and images that a command works on: from paths and options, checked before any work."""
+"""The models and images that a command works on, checked before any work."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def threat_model_of(checkpoints: Sequence[Checkpoint], options: Attacked) -> Thr
 
 
 def check_fit(checkpoint: Checkpoint, subjects: Subjects) -> None:
-    """Raises CurvactError where the model cannot take the images, or has too few outputs for their labels."""
+    """Raises CurvactError where the model cannot take the images, or has too few outputs."""
     path, x, data = checkpoint.path, subjects.x, subjects.images.name
     shape = "×".join(map(str, x.shape[1:]))
     problem = CurvactError(f"{path} does not take the images of {data}, {shape}: give another --data")

@@ -30,8 +30,8 @@ def sweep_run(
 ) -> None:
     """Execute the runs of a sweep, then report on them.
 
-    With --resume, finished runs are kept, and the spec may have grown. The report is a table, figures and a
-    page.
+    With --resume, finished runs are kept, and the spec may have grown. The report is a table,
+    figures and a page.
     """
     from curvact.lab.sweep import read_sweep
     from curvact.lab.sweep_run import run_sweep

@@ -29,8 +29,9 @@ def train(
 ) -> None:
     """Train a network adversarially, then attack it.
 
-    The best and the last weights are attacked on the test split. A finished run is extended by its folder
-    and more epochs, such as `curvact train runs/mine training.epochs=40`, where its schedule allows it.
+    The best and the last weights are attacked on the test split. A finished run is extended by its
+    folder and more epochs, such as `curvact train runs/mine training.epochs=40`, where its schedule
+    allows it.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -58,7 +59,7 @@ def train(
 
 
 def train_into(run: RunSpec, where: Path, *, resume: bool) -> int:
-    """Execute a run, draw its curves and print its accuracies. Returns the exit code: 1 for a failed run."""
+    """Execute a run, draw its curves, print its accuracies. Returns the exit code, 1 if it failed."""
     from rich.console import Console
     from rich.table import Table
 

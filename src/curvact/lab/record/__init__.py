@@ -1,4 +1,4 @@
-"""Evaluations on record: attack a model, write down what came out image by image, compare models."""
+"""Evaluations on record: attack a model, write down the outcome image by image, compare."""
 
 from curvact.lab.record.evaluation import evaluate, record_key
 from curvact.lab.record.leaderboard import (

@@ -52,7 +52,8 @@ OnProgress = Callable[[Progress], None]
 class Depth(NamedTuple):
     """The depth of the gradient-masking checks.
 
-    images: the first correctly classified ones. steps, queries: as in `curvact.attacks.masking_report`.
+    images: the first correctly classified ones. steps, queries: as in
+    `curvact.attacks.masking_report`.
     """
 
     images: int
@@ -61,8 +62,8 @@ class Depth(NamedTuple):
 
 
 DEPTHS: dict[str, Depth] = {"quick": Depth(64, 10, 50), "full": Depth(128, 20, 200)}
-"""An honest model may have a rate of 5 %. An alarm has probability 0.9 where the rate is 23 % (quick) or
-16 % (full): `curvact.attacks.masking.detected`.
+"""An honest model may have a rate of 5 %. An alarm has probability 0.9 where the rate is 23 %
+(quick) or 16 % (full): `curvact.attacks.masking.detected`.
 """
 REPLACES_CHECK = 10
 """A PGD of so many steps that is evaluated takes the place of the PGD of the checks."""
@@ -87,14 +88,16 @@ def evaluate(
 ) -> EvaluationRecord:
     """Attack every image of a data set and record the outcome image by image.
 
-    model: maps N×C×H×W images in [0, 1] to logits. It works on its own device, in eval mode (restored after).
-    attack: a name that `curvact.attacks.named_attack` reads, such as "autoattack", "apgd-ce+square" or
-        "pgd-20"; or the attack itself. seed: of the attack.
+    model: maps N×C×H×W images in [0, 1] to logits. It works on its own device, in eval mode
+    (restored after).
+    attack: a name that `curvact.attacks.named_attack` reads, such as "autoattack", "apgd-ce+square"
+        or "pgd-20"; or the attack itself. seed: of the attack.
     mode, workers, folder: as in `curvact.attacks.autoattack`; for AutoAttack and its parts only.
-    masking: the depth of the gradient-masking checks, see `DEPTHS`. Their alarms are findings of the record.
+    masking: the depth of the gradient-masking checks, see `DEPTHS`. Their alarms are findings of
+    the record.
     name, architecture: for the record; by default the name of the class, and nothing.
-    on_progress: called with the images done, the robust accuracy so far (NaN in the first batch) and the
-        time left. on_check: called with each finding of the checks, alarm or not.
+    on_progress: called with the images done, the robust accuracy so far (NaN in the first batch)
+        and the time left. on_check: called with each finding of the checks, alarm or not.
     Raises CurvactError for an unknown attack or depth, numbers below 1, or images that do not fit.
 
     >>> from curvact.data import load
@@ -196,7 +199,7 @@ def record_key(
 
 
 def short_name(attack: NamedAttack) -> str:
-    """The name of an attack without its settings, such as "pgd-20"; part of file names and random streams.
+    """The name of an attack without its settings, such as "pgd-20", for files and random streams.
 
     >>> short_name(PGD(20, step=0.1, restarts=5)), short_name(FGSM), short_name(AutoAttack())
     ('pgd-20', 'fgsm', 'autoattack')
@@ -207,7 +210,7 @@ def short_name(attack: NamedAttack) -> str:
 
 
 def _full_name(attack: NamedAttack) -> str:
-    """The name of an attack in a record. The step of a PGD is written out: its default may change."""
+    """The name of an attack in a record. The step of a PGD is written out."""
     if isinstance(attack, AutoAttack):
         return attack.title()
     if isinstance(attack, PGD) and attack != FGSM:
@@ -320,7 +323,7 @@ def _masking(
     seed: int,
     on_check: Callable[[Finding], None] | None,
 ) -> list[str]:
-    """The alarms of the checks. Checks that cannot run are a finding too: the evaluation is never lost."""
+    """The alarms of the checks. Checks that cannot run are a finding too."""
     index = torch.tensor(outcome.clean_correct, device=images.images.device).nonzero().squeeze(1)
     index = index[: depth.images]
     try:
@@ -341,7 +344,7 @@ def _masking(
 
 
 class _Clock:
-    """Turns the steps and batches of an attack into `Progress`. steps: the most that a batch takes."""
+    """Turns steps and batches of an attack into `Progress`. steps: the most that a batch takes."""
 
     def __init__(
         self, attack: str, images: int, batch_size: int, steps: int, on_progress: OnProgress | None

@@ -1,4 +1,4 @@
-"""The leaderboard: a table for each version of AutoAttack, another for weaker attacks; export for RobustBench."""
+"""The leaderboard: a table for each version of AutoAttack, and one for weaker attacks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SkippedRecordWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Board:
-    """One table: records of one data set, one threat model and one version of AutoAttack, the best first.
+    """One table: records of one data set, threat model and version of AutoAttack, the best first.
 
     version: None for records of weaker attacks.
     """
@@ -51,7 +51,7 @@ class Board:
 
 
 def read_records(folder: Path) -> list[EvaluationRecord]:
-    """Every record under a folder, by path. Warns (`SkippedRecordWarning`) of files that are no records."""
+    """Every record under a folder, by path. Warns (`SkippedRecordWarning`) of other files."""
     if not folder.is_dir():
         raise CurvactError(f"no folder of records {folder}: `curvact evaluate` writes one")
     records = []
@@ -88,8 +88,8 @@ def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None)
     """A record in the form of RobustBench's model_info files: accuracies in percent, as text.
 
     about: what a record cannot know: link, name, authors, venue, additional_data, reported.
-    Raises CurvactError for records of anything but standard AutoAttack in float32 under L∞ or L2, since this
-    is what `autoattack_acc` means, and for keys that the form does not have.
+    Raises CurvactError for records of anything but standard AutoAttack in float32 under L∞ or L2,
+    since this is what `autoattack_acc` means, and for keys that the form does not have.
     """
     if not exportable(record):
         raise CurvactError(
@@ -143,7 +143,8 @@ def export_model_info(
 def export_boards(tables: Iterable[Board], folder: Path) -> list[Path]:
     """Export every record that can be exported, a file each, and return the files.
 
-    Several records of one model are called `<model>-<id of the record's key>`. Twins of one key are counted.
+    Several records of one model are called `<model>-<id of the record's key>`. Twins of one key are
+    counted.
     """
     records = [record for table in tables for record in table.records if exportable(record)]
     plain = Counter(_target(record, folder, record.model.name) for record in records)

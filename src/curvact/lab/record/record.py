@@ -34,8 +34,9 @@ Masking = Literal["none", "quick", "full"]
 class RecordKey:
     """Everything that fixes the outcome of an attack. Equal keys mean the same evaluation.
 
-    model, data: their hashes. architecture: as in the checkpoint's JSON; two networks with the same tensors
-    can have different activations. attack: its name with its settings. mode: of AutoAttack, else None.
+    model, data: their hashes. architecture: as in the checkpoint's JSON; two networks with the same
+    tensors can have different activations. attack: its name with its settings. mode: of AutoAttack,
+    else None.
     """
 
     model: str
@@ -91,8 +92,8 @@ class EvaluationRecord(_Strict):
     mode: of AutoAttack and its parts, else None.
     clean_accuracy, robust_accuracy: fractions of the images.
     clean_correct, robust_correct: one character an image, 1 or 0.
-    broken_by: for each image the attack that broke it; "clean" if it was wrong without an attack, "" if no
-        attack broke it.
+    broken_by: for each image the attack that broke it; "clean" if it was wrong without an attack,
+        "" if no attack broke it.
     accuracy_after: robust accuracy after each attack of an ensemble.
     masking: the depth of the gradient-masking checks.
     findings: alarms of these checks and of the entry checks, and why checks could not run.
@@ -125,7 +126,7 @@ class EvaluationRecord(_Strict):
 
     @property
     def standard_error(self) -> float:
-        """Binomial standard error of the robust accuracy: it covers the choice of images, nothing else."""
+        """Binomial standard error of the robust accuracy. It covers the choice of images only."""
         p, n = self.robust_accuracy, self.data.count
         return float((p * (1 - p) / n) ** 0.5)
 
@@ -170,8 +171,8 @@ def write_json(path: Path, text: str) -> None:
 def read_record(path: Path) -> EvaluationRecord:
     """Read a record.
 
-    Raises CurvactError for a file that is no record, or a record whose accuracies do not fit its flags or
-    whose `ensemble` does not fit its attack.
+    Raises CurvactError for a file that is no record, or a record whose accuracies do not fit its
+    flags or whose `ensemble` does not fit its attack.
     """
     try:
         record = EvaluationRecord.model_validate_json(path.read_bytes())
@@ -227,8 +228,8 @@ def record_paths(
 ) -> tuple[Path, Path]:
     """The file of a record, and the folder of the shards of an unfinished evaluation.
 
-    The key's id is in both names, so two evaluations never share a file. The shards do not depend on the
-    masking checks. names: of model, attack and images, for people who read the folder.
+    The key's id is in both names, so two evaluations never share a file. The shards do not depend
+    on the masking checks. names: of model, attack and images, for people who read the folder.
     """
     model, attack, images = names
     threat = key.threat_model

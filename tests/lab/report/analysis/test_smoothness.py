@@ -13,7 +13,7 @@ from torch import nn
 from curvact.analysis import Loss, match_radii, smoothness_report, trajectory_smoothness
 from curvact.attacks import PGD
 from curvact.errors import CurvactError
-from curvact.lab.report.smoothness_plots import smoothness_figure, tradeoff_figure, trajectory_figure
+from curvact.lab.report.analysis.smoothness import smoothness_figure, tradeoff_figure, trajectory_figure
 from curvact.lab.report.style import to_png
 
 

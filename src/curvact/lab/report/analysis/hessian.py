@@ -1,19 +1,32 @@
-"""Report room: figures of the Hessian from plain dicts: norms of the diagonal by layer, its split, the spectral density."""
+"""The Hessian of clean and adversarial loss: norms of the diagonal, its split, its spectrum."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from rich.markup import escape
+from rich.table import Table
 
 from curvact.errors import CurvactError
-from curvact.lab.report.analysis_plots import ATTACKED, CLEAN, Record, plotted
+from curvact.lab.report.analysis.common import (
+    ATTACKED,
+    CLEAN,
+    NOISE,
+    Record,
+    check_not_empty,
+    estimate,
+    handle,
+    headline,
+    new_table,
+    number,
+    percent,
+    plotted,
+)
 from curvact.lab.report.style import (
     NORM_LABELS,
     NORM_TITLES,
@@ -27,37 +40,36 @@ from curvact.lab.report.style import (
 COLOURS = {"clean": CLEAN, "adversarial": ATTACKED}
 MARKS = {"clean": "o", "adversarial": "s"}
 BASE, REST = "#c9c9c2", "#77776f"
-NOISE = 0.5
-"""A share with a larger standard error says nothing. [ours]"""
 NAMED_SITES = len(OKABE_ITO) - 1
-"""Call sites with a colour of their own; the others share one."""
+"""So many call sites have a colour of their own; the others share one."""
+WHOLE = "[bold]whole network[/]"
 
 
 def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
-    """The three norms of diag H by parameter tensor, on the clean and the adversarial loss, with ± 2 standard errors.
+    """Three norms of diag H by parameter tensor, with ± 2 standard errors.
 
-    losses: by name of the loss, the dict of a `DiagonalNorms`. The top row is the whole network. Where an estimate is 0,
-    "<" is at two standard errors. Raises CurvactError for no losses.
+    losses: records of `DiagonalNorms` by name of the loss. The top row is the whole network. A mark
+    "<" at two standard errors stands for an estimate of 0. Raises CurvactError for no losses.
 
     >>> norm = {name: {"value": 1.0, "standard_error": 0.1} for name in ("rms", "gradient_relative", "scale_invariant")}
     >>> len(norms_figure({"clean": {**norm, "layers": {"fc.weight": norm}}}).axes)
     3
     """
-    _some(losses, "norms_figure")
+    check_not_empty(losses, "norms_figure")
     layers = list(next(iter(losses.values()))["layers"])
     with house_style():
         figure = Figure(figsize=(11.4, 1.9 + 0.21 * (len(layers) + 1)), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
         for axes, name in zip(panels, NORM_LABELS, strict=True):
-            for number, (label, record) in enumerate(losses.items()):
+            for index, (label, record) in enumerate(losses.items()):
                 entries = [record[name], *(record["layers"][layer][name] for layer in layers)]
                 values = np.array([plotted(entry["value"]) for entry in entries])
                 errors = np.array([2 * plotted(entry["standard_error"]) for entry in entries])
                 errors[~np.isfinite(errors)] = math.nan
                 seen = np.isfinite(values) & (values > 0)
-                rows = np.arange(len(entries)) + 0.22 * (number - (len(losses) - 1) / 2)
+                rows = np.arange(len(entries)) + 0.22 * (index - (len(losses) - 1) / 2)
                 lower = np.minimum(errors, 0.95 * values)[seen]
-                colour = COLOURS.get(label, OKABE_ITO[2])
+                colour = _colour(label)
                 below = ~seen & (errors > 0)
                 axes.plot(
                     errors[below], rows[below], linestyle="none", marker="$<$", markersize=6, color=colour
@@ -79,32 +91,20 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
             axes.axhline(0.5, color="#888888", linewidth=0.8)
             axes.set(title=NORM_TITLES[name].capitalize(), xlabel=NORM_LABELS[name])
             axes.grid(True, axis="both")
-        panels[0].set_yticks(
-            range(len(layers) + 1), ["whole network", *(plain_text(layer) for layer in layers)], fontsize=8
-        )
-        panels[0].set_ylim(len(layers) + 0.6, -0.6)
-        handles = [
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker=MARKS.get(label, "D"),
-                color=COLOURS.get(label, OKABE_ITO[2]),
-                label=f"{label} loss",
-            )
-            for label in losses
-        ]
+        _rows(panels[0], layers)
+        handles = [handle(f"{label} loss", _colour(label), MARKS.get(label, "D")) for label in losses]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        _heading(figure, title)
+        headline(figure, title)
         return figure
 
 
 def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
-    """Shares of diag H by layer: of diag GGN (grey) and of the σ″ part of each call site, negative ones to the left.
+    """Shares of diag H by layer: diag GGN in grey, and the σ″ part of each call site.
 
-    losses: by name of the loss, the dict of a `DiagonalSplit`. The call sites with the largest shares have a colour each, the
-    others one together. A black bar: ± 2 standard errors of the share of σ″ as a whole; layers where the standard error is above
-    `NOISE` are left blank. Raises CurvactError for no losses.
+    Negative shares go to the left. The call sites with the largest shares have a colour each.
+    losses: records of `DiagonalSplit` by name of the loss. A black bar is ± 2 standard errors of
+    the whole σ″ part. Layers with a standard error above `NOISE` are left blank. Raises
+    CurvactError for no losses.
 
     >>> share = {"value": 0.5, "standard_error": 0.0}
     >>> part = {"base_share": share, "curvature_share": share, "sites": {"act": {"share": share}}}
@@ -112,7 +112,7 @@ def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     >>> [axes.get_title(loc="left") for axes in split_figure({"clean": record}).axes]
     ['Clean loss']
     """
-    _some(losses, "split_figure")
+    check_not_empty(losses, "split_figure")
     first = next(iter(losses.values()))
     layers = list(first["layers"])
     sites = _largest(losses)
@@ -130,32 +130,30 @@ def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
             axes.set(title=f"{label.capitalize()} loss", xlabel="share of diag H, %")
             axes.grid(True, axis="x")
             axes.grid(False, axis="y")
-        panels[0].set_yticks(
-            range(len(layers) + 1), ["whole network", *(plain_text(layer) for layer in layers)], fontsize=8
-        )
-        panels[0].set_ylim(len(layers) + 0.6, -0.6)
+        _rows(panels[0], layers)
         base = "diag GGN" if all(record["holds"] for record in losses.values()) else "diag H₀"
         handles = [Patch(color=BASE, label=base)]
         handles += [Patch(color=colour, label=f"σ″ at {plain_text(site)}") for site, colour in sites.items()]
         if others:
             handles.append(Patch(color=REST, label="σ″ elsewhere" if sites else "σ″"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-        _heading(figure, title)
+        headline(figure, title)
         return figure
 
 
 def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
-    """The density of H's eigenvalues on the clean and the adversarial loss, logarithmic, with the ends that were found marked.
+    """The density of the eigenvalues of H, with marks at the eigenvalues of both ends.
 
-    losses: by name of the loss: `density` with `at` and `density`, and `largest` and `smallest` eigenvalues; what is None is left
-    out. Raises CurvactError for no losses, and where no density above 0 is finite.
+    losses: the spectrum of `hessian_analysis` by name of the loss. Numbers that are None are left
+    out.
+    Raises CurvactError for no losses, and where no density above 0 is finite.
 
     >>> density = {"at": [-1.0, 0.0, 1.0], "density": [0.1, 2.0, 0.1]}
     >>> record = {"density": density, "largest": [1.0], "smallest": [-1.0]}
     >>> len(density_figure({"clean": record}).axes)
     1
     """
-    _some(losses, "density_figure")
+    check_not_empty(losses, "density_figure")
     with house_style():
         figure = Figure(figsize=(6.8, 4.0), layout="constrained")
         axes = figure.subplots()
@@ -167,14 +165,14 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
         highest = max(there, default=0.0)
         if not highest > 0:
             raise CurvactError("the density of the spectrum is not finite: there is nothing to draw")
-        for number, (label, record) in enumerate(losses.items()):
-            colour = COLOURS.get(label, OKABE_ITO[2])
+        for index, (label, record) in enumerate(losses.items()):
+            colour = _colour(label)
             at, values = curves[label]
             axes.plot(at, np.maximum(values, 1e-12 * highest), color=colour)
             for value in (*record["largest"], *record["smallest"]):
                 axes.plot(
                     [plotted(value)],
-                    [highest * 10 ** (0.35 + 0.3 * number)],
+                    [highest * 10 ** (0.35 + 0.3 * index)],
                     marker="v",
                     markersize=5,
                     color=colour,
@@ -185,22 +183,96 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
         log_ticks(axes, "y")
         axes.grid(True, axis="both")
         axes.set(xlabel="eigenvalue λ of the Hessian", ylabel="density", title=title_text(title))
-        handles = [Line2D([], [], color=COLOURS.get(x, OKABE_ITO[2]), label=f"{x} loss") for x in losses]
-        handles.append(
-            Line2D([], [], linestyle="none", marker="v", color="#444444", label="eigenvalues at the ends")
-        )
+        handles = [handle(f"{label} loss", _colour(label)) for label in losses]
+        handles.append(handle("eigenvalues at the ends", marker="v"))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         return figure
 
 
-def _some(losses: Mapping[str, Record], where: str) -> None:
-    if not losses:
-        raise CurvactError(f"{where} got no records: there is nothing to draw")
+def hessian_tables(name: str, result: Record) -> list[Table]:
+    """The result of `hessian_analysis` for one model: a table for each part and loss."""
+    losses = result["losses"]
+    tables = [
+        _norms_table(f"{name}, {label} loss", entry["norms"])
+        for label, entry in losses.items()
+        if "norms" in entry
+    ]
+    for label, entry in losses.items():
+        if "split" in entry:
+            tables.append(_split_table(f"{name}, {label} loss", entry["split"]))
+    if "spectrum" in next(iter(losses.values())):
+        table = new_table(
+            f"{name}: spectrum of H", ["loss", "trace", "mean eigenvalue", "largest", "smallest", "residuals"]
+        )
+        for label, entry in losses.items():
+            found = entry["spectrum"]
+            worst = max((*found["largest_residuals"], *found["smallest_residuals"]))
+            table.add_row(
+                label,
+                estimate(found["trace"]),
+                number(found["trace"]["mean_eigenvalue"]),
+                ", ".join(map(number, found["largest"])),
+                ", ".join(map(number, found["smallest"])),
+                f"≤ {number(worst, 1)}" + ("" if found["converged"] else ", not converged"),
+            )
+        tables.append(table)
+    return tables
 
 
-def _heading(figure: Figure, title: str) -> None:
-    if title:
-        figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+def _norms_table(title: str, norms: Record) -> Table:
+    columns = ["", "‖diag H‖/√P", "‖diag H‖/‖∇L‖", "‖θ²⊙diag H‖"]
+    table = new_table(f"{title}: norms of diag H ± standard error", columns)
+    for layer, entry in (("", norms), *norms["layers"].items()):
+        cells = [estimate(entry[norm]) for norm in ("rms", "gradient_relative", "scale_invariant")]
+        table.add_row(escape(layer) or WHOLE, *cells)
+    return table
+
+
+def _split_table(title: str, split: Record) -> Table:
+    base = "diag GGN" if split["holds"] else "diag H₀"
+    heading = f"{title}: diag H = g + c, g = {base}, c the σ″ part; shares ± standard error"
+    if not split["holds"]:
+        heading += "\ng is not diag GGN: " + "; ".join(split["why"])
+    table = new_table(heading, ["", "g %", "c %", "‖g‖", "‖c‖", "cos(g, c)", "largest call site"])
+    for layer, part in (("", split["total"]), *split["layers"].items()):
+        shown = not _noise(part["curvature_share"])
+        sites = {
+            site: entry["share"]["value"]
+            for site, entry in part["sites"].items()
+            if shown and entry["share"]["value"]
+        }
+        most = max(sites, key=lambda site: abs(sites[site]), default=None)
+        table.add_row(
+            escape(layer) or WHOLE,
+            estimate(part["base_share"], 100) if shown else "noise",
+            estimate(part["curvature_share"], 100) if shown else "noise",
+            number(part["base"]["value"]),
+            number(part["curvature"]["value"]),
+            _cosine(part["cosine"]),
+            "" if most is None else f"{escape(most)} {percent(sites[most])} %",
+        )
+    return table
+
+
+def _noise(share: Record) -> bool:
+    return share["standard_error"] is None or share["standard_error"] > NOISE
+
+
+def _cosine(cosine: Record) -> str:
+    if cosine["value"] is None:
+        return "–"
+    return "noise" if _noise(cosine) else estimate(cosine)
+
+
+def _colour(label: str) -> str:
+    return COLOURS.get(label, OKABE_ITO[2])
+
+
+def _rows(axes: Axes, layers: Sequence[str]) -> None:
+    """The whole network, a line under it, then every layer."""
+    names = ["whole network", *(plain_text(layer) for layer in layers)]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(layers) + 0.6, -0.6)
 
 
 def _wide_enough(axes: Axes) -> None:
@@ -211,7 +283,7 @@ def _wide_enough(axes: Axes) -> None:
 
 
 def _largest(losses: Mapping[str, Record]) -> dict[str, str]:
-    """The call sites with the largest share anywhere, in the order of the forward pass, and their colours."""
+    """The call sites with the largest shares, in the order of the forward pass, with colours."""
     most: dict[str, float] = {}
     for record in losses.values():
         for part in (record["total"], *record["layers"].values()):
@@ -226,8 +298,11 @@ def _largest(losses: Mapping[str, Record]) -> dict[str, str]:
     return dict(zip([site for site in order if site in chosen], OKABE_ITO, strict=False))
 
 
-def _stack(axes: Axes, row: int, part: Mapping[str, Any], sites: Mapping[str, str]) -> bool:
-    """One bar: parts > 0 to the right of 0, parts < 0 to the left. Whether there was a σ″ part without a colour of its own."""
+def _stack(axes: Axes, row: int, part: Record, sites: Mapping[str, str]) -> bool:
+    """One bar, positive parts to the right of 0, negative ones to the left.
+
+    Returns whether a σ″ part has no colour of its own.
+    """
     bent, error = (plotted(part["curvature_share"][key]) for key in ("value", "standard_error"))
     base = plotted(part["base_share"]["value"])
     if error > NOISE:

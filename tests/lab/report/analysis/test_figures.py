@@ -1,4 +1,4 @@
-"""Figures of analyses: what is drawn is what the records say, in files that do not change from run to run."""
+"""Figures of analyses draw what the records say, in files that repeat bit for bit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from curvact.errors import CurvactError
-from curvact.lab.report.analysis_plots import (
-    effective_curvature_figure,
-    flatness_figure,
-    landscape_figure,
-    shape_figure,
-    write_figure,
-)
-from curvact.lab.report.style import to_png
+from curvact.lab.report.analysis.curvature import effective_curvature_figure
+from curvact.lab.report.analysis.flatness import flatness_figure
+from curvact.lab.report.analysis.landscape import landscape_figure
+from curvact.lab.report.analysis.shape import shape_figure
+from curvact.lab.report.style import to_png, write_figure
 
 
 def site(name: str, effective: float | None, half: float | None, tenth: float | None) -> dict[str, Any]:

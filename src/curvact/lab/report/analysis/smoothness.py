@@ -1,10 +1,9 @@
-"""Report room: figures of the smoothness of the adversarial loss, from the plain dicts that its results write as JSON."""
+"""Smoothness of the adversarial loss in the parameters, as figures and tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -12,9 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from rich.markup import escape
+from rich.table import Table
 
 from curvact.errors import CurvactError, nearest
-from curvact.lab.report.analysis_plots import Record, plotted
+from curvact.lab.report.analysis.common import (
+    Record,
+    annotate,
+    check_not_empty,
+    headline,
+    new_table,
+    number,
+    plotted,
+)
 from curvact.lab.report.style import (
     Look,
     house_style,
@@ -35,10 +44,10 @@ MEASURES = {
 
 
 def smoothness_figure(record: Record, title: str = "") -> Figure:
-    """Ratio, numerator and attack drift against the relative norm of the step, one curve an attack; a dot a direction.
+    """Ratio, numerator and drift of the attack against the length of the step.
 
-    record: of `SmoothnessReport`. Dashed in the second panel: what the move of the attack adds to the numerator. Values of 0
-    (no attack: no drift) cannot be shown on these axes and are left out.
+    A curve an attack, a dot a direction. Dashed: what the move of the attack adds to the numerator.
+    Values of 0 are left out, since the axes are logarithmic. record: of `SmoothnessReport`.
     Raises CurvactError for a record of another kind or without rows.
 
     >>> row = {"attack": "linf", "relative_norm": 0.1, "ratio": 2.0, "difference": 1.0, "moved": 0.5, "drift": 0.2}
@@ -67,20 +76,20 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
         _legend(
             figure, [(plain_text(name), look) for name, look in looks.items()], dashed="moved by the attack"
         )
-        if title:
-            figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+        headline(figure, title)
         return figure
 
 
 def trajectory_figure(
     records: Mapping[str, Record], attacks: Sequence[str] | None = None, title: str = "", label: str = "point"
 ) -> Figure:
-    """Ratio, numerator, attack drift and step along training, one curve a run and attack: SGD against EntropySGD, L∞ against L2.
+    """Ratio, numerator, drift of the attack and step along training, a curve a run and attack.
 
-    Ratios of steps of other lengths are not the same measurement where the gradient jumps: hence the fourth panel.
-
-    records: of `TrajectorySmoothness`, by name of the run. attacks: which to draw; all where None. label: of the positions, such
-    as "gradient evaluations". Raises CurvactError for no records, or an attack that is in none.
+    The fourth panel shows the steps: ratios of steps of different lengths are different
+    measurements where the gradient jumps.
+    records: of `TrajectorySmoothness`, by name of the run. attacks: which to draw; None for all.
+    label: of the positions, such as "gradient evaluations". Raises CurvactError for no records, or
+    an unknown attack.
 
     >>> row = {"attack": "linf", "position": 1, "ratio": 2.0, "difference": 1.0, "drift": 0.2, "relative_norm": 0.1}
     >>> len(trajectory_figure({"SGD": {"kind": "trajectory", "rows": [row]}}).axes)
@@ -124,8 +133,7 @@ def trajectory_figure(
             _ticks_if_any(axes, "y")
             axes.set(title=heading, xlabel=label, ylabel=unit)
         _legend(figure, [(plain_text(name), look) for name, look in looks.items()])
-        if title:
-            figure.suptitle(title_text(title), fontsize=11, fontweight="bold", ha="left", x=0.01)
+        headline(figure, title)
         return figure
 
 
@@ -136,13 +144,16 @@ def tradeoff_figure(
     relative_norm: float | None = None,
     title: str = "",
 ) -> Figure:
-    """Is what is flatter in the input rougher in the parameters? A mark for each model and attack: flat left, rough above.
+    """Flatness in the input against roughness in the parameters, a mark for each model and attack.
 
-    records: of `SmoothnessReport`, with flatness, by name of the model. measure: of the flatness, mean over the examples:
-        "gradient_norm", "gradient_l1", "top_eigenvalue" or "linearity_error" (of the ball with the name of the attack).
-    relative_norm: of the steps; the middle one of the first record where None. Up: mean ratio, with ± 2 standard errors over the
-        directions. Spearman's rank correlation of each attack is in the legend where there are 3 models or more.
-    Raises CurvactError for an unknown measure or norm, records without flatness, or nothing that can be shown.
+    Bars are ± 2 standard errors over the directions. With three models or more, the legend has
+    Spearman's rank correlation of each attack.
+    records: of `SmoothnessReport` with flatness, by name of the model.
+    measure: "gradient_norm", "gradient_l1", "top_eigenvalue" or "linearity_error", as a mean over
+    the images.
+    relative_norm: length of the steps; None for the middle one of the first record.
+    Raises CurvactError for an unknown measure or norm, records without flatness, or nothing to
+    draw.
 
     >>> line = {"attack": "linf", "relative_norm": 0.1, "ratio": 2.0, "ratio_error": 0.1}
     >>> flat = {"measures": {"top_eigenvalue": {"mean": 0.5}}}
@@ -154,8 +165,7 @@ def tradeoff_figure(
         raise CurvactError(
             f"measure={measure!r} in tradeoff_figure: allowed are {', '.join(MEASURES)}{nearest(measure, MEASURES)}"
         )
-    if not records:
-        raise CurvactError("tradeoff_figure got no records: there is nothing to draw")
+    check_not_empty(records, "tradeoff_figure")
     for name, record in records.items():
         _rows(record, "directions")
         if not record.get("flatness"):
@@ -204,16 +214,7 @@ def tradeoff_figure(
                 end = y + error if math.isfinite(error) else y
                 if name not in top or end > top[name][1]:
                     top[name] = (x, end)
-        for name, place in top.items():
-            axes.annotate(
-                plain_text(name),
-                place,
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color="#444444",
-            )
+        annotate(axes, ((name, *place) for name, place in top.items()), size=8)
         axes.margins(0.16)
         _log_axes(axes)
         axes.grid(True, axis="both")
@@ -226,7 +227,57 @@ def tradeoff_figure(
         return figure
 
 
-def _rows(record: Record, kind: str) -> list[Mapping[str, Any]]:
+def smoothness_tables(name: str, record: Record) -> list[Table]:
+    """The record of a `SmoothnessReport`: a row an attack and step, then flatness in the input."""
+    matching = record["matching"]
+    table = new_table(
+        f"{name}: ‖Δ∇L‖/‖Δθ‖, linf ε = {number(matching['linf'])}, l2 ε = {number(matching['l2'])} ({matching['rule']})",
+        ["attack", "‖Δθ‖/‖θ‖", "ratio", "± SE", "highest", "‖Δ∇L‖", "by the move", "drift"],
+    )
+    for line in record["lines"]:
+        table.add_row(
+            line["attack"],
+            number(line["relative_norm"]),
+            number(line["ratio"]),
+            number(line["ratio_error"], 2),
+            number(line["highest_ratio"]),
+            number(line["difference"]),
+            number(line["moved"]),
+            number(line["drift"]),
+        )
+    if not record["flatness"]:
+        return [table]
+    beside = new_table(f"{name}: flatness in the input", ["measure", "mean", "median", "highest"])
+    for measure, found in record["flatness"]["measures"].items():
+        if measure != "residual":
+            cells = [number(found[key]) for key in ("mean", "median", "highest")]
+            beside.add_row(measure.replace("_", " "), *cells)
+    return [table, beside]
+
+
+def trajectory_table(record: Record, names: Sequence[str], run: str) -> Table:
+    """The record of a `TrajectorySmoothness`, a row an attack and pair of points.
+
+    names: of the points.
+    """
+    matching = record["matching"]
+    table = new_table(
+        f"‖Δ∇L‖/‖Δθ‖ between consecutive checkpoints of {escape(run)}, linf ε = {number(matching['linf'])}, "
+        f"l2 ε = {number(matching['l2'])} ({matching['rule']})",
+        ["attack", "from", "to", "‖Δθ‖", "ratio", "‖Δ∇L‖", "by the move", "drift"],
+        left=3,
+    )
+    for row in record["rows"]:
+        table.add_row(
+            row["attack"],
+            escape(names[row["index"]]),
+            escape(names[row["index"] + 1]),
+            *(number(row[key]) for key in ("step", "ratio", "difference", "moved", "drift")),
+        )
+    return table
+
+
+def _rows(record: Record, kind: str) -> list[Record]:
     rows = list(record.get("rows", ()))
     if record.get("kind") != kind or not rows:
         raise CurvactError(
@@ -237,7 +288,7 @@ def _rows(record: Record, kind: str) -> list[Mapping[str, Any]]:
 
 def _means(
     axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Record],
     where: str,
     column: str,
     look: Look,
@@ -245,7 +296,7 @@ def _means(
     *,
     dashed: bool,
 ) -> None:
-    """The mean at each place, and a faint dot a row."""
+    """The mean at each length of step, and a faint dot for every row."""
     at = np.array([plotted(row[where]) for row in rows])
     values = np.array([plotted(row[column]) for row in rows])
     seen = values > 0
@@ -285,7 +336,7 @@ def _log_axes(axes: Axes) -> None:
 
 
 def _ticks_if_any(axes: Axes, which: str) -> None:
-    """Our ticks, with room for at least a decade's third, which one value alone would not have."""
+    """Ticks of a logarithmic axis, which is widened where it holds little more than one value."""
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     if high < 2 * low:
         middle = math.sqrt(low * high)

@@ -1,4 +1,4 @@
-"""Figures of the Hessian: what is drawn is what the record says, and what says nothing is not drawn."""
+"""Figures of the Hessian draw what the record says, and leave noise out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from curvact.errors import CurvactError
-from curvact.lab.report.hessian_plots import BASE, density_figure, norms_figure, split_figure
+from curvact.lab.report.analysis.hessian import BASE, density_figure, norms_figure, split_figure
 from curvact.lab.report.style import to_png, to_svg
 
 

@@ -1,0 +1,1 @@
+"""Figures and tables of `curvact analyze`: one file an analysis."""
