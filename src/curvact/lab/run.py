@@ -203,7 +203,9 @@ class _Run:
             "gradient_evaluations": epoch.gradient_evaluations,
         }
         if self.spec.activation_from is not None:
-            about["activation_from"] = self.spec.activation_from.model_dump(mode="json", exclude={"path"})
+            about["activation_from"] = self.spec.activation_from.model_dump(
+                mode="json", exclude={"path"}, exclude_none=True
+            )
         for name in names:
             save_checkpoint(self.folder / f"{name}.safetensors", model, self.start.architecture, about)
 
