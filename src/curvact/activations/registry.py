@@ -6,7 +6,6 @@ import ast
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
@@ -225,14 +224,14 @@ def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module
     return factory
 
 
-@dataclass(frozen=True)
-class act_layer:
+def act_layer(activation_like: ActivationLike) -> partial[nn.Module]:
     """An activation for networks that take an `act_layer`, such as those of timm.
 
-    Called like `nn.ReLU`, as `layer()` or `layer(inplace=True)`, it makes a new module. It ignores
-    all arguments.
+    The result is called like `nn.ReLU`, as `layer()` or `layer(inplace=True)`. It makes a new module
+    each time and ignores all arguments. It is a `functools.partial` because timm takes no other
+    callable objects.
 
-    activation: a name, a factory or a module, which is copied.
+    activation_like: a name, a factory or a module, which is copied.
     Raises CurvactError for a bad name, and for an activation that needs the number of channels of
     its place.
 
@@ -240,18 +239,12 @@ class act_layer:
     >>> layer(inplace=True)
     rctaf(alpha=24.0, beta=0)
     """
+    fresh(activation_like, "act_layer")
+    return partial(_made, activation_like)
 
-    activation: ActivationLike
 
-    def __post_init__(self) -> None:
-        fresh(self.activation, "act_layer")
-
-    def __call__(self, *_: object, **__: object) -> nn.Module:
-        return fresh(self.activation, "act_layer")()
-
-    @property
-    def __name__(self) -> str:
-        return self.activation if isinstance(self.activation, str) else name_of(self.activation)
+def _made(activation_like: ActivationLike, *_: object, **__: object) -> nn.Module:
+    return fresh(activation_like, "act_layer")()
 
 
 def default_scope(activation_like: ActivationLike) -> str:
