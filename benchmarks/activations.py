@@ -1,11 +1,13 @@
-"""Time and memory of a forward and backward pass of every family, against ReLU, GELU and a naive RCT-AF.
+"""Time and memory of a forward and backward pass of every family, against ReLU, GELU and a naive
+RCT-AF.
 
     python benchmarks/activations.py [--size 1048576] [--threads 1] [--repeats 25] [--markdown]
 
-Every activation runs in one process, one after the other, so that the ratios to torch's GELU in the same
-mode mean something. `auto` is the default outside torch.compile (the native kernel, with a C compiler),
-`plain` is tensor operations, `compiled` is torch.compile of forward and backward. A median far above the
-best shows other work on the machine. The naive RCT-AF is plain tensor operations that autograd differentiates.
+Every activation runs in one process, one after the other, so that the ratios to torch's GELU in the
+same mode mean something. `auto` is the default outside torch.compile (the native kernel, with a C
+compiler), `plain` is tensor operations, `compiled` is torch.compile of forward and backward. A
+median far above the best shows other work on the machine. The naive RCT-AF is plain tensor
+operations that autograd differentiates.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ REFERENCE = "torch gelu"
 
 @dataclass(frozen=True)
 class Row:
-    """One activation in one mode: seconds for forward + backward, and bytes kept for the backward pass."""
+    """One activation in one mode: seconds for forward + backward, and bytes kept for the backward
+    pass.
+    """
 
     name: str
     mode: str
@@ -114,7 +118,9 @@ def measure(dtype: torch.dtype, size: int, repeats: int, device: str) -> list[Ro
 
 
 def table(rows: list[Row], size: int, itemsize: int, markdown: bool) -> str:
-    """A line an activation: for each mode its time and the ratio to GELU, compiled or not as the mode is."""
+    """A line an activation: for each mode its time and the ratio to GELU, compiled or not as the
+    mode is.
+    """
     found = {(r.name, r.mode): r for r in rows}
     bar, edge = (" | ", "|") if markdown else ("  ", "")
     modes = ("auto", "plain", "compiled")

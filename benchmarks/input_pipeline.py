@@ -6,7 +6,8 @@
 All pipelines run in this process, in turn, `repeats` times, each for about `seconds`. The best and
 the median rate are printed.
 The peers are the usual training scripts: the `__getitem__` of a Dataset sends one image through
-RandomCrop(32, padding=4), RandomHorizontalFlip and ToTensor. torchvision's wheel breaks a CPU torch.
+RandomCrop(32, padding=4), RandomHorizontalFlip and ToTensor. torchvision's wheel breaks a CPU
+torch.
 So these transforms are written out below as in torchvision: once on PIL images, once on uint8
 tensors. Like torchvision they draw from torch's global generator. Workers persist between epochs,
 and their start is not timed. Each worker has one thread; --threads sets the threads of the process

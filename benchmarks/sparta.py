@@ -2,9 +2,10 @@
 
     python benchmarks/sparta.py [--width 16] [--batch 64] [--repeats 7] [--threads 1] [--device cpu]
 
-A step is the forward and the backward pass of the cross-entropy of CIFAR-sized images. All networks run
-in one process, in turn, so that their ratios to ReLU mean something. The time is CPU time (the wall clock
-on a GPU), the best of the repeats. Memory is what the graph holds between the passes, each storage once.
+A step is the forward and the backward pass of the cross-entropy of CIFAR-sized images. All networks
+run in one process, in turn, so that their ratios to ReLU mean something. The time is CPU time (the
+wall clock on a GPU), the best of the repeats. Memory is what the graph holds between the passes,
+each storage once.
 """
 
 from __future__ import annotations

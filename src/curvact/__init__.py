@@ -1,6 +1,7 @@
 """curvact: robust activations, chosen by their curvature.
 
-The names below and the submodules are loaded when they are first used, so `import curvact` is cheap.
+The names below and the submodules are loaded when they are first used, so `import curvact` is
+cheap.
 """
 
 import lazy_loader

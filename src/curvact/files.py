@@ -14,10 +14,11 @@ from curvact.errors import CurvactError
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
 
-    A temporary file in the same folder (its name starts with a dot and ends in `.tmp`) is written, synced and renamed; it
-    is removed on any failure. Text is UTF-8, written as it is (no newline translation); what UTF-8 cannot hold (a lone
-    surrogate) is written as its escape. The folder has to exist. Permissions follow the umask. A process killed outright
-    may leave the temporary file behind, never a part of `path`.
+    A temporary file in the same folder (its name starts with a dot and ends in `.tmp`) is written,
+    synced and renamed; it is removed on any failure. Text is UTF-8, written as it is (no newline
+    translation); what UTF-8 cannot hold (a lone surrogate) is written as its escape. The folder has
+    to exist. Permissions follow the umask. A process killed outright may leave the temporary file
+    behind, never a part of `path`.
 
     Raises CurvactError, in one line, when the disk is full or the file cannot be written.
 
@@ -51,7 +52,9 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can sync a folder; the file is in place either way."""
+    """Make the rename itself durable, where the system can sync a folder; the file is in place
+    either way.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,6 @@
-"""Randomness: one explicit generator for each purpose, so that order and number of workers change nothing."""
+"""Randomness: one explicit generator for each purpose, so that order and number of workers change
+nothing.
+"""
 
 from __future__ import annotations
 

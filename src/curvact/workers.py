@@ -29,8 +29,8 @@ Send = Callable[[str, object], None]
 class Event:
     """A report on a job, in the calling process.
 
-    kind: "start" (content: the worker's process id), "done" (what the work returned), "died" (how often the job was started by
-        then), or a kind that the work itself sent.
+    kind: "start" (content: the worker's process id), "done" (what the work returned), "died" (how
+        often the job was started by then), or a kind that the work itself sent.
     job: its index.
     """
 
@@ -51,18 +51,22 @@ def run_jobs(
     threads: int = 1,
     name: Callable[[int], str] = "job {}".format,
 ) -> list[int]:
-    """Call `work(job, send)` for every job in spawned processes; return the indices of the jobs that were given up.
+    """Call `work(job, send)` for every job in spawned processes; return the indices of the jobs
+    that were given up.
 
-    work: a function that can be imported. `send(kind, content)` in it calls on_event in this process. What it returns is the
-        content of "done".
-    jobs: values that pickle. Each is pickled at each of its starts, so a list that on_event extends is sent as it is then.
-    workers: processes, each with `threads` CPU threads. on_event: called in this process; an exception in it stops all.
+    work: a function that can be imported. `send(kind, content)` in it calls on_event in this
+        process. What it returns is the content of "done".
+    jobs: values that pickle. Each is pickled at each of its starts, so a list that on_event extends
+    is sent as it is then.
+    workers: processes, each with `threads` CPU threads. on_event: called in this process; an
+    exception in it stops all.
     attempts: a job whose worker died so often is given up.
     setup: a value sent once to each worker; the call is then `work(job, send, setup)`.
     devices: given to the workers in turn; the call then has `device=` too.
     name: of a job, by its index, for messages.
-    Raises CurvactError for workers < 1 and for an exception inside a job, which stops all jobs. The message is that of a
-    CurvactError or OSError; any other exception prints its traceback in the worker and is named with the job.
+    Raises CurvactError for workers < 1 and for an exception inside a job, which stops all jobs. The
+    message is that of a CurvactError or OSError; any other exception prints its traceback in the
+    worker and is named with the job.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise CurvactError(f"workers={workers!r}: a whole number >= 1")
@@ -184,7 +188,8 @@ def _serve(
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for a torch that is imported later
 
     def send(kind: str, content: object = None) -> None:
-        # Plain pickles: those of multiprocessing share a tensor's memory, which ends with this process.
+        # Plain pickles: those of multiprocessing share a tensor's memory, which ends with this
+        # process.
         message = pickle.dumps((kind, content))
         try:
             connection.send_bytes(message)

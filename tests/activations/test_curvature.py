@@ -23,7 +23,9 @@ PLACES = st.floats(-9990, 9990).filter(lambda x: abs(x) > 1e-3)
 
 
 def close(peak: Peak, kappa: float, at: float | None = None, *, slack: float = 1e-3) -> None:
-    """The stated error holds, is small (below `slack` of κ), and the place is right to a part of the peak's width, about 1/κ."""
+    """The stated error holds, is small (below `slack` of κ), and the place is right to a part of
+    the peak's width, about 1/κ.
+    """
     rounding = 1e-14 * kappa  # of the closed forms themselves
     assert abs(peak.value - kappa) <= peak.error + rounding, (peak, kappa)
     assert peak.error <= slack * kappa
@@ -32,7 +34,9 @@ def close(peak: Peak, kappa: float, at: float | None = None, *, slack: float = 1
 
 
 def mish_kappa() -> tuple[float, float]:
-    """κ of Mish and its place from scipy, by the derivatives of tanh(softplus) written out with numpy."""
+    """κ of Mish and its place from scipy, by the derivatives of tanh(softplus) written out with
+    numpy.
+    """
 
     def bend(x: float) -> float:
         s, t = 1 / (1 + math.exp(-x)), math.tanh(math.log1p(math.exp(x)))
@@ -137,7 +141,8 @@ def test_a_narrow_peak_anywhere(place, sign):
     (slope,) = torch.autograd.grad(F.silu(t), t, create_graph=True)
     (bend,) = torch.autograd.grad(slope, t)
     peak = max_curvature(f)
-    # Where silu bends too, the sum's peak moves by a width times the ratio of third derivatives: 1e-8 of κ at most.
+    # Where silu bends too, the sum's peak moves by a width times the ratio of third derivatives:
+    # 1e-8 of κ at most.
     assert abs(peak.value - (1e4 + sign * bend.item())) <= peak.error + 1e-4
     assert peak.error <= 0.1
     assert abs(peak.at - place) <= 1e-7
@@ -198,7 +203,8 @@ def test_a_kink_anywhere(place, log_jump, sign, smooth):
     def f(x):
         return (F.silu(x) if smooth else 0 * x) + jump * F.relu(x - place)
 
-    # silu's slope reaches 1.1, and above 1 the resolution is relative to it: 10^-5.5 is over it in any case.
+    # silu's slope reaches 1.1, and above 1 the resolution is relative to it: 10^-5.5 is over it in
+    # any case.
     peak = max_curvature(f)
     assert peak.value == math.inf
     assert abs(peak.at - place) <= 1e-10 * max(1, abs(place))

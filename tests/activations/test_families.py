@@ -1,4 +1,6 @@
-"""Every family against definitions, float64 autograd, a fine grid, numerical integration, and the transforms of torch."""
+"""Every family against definitions, float64 autograd, a fine grid, numerical integration, and the
+transforms of torch.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +161,8 @@ def test_closed_form_peak_against_a_fine_grid(name: str) -> None:
     h = 1e-5
     curvature = ((act.slope(x + h) - act.slope(x - h)) / (2 * h)).abs()
     best = int(curvature.argmax())
-    # Grid step and difference step of 1e-5 cost at most the fourth derivative times h², 1e-8, and rounding 1e-16/h = 1e-11; that
+    # Grid step and difference step of 1e-5 cost at most the fourth derivative times h², 1e-8, and
+    # rounding 1e-16/h = 1e-11; that
     # rounding hides the place within the square root of 1e-11.
     assert peak.value == pytest.approx(float(curvature[best]), abs=1e-7)
     assert peak.at == pytest.approx(float(x[best]), abs=1e-4)
@@ -290,7 +293,9 @@ def test_functional_transforms(name: str) -> None:
     ],
 )
 def test_compiles_as_one_graph(name: str) -> None:
-    """Traced fully and differentiated through AOTAutograd; inductor itself is exercised on one family below."""
+    """Traced fully and differentiated through AOTAutograd; inductor itself is exercised on one
+    family below.
+    """
     torch._dynamo.reset()
     act = build(name).double()
     compiled = torch.compile(act, fullgraph=True, backend="aot_eager")
@@ -358,7 +363,8 @@ def test_any_finite_input(name: str, dtype: torch.dtype, x: list[float]) -> None
     exact = build(name).double()(t.detach().double()).detach()
     fits = exact.abs() < 6e4  # float16 ends at 65504
     assert bool(y[fits].isfinite().all())
-    # Half precision rounds once (2⁻⁸ or 2⁻¹¹ relative); float32 computes to a few units of max(|σ|, 1/α, 1e-4), and of the
+    # Half precision rounds once (2⁻⁸ or 2⁻¹¹ relative); float32 computes to a few units of max(|σ|,
+    # 1/α, 1e-4), and of the
     # terms up to |x| that the parametric families add.
     tolerance = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6, torch.float64: 1e-15}[dtype]
     terms = exact.abs() + (1e-2 * t.detach().double().abs() if name in PARAMETRIC else 0.0)
@@ -462,7 +468,8 @@ def test_learnable_alpha_far_from_the_origin(name: str) -> None:
     act(x).sum().backward()
     exact = activation(name).double()
     exact(x.double()).sum().backward()
-    # Single accumulated roundings of numbers near 1; the cancellation it guards against would give 1e-3.
+    # Single accumulated roundings of numbers near 1; the cancellation it guards against would give
+    # 1e-3.
     torch.testing.assert_close(act.alpha.grad.double(), exact.alpha.grad, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
 
 

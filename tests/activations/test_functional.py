@@ -1,4 +1,6 @@
-"""Functional forms against the modules of the same parameters, and their gradients against finite differences."""
+"""Functional forms against the modules of the same parameters, and their gradients against finite
+differences.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The native CPU kernel against mpmath, the plain float64 formulas and itself: accuracy, limits, layouts, placement, building."""
+"""The native CPU kernel against mpmath, the plain float64 formulas and itself: accuracy, limits,
+layouts, placement, building.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ FAMILIES = [
 ]
 ALPHAS = [1e-3, 0.3, 1.0, 7.3, 1e5]
 HALVES = [torch.bfloat16, torch.float16]
-# Units of rounding of 1: a polynomial of ten terms, an exponential and a few products leave one or two of them.
+# Units of rounding of 1: a polynomial of ten terms, an exponential and a few products leave one or
+# two of them.
 VALUE = {torch.float32: 2e-7, torch.float64: 1e-15}
 SLOPE = {torch.float32: 3e-7, torch.float64: 1.5e-15}
 
@@ -200,7 +203,9 @@ def test_centered_is_zero_at_zero(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_element_does_not_depend_on_its_place(name: str, dtype: torch.dtype) -> None:
-    """Bits are equal after permuting, slicing at odd places and in one element at a time, and with more threads."""
+    """Bits are equal after permuting, slicing at odd places and in one element at a time, and with
+    more threads.
+    """
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(100_003, generator=generator) * 8).to(dtype)
     act = family(name, 1.7)

@@ -1,4 +1,6 @@
-"""The parametric activations of arXiv 2110.05626 against their definitions, and what training uses of learned activations."""
+"""The parametric activations of arXiv 2110.05626 against their definitions, and what training uses
+of learned activations.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def _gate(u: object) -> object:
     return 1 / (1 + mpmath.exp(-u))
 
 
-# The table of the paper (shared/brief/systems.md, section 2) in mpmath: name → (σ(x, α, β), κ(α, β)).
+# The table of the paper (shared/brief/systems.md, section 2) in mpmath: name → (σ(x, α, β), κ(α,
+# β)).
 TABLE = {
     "prelu": (lambda x, a, b: x if x > 0 else a * x, lambda a, b: 0 if a == 1 else INFINITE),
     "pelu": (lambda x, a, b: x if x > 0 else a * mpmath.expm1(x), lambda a, b: 1 if a == 1 else INFINITE),
@@ -157,7 +160,8 @@ def test_value_and_curvature_are_the_table(family: str, x: float, alpha: float, 
 def test_peak_against_the_measured_one(name: str) -> None:
     act = build_act(name).double()
     found = max_curvature(lambda x: act(x).detach() if not x.requires_grad else act(x))
-    # The search finds a closed κ to 1e-9, or says that it is a kink. PELU at α = 1 is a supremum at a jump of σ''.
+    # The search finds a closed κ to 1e-9, or says that it is a kink. PELU at α = 1 is a supremum at
+    # a jump of σ''.
     assert act.max_curvature.value == pytest.approx(found.value, rel=1e-6)
     assert act.max_curvature.at == 0
 
@@ -179,7 +183,9 @@ SMOOTH = {
 )
 @settings(max_examples=10)
 def test_curvature_of_the_current_parameters_against_a_grid(family: str, alpha: float, beta: float) -> None:
-    """κ is the largest |σ″| by float64 autograd of the formula, on a grid of αx that has 0 and reaches far."""
+    """κ is the largest |σ″| by float64 autograd of the formula, on a grid of αx that has 0 and
+    reaches far.
+    """
     keys = PUBLISHED[family]
     act = build_act(
         {"ssilu": f"ssilu(beta={beta!r})", "pssilu": "pssilu(learnable=True)"}.get(family, family)
@@ -247,7 +253,8 @@ def test_slope_and_curvature_are_the_derivatives_of_the_table(name: str) -> None
         with mpmath.workdps(40):
             want = [float(mpmath.diff(lambda t: value(t, alpha, beta), x, k, h=1e-12)) for k in (1, 2)]
         t = torch.tensor(x, dtype=torch.float64)
-        # Central differences at a step of 1e-12 with 40 digits are good to 1e-14; the rest is rounding
+        # Central differences at a step of 1e-12 with 40 digits are good to 1e-14; the rest is
+        # rounding
         # of terms up to α/(1 − β) = 120.
         assert act.slope(t).item() == pytest.approx(want[0], rel=1e-12, abs=1e-13)
         assert act.curvature(t).item() == pytest.approx(want[1], rel=1e-11, abs=1e-12)
@@ -388,7 +395,9 @@ def test_channels_need_scalar_parameters() -> None:
 
 @pytest.mark.parametrize("family", [f for f in TABLE if f != "ssilu"])
 def test_default_values_do_not_fall_into_the_trap(family: str) -> None:
-    """Every learned parameter moves from its published initial value; PReLU and ReBLU start at 0 and move, too."""
+    """Every learned parameter moves from its published initial value; PReLU and ReBLU start at 0
+    and move, too.
+    """
     act = build_act(f"{family}(learnable=True)")
     x = torch.linspace(-3, 4, 50)
     (act(x) - 1).square().sum().backward()
@@ -397,7 +406,9 @@ def test_default_values_do_not_fall_into_the_trap(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["psilu", "pssilu_fixed", "pssilu"])
 def test_a_size_of_exactly_zero_never_moves(family: str) -> None:
-    """d|α| = 0 at α = 0, and d|β| = 0 at β = 0: gradient descent stays there, whatever the loss and the weight decay."""
+    """d|α| = 0 at α = 0, and d|β| = 0 at β = 0: gradient descent stays there, whatever the loss and
+    the weight decay.
+    """
     act = build_act(f"{family}(learnable=True)")
     with torch.no_grad():
         for p in act.parameters():
@@ -437,7 +448,9 @@ def test_beta_stays_below_one() -> None:
 
 
 def test_scales_stay_away_from_zero() -> None:
-    """RCT-AF's α would turn the function over below 0: it is reflected. |α| families keep their sign."""
+    """RCT-AF's α would turn the function over below 0: it is reflected. |α| families keep their
+    sign.
+    """
     for act, start, end in (
         (RCTAF(learnable=True), -0.5, 0.5),
         (RCTAF(learnable=True), 0.0, 1e-6),
@@ -456,7 +469,9 @@ def test_scales_stay_away_from_zero() -> None:
 
 
 class Net(nn.Module):
-    """Two PSSiLU with learned β, one of them in two places; a fixed one; PReLU of torch's; a fixed β with a learned α."""
+    """Two PSSiLU with learned β, one of them in two places; a fixed one; PReLU of torch's; a fixed
+    β with a learned α.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -546,7 +561,8 @@ def test_current_parameters_and_curvature() -> None:
             "0.beta.max": 0.8,
         }
     )
-    # max over channels of |α|/(2(1 − |β|)) = max(2.5, 2.22, 2); not that of the largest |α| with the largest |β|.
+    # max over channels of |α|/(2(1 − |β|)) = max(2.5, 2.22, 2); not that of the largest |α| with
+    # the largest |β|.
     assert current_curvature(model) == pytest.approx({"0": 2.5})
     assert current_curvature(PReLU()) == {"activation": INFINITE}
     with torch.no_grad():

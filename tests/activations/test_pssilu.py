@@ -1,4 +1,6 @@
-"""PSSiLU against its definition; `test_paf` and `test_families` have the tests that it shares with other families."""
+"""PSSiLU against its definition; `test_paf` and `test_families` have the tests that it shares with
+other families.
+"""
 
 from __future__ import annotations
 

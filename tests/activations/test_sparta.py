@@ -1,4 +1,6 @@
-"""Sparta against loops over pixels, Swish at the start, the transforms of torch, and the places where κ is asked for."""
+"""Sparta against loops over pixels, Swish at the start, the transforms of torch, and the places
+where κ is asked for.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +125,9 @@ def test_with_batch_norm_it_starts_as_swish_in_eval_mode() -> None:
 
 
 def test_the_attention_alone_would_be_no_swish() -> None:
-    """What the docstring says of b = 0 with β in the tap of the mean: Swish only where channels are equal."""
+    """What the docstring says of b = 0 with β in the tap of the mean: Swish only where channels are
+    equal.
+    """
     act = Sparta(variant="agnostic").double()
     assert act.weight is not None
     with torch.no_grad():

@@ -15,7 +15,9 @@ from curvact.errors import CurvactError
 
 
 class Scaled(nn.Module):
-    """The new activation: tanh(a·x), a learnable; easy to write down elsewhere, and no usual activation by its type."""
+    """The new activation: tanh(a·x), a learnable; easy to write down elsewhere, and no usual
+    activation by its type.
+    """
 
     def __init__(self, a: float = 0.5) -> None:
         super().__init__()

@@ -23,7 +23,8 @@ def test_a_shared_module_has_a_site_for_every_call() -> None:
         assert [site.name for site in call_sites(model, x)] == names
     assert len({id(site.function) for site in call_sites(shared, x)}) == 1
     cnn = build("small_cnn", activation="silu", scope="network", size=8)
-    # It holds the activation under six names and calls it five times, so that no call is sure of its name.
+    # It holds the activation under six names and calls it five times, so that no call is sure of
+    # its name.
     assert [s.name for s in call_sites(cnn, x)] == ["activation", *(f"activation#{i}" for i in range(2, 6))]
 
 

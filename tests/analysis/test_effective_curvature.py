@@ -1,4 +1,6 @@
-"""Effective curvature against numpy in float64 and closed forms, and the reparametrisation that must not move it."""
+"""Effective curvature against numpy in float64 and closed forms, and the reparametrisation that
+must not move it.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,8 @@ def test_where_the_channels_are(shape: tuple[int, ...], channel: int | None, axi
 
 
 def test_share_of_curved_units_where_it_is_known() -> None:
-    # RCR-AF bends by α·s(1−s): half of κ = α/4 or more where |αx| ≤ ln((1+√½)/(1−√½)), a tenth where √0.9 stands for √½.
+    # RCR-AF bends by α·s(1−s): half of κ = α/4 or more where |αx| ≤ ln((1+√½)/(1−√½)), a tenth
+    # where √0.9 stands for √½.
     x = torch.linspace(-1, 1, 20_001, dtype=torch.float64)[:, None]
     site = effective_curvature(nn.Sequential(RCTAF(alpha=8.0, beta=0)), x, batch_size=3000).sites[0]
     for share, found in ((0.5, site.curved_half), (0.1, site.curved_tenth)):
@@ -261,10 +264,12 @@ def swapped(model: nn.Module, c: float) -> None:
 
 
 def reparametrised(model: nn.Module, c: float) -> tuple[nn.Module, dict[str, int]]:
-    """The same function with κ·c, and the power of c by which each parameter's diagonal of the Hessian grows. [derived]
+    """The same function with κ·c, and the power of c by which each parameter's diagonal of the
+    Hessian grows. [derived]
 
-    All that passes between layers is divided by c: so layers before activations give 1/c of what they gave. Batch norm that
-    gets 1/c of its inputs needs 1/c of the mean, 1/c² of variance and eps.
+    All that passes between layers is divided by c: so layers before activations give 1/c of what
+    they gave. Batch norm that gets 1/c of its inputs needs 1/c of the mean, 1/c² of variance and
+    eps.
     """
     model = copy.deepcopy(model)
     swapped(model, c)

@@ -1,4 +1,6 @@
-"""Flatness against closed forms of quadratic and linear models, brute force on two weights, and what must come back."""
+"""Flatness against closed forms of quadratic and linear models, brute force on two weights, and
+what must come back.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +136,8 @@ def test_directions_are_uniform_on_the_sphere() -> None:
 
 
 def test_the_attack_runs_at_the_moved_weights() -> None:
-    # For a linear model FGSM is exact: L_adv(w) = mean softplus(−y wᵀx + ε‖w‖₁) with two logits ±wᵀx/2.
+    # For a linear model FGSM is exact: L_adv(w) = mean softplus(−y wᵀx + ε‖w‖₁) with two logits
+    # ±wᵀx/2.
     class Linear(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -245,7 +248,8 @@ def test_two_weights_and_the_inputs_jointly_against_a_fine_grid() -> None:
     z = (np.tanh(h) + 0.5 * h**2) * (1 - 2 * y.numpy())[None, :, None]
     worst = np.log1p(np.exp(2 * z)).max(2).mean(1)
     truth = worst.max() - worst[0]
-    # A turn of 1.5° costs the grid at most 4e-4 of the rise; the ascent may stop short by its last steps.
+    # A turn of 1.5° costs the grid at most 4e-4 of the rise; the ascent may stop short by its last
+    # steps.
     assert result.flatness == pytest.approx(truth, rel=2e-3)
     assert result.loss == pytest.approx(worst[0], rel=1e-3)
 

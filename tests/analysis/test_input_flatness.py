@@ -43,7 +43,9 @@ def symmetric(size: int, seed: int) -> Tensor:
 
 
 def network(activation: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
-    """Convolution, batch norm with statistics of its own, and a head, in float64 and training mode; 6 inputs of 2×4×4."""
+    """Convolution, batch norm with statistics of its own, and a head, in float64 and training mode;
+    6 inputs of 2×4×4.
+    """
     random = torch.Generator().manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), activation, nn.Flatten(), nn.Linear(64, 3)
@@ -58,7 +60,9 @@ def network(activation: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def dense(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Each example's input Hessian, (N, d, d), in eval mode, by autograd's own function, one example at a time."""
+    """Each example's input Hessian, (N, d, d), in eval mode, by autograd's own function, one
+    example at a time.
+    """
     model = copy.deepcopy(model).eval()
     size = x[0].numel()
     return torch.stack(
@@ -197,7 +201,9 @@ def test_the_linearity_error_of_a_quadratic(seed: int) -> None:
 
 
 def test_the_linearity_error_stays_in_the_box() -> None:
-    """At x = 0 the ball is cut: with A = I in one dimension the error is ½ε², on the side of the box only."""
+    """At x = 0 the ball is cut: with A = I in one dimension the error is ½ε², on the side of the
+    box only.
+    """
     seen: list[Tensor] = []
 
     def watched(outputs: Tensor, targets: Tensor) -> Tensor:

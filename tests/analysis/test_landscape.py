@@ -1,4 +1,6 @@
-"""Loss landscapes: filter norms exactly, every point against a separate evaluation, closed forms of linear models."""
+"""Loss landscapes: filter norms exactly, every point against a separate evaluation, closed forms of
+linear models.
+"""
 
 from __future__ import annotations
 

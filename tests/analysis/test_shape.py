@@ -1,4 +1,6 @@
-"""Shapes of activations against closed forms, the Lipschitz constant against brute force, the table of several models."""
+"""Shapes of activations against closed forms, the Lipschitz constant against brute force, the table
+of several models.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,8 @@ def test_lipschitz_of_a_linear_map_is_found_and_never_passed(seed: int) -> None:
     found = empirical_lipschitz(lambda x: x @ weight.T, x, radius=0.1, steps=10, seed=seed)
     assert found.shape == (20,)
     assert (found <= truth * (1 + 1e-9)).all()
-    # Sign ascent of a convex function may stop at a corner that is only locally best: not from all of 20 starts.
+    # Sign ascent of a convex function may stop at a corner that is only locally best: not from all
+    # of 20 starts.
     assert found.max().item() == pytest.approx(truth, rel=1e-9)
 
 
@@ -143,7 +146,9 @@ def test_lipschitz_batches_and_errors() -> None:
 
 
 class Linear(nn.Module):
-    """Two classes by the sign of w·x − b, through an activation that does nothing to positive inputs."""
+    """Two classes by the sign of w·x − b, through an activation that does nothing to positive
+    inputs.
+    """
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -179,9 +184,11 @@ def test_a_table_where_all_is_known() -> None:
     unbroken = radii > 0.08
     assert row.radius_unbroken == pytest.approx(unbroken.mean())
     assert 0.1 < row.radius_unbroken < 0.9
-    # The search halves 0.08 eight times; float32 at pre-activations near 100 resolves margins to 1e-4.
+    # The search halves 0.08 eight times; float32 at pre-activations near 100 resolves margins to
+    # 1e-4.
     assert row.radius == pytest.approx(np.where(unbroken, 0.08, radii).mean(), abs=1e-3)
-    # Differences of the logits are twice 4.5 at a corner; float32 near 250 resolves a margin of 0.2 to 1e-4.
+    # Differences of the logits are twice 4.5 at a corner; float32 near 250 resolves a margin of 0.2
+    # to 1e-4.
     assert row.lipschitz == pytest.approx(9.0, rel=2e-3)
     broken_by = ensemble(model.eval(), x, y, threat, attacks=["square"], queries=30).broken_by
     model.train()

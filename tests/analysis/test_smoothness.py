@@ -66,7 +66,9 @@ def closed_form(epsilon: float, norm: str) -> Callable[[Any, Tensor, Tensor], Te
 
 
 def gradient_bounds(w1: np.ndarray, w2: np.ndarray, x: np.ndarray, epsilon: float, norm: str) -> np.ndarray:
-    """A‖Δw‖ + (ε/r)‖Δw‖ under L2, A‖Δw‖ + 2ε√K across K sign changes under L∞, with A = (‖x‖+ρ)²/4. [derived]"""
+    """A‖Δw‖ + (ε/r)‖Δw‖ under L2, A‖Δw‖ + 2ε√K across K sign changes under L∞, with A = (‖x‖+ρ)²/4.
+    [derived]
+    """
     step, sizes = np.linalg.norm(w1 - w2), np.linalg.norm(x, axis=1)
     if norm == "l2":
         r = min(np.linalg.norm(w1), np.linalg.norm(w2))
@@ -126,7 +128,8 @@ def test_a_quadratic_has_the_ratio_hd_over_d_at_every_norm(seed: int, size: int)
     assert len(steps) == len(report.rows) == 6
     by_size = {round(float(step.norm()), 9): step for step in steps}
     for row in report.rows:
-        # Along one direction the ratio is the same whatever the step: rounding of θ + ρd, 1e-16/ρ, is the only difference.
+        # Along one direction the ratio is the same whatever the step: rounding of θ + ρd, 1e-16/ρ,
+        # is the only difference.
         d = next(
             s
             for s in steps
@@ -519,7 +522,9 @@ def test_vectors_states_iterators_and_positions() -> None:
 @pytest.mark.parametrize("lazy", [False, True], ids=["list", "iterator"])
 @pytest.mark.parametrize("live", [0, 1, 2])
 def test_a_point_may_be_the_models_live_state(live: int, lazy: bool, buffers: Any) -> None:
-    """The model's own tensors are overwritten on the way: the point is what they held when the model was given."""
+    """The model's own tensors are overwritten on the way: the point is what they held when the
+    model was given.
+    """
     model, points, x, y = states()
     model.load_state_dict(points[live])
     attacks = {"linf": seeded(PGD(2), ThreatModel("linf", 0.05))}
@@ -615,7 +620,9 @@ def test_corners() -> None:
 
 
 def test_equal_loss_on_a_linear_model_is_the_ratio_of_dual_norms() -> None:
-    """L∞ takes ε‖w‖₁ off the margin, L2 takes ε₂‖w‖₂: equal where ε₂ = ε‖w‖₁/‖w‖₂, the same for every input off the walls."""
+    """L∞ takes ε‖w‖₁ off the margin, L2 takes ε₂‖w‖₂: equal where ε₂ = ε‖w‖₁/‖w‖₂, the same for
+    every input off the walls.
+    """
     w = torch.tensor([1.0, -2.0, 0.5, 0.1]).double()
     model = nn.Sequential(nn.Linear(4, 2, bias=False)).double()
     with torch.no_grad():
@@ -624,7 +631,8 @@ def test_equal_loss_on_a_linear_model_is_the_ratio_of_dual_norms() -> None:
     matched = match_radii(
         Loss(model, x, torch.arange(20) % 2), 0.05, rule="loss", attack=PGD(40, step=2.5 / 40), bisections=20
     )
-    # PGD with steps of 2.5ε/40 ends in the corner for L∞, but for L2 shrinks the angle of its random start only to e^{−2.4}:
+    # PGD with steps of 2.5ε/40 ends in the corner for L∞, but for L2 shrinks the angle of its
+    # random start only to e^{−2.4}:
     # some 5 degrees, 1 % of the strength, so that ε₂ comes out that much too high.
     assert 1 <= matched.l2 / (0.05 * float(w.abs().sum() / w.norm())) < 1.03
     assert matched.reached == pytest.approx(matched.target, rel=1e-3)
@@ -647,7 +655,9 @@ def test_matching_leaves_the_model_alone() -> None:
 
 
 def loss_of(changes: dict[str, Any]) -> Loss:
-    """The loss of the small network, with some of its arguments changed: those are taken out of `changes`."""
+    """The loss of the small network, with some of its arguments changed: those are taken out of
+    `changes`.
+    """
     model, x, y = network()
     options = {name: changes.pop(name) for name in ("loss", "exclude") if name in changes}
     return Loss(changes.pop("model", model), changes.pop("x", x), y, **options)

@@ -1,4 +1,6 @@
-"""The folded twin is the eval-mode function of the network, also after the network has changed, and shares what it can."""
+"""The folded twin is the eval-mode function of the network, also after the network has changed, and
+shares what it can.
+"""
 
 from __future__ import annotations
 

@@ -99,7 +99,8 @@ def test_too_large_a_step_overfits_catastrophically_and_pgd_at_does_not(real_dat
         pytest.skip("needs the real Fashion-MNIST")
     message, accuracies, own = _train("fgsm-rs(step=2)", real_data_root, 14)
     assert "catastrophic overfitting" in message, accuracies
-    # It has not forgotten how to classify: under its own one-step attack it is right on far more images than under PGD.
+    # It has not forgotten how to classify: under its own one-step attack it is right on far more
+    # images than under PGD.
     assert own > accuracies[-1] + 0.2
     message, accuracies, own = _train("pgd-at", real_data_root, 8)
     assert not message, accuracies

@@ -366,7 +366,8 @@ SHARED = """
     from curvact.random import generator
     from curvact.training import Recipe
     THREAT = ThreatModel("linf", 0.2)
-    # Plain SGD, so that weights after a few steps are gradients; a start without noise, as ranks draw their own.
+    # Plain SGD, so that weights after a few steps are gradients; a start without noise, as ranks
+    # draw their own.
     RECIPE = Recipe(objective="pgd-at(batch_norm=eval)", epochs=1, batch_size=20, attack="pgd(steps=2, step=0.4, start=none)",
                     learning_rate=0.05, schedule="constant", warmup=0.0, momentum=0.0, validation="pgd-0")
     def data():

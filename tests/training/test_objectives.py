@@ -110,7 +110,8 @@ def test_value_and_every_weight_gradient(text: str, smoothing: float) -> None:
     expected = reference.differences(value, w, NAMES)
     for short, long in NAMES.items():
         got = net.get_parameter(long).grad.numpy()
-        # central differences with h = 1e-6 are good to h² + 1e-16/h = 1e-10, times the loss's third derivatives
+        # central differences with h = 1e-6 are good to h² + 1e-16/h = 1e-10, times the loss's third
+        # derivatives
         np.testing.assert_allclose(
             got.T if short in "AB" else got, expected[short], rtol=1e-6, atol=1e-8, err_msg=short
         )
@@ -182,7 +183,8 @@ def test_the_attack_of_each_method_step_by_step(text: str, norm: str) -> None:
         training=training,
         project=project,
     )
-    # float64; the gradient of the KL near its minimum (gaussian start) is a difference of almost equal numbers
+    # float64; the gradient of the KL near its minimum (gaussian start) is a difference of almost
+    # equal numbers
     np.testing.assert_allclose(loss.x_adv.numpy(), expected, rtol=0, atol=1e-9)
     assert loss.gradient_evaluations == OBJECTIVES[objective(text).name].cost(3)
     if text == "n-fgsm":
@@ -262,7 +264,8 @@ def test_cost_is_the_number_of_backward_passes(text: str, steps: int) -> None:
         loss = objective(text)(net, x, y, which)
         loss.value.backward()
         assert net.counts["backward"] == loss.gradient_evaluations == expected
-        # grad-align differentiates one of its passes twice; only TRADES' attack has a forward pass that is not counted
+        # grad-align differentiates one of its passes twice; only TRADES' attack has a forward pass
+        # that is not counted
         again = text == "grad-align"
         alone = int(text == "trades" and which is attack)
         assert net.counts["forward"] == expected - again + alone
@@ -369,7 +372,8 @@ def test_extreme_logits_and_half_precision_stay_finite_and_right(text: str, dtyp
         "mart": lambda: reference.mart(clean, attacked, y.numpy(), 6.0),
     }.get(text, lambda: reference.cross_entropy(attacked, y.numpy()))()
     if text != "grad-align":
-        # the reference takes the same rounded logits; the loss is computed in float32 (1e-7), MART's log(1.0001 − p) at
+        # the reference takes the same rounded logits; the loss is computed in float32 (1e-7),
+        # MART's log(1.0001 − p) at
         # p = 1 amplifies its rounding by 1e4
         assert loss.value.item() == pytest.approx(expected, rel=1e-5 if text != "mart" else 1e-4)
     else:

@@ -72,7 +72,8 @@ def test_beta_is_penalized_then_clipped_then_decayed(decay: bool) -> None:
     for key, p in trained.named_parameters():
         # Three steps in float32 by another order of operations.
         torch.testing.assert_close(p, named[key], rtol=1e-4, atol=1e-6)
-    # Pulled to 0 by the clipped penalty alone, or by weight decay too, which is larger here: 0.1·0.25 > 0.01.
+    # Pulled to 0 by the clipped penalty alone, or by weight decay too, which is larger here:
+    # 0.1·0.25 > 0.01.
     assert abs(float(trained.act.beta.detach())) < 0.25 - 3 * 0.05 * 0.01
 
 

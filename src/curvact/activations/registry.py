@@ -227,9 +227,9 @@ def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module
 def act_layer(activation_like: ActivationLike) -> partial[nn.Module]:
     """An activation for networks that take an `act_layer`, such as those of timm.
 
-    The result is called like `nn.ReLU`, as `layer()` or `layer(inplace=True)`. It makes a new module
-    each time and ignores all arguments. It is a `functools.partial` because timm takes no other
-    callable objects.
+    The result is called like `nn.ReLU`, as `layer()` or `layer(inplace=True)`. It makes a new
+    module each time and ignores all arguments. It is a `functools.partial` because timm takes no
+    other callable objects.
 
     activation_like: a name, a factory or a module, which is copied.
     Raises CurvactError for a bad name, and for an activation that needs the number of channels of

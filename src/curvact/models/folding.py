@@ -21,10 +21,11 @@ NORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def foldable(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Names of (layer, batch norm) pairs: the norm's input is the layer's output, and each runs once in a forward pass.
+    """Names of (layer, batch norm) pairs: the norm's input is the layer's output, and each runs
+    once in a forward pass.
 
-    A forward pass does not show whether that output is used elsewhere too: compare the logits after folding. Modes are
-    left as they are.
+    A forward pass does not show whether that output is used elsewhere too: compare the logits after
+    folding. Modes are left as they are.
     """
     names = {module: name for name, module in model.named_modules()}
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
@@ -61,7 +62,8 @@ def foldable(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
 
 def folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
-    """A copy in eval mode with its batch norms folded away, and how many they are; `foldable` finds them.
+    """A copy in eval mode with its batch norms folded away, and how many they are; `foldable` finds
+    them.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
     >>> folded(net, torch.rand(4, 2))
@@ -81,10 +83,12 @@ def folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
 
 
 class FollowingTwin(nn.Module):
-    """The eval-mode function of a network, its batch norms folded away, to attack while the network trains.
+    """The eval-mode function of a network, its batch norms folded away, to attack while the network
+    trains.
 
-    `refresh()` folds the current weights and running statistics. All other parameters are shared with the network. A batch
-    norm whose input is used elsewhere too would change the example's logits, and is not folded.
+    `refresh()` folds the current weights and running statistics. All other parameters are shared
+    with the network. A batch norm whose input is used elsewhere too would change the example's
+    logits, and is not folded.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
@@ -140,7 +144,9 @@ class FollowingTwin(nn.Module):
 
 
 def _sharing_copy(model: nn.Module, apart: set[str]) -> nn.Module:
-    """A copy of the structure whose parameters and buffers are the model's own, but for the modules named."""
+    """A copy of the structure whose parameters and buffers are the model's own, but for the modules
+    named.
+    """
     memo: dict[int, Any] = {}
     for name, module in model.named_modules():
         memo.update({id(v): v for v in vars(module).values() if isinstance(v, torch.Generator)})

@@ -50,12 +50,13 @@ def logits_of(
     model: returns the logits, a tuple that begins with them, or an object or dict with `logits`
         (Hugging Face). It is not copied: it goes into eval mode and becomes `model` of the result.
         It gets images in its own dtype. Logits in half precision are returned as float32.
-    mean, std: the normalization of its training images, one number for each channel. It becomes part
-        of the model, so that ε is in units of [0, 1]. None: the constants that the model carries
-        (`pretrained_cfg` of timm), else no normalization. Hugging Face keeps them in the image
-        processor (`image_mean`, `image_std`). With three constants, grey images get three channels.
-    size: height and width that the model needs (one number for both). Other images are resized inside
-        the model, bilinear with antialiasing, so that ε is in the pixels of the data set.
+    mean, std: the normalization of its training images, one number for each channel. It becomes
+        part of the model, so that ε is in units of [0, 1]. None: the constants that the model
+        carries (`pretrained_cfg` of timm), else no normalization. Hugging Face keeps them in the
+        image processor (`image_mean`, `image_std`). With three constants, grey images get three
+        channels.
+    size: height and width that the model needs (one number for both). Other images are resized
+        inside the model, bilinear with antialiasing, so that ε is in the pixels of the data set.
     Raises CurvactError for a mean without a std, constants that do not fit, a size < 1, and, at the
     first call, for outputs without logits.
 

@@ -56,7 +56,8 @@ def save_pretrained(
     """Write a model as a folder: model.safetensors, config.json (and model.json), README.md.
 
     source: a checkpoint file, or a run folder (its best weights). Architecture, data and the
-        run's own measurement come from the JSON files in that folder. Or a model, with `architecture`.
+        run's own measurement come from the JSON files in that folder. Or a model, with
+        `architecture`.
     architecture: `name` and arguments of `curvact.models.build`.
     about: further facts about the model, such as data, threat_model and spec.
     records: evaluations of exactly these weights, as `EvaluationRecord` or path of its JSON file.
@@ -109,8 +110,8 @@ def from_pretrained(
 
     Weights keep the type in which they were saved. A repository needs `huggingface_hub`.
     revision: branch, tag or commit of the repository. cache_dir: folder for downloads.
-    Raises CurvactError for a model that is missing, damaged, not of curvact, or whose weights are not
-    those that config.json describes.
+    Raises CurvactError for a model that is missing, damaged, not of curvact, or whose weights are
+    not those that config.json describes.
     """
     if Path(source).is_dir():
         return _read(Path(source))[0]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 @contextmanager
 def mode(model: Callable[[Tensor], Tensor], training: bool) -> Iterator[None]:
-    """The model in training or evaluation mode inside; every submodule's own mode is restored after.
+    """The model in training or evaluation mode inside; every submodule's own mode is restored
+    after.
 
     A callable that is no `nn.Module` has no mode and is left alone.
 

@@ -59,7 +59,8 @@ def extension_problem(before: Recipe, after: Recipe, steps_done: int, steps_per_
     >>> extension_problem(short, long, steps_done=260, steps_per_epoch=26)
     ''
     >>> print(extension_problem(Recipe(epochs=10), Recipe(epochs=40), steps_done=260, steps_per_epoch=26))
-    step 0 of a cosine schedule with warmup=0.3 had the rate 0.000769, and has 0.000192 in 40 epochs: ...
+    step 0 of a cosine schedule with warmup=0.3 had the rate 0.000769, and has 0.000192 in 40
+    epochs: ...
     """
     for name in (f.name for f in fields(Recipe) if f.name != "epochs"):
         old, new = getattr(before, name), getattr(after, name)

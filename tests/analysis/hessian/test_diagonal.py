@@ -98,7 +98,8 @@ def matrix(h: Tensor) -> products.Operator:
 
 
 def test_products_and_exact_diagonal_equal_the_dense_hessian() -> None:
-    # Float64 sums of some hundred terms: 1e-10 of the largest entry leaves a factor of 1000 for rounding.
+    # Float64 sums of some hundred terms: 1e-10 of the largest entry leaves a factor of 1000 for
+    # rounding.
     x, y = batch()
     for act in (nn.Softplus(beta=3), nn.Tanh(), nn.GELU()):
         model = resnet(act).eval()
@@ -133,7 +134,8 @@ def test_hutchinson_mean_is_within_its_error_of_the_truth() -> None:
     true_error = off.norm(dim=1) / math.sqrt(probes)
     # 138 normal scores: all within 5 but once in 12000 seeds; the seed is fixed.
     assert ((plain.mean - h.diagonal()).abs() <= 5 * true_error).all()
-    # The mean of 138 variance estimates, each of relative error √(2/300) = 8 % or more and correlated: 15 % is 2 of the worst.
+    # The mean of 138 variance estimates, each of relative error √(2/300) = 8 % or more and
+    # correlated: 15 % is 2 of the worst.
     assert (plain.standard_error**2).sum() == pytest.approx((true_error**2).sum().item(), rel=0.15)
 
     deflated = hs.hutchinson_diagonal(Loss(model, x, y), probes=probes, generator=seeded(), deflation=8)
@@ -192,7 +194,9 @@ def test_norm_estimate_is_finite_and_scales_with_the_vectors(d: np.ndarray, fact
 
 
 def test_noise_above_the_signal_gives_zero_with_an_honest_error() -> None:
-    """A matrix with a zero diagonal: √U is 0 in about half of the cases, and the truth, 0, is within the error."""
+    """A matrix with a zero diagonal: √U is 0 in about half of the cases, and the truth, 0, is
+    within the error.
+    """
     g = seeded(9)
     h = torch.randn(20, 20, generator=g, dtype=torch.float64)
     h = (h + h.T).fill_diagonal_(0)
@@ -226,7 +230,9 @@ def test_logistic_regression_has_its_closed_form_diagonal() -> None:
 
 
 def test_u_and_v_are_unbiased_and_the_naive_norm_is_not() -> None:
-    """Means of 4000 repeats are held to 4 standard errors: a right estimator fails for one seed in 16000."""
+    """Means of 4000 repeats are held to 4 standard errors: a right estimator fails for one seed in
+    16000.
+    """
     h = logistic()[3]
     truth = (h.diagonal() ** 2).sum().item()
     noise = ((h - h.diagonal().diag()) ** 2).sum().item()
@@ -249,7 +255,9 @@ def test_u_and_v_are_unbiased_and_the_naive_norm_is_not() -> None:
 
 
 def test_error_bars_are_calibrated() -> None:
-    """At least 97 % of errors within 3 standard errors; 500 repeats leave 3·√(.97·.03/500) = 2.3 % to chance."""
+    """At least 97 % of errors within 3 standard errors; 500 repeats leave 3·√(.97·.03/500) = 2.3 %
+    to chance.
+    """
     x, y = batch()
     model = resnet(width=3).eval()
     h = dense(model, x, y)
@@ -396,7 +404,9 @@ def grouped(
 
 
 def test_stopping_rule_keeps_its_promise_on_average() -> None:
-    """400 runs to 5 %: errors are of that size, hardly biased, and covered by their standard errors."""
+    """400 runs to 5 %: errors are of that size, hardly biased, and covered by their standard
+    errors.
+    """
     g = seeded(21)
     h = torch.randn(30, 30, generator=g, dtype=torch.float64)
     h = h + h.T + 3 * torch.randn(30, generator=g, dtype=torch.float64).diag()

@@ -23,7 +23,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def network() -> tuple[nn.Module, Tensor, Tensor]:
-    """Convolution, batch norm in eval mode, a smooth activation and a classifier: 65 parameters in float64."""
+    """Convolution, batch norm in eval mode, a smooth activation and a classifier: 65 parameters in
+    float64.
+    """
     g = seeded(1)
     layers = [
         nn.Conv2d(1, 3, 3, bias=False),
@@ -197,7 +199,9 @@ def test_full_quadrature_gives_every_eigenvalue_and_the_weight_of_the_vector_on_
 
 
 def test_density_of_a_known_spectrum_is_its_smoothed_histogram() -> None:
-    """400 eigenvalues from a half circle and two outliers; the density is compared with the widened true one."""
+    """400 eigenvalues from a half circle and two outliers; the density is compared with the widened
+    true one.
+    """
     angles = (torch.arange(398, dtype=torch.float64) + 0.5) / 398
     bulk = 2 * (2 * angles - 1) * (1 - 0.3 * (2 * angles - 1).abs())
     true = torch.cat([bulk, torch.tensor([6.0, 9.0], dtype=torch.float64)])
@@ -243,7 +247,8 @@ def test_extreme_eigenvalues_of_random_matrices_with_restarts(
         )
         assert got.converged
         largest = got.largest if ends != "smallest" else ()
-        # A residual of 1e-7 of the largest bounds the error of some eigenvalue; random matrices hide none.
+        # A residual of 1e-7 of the largest bounds the error of some eigenvalue; random matrices
+        # hide none.
         close = 1e-6 * true.abs().max().item()
         assert np.allclose(largest, true.flip(0)[: len(largest)], rtol=0, atol=close)
         assert np.allclose(got.smallest, true[: len(got.smallest)], rtol=0, atol=close)

@@ -1,4 +1,6 @@
-"""The split of the Hessian diagonal against dense Hessians of models with straightened activations, built here by hand."""
+"""The split of the Hessian diagonal against dense Hessians of models with straightened activations,
+built here by hand.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter and running statistic from a seed, away from 0 and 1, in float64; activations keep theirs."""
+    """Every parameter and running statistic from a seed, away from 0 and 1, in float64; activations
+    keep theirs.
+    """
     g = seeded(seed)
     model.double()
     for module in model.modules():
@@ -40,7 +44,9 @@ def fill(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Convolution (weight sharing), batch norm, a residual sum, and one activation module called twice."""
+    """Convolution (weight sharing), batch norm, a residual sum, and one activation module called
+    twice.
+    """
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
@@ -91,7 +97,9 @@ def dense(
 
 
 def dense_by_rows(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The same by double backward, for what torch.func refuses: batch norm in train mode, fused attention."""
+    """The same by double backward, for what torch.func refuses: batch norm in train mode, fused
+    attention.
+    """
     params = list(model.parameters())
     with sdpa_kernel(SDPBackend.MATH):
         loss = F.cross_entropy(model(x), y)
@@ -365,7 +373,8 @@ def test_estimates_agree_with_the_exact_split_within_their_errors() -> None:
         for name in ("0", "2.conv1", "2.norm1"):
             all_scores += scores(got.layers[name], truth.layers[name])
         all_scores += scores(got.total, truth.total)
-    # Some 130 correlated scores from standard errors of 15 degrees of freedom (t: 4.1 in a thousand).
+    # Some 130 correlated scores from standard errors of 15 degrees of freedom (t: 4.1 in a
+    # thousand).
     assert max(map(abs, all_scores)) < 6
     assert sum(abs(s) < 2 for s in all_scores) > 0.8 * len(all_scores)
     joined = diagonal_split(Loss(model, x, y), probes=96, generator=seeded(2), by_site=False)

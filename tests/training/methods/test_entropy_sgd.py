@@ -476,7 +476,8 @@ def test_the_state_of_another_optimizer_is_refused() -> None:
         EntropySGD([w], lr=1.0).load_state_dict(torch.optim.SGD([w], lr=1.0).state_dict())
 
 
-# -- with the rest of the weight space ------------------------------------------------------------------------------------
+# -- with the rest of the weight space
+# ------------------------------------------------------------------------------------
 
 
 def _net() -> nn.Sequential:
