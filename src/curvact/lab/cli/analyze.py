@@ -249,8 +249,9 @@ def _trajectories(found: Findings, attack: PGD, seed: int, rule: MatchingRule) -
             raise CurvactError(f"--trajectory with 1 checkpoint of {folder}: give at least 2 of each run")
     alike = len({folder.name for folder in folders}) < len(folders)
     runs = {str(folder) if alike else folder.name: names for folder, names in folders.items()}
-    spent = [checkpoint.sidecar.get("gradient_evaluations") for checkpoint in checkpoints.values()]
-    cost = None if None in spent else dict(zip(checkpoints, map(float, spent), strict=True))
+    cost: dict[str, float] | None = None
+    if all("gradient_evaluations" in checkpoint.sidecar for checkpoint in checkpoints.values()):
+        cost = {name: float(c.sidecar["gradient_evaluations"]) for name, c in checkpoints.items()}
     last = checkpoints[next(iter(runs.values()))[-1]].model
 
     def analyse(begin: Callable[[str], OnProgress]) -> dict[str, Any]:
@@ -277,12 +278,13 @@ def _trajectories(found: Findings, attack: PGD, seed: int, rule: MatchingRule) -
     records: dict[str, Any] = result.get("runs", {next(iter(runs)): result})
     label = "checkpoint" if cost is None else "gradient evaluations"
     first = next(iter(records.values()))
-    attacks = [None] if len(records) == 1 else list(dict.fromkeys(row["attack"] for row in first["rows"]))
-    for name in attacks:
-        caption = found.subjects.caption
-        title = caption if name is None else f"{caption}; {name} loss"
-        only = None if name is None else [name]
-        found.draw(partial(trajectory_figure, records, only, title, label), part=name or "")
+    caption = found.subjects.caption
+    if len(records) == 1:
+        found.draw(partial(trajectory_figure, records, None, caption, label))
+    else:
+        for kind in dict.fromkeys(row["attack"] for row in first["rows"]):
+            title = f"{caption}; {kind} loss"
+            found.draw(partial(trajectory_figure, records, [kind], title, label), part=kind)
     found.write([trajectory_table(record, runs[run], run) for run, record in records.items()])
 
 

@@ -75,7 +75,7 @@ def evaluate(
     opened = open_checkpoint(checkpoint, subject.weights)
     data, threat_model = data_of([opened], subject), threat_model_of([opened], subject)
     images = getattr(load(data.name, size=data.size), subject.split).first(subject.n)
-    model, mode = opened.model.to(device), cast("Mode", "fast" if fast else "plain")
+    model, mode = opened.model.to(device), _mode(fast)
     size = min(subject.batch_size, len(images))
     key = record_key(
         model,
@@ -149,6 +149,10 @@ def leaderboard(
         files = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
         rest = f"; left out {left}: only standard AutoAttack under linf or l2 is exported" if left else ""
         console.print(f"wrote {files} under {export}{rest}", soft_wrap=True)
+
+
+def _mode(fast: bool) -> Mode:
+    return "fast" if fast else "plain"
 
 
 def _show(record: EvaluationRecord, checks: list[Finding], path: Path) -> None:

@@ -89,7 +89,7 @@ class Findings:
         for (folder, stem), draw in self._pictures.items():
             try:
                 figure = draw()
-                files = {f"{stem}.png": to_png(figure), f"{stem}.svg": to_svg(figure)}
+                files: dict[str, bytes | str] = {f"{stem}.png": to_png(figure), f"{stem}.svg": to_svg(figure)}
             except Exception as error:  # matplotlib fails in many ways; the numbers are kept
                 why = " ".join(str(error).split()) or type(error).__name__
                 self.notes.append(f"no picture {stem}: {why}")

@@ -64,8 +64,8 @@ def open_subjects(command: str, paths: Sequence[Path], options: Subject) -> Subj
     if threat is not None and threat.epsilon == 0:
         raise CurvactError(f"epsilon 0 in curvact {command}: an attack is needed, give --epsilon > 0")
     data = data_of(opened, options)
-    counts = {"size": data.size, "train": data.train, "validation": data.validation, "test": data.test}
-    images: Dataset = getattr(load(data.name, **counts), options.split).first(options.n).to(device)
+    splits = load(data.name, size=data.size, train=data.train, validation=data.validation, test=data.test)
+    images: Dataset = getattr(splits, options.split).first(options.n).to(device)
     subjects = Subjects(options, checkpoints, images, images.inputs(), images.labels, threat)
     for checkpoint in opened:
         checkpoint.model.to(device)

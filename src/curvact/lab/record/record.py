@@ -19,7 +19,6 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models.hashing import model_hash as model_hash
 
-SCHEMA = 3
 WHOLE: dict[str, Version] = {
     ensemble_name(version, (), precision): version
     for version in get_args(Version)
@@ -102,7 +101,7 @@ class EvaluationRecord(_Strict):
     environment: code, libraries and machine.
     """
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[3] = 3
     attack: str
     ensemble: bool
     mode: Literal["plain", "fast"] | None = None
@@ -183,7 +182,7 @@ def read_record(path: Path) -> EvaluationRecord:
         place = ".".join(map(str, problem["loc"])) or "the whole file"
         if place == "schema_version":
             raise CurvactError(
-                f"{path} has schema_version {problem['input']!r}, this version reads {SCHEMA}: evaluate again"
+                f"{path} has schema_version {problem['input']!r}, this version reads 3: evaluate again"
             ) from None
         raise CurvactError(f"{path} is no evaluation record: {place}: {problem['msg']}") from None
     for name in ("clean", "robust"):

@@ -41,8 +41,9 @@ def headline(figure: Figure, title: str, note: str = "") -> None:
 def handle(label: str, colour: str = GREY, marker: str = "", *, filled: bool = True) -> Line2D:
     """An entry of a legend: a mark, or a line where there is no marker."""
     face = colour if filled else "white"
-    style = "none" if marker else "-"
-    return Line2D([], [], linestyle=style, marker=marker, color=colour, markerfacecolor=face, label=label)
+    line = Line2D([], [], marker=marker, color=colour, markerfacecolor=face, label=label)
+    line.set_linestyle("none" if marker else "-")
+    return line
 
 
 def annotate(axes: Axes, points: Iterable[tuple[str, float, float]], size: int = 7) -> None:
