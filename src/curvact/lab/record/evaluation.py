@@ -19,6 +19,7 @@ from curvact.attacks import (
     FGSM,
     PGD,
     AutoAttack,
+    AutoAttackSettings,
     Finding,
     Mode,
     Model,
@@ -119,17 +120,6 @@ def evaluate(
     attack = named_attack(attack) if isinstance(attack, str) else attack
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = dataset.to(device)
-    if isinstance(attack, AutoAttack):
-        outcome = _autoattack(
-            model, images, threat_model, attack, seed, batch_size, mode, workers, folder, on_progress
-        )
-    else:
-        outcome = _simple(model, images, threat_model, attack, seed, batch_size, on_progress)
-    findings = list(outcome.findings)
-    if masking != "none" and not any(outcome.clean_correct):
-        findings.append("gradient masking was not checked: no image is classified correctly")
-    elif masking != "none":
-        findings += _masking(model, images, threat_model, outcome, DEPTHS[masking], seed, on_check)
     key = record_key(
         model,
         dataset,
@@ -140,11 +130,29 @@ def evaluate(
         mode=mode,
         architecture=architecture,
     )
+    if isinstance(attack, AutoAttack):
+        options: AutoAttackSettings = {
+            "seed": seed,
+            "mode": mode,
+            "batch_size": batch_size,
+            "shard_size": batch_size,
+            "folder": folder,
+            "workers": workers,
+            "on_progress": on_progress,
+        }
+        outcome = _autoattack(model, images, attack, threat_model, options)
+    else:
+        outcome = _simple(model, images, attack, key, on_progress)
+    findings = list(outcome.findings)
+    if masking != "none" and not any(outcome.clean_correct):
+        findings.append("gradient masking was not checked: no image is classified correctly")
+    elif masking != "none":
+        findings += _masking(model, images, threat_model, outcome, DEPTHS[masking], seed, on_check)
     count = len(dataset)
     return EvaluationRecord(
         attack=key.attack,
         ensemble=key.attack in WHOLE,
-        mode=mode if isinstance(attack, AutoAttack) else None,
+        mode=key.mode,
         seed=seed,
         batch_size=batch_size,
         threat_model=threat_model,
@@ -235,30 +243,13 @@ class _Outcome:
 def _autoattack(
     model: nn.Module,
     images: Dataset,
-    threat_model: ThreatModel,
     attack: AutoAttack,
-    seed: int,
-    batch_size: int,
-    mode: Mode,
-    workers: int,
-    folder: Path | None,
-    on_progress: OnProgress | None,
+    threat_model: ThreatModel,
+    options: AutoAttackSettings,
 ) -> _Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SuspectModelWarning)  # they are in `suspicions`
-        result = attack.run(
-            model,
-            images.inputs(),
-            images.labels,
-            threat_model,
-            seed=seed,
-            mode=mode,
-            batch_size=batch_size,
-            shard_size=batch_size,
-            folder=folder,
-            workers=workers,
-            on_progress=on_progress,
-        )
+        result = attack.run(model, images.inputs(), images.labels, threat_model, **options)
     return _Outcome(
         clean_correct=[by != CLEAN for by in result.broken_by],
         broken_by=[by or "" for by in result.broken_by],
@@ -273,18 +264,16 @@ def _autoattack(
 def _simple(
     model: nn.Module,
     images: Dataset,
-    threat_model: ThreatModel,
     attack: NamedAttack,
-    seed: int,
-    batch_size: int,
+    key: RecordKey,
     on_progress: OnProgress | None,
 ) -> _Outcome:
     """PGD and other attacks that go through the images batch by batch."""
     steps = attack.steps if isinstance(attack, PGD) else 1
     name = short_name(attack)
-    random = generator(seed, f"evaluation/{name}", device=images.images.device)
+    random = generator(key.seed, f"evaluation/{name}", device=images.images.device)
     passes = steps * (attack.restarts if isinstance(attack, PGD) else 1)
-    clock = _Clock(name, len(images), batch_size, passes, on_progress)
+    clock = _Clock(name, len(images), key.batch_size, passes, on_progress)
     blind: bool | None = None
 
     def run(model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -292,12 +281,12 @@ def _simple(
         if blind is None:
             blind = cuts_graph(model, x[:1])
         searched = connected(model) if blind else model
-        return attack(searched, x, y, threat_model, generator=random, on_step=clock.step)
+        return attack(searched, x, y, key.threat_model, generator=random, on_step=clock.step)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SuspectModelWarning)
         found = accuracy(
-            model, images.inputs(), images.labels, run, batch_size=batch_size, on_batch=clock.batch
+            model, images.inputs(), images.labels, run, batch_size=key.batch_size, on_batch=clock.batch
         )
     findings = [str(w.message) for w in caught if issubclass(w.category, SuspectModelWarning)]
     if blind:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from curvact.errors import CurvactError
-from curvact.lab.report.style import GREY, OKABE_ITO, plain_text, title_text
+from curvact.lab.report.style import GREY, OKABE_ITO, legend_columns, log_ticks, plain_text, title_text
 
 Record = Mapping[str, Any]
 """What `as_dict()` of a result gives, or the same read back from JSON. None: not finite."""
@@ -44,6 +45,27 @@ def handle(label: str, colour: str = GREY, marker: str = "", *, filled: bool = T
     line = Line2D([], [], marker=marker, color=colour, markerfacecolor=face, label=label)
     line.set_linestyle("none" if marker else "-")
     return line
+
+
+def legend(figure: Figure, handles: Sequence[Artist], columns: int | None = None) -> None:
+    """The legend of a whole figure, under it; in as many columns as fit where `columns` is None."""
+    if columns is None:
+        columns = legend_columns(handles, float(figure.get_size_inches()[0]))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"], room: float = 1.5) -> None:
+    """A logarithmic axis with ticks. It is widened to a factor `room` around its middle at least."""
+    set_scale, limits, widen = {
+        "x": (axes.set_xscale, axes.get_xlim, axes.set_xlim),
+        "y": (axes.set_yscale, axes.get_ylim, axes.set_ylim),
+    }[which]
+    set_scale("log")
+    low, high = limits()
+    if high < room**2 * low:
+        middle = math.sqrt(low) * math.sqrt(high)
+        widen(middle / room, middle * room)
+    log_ticks(axes, which)
 
 
 def annotate(axes: Axes, points: Iterable[tuple[str, float, float]], size: int = 7) -> None:

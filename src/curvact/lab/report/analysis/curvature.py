@@ -12,7 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from curvact.errors import CurvactError
-from curvact.lab.report.analysis.common import Record, handle, headline, new_table, number, percent, plotted
+from curvact.lab.report.analysis.common import (
+    Record,
+    handle,
+    headline,
+    legend,
+    new_table,
+    number,
+    percent,
+    plotted,
+)
 from curvact.lab.report.style import OKABE_ITO, house_style, plain_text
 
 
@@ -70,7 +79,7 @@ def effective_curvature_figure(record: Record, title: str = "") -> Figure:
         ]
         if len(moments) == 2:
             handles += [handle("before", marker="o", filled=False), handle("after", marker="o")]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        legend(figure, handles, len(handles))
         return figure
 
 

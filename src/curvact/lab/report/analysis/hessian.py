@@ -22,6 +22,8 @@ from curvact.lab.report.analysis.common import (
     estimate,
     handle,
     headline,
+    legend,
+    log_axis,
     new_table,
     number,
     percent,
@@ -71,9 +73,7 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
                 lower = np.minimum(errors, 0.95 * values)[seen]
                 colour = _colour(label)
                 below = ~seen & (errors > 0)
-                axes.plot(
-                    errors[below], rows[below], linestyle="none", marker="$<$", markersize=6, color=colour
-                )
+                axes.plot(errors[below], rows[below], ls="none", marker="$<$", markersize=6, color=colour)
                 axes.errorbar(
                     values[seen],
                     rows[seen],
@@ -86,14 +86,13 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
                 )
             axes.set_xscale("log")
             if any(len(line.get_xdata()) for line in axes.get_lines()):
-                _wide_enough(axes)
-                log_ticks(axes, "x")
+                log_axis(axes, "x", room=3.2)
             axes.axhline(0.5, color="#888888", linewidth=0.8)
             axes.set(title=NORM_TITLES[name].capitalize(), xlabel=NORM_LABELS[name])
             axes.grid(True, axis="both")
         _rows(panels[0], layers)
         handles = [handle(f"{label} loss", _colour(label), MARKS.get(label, "D")) for label in losses]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        legend(figure, handles, len(handles))
         headline(figure, title)
         return figure
 
@@ -136,7 +135,7 @@ def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
         handles += [Patch(color=colour, label=f"σ″ at {plain_text(site)}") for site, colour in sites.items()]
         if others:
             handles.append(Patch(color=REST, label="σ″ elsewhere" if sites else "σ″"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        legend(figure, handles, min(4, len(handles)))
         headline(figure, title)
         return figure
 
@@ -170,14 +169,8 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
             at, values = curves[label]
             axes.plot(at, np.maximum(values, 1e-12 * highest), color=colour)
             for value in (*record["largest"], *record["smallest"]):
-                axes.plot(
-                    [plotted(value)],
-                    [highest * 10 ** (0.35 + 0.3 * index)],
-                    marker="v",
-                    markersize=5,
-                    color=colour,
-                    linestyle="none",
-                )
+                place = [highest * 10 ** (0.35 + 0.3 * index)]
+                axes.plot([plotted(value)], place, "v", markersize=5, color=colour)
         axes.set_yscale("log")
         axes.set_ylim(1e-7 * highest, highest * 10 ** (0.6 + 0.3 * len(losses)))
         log_ticks(axes, "y")
@@ -185,7 +178,7 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
         axes.set(xlabel="eigenvalue λ of the Hessian", ylabel="density", title=title_text(title))
         handles = [handle(f"{label} loss", _colour(label)) for label in losses]
         handles.append(handle("eigenvalues at the ends", marker="v"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        legend(figure, handles, len(handles))
         return figure
 
 
@@ -275,13 +268,6 @@ def _rows(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_ylim(len(layers) + 0.6, -0.6)
 
 
-def _wide_enough(axes: Axes) -> None:
-    low, high = axes.get_xlim()
-    if high < 10 * low:
-        middle = math.sqrt(low) * math.sqrt(high)
-        axes.set_xlim(middle / 3.2, middle * 3.2)
-
-
 def _largest(losses: Mapping[str, Record]) -> dict[str, str]:
     """The call sites with the largest shares, in the order of the forward pass, with colours."""
     most: dict[str, float] = {}
@@ -306,15 +292,8 @@ def _stack(axes: Axes, row: int, part: Record, sites: Mapping[str, str]) -> bool
     bent, error = (plotted(part["curvature_share"][key]) for key in ("value", "standard_error"))
     base = plotted(part["base_share"]["value"])
     if error > NOISE:
-        axes.text(
-            1.0,
-            row,
-            f"noise: ± {100 * NOISE:.0f} % or more",
-            fontsize=8,
-            color="#666666",
-            va="center",
-            ha="left",
-        )
+        text = f"noise: ± {100 * NOISE:.0f} % or more"
+        axes.text(1.0, row, text, fontsize=8, color="#666666", va="center", ha="left")
         return False
     named = {s: plotted(part["sites"][s]["share"]["value"]) for s in sites if s in part["sites"]}
     rest = bent - math.fsum(named.values())

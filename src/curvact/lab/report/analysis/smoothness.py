@@ -20,15 +20,16 @@ from curvact.lab.report.analysis.common import (
     annotate,
     check_not_empty,
     headline,
+    legend,
+    log_axis,
     new_table,
     number,
     plotted,
 )
 from curvact.lab.report.style import (
+    GREY,
     Look,
     house_style,
-    legend_columns,
-    log_ticks,
     looks_of,
     plain_text,
     title_text,
@@ -68,10 +69,9 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
             for attack in attacks:
                 mine = [row for row in rows if row["attack"] == attack]
                 for column in columns:
-                    _means(
-                        axes, mine, "relative_norm", column, looks[attack], attack, dashed=column == "moved"
-                    )
-            _log_axes(axes)
+                    _means(axes, mine, column, looks[attack], attack)
+            log_axis(axes, "x")
+            log_axis(axes, "y")
             axes.set(title=heading, xlabel="relative norm ‖Δθ‖/‖θ‖", ylabel=label)
         _legend(
             figure, [(plain_text(name), look) for name, look in looks.items()], dashed="moved by the attack"
@@ -129,8 +129,7 @@ def trajectory_figure(
                 look = looks[name]
                 mark = look.marker if len(at) <= 30 else ""
                 axes.plot(at[seen], values[seen], color=look.colour, marker=mark, linestyle=look.dash)
-            axes.set_yscale("log")
-            _ticks_if_any(axes, "y")
+            log_axis(axes, "y")
             axes.set(title=heading, xlabel=label, ylabel=unit)
         _legend(figure, [(plain_text(name), look) for name, look in looks.items()])
         headline(figure, title)
@@ -193,21 +192,17 @@ def tradeoff_figure(
     with house_style():
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axes = figure.subplots()
-        legend = []
+        entries = []
         for attack, found in points.items():
             look = looks[attack]
             _, across, up, errors = zip(*found, strict=True)
-            lower = [
-                0.0 if not math.isfinite(e) else min(e, 0.95 * y) for y, e in zip(up, errors, strict=True)
-            ]
-            upper = [0.0 if not math.isfinite(e) else e for e in errors]
-            axes.errorbar(
-                across, up, yerr=[lower, upper], linestyle="none", marker=look.marker, color=look.colour
-            )
+            upper = np.nan_to_num(errors, nan=0.0, posinf=0.0)
+            bars = [np.minimum(upper, 0.95 * np.array(up)), upper]
+            axes.errorbar(across, up, yerr=bars, linestyle="none", marker=look.marker, color=look.colour)
             text = plain_text(attack)
             if len(found) > 2:
                 text += f", rank correlation {_spearman(across, up):+.2f}"
-            legend.append((text, Look(look.colour, look.marker, "none")))
+            entries.append((text, Look(look.colour, look.marker, "none")))
         top: dict[str, tuple[float, float]] = {}
         for found in points.values():
             for name, x, y, error in found:
@@ -216,14 +211,15 @@ def tradeoff_figure(
                     top[name] = (x, end)
         annotate(axes, ((name, *place) for name, place in top.items()), size=8)
         axes.margins(0.16)
-        _log_axes(axes)
+        log_axis(axes, "x")
+        log_axis(axes, "y")
         axes.grid(True, axis="both")
         axes.set(
             xlabel=MEASURES[measure],
             ylabel=f"{RATIO_LABEL} at relative norm {norm:g}",
             title=title_text(title),
         )
-        _legend(figure, legend)
+        _legend(figure, entries)
         return figure
 
 
@@ -235,16 +231,10 @@ def smoothness_tables(name: str, record: Record) -> list[Table]:
         ["attack", "‖Δθ‖/‖θ‖", "ratio", "± SE", "highest", "‖Δ∇L‖", "by the move", "drift"],
     )
     for line in record["lines"]:
-        table.add_row(
-            line["attack"],
-            number(line["relative_norm"]),
-            number(line["ratio"]),
-            number(line["ratio_error"], 2),
-            number(line["highest_ratio"]),
-            number(line["difference"]),
-            number(line["moved"]),
-            number(line["drift"]),
-        )
+        cells = [number(line[key]) for key in ("relative_norm", "ratio")]
+        cells.append(number(line["ratio_error"], 2))
+        cells += [number(line[key]) for key in ("highest_ratio", "difference", "moved", "drift")]
+        table.add_row(line["attack"], *cells)
     if not record["flatness"]:
         return [table]
     beside = new_table(f"{name}: flatness in the input", ["measure", "mean", "median", "highest"])
@@ -286,18 +276,10 @@ def _rows(record: Record, kind: str) -> list[Record]:
     return rows
 
 
-def _means(
-    axes: Axes,
-    rows: Sequence[Record],
-    where: str,
-    column: str,
-    look: Look,
-    label: str,
-    *,
-    dashed: bool,
-) -> None:
-    """The mean at each length of step, and a faint dot for every row."""
-    at = np.array([plotted(row[where]) for row in rows])
+def _means(axes: Axes, rows: Sequence[Record], column: str, look: Look, label: str) -> None:
+    """The mean at each length of step, and a faint dot for every row. "moved" is dashed."""
+    dashed = column == "moved"
+    at = np.array([plotted(row["relative_norm"]) for row in rows])
     values = np.array([plotted(row[column]) for row in rows])
     seen = values > 0
     at, values = at[seen], values[seen]
@@ -306,42 +288,10 @@ def _means(
     places = np.unique(at)
     means = [float(values[at == place].mean()) for place in places]
     if not dashed:
-        axes.plot(
-            at,
-            values,
-            linestyle="none",
-            marker=look.marker,
-            markersize=3.2,
-            color=look.colour,
-            alpha=0.4,
-            markeredgewidth=0,
-        )
-    face = "white" if dashed else look.colour
-    axes.plot(
-        places,
-        means,
-        color=look.colour,
-        marker=look.marker,
-        markerfacecolor=face,
-        label=label,
-        linestyle="--" if dashed else "-",
-    )
-
-
-def _log_axes(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for which in ("x", "y"):
-        _ticks_if_any(axes, which)
-
-
-def _ticks_if_any(axes: Axes, which: str) -> None:
-    """Ticks of a logarithmic axis, which is widened where it holds little more than one value."""
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    if high < 2 * low:
-        middle = math.sqrt(low * high)
-        (axes.set_xlim if which == "x" else axes.set_ylim)(middle / 1.5, middle * 1.5)
-    log_ticks(axes, which)
+        style = {"markersize": 3.2, "alpha": 0.4, "markeredgewidth": 0.0}
+        axes.plot(at, values, look.marker, color=look.colour, **style)
+    dash, face = ("--", "white") if dashed else ("-", look.colour)
+    axes.plot(places, means, dash, color=look.colour, marker=look.marker, markerfacecolor=face, label=label)
 
 
 def _layout() -> ConstrainedLayoutEngine:
@@ -354,12 +304,8 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], dashed: str = "
         for text, look in entries
     ]
     if dashed:
-        handles.append(Line2D([], [], color="#444444", linestyle="--", label=dashed))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=legend_columns(handles, float(figure.get_size_inches()[0])),
-    )
+        handles.append(Line2D([], [], color=GREY, linestyle="--", label=dashed))
+    legend(figure, handles)
 
 
 def _spearman(x: Sequence[float], y: Sequence[float]) -> float:
