@@ -57,9 +57,9 @@ def run_jobs(
     work: a function that can be imported. `send(kind, content)` in it calls on_event in this
         process. What it returns is the content of "done".
     jobs: values that pickle. Each is pickled at each of its starts, so a list that on_event extends
-    is sent as it is then.
+        is sent as it is then.
     workers: processes, each with `threads` CPU threads. on_event: called in this process; an
-    exception in it stops all.
+        exception in it stops all.
     attempts: a job whose worker died so often is given up.
     setup: a value sent once to each worker; the call is then `work(job, send, setup)`.
     devices: given to the workers in turn; the call then has `device=` too.

@@ -1,4 +1,4 @@
-"""What bends the input: threat models, attacks on any callable model, and checks that the attacks can be believed."""
+"""Threat models, attacks on any callable model, and checks for gradient masking."""
 
 from curvact.attacks.accuracy import Accuracy, accuracy
 from curvact.attacks.autoattack import (

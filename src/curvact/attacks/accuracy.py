@@ -28,8 +28,8 @@ from curvact.models.modes import mode
 class Accuracy:
     """Accuracy of a model on clean and on attacked images.
 
-    clean, robust: fractions of the images classified correctly. An image is robust if it is classified correctly both clean
-        and attacked.
+    clean, robust: fractions of the images classified correctly. An image is robust if it is
+        classified correctly both clean and attacked.
     x_adv: the attacked images, N×C×H×W. clean_correct, robust_correct: one flag an image, bool, N.
     """
 
@@ -51,12 +51,16 @@ def accuracy(
 ) -> Accuracy:
     """Accuracy on x and on attacked x, the model in eval mode (restored after).
 
-    x: N×C×H×W in [0, 1]. y: N, int64. attack: `(model, x, y) -> x_adv`, such as `PGD(20).on(threat_model)`.
-    on_batch: called after each batch with the number of images done and the robust accuracy so far (waits for the device).
-    Logits with NaN are wrong answers. An attacked image with NaN or outside [0, 1] is no success of the attack.
-    Raises CurvactError for no images, images that are not floating point in [0, 1], labels that are not N int64 below the number
-    of classes, a batch_size below 1, or outputs that are not N×classes. Warns (`SuspectModelWarning`) if the first batch's
-    outputs are probabilities or not finite, if a part stays in training mode, and of NaN and images outside [0, 1].
+    x: N×C×H×W in [0, 1]. y: N, int64. attack: `(model, x, y) -> x_adv`, such as
+        `PGD(20).on(threat_model)`.
+    on_batch: called after each batch with the number of images done and the robust accuracy so far
+        (waits for the device).
+    Logits with NaN are wrong answers. An attacked image with NaN or outside [0, 1] is no success of
+    the attack.
+    Raises CurvactError for no images, images that are not floating point in [0, 1], labels that are
+    not N int64 below the number of classes, a batch_size below 1, or outputs that are not
+    N×classes. Warns (`SuspectModelWarning`) if the first batch's outputs are probabilities or not
+    finite, if a part stays in training mode, and of NaN and images outside [0, 1].
 
     >>> from curvact.attacks import PGD, ThreatModel
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))

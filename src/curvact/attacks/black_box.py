@@ -1,4 +1,6 @@
-"""Attacks without the model's gradient: random search, and a small network to transfer examples from."""
+"""Attacks without the model's gradient: random search, and a small network to transfer examples
+from.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,13 @@ from curvact.attacks.threat import ThreatModel
 def random_search(
     model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel, queries: int, random: torch.Generator
 ) -> Tensor:
-    """Random search on the margin: change one window at a time, keep the change if the margin grows. [ours]
+    """Random search on the margin: change one window at a time, keep the change if the margin
+    grows. [ours]
 
-    Windows are squares of images and stretches of other inputs. Their area shrinks from half of the image to a hundredth.
-    Each channel of a window moves by one sign (2ε a coordinate for linf, else length ε); then the image is projected.
+    Windows are squares of images and stretches of other inputs. Their area shrinks from half of the
+    image to a hundredth.
+    Each channel of a window moves by one sign (2ε a coordinate for linf, else length ε); then the
+    image is projected.
     queries: forward passes an image. Returns x_adv of the shape of x.
     """
     epsilon = threat_model.epsilon
@@ -63,7 +68,9 @@ def random_search(
 
 
 def small_network(x: Tensor, y: Tensor, random: torch.Generator) -> Model:
-    """A small network fitted to the images under noise: two convolutions and a readout, or one hidden layer. [ours]"""
+    """A small network fitted to the images under noise: two convolutions and a readout, or one
+    hidden layer. [ours]
+    """
     classes = max(int(y.max()) + 1, 2)
 
     def weights(*shape: int) -> Tensor:

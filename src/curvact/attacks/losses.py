@@ -1,4 +1,4 @@
-"""What an attack maximizes: cross-entropy, the margin and the difference-of-logits ratio, per image."""
+"""Losses that attacks maximize, per image: cross-entropy, margin and difference-of-logits ratio."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def ce(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Highest wrong logit minus the right one, or the target's minus the highest other; positive where the attack succeeds.
+    """Highest wrong logit minus the right one, or the target's minus the highest other; positive
+    where the attack succeeds.
 
     Carlini and Wagner (arXiv 1608.04644), without their cut at a confidence. Shapes as `ce`.
 
@@ -40,10 +41,12 @@ def margin(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Difference-of-logits ratio (arXiv 2003.01690): the margin free of the logits' shift and scale. Shapes as `ce`.
+    """Difference-of-logits ratio (arXiv 2003.01690): the margin free of the logits' shift and
+    scale. Shapes as `ce`.
 
-    With π the order of the logits, highest first: −(z_y − max_{i≠y} z_i)/(z_π1 − z_π3), which needs 3 classes, or with targets
-    −(z_y − z_t)/(z_π1 − (z_π3 + z_π4)/2), which needs 4: CurvactError for fewer.
+    With π the order of the logits, highest first: −(z_y − max_{i≠y} z_i)/(z_π1 − z_π3), which needs
+    3 classes, or with targets −(z_y − z_t)/(z_π1 − (z_π3 + z_π4)/2), which needs 4: CurvactError
+    for fewer.
 
     >>> dlr(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
     tensor([-0.5000])
@@ -66,7 +69,8 @@ LOSSES: dict[str, AttackLoss] = {"ce": ce, "margin": margin, "dlr": dlr}
 
 
 def attack_loss(loss: str | AttackLoss) -> AttackLoss:
-    """A loss by name; a callable `(logits, y, targets) -> N` is returned as it is. An unknown name is a CurvactError.
+    """A loss by name; a callable `(logits, y, targets) -> N` is returned as it is. An unknown name
+    is a CurvactError.
 
     >>> attack_loss("dlr").__name__
     'dlr'
@@ -81,13 +85,14 @@ def attack_loss(loss: str | AttackLoss) -> AttackLoss:
 
 
 def succeeded(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Whether the attack has what it wants: another class than y, or the target where there is one. Bool, N."""
+    """Whether the attack succeeded: another class than y, or with targets the target. Bool, N."""
     predicted = classes(logits)
     return predicted != y if targets is None else predicted == targets
 
 
 def classes(logits: Tensor) -> Tensor:
-    """The class that each row of logits names, −1 where it holds NaN: no answer, which is never right. int64, N.
+    """The predicted class of each row of logits; −1 where the row holds NaN, which is never right.
+    int64, N.
 
     >>> classes(torch.tensor([[0.0, 2.0], [float("nan"), 1.0]]))
     tensor([ 1, -1])

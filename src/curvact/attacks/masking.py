@@ -1,4 +1,4 @@
-"""Gradient masking: whether a model's gradients lead attacks, so that PGD's failure means robustness."""
+"""Gradient masking: whether PGD fails because of robustness, or because of useless gradients."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class MaskingReport:
     """All checks of `masking_report`, in order.
 
     images: number of images classified correctly and attacked. measurements: every number, by name.
-    `str()` gives the checklist. No alarm is no proof: only a stronger attack is evidence for a lower accuracy.
+    `str()` gives the checklist. No alarm is no proof: only a stronger attack is evidence for a
+    lower accuracy.
     """
 
     images: int
@@ -83,28 +84,34 @@ def masking_report(
     attacked: Tensor | None = None,
     on_check: Callable[[Finding], None] | None = None,
 ) -> MaskingReport:
-    """The symptoms of gradient masking (arXiv 1802.00420, 1902.06705), measured on the images classified correctly.
+    """The symptoms of gradient masking (arXiv 1802.00420, 1902.06705), measured on the images
+    classified correctly.
 
-    Checks: gradients that vanish, explode or disagree with finite differences; a loss that PGD does not raise; accuracy left
-    at an unbounded radius; one step, another loss, a black box or a transferred example that succeeds where PGD fails;
-    outcomes that depend on the seed or change from one forward pass to the next.
+    Checks: gradients that vanish, explode or disagree with finite differences; a loss that PGD does
+    not raise; accuracy left at an unbounded radius; one step, another loss, a black box or a
+    transferred example that succeeds where PGD fails; outcomes that depend on the seed or change
+    from one forward pass to the next.
 
     model: maps N×… inputs in [0, 1] to logits; in eval mode inside, restored after.
     x: N×… in [0, 1]. y: N. A hundred images are enough; they are one batch.
-    surrogate: a plain model of the same task to transfer from; where None a small network is fitted to (x, y).
+    surrogate: a plain model of the same task to transfer from; where None a small network is fitted
+        to (x, y).
     steps: of each PGD. queries: of the black box, for each image that PGD does not fool.
     attacked: x after a PGD of many steps, such as an evaluation's, in the place of the first PGD.
     on_check: called with each finding as it is made.
-    Cost an image: 5 gradients and 10 forward passes, and up to `steps` gradients until PGD fools it (none with `attacked`). An
-    image that PGD does not fool costs `steps` gradients and `queries` forward passes more (on honest networks).
+    Cost an image: 5 gradients and 10 forward passes, and up to `steps` gradients until PGD fools it
+    (none with `attacked`). An image that PGD does not fool costs `steps` gradients and `queries`
+    forward passes more (on honest networks).
 
-    A fraction of n images raises an alarm if it exceeds the 99.9 % quantile of a binomial with the rate in `RATES`, over n. A
-    model with a lower true rate is thus accused in fewer than one of a thousand reports. `LIMITS` has the other thresholds. We
-    chose both. [ours] With fewer images an alarm takes a higher rate: see `detected`.
-    Masking depends on the threat model. Digits networks trained in linf pass in linf and fail in l1, where changing one pixel
-    fools a quarter of all images that five PGDs did not (compare arXiv 1904.13000 on MNIST).
-    Raises CurvactError for ε = 0, images outside [0, 1], outputs that are not logits, attacked images outside the threat model,
-    or no image classified correctly.
+    A fraction of n images raises an alarm if it exceeds the 99.9 % quantile of a binomial with the
+    rate in `RATES`, over n. A model with a lower true rate is thus accused in fewer than one of a
+    thousand reports. `LIMITS` has the other thresholds. We chose both. [ours] With fewer images an
+    alarm takes a higher rate: see `detected`.
+    Masking depends on the threat model. Digits networks trained in linf pass in linf and fail in
+    l1, where changing one pixel fools a quarter of all images that five PGDs did not (compare arXiv
+    1904.13000 on MNIST).
+    Raises CurvactError for ε = 0, images outside [0, 1], outputs that are not logits, attacked
+    images outside the threat model, or no image classified correctly.
 
     >>> sign = lambda x: torch.stack([(x.mean(1) - 0.5).sign(), torch.zeros(len(x))], 1)  # no gradient anywhere
     >>> x = torch.linspace(0.3, 0.7, 40)[:, None].repeat(1, 4)
@@ -173,17 +180,17 @@ RATES = {
 }
 """The fraction of images at which a check is still no sign of masking. [ours]
 
-PGD on the margin fools many images that PGD on the cross-entropy does not, on honest networks too: 16 % of those that a
-ResNet-18 of width 16, PGD-trained on CIFAR-10, classifies correctly.
+PGD on the margin fools many images that PGD on the cross-entropy does not, on honest networks too:
+16 % of those that a ResNet-18 of width 16, PGD-trained on CIFAR-10, classifies correctly.
 """
 LIMITS = {"exploding gradients": 3.0, "randomized inference": 1e-3}
-"""Exploding gradients: decades between the 5 % and the 95 % quantile of the norms. Randomized inference: the largest change of a
-logit over the logits' standard deviation. [ours]
+"""Exploding gradients: decades between the 5 % and the 95 % quantile of the norms. Randomized
+inference: the largest change of a logit over the logits' standard deviation. [ours]
 """
 
 
 def allowed(rate: float, images: int) -> float:
-    """The fraction of `images` that is exceeded in fewer than one of a thousand samples, at this true rate.
+    """The fraction that fewer than one of a thousand samples exceed, at this true rate.
 
     >>> allowed(0.05, 100), allowed(0.05, 1000)
     (0.13, 0.073)
@@ -272,7 +279,7 @@ class _Checks:
 
 
 class _Slopes(NamedTuple):
-    """Logits, margin, and the gradients of cross-entropy and margin at each image, from one forward pass."""
+    """Logits, margin and both gradients at each image, from one forward pass."""
 
     logits: Tensor
     margin: Tensor
@@ -333,7 +340,9 @@ def _first_pgd(case: _Case) -> tuple[Tensor, Tensor]:
 
 
 def _check_white_box(checks: _Checks, case: _Case, before: Tensor, x_adv: Tensor, one_step: Tensor) -> Tensor:
-    """Indices of the images that no PGD fooled. before: margins at the start of the first PGD, which ended at x_adv."""
+    """Indices of the images that no PGD fooled. before: margins at the start of the first PGD,
+    which ended at x_adv.
+    """
     x, y = case.x, case.y
     with torch.no_grad():
         logits = case.model(x_adv)
@@ -371,8 +380,8 @@ def _check_white_box(checks: _Checks, case: _Case, before: Tensor, x_adv: Tensor
         "are fooled by one step and not by many",
         "iterative attacks get stuck",
     )
-    # This PGD changes seed and loss at once: no more images than it fools can depend on the seed. Only if they are too many
-    # does another PGD tell seed and loss apart.
+    # This PGD changes seed and loss at once: no more images than it fools can depend on the seed.
+    # Only if they are too many does another PGD tell seed and loss apart.
     beaten = beaten_by(PGD(case.steps, loss="margin"), left, "pgd/margin")
     again, most, depend = beaten[:0], "at most ", len(beaten)
     if len(beaten) > allowed(RATES["seeds"], checks.count) * checks.count:
@@ -445,12 +454,12 @@ def _margin_gradient(model: Model, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _norms(gradient: Tensor) -> Tensor:
-    """The largest entry of each image's gradient: unlike a sum of squares, it does not underflow to 0."""
+    """The largest entry of each image's gradient: a sum of squares could underflow to 0."""
     return gradient.flatten(1).abs().amax(1)
 
 
 def _decades(norms: Tensor) -> float:
-    """Between the 5 % and 95 % quantile of those that are not 0; infinite where a norm is not finite."""
+    """Between the 5 % and 95 % quantile of norms > 0; infinite if a norm is not finite."""
     if not bool(norms.isfinite().all()):
         return math.inf
     norms = norms[norms > 0].double()
@@ -461,10 +470,12 @@ def _decades(norms: Tensor) -> float:
 
 
 def _disagree(model: Model, x: Tensor, y: Tensor, random: torch.Generator) -> int:
-    """Number of images where gradient and finite differences of the margin differ by more than half at every width.
+    """Number of images where gradient and finite differences of the margin differ by more than half
+    at every width.
 
-    Slopes are taken along the gradient's signs and two random signs. The widths are 0.01, 0.002 and 0.05 a coordinate: kinks
-    spoil the wide ones, rounding the narrow ones, masking all of them. An image that one width confirms is not tried again.
+    Slopes are taken along the gradient's signs and two random signs. The widths are 0.01, 0.002 and
+    0.05 a coordinate: kinks spoil the wide ones, rounding the narrow ones, masking all of them. An
+    image that one width confirms is not tried again.
     A gradient and differences of zero disagree too: no attack could follow such a model.
     """
     widths = (0.01, 0.002, 0.05)

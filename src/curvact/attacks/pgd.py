@@ -1,4 +1,4 @@
-"""PGD (and FGSM, its one step) on any callable model: as a function, and as a value to print and parse."""
+"""PGD and FGSM on any callable model: as functions, and as a value to print and parse."""
 
 from __future__ import annotations
 
@@ -47,7 +47,6 @@ def default_step(steps: int) -> float:
 class Options(TypedDict, total=False):
     """Arguments of `pgd` that are not settings of the attack itself."""
 
-    generator: torch.Generator | None
     targets: Tensor | None
     epsilon: Tensor | None
     project: bool
@@ -62,8 +61,10 @@ class Options(TypedDict, total=False):
 class PGD:
     """PGD as a value: call it, print it, parse it.
 
-    steps: gradient steps, ≥ 0. step: their length in units of ε, at most 2; `default_step(steps)` where None.
-    restarts: ≥ 1. start: "uniform", "gaussian" or "none"; None is "uniform", and in training the objective's own.
+    steps: gradient steps, ≥ 0. step: their length in units of ε, at most 2; `default_step(steps)`
+        where None.
+    restarts: ≥ 1. start: "uniform", "gaussian" or "none"; None is "uniform", and in training the
+        objective's own.
     loss: "ce", "margin" or "dlr".
     Raises CurvactError for other values.
 
@@ -90,7 +91,7 @@ class PGD:
 
     @classmethod
     def parse(cls, text: str) -> PGD:
-        """The value that `str` writes: "fgsm", "pgd-20" or "pgd(steps=20, step=0.25, start=gaussian)".
+        """The value that `str` writes, such as "fgsm", "pgd-20", "pgd(steps=20, step=0.25)".
 
         Raises CurvactError for any other text.
 
@@ -109,7 +110,9 @@ class PGD:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> dict[str, Any]:
-        """The schema by which pydantic reads the value from its text and writes it as text. Pydantic is not imported for it."""
+        """The schema by which pydantic reads the value from its text and writes it as text.
+        Pydantic is not imported for it.
+        """
 
         def read(value: object) -> PGD:
             if isinstance(value, PGD):
@@ -139,9 +142,16 @@ class PGD:
         return default_step(self.steps) if self.step is None else self.step
 
     def __call__(
-        self, model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel, **options: Unpack[Options]
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat_model: ThreatModel,
+        *,
+        generator: torch.Generator | None = None,
+        **options: Unpack[Options],
     ) -> Tensor:
-        """`pgd` with these settings. options: generator, epsilon, on_step and what else `pgd` takes."""
+        """`pgd` with these settings. options: epsilon, on_step and the other arguments of `pgd`."""
         return pgd(
             model,
             x,
@@ -152,6 +162,7 @@ class PGD:
             restarts=self.restarts,
             start=self.start or "uniform",
             loss=self.loss,
+            generator=generator,
             **options,
         )
 
@@ -161,10 +172,10 @@ class PGD:
         generator: torch.Generator | Callable[[torch.device], torch.Generator] | None = None,
         **options: Unpack[Options],
     ) -> Attack:
-        """The attack `(model, x, y) -> x_adv` in this threat model. It checks that x lies in [0, 1].
+        """The attack `(model, x, y) -> x_adv` in this threat model. It refuses x outside [0, 1].
 
-        generator: of the random starts. A callable makes a new one at each call, from the device of x: with one seed, every call
-        then starts at the same points.
+        generator: of the random starts. A callable makes a new one at each call, from the device of
+        x: with one seed, every call then starts at the same points.
 
         >>> attack = PGD(1).on(ThreatModel("linf", 0.1), lambda device: torch.Generator(device).manual_seed(0))
         >>> model, x, y = torch.nn.Identity(), torch.rand(2, 3), torch.tensor([0, 1])
@@ -181,7 +192,7 @@ class PGD:
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings of a text such as "pgd(steps=20, start=gaussian)". Raises CurvactError for another form.
+    """Name and settings of "pgd(steps=20, start=gaussian)". CurvactError for another form.
 
     >>> parse_call("pgd(steps=20, start=gaussian)"), parse_call("pgd-20")
     (('pgd', {'steps': 20, 'start': 'gaussian'}), ('pgd-20', {}))
@@ -208,7 +219,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def called(name: str, factory: Callable[..., Made], settings: dict[str, Any]) -> Made:
-    """factory(**settings). Raises CurvactError for settings that the factory does not have, or that it lacks."""
+    """factory(**settings). Raises CurvactError for unknown settings and for missing ones."""
     parameters = inspect.signature(factory).parameters
     for key in settings:
         if key not in parameters:
@@ -233,7 +244,8 @@ def fgsm(
     epsilon: Tensor | None = None,
     sparsity: float = 0.05,
 ) -> Tensor:
-    """One step of steepest ascent of length ε from x (Goodfellow et al. 2015). Shapes and arguments as `pgd`.
+    """One step of steepest ascent of length ε from x (Goodfellow et al. 2015). Shapes and arguments
+    as `pgd`.
 
     >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
     >>> fgsm(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.25))
@@ -275,27 +287,33 @@ def pgd(
     sparsity: float = 0.05,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al. 2018) on a loss of the logits. It computes no weight gradient.
+    """Projected gradient ascent (Madry et al. 2018) on a loss; no weight gradient is computed.
 
     model: maps N×… inputs in [0, 1] to N×classes logits; its mode is left as it is.
     x: N×…, in [0, 1]. y: N, int64.
-    step: length of a step in units of ε and the norm of the threat model, at most 2; `default_step(steps)` where None.
-    restarts: with more than one, an image keeps the last point that fooled the model, and only images not yet fooled are
-        attacked again (one wait for the device a restart).
-    start: "uniform" in the ball of radius noise·ε; "gaussian", x + 0.001·N(0, 1) projected (TRADES, MART); "none", x; or the
-        points themselves, N×….
+    step: length of a step in units of ε and the norm of the threat model, at most 2;
+        `default_step(steps)` where None.
+    restarts: with more than one, an image keeps the last point that fooled the model, and only
+        images not yet fooled are attacked again (one wait for the device a restart).
+    start: "uniform" in the ball of radius noise·ε; "gaussian", x + 0.001·N(0, 1) projected (TRADES,
+        MART); "none", x; or the points themselves, N×….
     project: onto ball and box after each step. If False, points are cut to [0, 1] only (N-FGSM).
-    targets: N, int64: the attack then wants these classes predicted, and is done only where they are.
-    epsilon: N radii in the place of the threat model's one. Their values are not checked: they must be ≥ 0.
-    keep_best: return the best point visited, one that fooled the model before one that did not, then the higher loss, rather
+    targets: N, int64: the attack then wants these classes predicted, and is done only where they
+        are.
+    epsilon: N radii in the place of the threat model's one. Their values are not checked: they must
+        be ≥ 0.
+    keep_best: return the best point visited, one that fooled the model before one that did not,
+        then the higher loss, rather
         than the last: one forward pass more a restart.
-    early_stop: an image leaves the batch at the first point visited that fools the model, and that point is returned. Waits
-        for the device once a step; without it steps never do.
+    early_stop: an image leaves the batch at the first point visited that fools the model, and that
+        point is returned. Waits for the device once a step; without it steps never do.
     sparsity: the fraction of coordinates that an l1 step moves.
-    on_step: called as `on_step(step, x_adv, loss)` with each point whose gradient is taken (step from 0, the start) and its
-        losses, detached, on the device; only the images still in the batch.
+    on_step: called as `on_step(step, x_adv, loss)` with each point whose gradient is taken (step
+        from 0, the start) and its losses, detached, on the device; only the images still in the
+        batch.
     Returns x_adv of the shape of x, detached, inside the threat model.
-    Raises CurvactError for steps < 0, restarts < 1, a step outside (0, 2], an unknown loss or start, or shapes that do not fit.
+    Raises CurvactError for steps < 0, restarts < 1, a step outside (0, 2], an unknown loss or
+    start, or shapes that do not fit.
 
     >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
     >>> pgd(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.1), steps=5)
@@ -373,7 +391,7 @@ def _check_start(start: str | Tensor, x: Tensor | None = None) -> None:
 
 
 class _Batch(NamedTuple):
-    """What an attack knows of each image. start: the points to start from, where they are given."""
+    """The images of an attack and their settings. start: the points to start from, where given."""
 
     x: Tensor
     y: Tensor
@@ -468,14 +486,14 @@ def _started(
 
 
 def _gradient(losses: Tensor, x: Tensor) -> Tensor:
-    """The gradient of the losses in x; CurvactError where the model has cut the way back."""
+    """The gradient of the losses in x. CurvactError if autograd finds no way from the outputs to x."""
     gradient = None
     if losses.requires_grad:
         (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
     if gradient is None:
         raise CurvactError(
             "pgd needs a gradient, but the model's outputs do not depend on its inputs by a differentiable way (no_grad, detach "
-            "or numpy inside?): attack it without gradients, such as by square"
+            "or numpy inside?): use an attack without gradients, such as square"
         )
     return gradient
 

@@ -1,4 +1,4 @@
-"""How far the nearest adversarial example is: the smallest radius at which PGD succeeds, for each image."""
+"""The smallest radius at which PGD succeeds, for each image."""
 
 from __future__ import annotations
 
@@ -26,19 +26,24 @@ def minimum_radius(
     early_stop: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The radius of the nearest adversarial example that PGD finds, by binary search: an upper bound on the true one.
+    """The radius of the nearest adversarial example that PGD finds, by binary search: an upper
+    bound on the true one.
 
-    Every radius belongs to a point that was seen to fool the model. The shape analysis of PAF reports its average over images
-    (arXiv 2110.05626). [paper: average minimum PGD radius; ours: the settings]
+    Every radius is the distance of a point that fools the model. The shape analysis of PAF reports
+    its average over images (arXiv 2110.05626). [paper: average minimum PGD radius; ours: the
+    settings]
 
     model, x, y: as `pgd`. The model's mode is left as it is.
-    high: the largest radius tried, in input units and the norm. halvings: after it, so that the search adds at most
-        high·2^−halvings to the radius.
-    attack: the PGD at each radius, `PGD(20)` where None. It keeps the best point that it visits, and its steps are in units of
-        the radius tried. Restarts matter most: on adversarially trained digits three gave radii 4 to 11 % smaller than one.
+    high: the largest radius tried, in input units and the norm. halvings: after it, so that the
+        search adds at most high·2^−halvings to the radius.
+    attack: the PGD at each radius, `PGD(20)` where None. It keeps the best point that it visits,
+        and its steps are in units of the radius tried. Restarts matter most: on adversarially
+            trained digits three gave radii 4 to 11 % smaller than one.
     sparsity, early_stop: as `pgd`.
-    Returns N radii in the dtype of x: 0 for images misclassified already, infinity where PGD fails at `high` too.
-    Raises CurvactError for high ≤ 0, halvings < 0 or an attack without steps, and what `pgd` raises.
+    Returns N radii in the dtype of x: 0 for images misclassified already, infinity where PGD fails
+    at `high` too.
+    Raises CurvactError for high ≤ 0, halvings < 0 or an attack without steps, and what `pgd`
+    raises.
 
     >>> model = lambda x: torch.stack([x.sum(1) - 1.2, 1.2 - x.sum(1)], 1)
     >>> x, y = torch.full((3, 4), 0.5), torch.tensor([0, 0, 1])
@@ -56,7 +61,9 @@ def minimum_radius(
     threat_model = ThreatModel(norm, high)
 
     def reached(rows: Tensor, epsilon: Tensor) -> Tensor:
-        """Distances of points within these radii that fool the model, infinity where the attack fails."""
+        """Distances of points within these radii that fool the model, infinity where the attack
+        fails.
+        """
         x_adv = attack(
             model,
             x[rows],
@@ -89,7 +96,8 @@ def minimum_radius(
         nearest = reached(rows, middle)
         upper = torch.minimum(upper, nearest)
         lower = torch.where(nearest.isfinite(), lower, middle)
-        # A hit may lie nearer than a radius at which the attack failed before: that failure then says nothing.
+        # A success may lie nearer than a radius at which the attack failed: then that failure is no
+        # lower bound.
         lower = torch.where(upper <= lower, 0.0, lower)
     radius[rows] = upper
     return radius

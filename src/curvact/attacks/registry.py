@@ -16,7 +16,8 @@ from curvact.errors import CurvactError, nearest
 
 
 class NamedAttack(Protocol):
-    """An attack with its settings. `str()` gives a name that `named_attack` reads. `PGD` and `AutoAttack` are two.
+    """An attack with its settings. `str()` gives a name that `named_attack` reads. `PGD` and
+    `AutoAttack` are two.
 
     on_step: called as `pgd` calls it, by attacks that have steps.
     """
@@ -45,7 +46,8 @@ _REGISTRY: dict[str, Callable[..., NamedAttack]] = {
 def register_attack(name: str, factory: Callable[..., NamedAttack]) -> None:
     """Make an attack known by name. "name(setting=value)" then calls factory(setting=value).
 
-    name: letters, digits and dashes. factory: a class or function with keyword arguments; what it returns prints as its name.
+    name: letters, digits and dashes. factory: a class or function with keyword arguments; what it
+        returns prints as its name.
     Raises CurvactError for a name that is taken or has other characters.
     """
     if not name.replace("-", "").isalnum() or name.startswith("pgd-"):
@@ -56,17 +58,20 @@ def register_attack(name: str, factory: Callable[..., NamedAttack]) -> None:
 
 
 def attack_names() -> list[str]:
-    """All names that take the place of an attack, without the forms `pgd-STEPS` and `apgd-ce+square`."""
+    """All names that take the place of an attack, without the forms `pgd-STEPS` and
+    `apgd-ce+square`.
+    """
     return [*_REGISTRY, *ATTACKS]
 
 
 def named_attack(text: str) -> NamedAttack:
-    """The attack of a name: "fgsm", "pgd-20", "pgd(steps=20, step=0.1)", "autoattack", "autoattack-plus", "autoattack-rand",
-    some attacks of AutoAttack ("apgd-ce+square"), or a registered one. Raises CurvactError for another.
+    """The attack of a name: "fgsm", "pgd-20", "pgd(steps=20, step=0.1)", "autoattack",
+    "autoattack-plus", "autoattack-rand", some attacks of AutoAttack ("apgd-ce+square"), or a
+    registered one. Raises CurvactError for another.
 
     >>> named_attack("pgd-20"), named_attack("apgd-ce+square")
-    (PGD(steps=20, step=None, restarts=1, start=None, loss='ce'), AutoAttack(version=None, attacks=('apgd-ce', 'square')))
-    """
+    (PGD(steps=20, step=None, restarts=1, start=None, loss='ce'), AutoAttack(version=None,
+    attacks=('apgd-ce', 'square')))"""
     name, settings = parse_call(text)
     if not settings and all(part in ATTACKS for part in name.split("+")):
         return AutoAttack(None, tuple(name.split("+")))

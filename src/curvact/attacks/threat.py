@@ -1,4 +1,4 @@
-"""The threat model: which perturbations an attacker may add, and whether images and model are what attacks expect."""
+"""The threat model: allowed perturbations, and checks of images, labels and model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Norm = Literal["linf", "l2", "l1"]
 
 
 class SuspectModelWarning(UserWarning):
-    """The model runs, but its outputs are not what robust accuracy is defined on."""
+    """The model runs, but robust accuracy is not well defined on its outputs."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ThreatModel:
     norm: "linf", "l2" or "l1".
     epsilon: radius in input units (inputs lie in [0, 1]); 0 allows no perturbation.
 
-    Wherever a method takes `epsilon`, a tensor of N radii stands in for the one of the threat model.
+    Methods take `epsilon`, a tensor of N radii, in the place of the threat model's one.
 
     >>> threat = ThreatModel("linf", 8 / 255)
     >>> threat.project(torch.tensor([[0.9]]), torch.tensor([[0.5]]))
@@ -51,9 +51,11 @@ class ThreatModel:
             )
 
     def project(self, x_adv: Tensor, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
-        """An allowed point near x_adv: the nearest one (linf, l1), or the cut to [0, 1] of the nearest one in the ball (l2).
+        """An allowed point near x_adv: the nearest one (linf, l1), or the cut to [0, 1] of the
+        nearest one in the ball (l2).
 
-        l1: the exact Euclidean projection onto ball and box together (arXiv 2103.01208), by sorting.
+        l1: the exact Euclidean projection onto ball and box together (arXiv 2103.01208), by
+            sorting.
         x_adv, x: N×…, x in [0, 1]. epsilon: N.
 
         >>> threat = ThreatModel("l1", 0.6)
@@ -98,10 +100,11 @@ class ThreatModel:
         """One step of ascent of length `step` in the norm of the threat model; not projected.
 
         linf: the sign of the gradient. l2: its direction.
-        l1: equal steps along its signs in the coordinates where it is largest, walls of [0, 1] that it pushes against left out
-        (SLIDE, arXiv 1904.13000).
+        l1: equal steps along its signs in the coordinates where it is largest, walls of [0, 1] that
+        it pushes against left out (SLIDE, arXiv 1904.13000).
         x, gradient: N×…. step: one length, or N.
-        sparsity: the fraction of coordinates that an l1 step moves (at least one moves), or N fractions.
+        sparsity: the fraction of coordinates that an l1 step moves (at least one moves), or N
+            fractions.
 
         >>> x, gradient = torch.full((1, 4), 0.5), torch.tensor([[1.0, -3.0, 0.0, 2.0]])
         >>> ThreatModel("l1", 1.0).ascend(x, gradient, 0.2, sparsity=0.5)
@@ -126,7 +129,9 @@ class ThreatModel:
 
 
 def check_per_sample(name: str, value: Tensor, x: Tensor) -> None:
-    """CurvactError unless value holds one number for each row of x. Looks at shapes only, so it never waits for a device."""
+    """CurvactError unless value holds one number for each row of x. Looks at shapes only, so it
+    never waits for a device.
+    """
     if value.shape != (len(x),):
         raise CurvactError(
             f"{name} has shape {tuple(value.shape)}: one value for each of {len(x)} images, shape ({len(x)},)"
@@ -154,7 +159,9 @@ def _length(delta: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor, gradient: Tensor, sparsity: float | Tensor) -> Tensor:
-    """The gradient's signs where it is largest and not blocked by a wall, 0 elsewhere."""
+    """The gradient's signs where it is largest and does not push against a wall of [0, 1]; 0
+    elsewhere.
+    """
     blocked = ((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0))
     free = gradient.masked_fill(blocked, 0).flatten(1)
     count = free.shape[1]
@@ -171,8 +178,10 @@ def _largest(x: Tensor, gradient: Tensor, sparsity: float | Tensor) -> Tensor:
 def _onto_l1_ball_and_box(delta: Tensor, x: Tensor, radius: float | Tensor) -> Tensor:
     """The δ' with ‖δ'‖₁ ≤ radius and x + δ' in [0, 1] that is nearest to delta.
 
-    δ'ᵢ = sign(δᵢ)·clamp(|δᵢ| − λ, 0, wallᵢ) with the least λ ≥ 0 that the radius allows. ‖δ'‖₁ is piecewise linear in λ:
-    as λ falls, a coordinate starts to grow at |δᵢ| and stops at |δᵢ| − wallᵢ; λ lies between two of these 2d sorted points.
+    δ'ᵢ = sign(δᵢ)·clamp(|δᵢ| − λ, 0, wallᵢ) with the least λ ≥ 0 that the radius allows. ‖δ'‖₁ is
+    piecewise linear in λ:
+    as λ falls, a coordinate starts to grow at |δᵢ| and stops at |δᵢ| − wallᵢ; λ lies between two of
+    these 2d sorted points.
     """
     size = delta.abs().flatten(1)
     wall = torch.where(delta > 0, 1 - x, x).clamp_min(0).flatten(1)
@@ -192,7 +201,9 @@ def _onto_l1_ball_and_box(delta: Tensor, x: Tensor, radius: float | Tensor) -> T
 
 
 def check_images(x: Tensor) -> None:
-    """CurvactError unless x is floating point in [0, 1] and has no NaN. Reads the values: call it once, outside loops."""
+    """CurvactError unless x is floating point in [0, 1] and has no NaN. Reads the values: call it
+    once, outside loops.
+    """
     if not x.is_floating_point():
         raise CurvactError(
             f"images are {x.dtype}: attacks take floating-point inputs in [0, 1] (divide bytes by 255)"
@@ -207,7 +218,9 @@ def check_images(x: Tensor) -> None:
 
 
 def check_labels(y: Tensor, count: int) -> None:
-    """CurvactError unless y is int64 and names classes 0 … count − 1. Reads the values: call it once, outside loops."""
+    """CurvactError unless y is int64 and names classes 0 … count − 1. Reads the values: call it
+    once, outside loops.
+    """
     if y.dtype != torch.int64:
         raise CurvactError(f"labels are {y.dtype}: int64, one class an image")
     low, high = int(y.min()), int(y.max())
@@ -218,7 +231,8 @@ def check_labels(y: Tensor, count: int) -> None:
 
 
 def cuts_graph(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether the outputs do not depend on the inputs by a differentiable way, as behind a comparison. One pass, on x.
+    """Whether no gradient leads from the outputs to the inputs, as after a comparison. One pass, on
+    x.
 
     >>> cuts_graph(lambda x: (x > 0.5).float(), torch.rand(1, 4)), cuts_graph(lambda x: 2 * x, torch.rand(1, 4))
     (True, False)
@@ -245,13 +259,15 @@ def connected(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def check_model(model: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
-    """What is suspect about the model on these images, one plain line each; empty if nothing is.
+    """Reasons to doubt attacks on the model, one line each; empty if there is none. One forward
+    pass.
 
-    Looked for: parts in training mode, outputs that are not N×classes, not finite, or already probabilities. One forward pass.
+    Checked: parts in training mode, outputs that are not N×classes, not finite, or already
+    probabilities.
 
     >>> check_model(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softmax(1)).eval(), torch.rand(8, 1, 2, 2))
-    ['the outputs are probabilities (each row lies in [0, 1] and sums to 1): attacks need the logits before the softmax']
-    """
+    ['the outputs are probabilities (each row lies in [0, 1] and sums to 1): attacks need the logits
+    before the softmax']"""
     with torch.no_grad():
         outputs = model(x)
     wrong = wrong_shape(outputs, len(x))
@@ -272,7 +288,9 @@ def training_parts(model: Callable[[Tensor], Tensor]) -> list[str]:
 
 
 def wrong_shape(outputs: object, count: int) -> str:
-    """A line if the outputs are not a tensor of count×classes logits with classes ≥ 2, else an empty string."""
+    """A line if the outputs are not a tensor of count×classes logits with classes ≥ 2, else an
+    empty string.
+    """
     if not isinstance(outputs, Tensor):
         return f"the model returns {type(outputs).__name__}: attacks need one tensor of logits"
     if outputs.dim() != 2 or len(outputs) != count or outputs.shape[1] < 2:
@@ -283,7 +301,9 @@ def wrong_shape(outputs: object, count: int) -> str:
 
 
 def suspect_logits(logits: Tensor) -> list[str]:
-    """A line for logits that are not finite, one for logits that are already probabilities. Reads the values."""
+    """A line for logits that are not finite, one for logits that are already probabilities. Reads
+    the values.
+    """
     if len(logits) == 0:
         return []
     finite = logits.isfinite().all(1)

@@ -1,7 +1,8 @@
-"""APGD (arXiv 2003.01690, algorithm 1) over a batch that broken points leave and waiting points enter.
+"""APGD (arXiv 2003.01690, algorithm 1) over a batch that broken points leave and waiting points
+enter.
 
-Every point walks on its own clock, from starts that depend on seed, run and its own index only: who shares its batch, and how
-large the batch is, alters nothing but the rounding of the model's arithmetic.
+Every point counts its own iterations and starts from noise that depends on seed, run and its own
+index only. So the batch changes nothing but the rounding of the model's arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from curvact.attacks.threat import ThreatModel
 from curvact.random import generator
 
 Confirm = Callable[[Tensor, Tensor], Tensor]
-"""(indices, x_adv) -> bool: which of these are successes by the plain model's word."""
+"""(indices, x_adv) -> bool: which of these are successes of the plain model."""
 
 RHO = 0.75
 MOMENTUM = 0.25
@@ -38,10 +39,13 @@ def apgd(
     seed: int,
     batch_size: int,
 ) -> int:
-    """Attack x until every point is confirmed broken or has stood all runs; `confirm` keeps the successes.
+    """Attack x until every point is broken or has withstood all runs; `confirm` keeps the
+    successes.
 
-    x: n×C×H×W in [0, 1], on the model's device; y: n. index: n, the points' numbers in the whole set (on the CPU). l∞ or l2.
-    Returns at how many starts the gradient was zero. Reads flags from the device every step on a CPU, every 10th on a GPU.
+    x: n×C×H×W in [0, 1], on the model's device; y: n. index: n, the points' numbers in the whole
+        set (on the CPU). l∞ or l2.
+    Returns the number of starts with a gradient of zero. Waits for the device every step on a CPU,
+    every 10th on a GPU.
     """
     runs = step.restarts * max(step.targets, 1)
     targets = targets_of(model, x, batch_size, step.targets) if step.attack == "apgd-t" else None
@@ -122,7 +126,9 @@ def _advance(
     *,
     targeted: bool,
 ) -> Tensor:
-    """Evaluate every slot where it stands and move it on; returns the number of starts without a gradient."""
+    """Evaluate every slot at its point and take one step; returns the number of starts without a
+    gradient.
+    """
     at, here = slots["at"], slots["x"]
     logits, loss, gradient = _evaluate(
         model, here, slots["y"], slots["target"] if targeted else None, step.attack
@@ -163,7 +169,8 @@ def _advance(
         last_loss=loss,
         checked_loss=torch.where(check, best_loss, checked_loss),
         rises=torch.where(check, 0.0, rises),
-        # At the start the step counts as reduced: the second condition never fires at the first checkpoint.
+        # At the start the step counts as reduced: the second condition never fires at the first
+        # checkpoint.
         reduced=torch.where(check, halve, slots["reduced"] | first),
         size=size,
         at=at + 1,
@@ -174,7 +181,8 @@ def _advance(
 def checkpoints(steps: int) -> Tensor:
     """For each iteration 0 … steps: iterations since the checkpoint before if it is one, else 0.
 
-    The first after 22 % of all steps; each interval is 3 % shorter than the one before, and at least 6 %.
+    The first after 22 % of all steps; each interval is 3 % shorter than the one before, and at
+    least 6 %.
 
     >>> checkpoints(100).nonzero().squeeze(1).tolist()
     [22, 41, 57, 70, 80, 87, 93, 99]
@@ -221,7 +229,9 @@ def _noise(
 
 
 def _project(x_adv: Tensor, slots: dict[str, Tensor], threat_model: ThreatModel) -> Tensor:
-    """As the threat model's own; for l∞ by the bounds that the slots keep, which are the clean images otherwise."""
+    """The threat model's projection. Slots keep the bounds of l∞, or the clean images, in "low" and
+    "high".
+    """
     if threat_model.norm == "linf":
         return torch.clamp(x_adv, slots["low"], slots["high"])
     clean = slots["low"]
@@ -231,7 +241,7 @@ def _project(x_adv: Tensor, slots: dict[str, Tensor], threat_model: ThreatModel)
 
 
 def _rows(chosen: Tensor, those: Tensor, others: Tensor) -> Tensor:
-    """`those` in the chosen rows, else `others`; a CPU looks first whether there is anything to do."""
+    """`those` in the chosen rows, else `others`. On a CPU all or none chosen saves the copy."""
     if not chosen.is_cuda:
         if not bool(chosen.any()):
             return others

@@ -61,7 +61,8 @@ def probe(
 ) -> tuple[Tensor, list[str]]:
     """Logits of the first 32 points, on the CPU, and a line for each reason to doubt them.
 
-    CurvactError for outputs that are no float32 logits, or not finite, or for labels beyond their classes.
+    CurvactError for outputs that are no float32 logits, or not finite, or for labels beyond their
+    classes.
     """
     few = x[:32].to(device)
     with torch.no_grad():
@@ -90,7 +91,9 @@ def probe(
 
 
 def late_suspicions(job: Job, units: Sequence[Unit], accuracy_after: Mapping[str, float]) -> list[str]:
-    """Reasons to doubt the result that only the attacks show: NaN, zero gradients, and a strong Square."""
+    """Reasons to doubt the result that only the attacks show: NaN, zero gradients, and a strong
+    Square.
+    """
     lines = []
     nan = sum(int((unit.y_adv < 0).sum()) for unit in units)
     if nan:
@@ -101,8 +104,8 @@ def late_suspicions(job: Job, units: Sequence[Unit], accuracy_after: Mapping[str
     if "square" in accuracy_after and job.keys.index("square") > 1:
         earlier = job.keys[: job.keys.index("square")]
         before = accuracy_after[earlier[-1]]
-        # The reference warns from 0.2 % on; we want at least two images. Without targeted attacks Square finds more on
-        # honest networks too.
+        # The reference warns from 0.2 % on; we want at least two images. Without targeted attacks
+        # Square finds more on honest networks too.
         limit = 0.002 if any(key.endswith("-t") for key in earlier) else 0.05
         if before - accuracy_after["square"] > max(limit, 1.5 / len(job.x)):
             lines.append(

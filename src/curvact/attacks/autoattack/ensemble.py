@@ -1,4 +1,4 @@
-"""What an ensemble holds: its attacks in order, with their budgets, and the name it may carry."""
+"""The attacks of an ensemble in order, with their budgets, and its name."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ TITLES = {"standard": "AutoAttack", "plus": "AutoAttack (plus)", "rand": "AutoAt
 class Step:
     """One attack of an ensemble.
 
-    budget: iterations of a run, or queries (square). restarts, targets: runs are restarts, or targets × restarts (…-t).
-    averaged: gradients averaged an iteration (randomized models). shrinking: APGD's l1 schedule of radii 3ε, 2ε, ε.
+    budget: iterations of a run, or queries (square). restarts, targets: runs are restarts, or
+        targets × restarts (…-t).
+    averaged: gradients averaged an iteration (randomized models). shrinking: APGD's l1 schedule of
+        radii 3ε, 2ε, ε.
     second_look: an fp32 run after a search in bf16.
     """
 
@@ -48,7 +50,7 @@ class Step:
 
     @property
     def cost(self) -> float:
-        """Work for a point that stands it all, in forward passes."""
+        """Work for a point that withstands the attack, in forward passes."""
         runs = max(self.targets, 1) * self.restarts
         each = {"square": 1.0, "fab": 20.0, "fab-t": 4.0}.get(self.attack, 2.0 * self.averaged)
         return runs * self.budget * each
@@ -80,7 +82,9 @@ def check_attacks(attacks: Sequence[str]) -> None:
 
 
 def version_steps(version: str, norm: Norm, classes: int) -> tuple[Step, ...]:
-    """The attacks of a version, as the reference sets them; with fewer than 10 classes every class is a target once."""
+    """The attacks of a version, set as in the reference. With fewer than 10 classes every class is
+    a target once.
+    """
     check_version(version)
     ce, dlr = Step("apgd-ce", STEPS), Step("apgd-dlr", STEPS)
     targeted = Step("apgd-t", STEPS, targets=TARGETS)
@@ -105,7 +109,7 @@ def version_steps(version: str, norm: Norm, classes: int) -> tuple[Step, ...]:
 def chosen_steps(
     attacks: Sequence[str], norm: Norm, classes: int, *, steps: int, queries: int
 ) -> tuple[Step, ...]:
-    """The attacks of an ensemble of one's own, set as in the standard version but for the budgets."""
+    """The chosen attacks, set as in the standard version but for the budgets."""
     check_attacks(attacks)
     if steps < 1 or queries < 1:
         raise CurvactError(f"steps={steps}, queries={queries} of an ensemble: each must be >= 1")
@@ -118,13 +122,15 @@ def chosen_steps(
 
 
 def with_second_look(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The same, and its APGD attacks once more in fp32."""
+    """The steps, and their APGD attacks once more in fp32."""
     again = [replace(step, second_look=True) for step in steps if step.attack.startswith("apgd")]
     return (*steps, *again)
 
 
 def ensemble_name(version: str | None, steps: Sequence[Step], precision: Precision) -> str:
-    """ "AutoAttack" for a version that ran whole, the attacks' own names for anything else; and how a search in bf16 was done."""
+    """ "AutoAttack" for a whole version, else the names of the attacks; with a remark on a search
+    in bf16.
+    """
     name = TITLES[version] if version is not None else " + ".join(step.label for step in steps)
     if precision == "fp32":
         return name

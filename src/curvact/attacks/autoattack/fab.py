@@ -1,6 +1,8 @@
-"""Targeted FAB (arXiv 1907.02044), l∞ and l2: steps to the linearized boundary with a class, biased to the clean point.
+"""Targeted FAB (arXiv 1907.02044), l∞ and l2: steps to the linearized boundary with a class, biased
+to the clean point.
 
-It seeks the nearest adversarial point; here a point leaves as soon as one inside the ball is confirmed. Nothing is random.
+FAB searches the nearest adversarial point; here a point leaves once one inside the ball is
+confirmed. Nothing is random.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def fab(
     *,
     batch_size: int,
 ) -> None:
-    """Attack x towards each of `step.targets` classes in turn; `confirm` keeps the successes. Arguments as `apgd`."""
+    """Attack x towards each of `step.targets` classes in turn; `confirm` keeps the successes.
+    Arguments as `apgd`.
+    """
     targets = targets_of(model, x, batch_size, step.targets)
     for part in torch.split(torch.arange(len(x), device=x.device), batch_size):
         left = part
@@ -95,11 +99,12 @@ def _boundary(model: Model, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tenso
 
 
 def onto_plane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
-    """The smallest δ with value + normal·δ = 0 and x + δ in [0, 1]; where there is none, the δ that comes nearest to 0.
+    """The smallest δ with value + normal·δ = 0 and x + δ in [0, 1]; where there is none, the δ that
+    comes nearest to 0.
 
-    δ_i = −sign(value·normal_i)·min(λ·rate_i, room_i), room_i the way to the wall, rate_i = 1 (l∞) or |normal_i| (l2); then
-    Σ|normal_i|·|δ_i| is concave and piecewise linear in λ, and Newton's method from λ = 0 climbs to the root in finitely many
-    steps without passing it.
+    δ_i = −sign(value·normal_i)·min(λ·rate_i, room_i) with room_i the way to the wall and rate_i = 1
+    (l∞) or |normal_i| (l2). Σ|normal_i|·|δ_i| is concave and piecewise linear in λ. Newton's method
+    from λ = 0 climbs to the root in finitely many steps and does not pass it.
     """
     w, t = normal.flatten(1), x.flatten(1)
     way = -(torch.sign(w) * torch.sign(value)[:, None])

@@ -1,4 +1,6 @@
-"""A traced network with its convolutions by Winograd, each one together with the sum and the ReLU that follow it."""
+"""A traced network with its convolutions by Winograd, each one together with the sum and the ReLU
+that follow it.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ SUMS = (operator.add, operator.iadd, torch.add)
 
 
 def fused(model: nn.Module, example: Tensor) -> tuple[nn.Module, int]:
-    """The network so rewritten, and how many convolutions are by Winograd; the model itself and 0 where it cannot be traced.
+    """The rewritten network, and its number of Winograd convolutions; the model itself and 0 if it
+    cannot be traced.
 
-    example: a few images. The parameters are the model's own, and taken as fixed.
+    example: a few images. The parameters are the model's own, and must not change after.
     """
     if example.device.type != "cpu" or kernel() is None or not any(map(fits, model.modules())):
         return model, 0
@@ -68,7 +71,9 @@ def _only_user(node: torch.fx.Node) -> torch.fx.Node | None:
 
 
 def _summand(node: torch.fx.Node, conv: torch.fx.Node) -> torch.fx.Node | None:
-    """What the node adds to the convolution's output, if it is a sum of equal shapes; in place only into that output."""
+    """The other summand, if the node adds a tensor of equal shape to the convolution's output; in
+    place only into that output.
+    """
     if node.op != "call_function" or node.target not in SUMS or len(node.args) != 2 or node.kwargs:
         return None
     others = [part for part in node.all_input_nodes if part is not conv]
@@ -90,7 +95,8 @@ def _is_relu(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def acts_as_relu(module: nn.Module) -> bool:
-    """Whether a module without parameters is the ReLU, tried on values and gradients of all sizes.
+    """Whether a module without parameters computes the ReLU: values and gradients of all sizes are
+    compared.
 
     >>> acts_as_relu(nn.ReLU()), acts_as_relu(nn.ReLU6()), acts_as_relu(nn.SiLU())
     (True, False, False)

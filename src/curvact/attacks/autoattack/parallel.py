@@ -1,4 +1,6 @@
-"""Shards over processes and devices. A shard whose worker died goes on after its last finished attack."""
+"""Shards over processes and devices. A shard whose worker died goes on after its last finished
+attack.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from curvact.workers import ATTEMPTS, Event, Send, run_jobs
 
 
 def packed(job: Job) -> bytes:
-    """The job on the CPU, pickled for other processes. Raises CurvactError for a model that does not pickle."""
+    """The job on the CPU, pickled for other processes. Raises CurvactError for a model that does
+    not pickle.
+    """
     model = job.model
     try:
         if isinstance(model, nn.Module) and any(t.is_cuda for t in (*model.parameters(), *model.buffers())):
@@ -39,9 +43,11 @@ def run_shards(
     threads: int,
     on_unit: Callable[[Unit], None],
 ) -> None:
-    """Run the waiting shards of a packed job, `workers` at a time, each worker on the next of the devices.
+    """Run the waiting shards of a packed job, `workers` at a time, each worker on the next of the
+    devices.
 
-    done: each shard's finished units. on_unit: called with every new unit; it must add the unit to `done`.
+    done: each shard's finished units. on_unit: called with every new unit; it must add the unit to
+        `done`.
     Raises CurvactError if a shard fails, or if its workers died 3 times.
     """
 

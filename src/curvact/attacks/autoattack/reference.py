@@ -1,4 +1,6 @@
-"""The reference's attacks (pyautoattack), set as its AutoAttack class sets them, on any callable model."""
+"""The reference's attacks (pyautoattack), set as its AutoAttack class sets them, on any callable
+model.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 class ZeroGradients:
-    """Stands where the reference wants a logger, and adds up the points whose gradient it found to be zero."""
+    """A logger for the reference that adds up the points whose gradient is zero."""
 
     def __init__(self) -> None:
         self.points = 0
@@ -68,7 +70,9 @@ def reference_attack(
 
 
 def check_square(height: int, width: int, threat_model: ThreatModel) -> None:
-    """CurvactError for images on which the reference's Square stops with an error (l2 and l1 tile the image by fifths)."""
+    """CurvactError for image sizes where the reference's Square fails (l2 and l1 tile the image by
+    fifths).
+    """
     if threat_model.norm == "linf":
         return
     side = height // 5

@@ -21,7 +21,8 @@ from curvact.attacks.threat import ThreatModel, distance
 class Progress:
     """How far a run is. shards_done, points_done: those that all attacks are through with.
 
-    attack: the one that ended last. robust_accuracy: of the points seen so far; it falls as attacks go on.
+    attack: the one that ended last. robust_accuracy: of the points seen so far; it falls as attacks
+        go on.
     seconds_left: an estimate from the work left (NaN before the first attack has ended).
     """
 
@@ -46,16 +47,22 @@ class Progress:
 class AutoAttackResult:
     """The outcome of AutoAttack, or of some of its attacks.
 
-    name: "AutoAttack" (or "AutoAttack (plus)", "AutoAttack (rand)") for a whole version, else the attacks that ran.
+    name: "AutoAttack" (or "AutoAttack (plus)", "AutoAttack (rand)") for a whole version, else the
+        attacks that ran.
     clean_accuracy, robust_accuracy: fractions of all points.
-    broken_by: for each point the attack that broke it, "clean" if the clean image is misclassified, None if it is robust.
-    x_adv: N×C×H×W; x itself where no attack succeeded. y_adv: the classes that the model predicts at x_adv (−1: its logits
-        hold NaN, which counts as wrong), N.
-    loss: cross-entropy of the model at x_adv, N. perturbation: ‖x_adv − x‖ in the norm of the threat model, N.
+    broken_by: for each point the attack that broke it, "clean" if the clean image is misclassified,
+        None if it is robust.
+    x_adv: N×C×H×W; x itself where no attack succeeded. y_adv: the classes that the model predicts
+        at x_adv (−1: its logits hold NaN, which counts as wrong), N.
+    loss: cross-entropy of the model at x_adv, N. perturbation: ‖x_adv − x‖ in the norm of the
+        threat model, N.
     accuracy_after: "clean" and each attack → robust accuracy after it.
-    forward_evaluations, gradient_evaluations: images sent through the model without and with a gradient, over all sessions.
-    seconds: of this call. units_resumed: shards × attacks read from the folder; seconds_resumed: how long these took.
-    notes: remarks on the run. suspicions: reasons to doubt the result; each was also a warning. versions: of packages.
+    forward_evaluations, gradient_evaluations: images sent through the model without and with a
+        gradient, over all sessions.
+    seconds: of this call. units_resumed: shards × attacks read from the folder; seconds_resumed:
+        how long these took.
+    notes: remarks on the run. suspicions: reasons to doubt the result; each was also a warning.
+        versions: of packages.
     config: all settings that determine the result.
     """
 
@@ -149,7 +156,8 @@ def progress_of(job: Job, done: Mapping[int, list[Unit]], fresh: Sequence[Unit],
     seen = [shard for shard, units in done.items() if units]
     left = {shard: size[shard] - sum(len(unit.index) for unit in done[shard]) for shard in seen}
     through = [shard for shard in seen if len(done[shard]) == len(job.keys)]
-    # The work left: the attacks to come on the points that stand. Shards not begun are taken to go like the others.
+    # The work left: the attacks to come on the points that stand. Shards not begun are taken to go
+    # like the others.
     cost = {step.key: step.cost for step in job.steps}
     given: dict[str, list[float]] = {key: [] for key in cost}
     for shard in seen:

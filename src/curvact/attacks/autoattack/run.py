@@ -1,4 +1,4 @@
-"""AutoAttack (arXiv 2003.01690): the reference itself, or the same ensemble faster. Every success is checked."""
+"""AutoAttack (arXiv 2003.01690): the reference itself, or the same ensemble faster."""
 
 from __future__ import annotations
 
@@ -128,30 +128,42 @@ def autoattack(
     version: Version = "standard",
     **settings: Unpack[AutoAttackSettings],
 ) -> AutoAttackResult:
-    """Robust accuracy under the full AutoAttack ensemble. A point is robust only if every attack, at its full budget, fails.
+    """Robust accuracy under the full AutoAttack ensemble. A point is robust only if every attack,
+    at its full budget, fails.
 
-    model: maps N×C×H×W images in [0, 1] to N×classes logits in float32. It is evaluated in eval mode (restored after; "rand"
-        leaves it as it is), and its parameters and gradients are not touched.
+    model: maps N×C×H×W images in [0, 1] to N×classes logits in float32. It is evaluated in eval
+        mode (restored after; "rand" leaves it as it is), and its parameters and gradients are not
+        touched.
     x: N×C×H×W, float32, in [0, 1]. y: N, int64. threat_model: its epsilon in input units.
-    version: "standard", "plus", or "rand" for randomized models. With fewer than 10 classes every other class is a target once.
+    version: "standard", "plus", or "rand" for randomized models. With fewer than 10 classes every
+        other class is a target once.
     seed: 0.
-    mode: "plain" (default) runs the reference's attacks (pyautoattack) as they are. "fast" runs the same ensemble by a faster
-        twin of the model and, for l∞ and l2, own loops of APGD and Square that points leave as they fall [ours].
-    shard_size: points are attacked in slices of this size by index, 250. In plain mode each is attacked as
-        pyautoattack's run_standard_evaluation(…, batch_size=batch_size) attacks it alone, the first with the seed itself.
-    batch_size: plain: the reference's, which changes the result (it draws its random numbers by batch); default the whole
-        shard. fast: how many points are evaluated together; default by memory; it changes rounding only.
-    folder: where each shard and attack is stored as it ends. The same call goes on from there, however the last one ended.
-    workers: processes that share the shards, on the devices in turn. They do not change the result (at equal `threads`).
-    devices: default the model's. threads: CPU threads a process; default those of this process, shared out.
-    precision: "bf16" (fast mode) searches in bf16 and then runs APGD once more in fp32 on the survivors; the name says so.
+    mode: "plain" (default) runs the reference's attacks (pyautoattack) as they are. "fast" runs the
+        same ensemble by a faster twin of the model and, for l∞ and l2, own loops of APGD and Square
+        that points leave as they fall [ours].
+    shard_size: points are attacked in slices of this size by index, 250. In plain mode each is
+        attacked as pyautoattack's run_standard_evaluation(…, batch_size=batch_size) attacks it
+        alone, the first with the seed itself.
+    batch_size: plain: the reference's, which changes the result (it draws its random numbers by
+        batch); default the whole shard. fast: how many points are evaluated together; default by
+        memory; it changes rounding only.
+    folder: where each shard and attack is stored as it ends. The same call goes on from there,
+        however the last one ended.
+    workers: processes that share the shards, on the devices in turn. They do not change the result
+        (at equal `threads`).
+    devices: default the model's. threads: CPU threads a process; default those of this process,
+        shared out.
+    precision: "bf16" (fast mode) searches in bf16 and then runs APGD once more in fp32 on the
+        survivors; the name says so.
     compiled: search by torch.compile (fast mode).
     on_progress: called after every attack on every shard.
 
-    Every success counted is misclassified by the plain float32 model, in [0, 1], and in the ball (up to float32 rounding).
-    Raises CurvactError for bad input, a folder of another run, a model that workers > 1 cannot pickle, or a shard whose worker
-    dies 3 times. Warns (`SuspectModelWarning`) for outputs that are probabilities, that change from call to call, for a model
-    in training mode, for zero gradients, and where Square finds much that gradients did not.
+    Every success counted is misclassified by the plain float32 model, in [0, 1], and in the ball
+    (up to float32 rounding).
+    Raises CurvactError for bad input, a folder of another run, a model that workers > 1 cannot
+    pickle, or a shard whose worker dies 3 times. Warns (`SuspectModelWarning`) for outputs that are
+    probabilities, that change from call to call, for a model in training mode, for zero gradients,
+    and where Square finds much that gradients did not.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(25, 4)).eval()
     >>> result = autoattack(model, torch.rand(3, 1, 5, 5), torch.arange(3), ThreatModel("linf", 0.9))
@@ -176,10 +188,13 @@ def ensemble(
     queries: int = QUERIES,
     **settings: Unpack[AutoAttackSettings],
 ) -> AutoAttackResult:
-    """Some of AutoAttack's attacks, in the order given. The result is named after them and never "AutoAttack".
+    """Some of AutoAttack's attacks, in the order given. The result is named after them and never
+    "AutoAttack".
 
-    attacks: of "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", set as in the standard version.
-    steps: iterations of APGD and FAB a run. queries: of Square. Others than the standard ones show in the name.
+    attacks: of "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", set as in the standard
+        version.
+    steps: iterations of APGD and FAB a run. queries: of Square. Others than the standard ones show
+        in the name.
     settings: as `autoattack`.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(25, 4)).eval()
@@ -198,7 +213,8 @@ def ensemble(
 class AutoAttack:
     """A version of AutoAttack, or some of its attacks, as a value.
 
-    version: "standard", "plus" or "rand"; None for the attacks listed. Raises CurvactError for unknown ones.
+    version: "standard", "plus" or "rand"; None for the attacks listed. Raises CurvactError for
+        unknown ones.
 
     >>> str(AutoAttack("plus")), str(AutoAttack(None, ("apgd-ce", "square")))
     ('autoattack-plus', 'apgd-ce+square')
@@ -254,7 +270,9 @@ class AutoAttack:
         generator: torch.Generator | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """The attacked images only. The seed is drawn from the generator; `run` takes the seed itself. on_step is not called."""
+        """The attacked images only. The seed is drawn from the generator; `run` takes the seed
+        itself. on_step is not called.
+        """
         device = torch.device("cpu") if generator is None else generator.device
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
         return self.run(model, x, y, threat_model, seed=seed).x_adv
@@ -372,7 +390,7 @@ class _Session:
         return notes
 
     def attack(self, devices: Sequence[torch.device], content: bytes) -> None:
-        """Run all units that are missing, in this process or in workers. content: the job, packed for workers."""
+        """Run all missing units, here or in workers. content: the job, packed for workers."""
         workers, threads = self.chosen.workers, self.chosen.threads
         waiting = [shard for shard, units in self.done.items() if len(units) < len(self.job.keys)]
         count = torch.get_num_threads()
@@ -399,7 +417,7 @@ class _Session:
 
 
 def _config(job: Job, version: str | None, *, hashed: bool) -> dict[str, Any]:
-    """All settings that determine the result. Model and data are hashed only where a folder needs it."""
+    """All settings that determine the result. hashed: with hashes of model and data."""
     if hashed and not isinstance(job.model, nn.Module):
         raise CurvactError(
             f"folder needs a model whose weights can be compared: an nn.Module, not {type(job.model).__name__}"

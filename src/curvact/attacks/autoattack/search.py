@@ -1,6 +1,7 @@
-"""A faster twin of a model to search with: batch norm folded, channels last, no weight gradients, counted, compiled on request.
+"""A faster twin of a model for the search: batch norm folded, channels last, no weight gradients,
+compiled on request.
 
-Nothing it says is believed: every success it leads to is checked by the model itself.
+Every success that the twin finds is checked by the model itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from curvact.models.folding import folded
 
 
 class Counted:
-    """A model that counts the images it saw: those whose gradient was asked for, and the others."""
+    """A model that counts its images: `gradient` those of passes with a gradient, `forward` the
+    others.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -39,9 +42,10 @@ class Counted:
 def search_twin(
     model: Model, example: Tensor, *, compiled: bool, precision: Precision
 ) -> tuple[Model, list[str]]:
-    """The twin, and what was done. example: a few images of the data, on the model's device.
+    """The twin, and a line for each change. example: a few images of the data, on the model's
+    device.
 
-    Whatever does not leave the logits as they were (to 1e-3 of their largest) is undone and said.
+    A change that moves the logits by more than 1e-3 of their largest is undone.
     """
     if not isinstance(model, nn.Module):
         return model, ["search with the model itself (it is no nn.Module)"]
@@ -66,7 +70,7 @@ def search_twin(
             notes.append("channels last")
     if last and precision == "fp32" and not compiled:
         rewritten, count = fused(twin, example)
-        more = torch.cat([example, example[:1]])  # the trace may hold on to the number of images
+        more = torch.cat([example, example[:1]])  # a trace may fix the number of images
         if count and _agrees(Twin(rewritten, channels_last=True), more, _logits(model, more)):
             twin = rewritten
             notes.append(f"{count} convolution{'s' * (count > 1)} by Winograd")
@@ -79,8 +83,9 @@ def search_twin(
 
 
 def adaptive_batch(model: Model, example: Tensor, shard_size: int) -> int:
-    """As many images as the activations of one pass leave room for, a power of two: 2 GB on a CPU (64 at most), half of what is
-    free on a GPU (1024 at most)."""
+    """The largest power of two of images whose activations fit: in 2 GB on a CPU (at most 64
+    images), in half of the free memory on a GPU (at most 1024).
+    """
     most, room = 64, 2e9
     if example.device.type == "cuda":
         most, room = 1024, 0.5 * torch.cuda.mem_get_info(example.device)[0]
@@ -104,7 +109,9 @@ def adaptive_batch(model: Model, example: Tensor, shard_size: int) -> int:
 
 
 class Twin:
-    """Calls a module with its inputs laid out, padded to a power of two, or cast as it wants them; logits come back in fp32."""
+    """A module with its inputs in channels-last layout, padded to a power of two, or cast to bf16;
+    its logits are fp32.
+    """
 
     def __init__(
         self, module: nn.Module, *, channels_last: bool = False, padded: bool = False, bf16: bool = False
@@ -127,7 +134,7 @@ class Twin:
 
 
 def _quietly(module: nn.Module, x: Tensor) -> Tensor:
-    """Dynamo looks at the .grad of its inputs, and torch warns where they are no leaves."""
+    """The module without a warning: Dynamo reads the .grad of inputs that are no leaves."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         logits: Tensor = module(x)

@@ -1,4 +1,6 @@
-"""One shard: a fixed slice of the points, attacked by every attack of the ensemble in turn, each one's survivors by the next."""
+"""One shard: a fixed slice of the points. Each attack of the ensemble gets the points that the
+attacks before it left.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,16 @@ from curvact.random import generator
 
 CLEAN = "clean"
 BLOCK = 50
-"""Points a call where a reference attack draws its randomness by batch and fast mode runs it: fixed, whatever the batch size."""
+"""Points a call where fast mode runs an attack of the reference that draws its randomness by batch:
+fixed, so that the batch size does not change the result.
+"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a shard needs to know; sent to every worker process as it is. cut: whether the model cuts the graph."""
+    """Model, points and settings of a run, as each worker process gets them. cut: whether the model
+    cuts the graph.
+    """
 
     model: Model
     x: Tensor
@@ -64,11 +70,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one attack did to one shard.
+    """The outcome of one attack on one shard.
 
-    index: the points it broke, int64, counted from the shard's first. x_adv: their adversarial examples. y_adv: the classes
-    the model takes these for (−1: NaN); of the unit "clean" the classes of all points of the shard, and x_adv is empty.
-    standing: points it was given. outside: points it moved to another class, but out of the threat model: not counted.
+    index: the points that it broke, int64, counted from the shard's first. x_adv: their adversarial
+    examples. y_adv: the predicted classes at x_adv (−1: NaN). The unit "clean" has the classes of
+        all points of the shard, and no x_adv.
+    standing: points attacked. outside: misclassified points outside the threat model, which are not
+        counted.
     """
 
     shard: int
@@ -86,14 +94,18 @@ class Unit:
 
 
 def shard_seed(seed: int, shard: int) -> int:
-    """The reference's seed for a shard: the seed itself for the first, one derived from both for the others."""
+    """The reference's seed for a shard: the first has the seed itself, the others one derived from
+    seed and number.
+    """
     return seed if shard == 0 else generator(seed, "autoattack shard", shard).initial_seed()
 
 
 def allowed(x_adv: Tensor, x: Tensor, threat_model: ThreatModel) -> Tensor:
-    """Which x_adv are finite, in [0, 1], and in the ball, measured in float64 with room for float32 rounding. Bool, N.
+    """Which x_adv are finite, in [0, 1], and in the ball, measured in float64 with room for float32
+    rounding. Bool, N.
 
-    The room: 1e-6 in l∞ (x ± ε rounds by 6e-8); 1e-6 + 1e-5·ε in l2; 1e-5 + 1e-4·ε in l1, where thousands of roundings add up.
+    The room: 1e-6 in l∞ (x ± ε rounds by 6e-8); 1e-6 + 1e-5·ε in l2; 1e-5 + 1e-4·ε in l1, where
+    thousands of roundings add up.
     """
     delta = (x_adv.double() - x.double()).flatten(1)
     order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[threat_model.norm]
@@ -106,7 +118,7 @@ def allowed(x_adv: Tensor, x: Tensor, threat_model: ThreatModel) -> Tensor:
 
 
 class Runner:
-    """Runs shards of a job on one device; what depends on the model only is made once."""
+    """Runs shards of a job on one device. Twins of the model are made once."""
 
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job = job
@@ -119,7 +131,8 @@ class Runner:
         self._batch_size = job.batch_size
 
     def run(self, shard: int, done: Sequence[Unit], emit: Callable[[Unit], None]) -> None:
-        """Every unit of the shard that is not in `done` (its first units, in order), each one handed to `emit`.
+        """Every unit of the shard that is not in `done` (its first units, in order), each one
+        handed to `emit`.
 
         torch's global generators, which the reference seeds, are left as they were.
         """
@@ -141,7 +154,9 @@ class Runner:
                 standing = standing[~torch.isin(standing, unit.index)]
 
     def _seed(self, shard: int, key: str) -> None:
-        """What a randomized model draws depends on the unit alone; the reference's attacks seed themselves once more."""
+        """Make the draws of a randomized model depend on the unit alone. The reference's attacks
+        seed again themselves.
+        """
         torch.manual_seed(generator(self.job.seed, f"autoattack {key}", shard).initial_seed())
 
     def _clean(self, shard: int, x: Tensor, y: Tensor) -> Unit:
@@ -213,7 +228,9 @@ class Runner:
         claims: _Claims,
         batch_size: int,
     ) -> int:
-        """The reference's attack on batches of the standing points, as its run_standard_evaluation makes them."""
+        """The reference's attack on batches of the standing points, as its run_standard_evaluation
+        makes them.
+        """
         log = ZeroGradients()
         seed = shard_seed(self.job.seed, shard)
         attack = reference_attack(step, model, self.job.threat_model, seed, self.device, log)
@@ -226,7 +243,9 @@ class Runner:
     def _search(
         self, shard: int, step: Step, model: Counted, x: Tensor, y: Tensor, standing: Tensor, claims: _Claims
     ) -> tuple[int, tuple[str, ...]]:
-        """Fast mode: our loops where points may leave, else the reference's on the twin; half the batch if memory is out."""
+        """Fast mode: our loops where they exist, else the reference's on the twin. Out of memory
+        halves the batch.
+        """
         job, halved = self.job, False
         batch_size = self._fast_batch(x, step)
         ours = job.threat_model.norm != "l1" and step.averaged == 1 and not job.randomized
@@ -314,7 +333,7 @@ class Runner:
         return self._twins[precision]
 
     def _windows(self, twin: Model) -> Windowed | None:
-        """The twin for small changes, where there is one: on a CPU, in fp32, not compiled."""
+        """The twin for small changes, if it exists: on a CPU, in fp32, not compiled."""
         if not isinstance(twin, Twin) or twin.padded or twin.bf16 or self.job.threat_model.norm != "linf":
             return None
         if twin not in self._small:
@@ -330,7 +349,7 @@ class Runner:
 
 
 class _Claims:
-    """What an attack says it broke, and the plain fp32 model's word on it: only confirmed successes are kept."""
+    """Claimed successes of an attack. Only those that the plain fp32 model confirms are kept."""
 
     def __init__(
         self,
@@ -350,7 +369,9 @@ class _Claims:
         self.outside = 0
 
     def judge(self, rows: Tensor, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Which x_adv (of the standing points `rows`) the plain model gets wrong inside the threat model. Bool, on x's device."""
+        """Which x_adv, of the standing points `rows`, are misclassified inside the threat model.
+        Bool, on x's device.
+        """
         with torch.no_grad():
             predicted = classes(self.model(x_adv))
             wrong = predicted != y
@@ -372,7 +393,9 @@ class _Claims:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: a GPU's error, the CPU allocator's plain RuntimeError, or Python's own."""
+    """Whether memory ran out: CUDA's error, the CPU allocator's RuntimeError, or Python's
+    MemoryError.
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
@@ -386,7 +409,7 @@ def _memory_error(what: str, device: torch.device, batch_size: int) -> CurvactEr
 
 @contextmanager
 def _memory_named(what: str, device: torch.device, batch_size: int) -> Iterator[None]:
-    """Out of memory as one line."""
+    """Turn out of memory into a CurvactError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -396,14 +419,14 @@ def _memory_named(what: str, device: torch.device, batch_size: int) -> Iterator[
 
 
 def on_device(model: Model, device: torch.device) -> Model:
-    """The model if it is there (or is no nn.Module), else a copy of it that is."""
+    """The model on that device: itself if it is there or no nn.Module, else a copy."""
     if not isinstance(model, nn.Module) or model_device(model) == device:
         return model
     return copy.deepcopy(model).to(device)
 
 
 def model_device(model: Model) -> torch.device:
-    """Where the model's first parameter or buffer is; the CPU if it has none."""
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
     if isinstance(model, nn.Module):
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
@@ -419,7 +442,7 @@ def standing_points(count: int, units: Sequence[Unit]) -> Tensor:
 
 
 def global_randomness_kept(device: torch.device) -> AbstractContextManager[None]:
-    """torch's global generators are afterwards as they were."""
+    """Restore the state of torch's global generators after the block."""
     cuda = device.type == "cuda" or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if cuda else []
     return torch.random.fork_rng(devices=devices)

@@ -1,8 +1,10 @@
-"""Square (arXiv 1912.00049), l∞ and l2: random search by squares, from the margin of the logits alone.
+"""Square (arXiv 1912.00049), l∞ and l2: random search by squares, from the margin of the logits
+alone.
 
-As in the reference all points share each query's place and signs; here they come from the seed and the query's number, and
-the start from the point's own index, so that a point's path does not depend on its batch. A query that changes nothing in an
-image is not asked (l∞: one in 2^channels squares), and where the network allows it only what a square reaches is computed.
+As in the reference all points share each query's place and signs. Here these come from the seed and
+the query's number, and the start from the point's own index, so that a point's path does not depend
+on its batch. Queries that leave an image unchanged are skipped (l∞: one in 2^channels squares).
+Where the network allows it, only the outputs that a square reaches are computed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from curvact.random import generator
 
 FIRST_FRACTION = 0.8
 SMALL = 1 / 3
-"""Squares up to this part of the image's side are worth a window."""
+"""Squares up to this part of the image's side are computed by windows."""
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -38,9 +40,11 @@ def square(
     batch_size: int,
     windows: Windowed | None = None,
 ) -> int:
-    """Attack x, `batch_size` points at a time; `confirm` keeps the successes. Arguments as `apgd`. l∞ or l2.
+    """Attack x, `batch_size` points at a time; `confirm` keeps the successes. Arguments as `apgd`.
+    l∞ or l2.
 
-    windows: the same model for small changes, used in l∞. Returns how many images it was asked for.
+    windows: the same model for small changes, used in l∞. Returns the number of images that it
+        computed.
     """
     asked = 0
     for part in torch.split(torch.arange(len(x)), batch_size):
@@ -114,7 +118,9 @@ def _search(
 
 
 def fraction(query: int) -> float:
-    """The part of the pixels that a query's square covers: 0.8, halved after fixed numbers of queries."""
+    """The part of the pixels that a query's square covers: 0.8, halved after fixed numbers of
+    queries.
+    """
     return math.ldexp(FIRST_FRACTION, -sum(query > limit for limit in HALVINGS))
 
 
@@ -139,7 +145,9 @@ def _start(clean: Tensor, index: Tensor, threat_model: ThreatModel, seed: int) -
 def _propose_linf(
     best: Tensor, clean: Tensor, epsilon: float, query: int, random: torch.Generator
 ) -> tuple[Tensor, Box, Tensor]:
-    """One square set to x ± ε, a sign a channel. Returns which rows change, where, and what is there in these rows."""
+    """One square set to x ± ε, one sign a channel. Returns the rows that change, the square, and
+    its new values there.
+    """
     channels, height, width = best.shape[1:]
     side = min(max(round(math.sqrt(fraction(query) * height * width)), 1), height, width)
     box = _window(side, height, width, random)
@@ -154,7 +162,9 @@ def _propose_linf(
 def _propose_l2(
     best: Tensor, clean: Tensor, epsilon: float, query: int, random: torch.Generator
 ) -> tuple[Tensor, Box, Tensor]:
-    """The norm within two windows, and what is left of ε, goes into bumps in the first. All of every image changes."""
+    """Bumps in one window get the norm of two windows and the unused part of ε. Every image changes
+    as a whole.
+    """
     channels, height, width = best.shape[1:]
     side = max(round(math.sqrt(fraction(query) * height * width)), 3)
     side = min(side + 1 - side % 2, height, width)
@@ -186,7 +196,9 @@ def bumps(side: int, random: torch.Generator) -> Tensor:
 
 
 def _bump(height: int, width: int) -> Tensor:
-    """Rings around the middle: at Chebyshev distance d the sum of 1/(k + 1)² over k = d … n; norm 1."""
+    """Rings around the middle: at Chebyshev distance d the sum of 1/(k + 1)² over k = d … n; norm
+    1.
+    """
     if height == 0:
         return torch.zeros(0, width)
     most = max(height // 2, width // 2)

@@ -1,4 +1,6 @@
-"""The folder of a run: what is run, and a file a shard and attack, each whole or not there. Never a pickle."""
+"""The folder of a run: its config, and one file for each shard and attack, written as a whole. No
+pickles.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ COUNTS = ("standing", "forward", "gradient", "outside", "zero_gradients")
 
 
 def hash_network(model: nn.Module) -> str:
-    """Of the class and its printed form: what `curvact.models.hashing`, of the weights, does not see."""
+    """Hash of the network's class and printed form, which a hash of the weights does not cover."""
     printed = re.sub(r" at 0x[0-9a-f]+", "", str(model))  # of a function: another in every process
     return hashlib.sha256(
         f"{type(model).__module__}.{type(model).__qualname__}\n{printed}".encode()
@@ -44,10 +46,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def open_folder(folder: Path, config: Mapping[str, Any], probe: Tensor) -> None:
-    """Create the folder, or make sure that it holds this very run.
+    """Create the folder, or check that it holds this run.
 
-    probe: logits of the first points; they are compared to 1e-3 of their largest, so that a model whose code changed under
-    the same weights is noticed. CurvactError, naming what differs, otherwise.
+    probe: logits of the first points. They are compared to 1e-3 of their largest, to notice changed
+        code under the same weights.
+    Raises CurvactError that names the difference to another run.
     """
     head = folder / HEAD
     try:
@@ -88,7 +91,7 @@ def unit_path(folder: Path, shard: int, key: str) -> Path:
 
 
 def write_unit(unit: Unit, run: str) -> bytes:
-    """The unit as safetensors, with its numbers, the run it belongs to and a checksum in the header."""
+    """The unit as safetensors, with its numbers, its run and a checksum in the header."""
     tensors = {"index": unit.index, "x_adv": unit.x_adv, "y_adv": unit.y_adv}
     about = {
         "run": run,
@@ -106,7 +109,7 @@ def write_unit(unit: Unit, run: str) -> bytes:
 
 
 def read_unit(data: bytes, run: str, shard: int, key: str) -> Unit | None:
-    """The unit, or None where the bytes are damaged, or are another run's, shard's or attack's."""
+    """The unit, or None if the bytes are damaged or belong to another run, shard or attack."""
     try:
         tensors = load(data)
         size = int.from_bytes(data[:8], "little")
@@ -131,9 +134,10 @@ def read_unit(data: bytes, run: str, shard: int, key: str) -> Unit | None:
 
 
 def stored_units(folder: Path, job: Job, run: str, shard: int, model: Model) -> tuple[list[Unit], list[str]]:
-    """The shard's finished units up to the first one missing, and a line for each file that was damaged (it is run again).
+    """The shard's finished units up to the first missing one, and a line for a damaged file, which
+    is run again.
 
-    A stored success that the plain model does not confirm counts as damage, so a file cannot invent one.
+    A stored success that the plain model does not confirm counts as damage.
     """
     part = job.slice(shard)
     x, y = job.x[part], job.y[part]
@@ -171,7 +175,7 @@ def _holds(unit: Unit, x: Tensor, y: Tensor, before: list[Unit], job: Job, model
 
 
 def misclassified(model: Model, x_adv: Tensor, y: Tensor) -> bool:
-    """Whether the model gets every x_adv wrong, or within rounding of wrong (the batch is not the one that it was found in)."""
+    """Whether the model misclassifies every x_adv, with room for rounding in another batch."""
     device = model_device(model)
     with torch.no_grad():
         for images, labels in zip(torch.split(x_adv, 256), torch.split(y, 256), strict=True):

@@ -1,8 +1,10 @@
-"""A convolutional network after a small window of its input changed: only what the window reaches is computed again.
+"""A convolutional network after a small window of its input changed: only the outputs that the
+window reaches are recomputed.
 
-The network is traced by torch.fx. Convolutions, pointwise modules and sums pass a window on, a little larger; from where it
-covers most of its feature map on, or something else comes, the maps are computed whole. Exact up to rounding, and compared with
-the whole network before it is used.
+torch.fx traces the network. Convolutions, pointwise modules and sums pass a window on, a little
+larger. Feature maps are computed whole after any other operation, and where the window covers most
+of the map. The result is exact up to rounding, and compared with the whole network before it is
+used.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from torch import Tensor, nn
 from curvact.attacks.autoattack.winograd import WinogradConv2d
 
 LARGEST = 0.5
-"""The part of a feature map up to which a window is worth it."""
+"""A window that covers more of a feature map than this is computed whole."""
 
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class _Window:
-    """What changed in a node's value: rows top … bottom − 1, columns left … right − 1."""
+    """The changed part of a node's value: rows top … bottom − 1, columns left … right − 1."""
 
     node: torch.fx.Node
     box: Box
@@ -37,8 +39,9 @@ class _Window:
 class Windowed:
     """The network, with its feature maps at the current images kept.
 
-    `begin(x)` computes them; `logits(rows, box, x_window)` are those of the chosen images with a window replaced; `accept(taken)`
-    keeps the last call's change for the rows of it that are True; `keep(rows)` drops the other images.
+    `begin(x)` computes them; `logits(rows, box, x_window)` are those of the chosen images with a
+    window replaced; `accept(taken)` keeps the last call's change for the rows of it that are True;
+    `keep(rows)` drops the other images.
     """
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
@@ -164,7 +167,9 @@ class Windowed:
         return parts[0] + parts[-1]
 
     def _filled(self, window: _Window, box: Box, rows: Tensor) -> Tensor:
-        """The map of the window's node within a box, the window's change in it; 0 outside of the map."""
+        """The map of the window's node within a box, the window's change in it; 0 outside of the
+        map.
+        """
         whole = self._maps[window.node.name]
         height, width = whole.shape[2:]
         top, bottom, left, right = max(box[0], 0), min(box[1], height), max(box[2], 0), min(box[3], width)
@@ -181,7 +186,8 @@ class Windowed:
 
 
 def windowed(model: nn.Module, example: Tensor, query: Callable[[Tensor], Tensor]) -> Windowed | None:
-    """The model so prepared, or None where it cannot be traced, holds no convolution, or does not give the same logits.
+    """The prepared model, or None if it cannot be traced, has no convolution, or gives other
+    logits.
 
     example: a few images. query: the model as it is called. On the CPU only.
     """
@@ -202,7 +208,9 @@ def windowed(model: nn.Module, example: Tensor, query: Callable[[Tensor], Tensor
 
 
 class _Shaped(torch.fx.Proxy):
-    """A proxy that knows its value on the example, so that code may look at its shape; the images' number is checked after."""
+    """A proxy with its value on the example, so that code may read its shape. Other numbers of
+    images are checked later.
+    """
 
     value: Any
 
@@ -222,7 +230,7 @@ class _Shaped(torch.fx.Proxy):
 
 
 class Tracer(torch.fx.Tracer):
-    """Whatever holds no modules is a leaf; every step is also taken on the example."""
+    """Modules without children are leaves. Every step is also computed on the example."""
 
     def __init__(self, example: Tensor) -> None:
         super().__init__()
@@ -265,7 +273,7 @@ class Tracer(torch.fx.Tracer):
 
 
 def _is_pointwise(module: nn.Module, channels: int | None) -> bool:
-    """Whether a leaf maps every place of its map by itself: tried with one place changed."""
+    """Whether a leaf maps each place of a feature map by itself; tried with one place changed."""
     if any(True for _ in module.children()):
         return False
     for count in (channels,) if channels else (3, 1):
@@ -287,7 +295,7 @@ def _is_pointwise(module: nn.Module, channels: int | None) -> bool:
 
 
 def _channels(node: torch.fx.Node, modules: dict[str, nn.Module]) -> int | None:
-    """How many channels the nearest convolution before the node gives out."""
+    """Output channels of the nearest convolution before the node."""
     while node.all_input_nodes:
         node = node.all_input_nodes[0]
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -297,7 +305,9 @@ def _channels(node: torch.fx.Node, modules: dict[str, nn.Module]) -> int | None:
 
 
 def _local_nodes(graph: torch.fx.GraphModule, modules: dict[str, nn.Module]) -> tuple[str, ...]:
-    """Nodes whose value is a map that a window of the input reaches by steps known here."""
+    """Nodes whose value is a feature map that depends on the input by convolutions, pointwise
+    modules and sums only.
+    """
     local: list[str] = []
     for node in graph.graph.nodes:
         inputs = node.all_input_nodes
@@ -347,7 +357,9 @@ def _union(boxes: Sequence[Box]) -> Box:
 
 
 def _holds(made: Windowed, example: Tensor, query: Callable[[Tensor], Tensor]) -> bool:
-    """Whether windows in the corners and the middle give the logits of the whole, for any number of images."""
+    """Whether windows in the corners and the middle give the logits of the whole, for any number of
+    images.
+    """
     height, width = example.shape[2:]
     random = torch.Generator().manual_seed(0)
     x = torch.cat([example, example.flip(0)])
