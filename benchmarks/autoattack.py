@@ -1,11 +1,13 @@
-"""Time to a verdict: plain pyautoattack against `curvact.autoattack(mode="fast")`, in one process, on one robust network.
+"""Time of AutoAttack: pyautoattack against `curvact.attacks.autoattack(mode="fast")` on one network.
 
-    python benchmarks/autoattack.py [--checkpoint model.safetensors] [--activation "rctaf(curvature=6)"] [--points 100]
-        [--norm linf] [--epsilon 0.03137] [--batch-size 250] [--threads 1] [--workers 1] [--precision fp32] [--data data]
+    python benchmarks/autoattack.py [--checkpoint model.safetensors] [--points 100] [--norm linf]
+        [--activation "rctaf(curvature=6)"] [--epsilon 0.03137] [--batch-size 250] [--threads 1]
+        [--workers 1] [--precision fp32] [--data data]
 
-Without a checkpoint a ResNet-18 of width 16 is trained first, by adversarial training (PGD, 3 steps) on CIFAR-10, and
-written to --save. Points are the first test images. The reference runs at --batch-size (its own default)
-with --threads threads; fast mode in --workers processes that share the same threads. CPU seconds count this process only.
+Both run in one process, on the first test images. Without a checkpoint a ResNet-18 of width 16 is
+trained first, by PGD with 3 steps on CIFAR-10, and written to --save. The reference runs at
+--batch-size (its own default) with --threads threads, fast mode in --workers processes that share the
+same threads. CPU seconds count this process only.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from curvact.data import Splits, load
 from curvact.models import build
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.random import generator
+from curvact.training import Watch
 
 EPSILON = 8 / 255
 
@@ -55,7 +58,7 @@ def train(data: Splits, save: Path, *, activation: str, width: int, epochs: int)
         recipe,
         ThreatModel("linf", EPSILON),
         seed=0,
-        on_epoch=lambda epoch: print(epoch, flush=True),
+        watch=Watch(on_epoch=lambda epoch: print(epoch, flush=True)),
     )
     save_checkpoint(save, model, architecture, {"trained": "PGD-3, benchmarks/autoattack.py"})
     return model.eval()
