@@ -13,14 +13,13 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from curvact.attacks import Precision, ThreatModel, Version
-from curvact.attacks.autoattack.ensemble import TITLES, ensemble_name
+from curvact.attacks import AutoAttack, Precision, ThreatModel, Version
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models.hashing import model_hash as model_hash
 
 WHOLE: dict[str, Version] = {
-    ensemble_name(version, (), precision): version
+    AutoAttack(version).title(precision): version
     for version in get_args(Version)
     for precision in get_args(Precision)
 }
@@ -195,7 +194,7 @@ def read_record(path: Path) -> EvaluationRecord:
     if record.ensemble != (record.attack in WHOLE):
         raise CurvactError(
             f"{path}: ensemble={str(record.ensemble).lower()} does not fit attack='{record.attack}': it is true "
-            f"for {', '.join(TITLES.values())}, and for nothing less"
+            f"for {', '.join(AutoAttack(version).title() for version in get_args(Version))}, and for nothing less"
         )
     return record
 
