@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
 from curvact.attacks.losses import AttackLoss, attack_loss, succeeded
+from curvact.attacks.names import called, parse_call
 from curvact.attacks.threat import ThreatModel, check_images, check_per_sample
 from curvact.errors import CurvactError, nearest
 from curvact.models.modes import frozen
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 Model = Callable[[Tensor], Tensor]
 Attack = Callable[[Model, Tensor, Tensor], Tensor]
-Made = TypeVar("Made")
 OnStep = Callable[[int, Tensor, Tensor], None]
 Start = Literal["uniform", "gaussian", "none"]
 
@@ -189,48 +187,6 @@ class PGD:
             return self(model, x, y, threat_model, generator=random, **options)
 
         return attack
-
-
-def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings of "pgd(steps=20, start=gaussian)". CurvactError for another form.
-
-    >>> parse_call("pgd(steps=20, start=gaussian)"), parse_call("pgd-20")
-    (('pgd', {'steps': 20, 'start': 'gaussian'}), ('pgd-20', {}))
-    """
-    name, bracket, inside = text.strip().partition("(")
-    settings: dict[str, Any] = {}
-    if bracket:
-        try:
-            call = ast.parse(f"f({inside}", mode="eval").body
-            if not isinstance(call, ast.Call) or call.args:
-                raise ValueError
-            if len({keyword.arg for keyword in call.keywords}) < len(call.keywords):
-                raise ValueError
-            for keyword in call.keywords:
-                value = keyword.value
-                settings[str(keyword.arg)] = (
-                    value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
-                )
-        except (SyntaxError, ValueError):
-            raise CurvactError(
-                f"cannot read the attack '{text}': write it as name(setting=value, ...), such as pgd(steps=20)"
-            ) from None
-    return name.strip(), settings
-
-
-def called(name: str, factory: Callable[..., Made], settings: dict[str, Any]) -> Made:
-    """factory(**settings). Raises CurvactError for unknown settings and for missing ones."""
-    parameters = inspect.signature(factory).parameters
-    for key in settings:
-        if key not in parameters:
-            raise CurvactError(
-                f"{name} has no setting '{key}'{nearest(key, parameters)}; allowed are "
-                f"{', '.join(parameters) or 'none'}"
-            )
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in settings:
-            raise CurvactError(f"the attack '{name}' needs the setting '{key}': write {name}({key}=...)")
-    return factory(**settings)
 
 
 def fgsm(

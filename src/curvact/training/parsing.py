@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from curvact.attacks.pgd import parse_call
+from curvact.attacks.names import parse_call
 from curvact.errors import CurvactError, nearest
 
 Settings = Mapping[str, Any]
