@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.statistics import contrasts as engine
 from curvact.lab.statistics import verdict as verdicts
-from curvact.lab.statistics.calibration import FILE, Calibration, Rate
+from curvact.lab.statistics.calibration import FILE
 from curvact.lab.statistics.contrasts import Array, Mask
 from curvact.lab.statistics.interval import PRIOR_DF, half_widths
 from curvact.lab.statistics.power import bump
@@ -34,6 +35,63 @@ HEIGHTS = (0.01, 0.02, 0.03, 0.05)
 SEED_EFFECT = 0.5  # standard deviation of the shared seed effect, in units of the noise
 RESAMPLES = 300  # of the bootstrap
 LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A simulated fraction with its binomial standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} ± {100 * self.error:.1f} %"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How often the verdict is right at one design. All rates are fractions of simulated studies.
+
+    points: curvatures; sd: noise standard deviation of one run. `uneven`: the noise falls or rises threefold over the
+    curvatures (the worse of the two; its mean square is that of the equal noise).
+    """
+
+    points: int
+    seeds: int
+    sd: float
+    studies: int
+    interval_coverage: Rate  # of the intervals of the means
+    interval_coverage_uneven: Rate
+    optimum_coverage: Rate  # a true optimum lies in the confidence set, worst truth
+    optimum_coverage_uneven: Rate
+    false_peak: Rate  # "interior peak" for a flat, plateau or monotone truth, worst truth
+    false_peak_uneven: Rate
+    false_peak_valley: Rate  # "interior peak" for a valley, worst place and noise
+    power: tuple[tuple[float, Rate], ...]  # (height of a real peak, fraction found)
+    plateau: Rate  # "plateau" for a truth that rises to 2 and is flat after
+
+    def lines(self) -> tuple[tuple[str, str, str], ...]:
+        """What is measured, its figure, and what is required: the lines of a table."""
+        uneven = "… the noise differs threefold over the curve"
+        return (
+            ("the 95 % intervals of the means cover", str(self.interval_coverage), "at least 90 %"),
+            (uneven, str(self.interval_coverage_uneven), "at least 90 %"),
+            (
+                "the confidence set holds a true optimum, worst truth",
+                str(self.optimum_coverage),
+                "at least 90 %",
+            ),
+            (uneven, str(self.optimum_coverage_uneven), "at least 90 %"),
+            (
+                "“interior peak” for a flat, plateau or monotone truth, worst",
+                str(self.false_peak),
+                "at most 5 %",
+            ),
+            (uneven, str(self.false_peak_uneven), "at most 5 %"),
+            ("“interior peak” for a curve with a valley, worst", str(self.false_peak_valley), "at most 5 %"),
+            *((f"a real peak of {height:g} is found", str(rate), "") for height, rate in self.power),
+            ("a true plateau is shown within 0.02", str(self.plateau), ""),
+        )
 
 
 def rise_then_flat(curvatures: Array, end: float, height: float = RISE) -> Array:
@@ -132,7 +190,7 @@ def _worst(rates: Iterable[Rate], *, highest: bool) -> Rate:
 
 def calibrate(
     curvatures: Sequence[float], seeds: int, sd: float, *, studies: int = 2000, seed: int = 0
-) -> Calibration:
+) -> Rates:
     """Simulate the verdict at this design: curvatures (K >= 3), seeds (>= 2) and noise sd of one run (> 0).
 
     Every rate is at level 0.95. Noise is Gaussian, with a shared seed effect of half its size. The same seed gives the
@@ -162,7 +220,7 @@ def calibrate(
     optima += [bump(kappa, float(k), height) for k in kappa for height in (0.02, 0.05)]
     monotone, valleys = list(monotone_truths(kappa)), list(valley_truths(kappa))
     both = (falling, rising)
-    return Calibration(
+    return Rates(
         points=len(kappa),
         seeds=seeds,
         sd=sd,
@@ -181,7 +239,7 @@ def calibrate(
     )
 
 
-def shipped() -> Iterator[Calibration]:
+def shipped() -> Iterator[Rates]:
     """Every design of the shipped table: curvatures evenly spaced on the log axis from 0.1 to 200."""
     for points in POINTS:
         for seeds in SEEDS:
@@ -201,8 +259,12 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.write:
         target = Path(verdicts.__file__).with_name(FILE)
-        entries = ",\n".join(json.dumps(c.as_dict()) for c in shipped())
-        atomic_write(target, f"[\n{entries}\n]\n")
+        entries = [
+            {"points": r.points, "seeds": r.seeds, "sd": r.sd, "sweeps": r.studies, "lines": r.lines()}
+            for r in shipped()
+        ]
+        text = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+        atomic_write(target, f"[\n{text}\n]\n")
         return
     results = [
         calibrate(chosen.curvatures, seeds, chosen.sd, studies=chosen.studies, seed=chosen.seed)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +284,15 @@ def test_a_plateau_is_seldom_claimed_over_a_step_of_the_margin(seeds: int, last:
 # ---- verdicts ----
 
 
+@contextmanager
+def few_draws() -> Iterator[None]:
+    """A null of 300 draws: enough where only the form of a verdict is looked at."""
+    real = engine.null
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "null", lambda plan, draws=0, seed=0: real(plan, 300, seed))
+        yield
+
+
 def curve(truth: np.ndarray, seeds: int = 3, sd: float = 0.004, seed: int = 0) -> np.ndarray:
     return truth[:, None] + sd * np.random.default_rng(seed).standard_normal((len(truth), seeds))
 
@@ -415,7 +427,7 @@ def test_any_finite_table_gives_a_verdict(data: st.DataObject, count: int, seeds
     size = st.lists(cell, min_size=count * seeds, max_size=count * seeds)
     values = np.array(data.draw(size)).reshape(count, seeds)
     values[data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, seeds - 1))] = 0.5
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), few_draws():
         warnings.simplefilter("error")
         verdict = decide(np.geomspace(0.1, 200, count).tolist(), values, maximise=data.draw(st.booleans()))
         mean, low, high = curve_intervals(values)
@@ -514,7 +526,7 @@ def test_single_peaked_fit_is_optimal(pairs: list[tuple[float, float]], data: st
 
 
 @pytest.mark.parametrize(
-    ("truth", "shapes"),
+    ("truth", "wanted"),
     [
         ("plateau", ("rise then plateau",)),
         ("interior peak", ("interior peak",)),
@@ -522,12 +534,12 @@ def test_single_peaked_fit_is_optimal(pairs: list[tuple[float, float]], data: st
         ("monotone rise", ("monotone rise",)),
     ],
 )
-def test_shape_weights_prefer_the_truth(truth: str, shapes: tuple[str, ...]) -> None:
+def test_shape_weights_prefer_the_truth(truth: str, wanted: tuple[str, ...]) -> None:
     right = 0
     rng = np.random.default_rng(0)
     for _ in range(100):
         means = CURVES[truth] + SD / math.sqrt(3) * rng.standard_normal(K)
-        right += shapes.shape_weights(means, np.full(K, SD**2 / 3), 18, 30)[0].shape in shapes
+        right += shapes.shape_weights(means, np.full(K, SD**2 / 3), 18, 30)[0].shape in wanted
     assert right >= 65  # a bare majority of shapes, well above chance (one in six)
 
 
@@ -571,17 +583,13 @@ def test_the_share_of_the_band_is_that_of_simulated_sweeps(sd: float) -> None:
 
 def test_the_shipped_table_meets_the_requirements() -> None:
     for c in calibrations():
-        for coverage in (
-            c.interval_coverage,
-            c.interval_coverage_uneven,
-            c.optimum_coverage,
-            c.optimum_coverage_uneven,
-        ):
-            assert coverage.value >= 0.90
-        for rate in (c.false_peak, c.false_peak_uneven, c.false_peak_valley):
-            assert rate.value <= 0.05 + 4 * rate.error  # the worst of many truths at each of many designs
-        assert [r.value for _, r in c.power] == sorted(r.value for _, r in c.power)
-        assert all(text and figure for text, figure, _ in c.lines())
+        for what, figure, required in c.lines:
+            value, error = map(float, re.findall(r"[\d.]+", figure))
+            if required == "at least 90 %":
+                assert value >= 90, (c.points, c.seeds, what)
+            elif required:
+                assert required == "at most 5 %"
+                assert value <= 5 + 4 * error  # the worst of many truths at each of many designs
     found = nearest_calibration(9, 3, 0.02)
     assert (found.seeds, found.sd) == (3, 0.015)
     assert found.points in (8, 10)
@@ -589,7 +597,8 @@ def test_the_shipped_table_meets_the_requirements() -> None:
 
 def test_the_shipped_table_is_what_the_benchmark_computes() -> None:
     shipped = nearest_calibration(4, 2, 0.015)
-    assert calibrate(np.geomspace(0.1, 200, 4).tolist(), 2, 0.015, studies=shipped.studies) == shipped
+    again = calibrate(np.geomspace(0.1, 200, 4).tolist(), 2, 0.015, studies=shipped.sweeps)
+    assert again.lines() == shipped.lines
 
 
 def test_calibration_is_deterministic_and_checks_its_input() -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
 
 import numpy as np
 
@@ -20,76 +19,27 @@ FILE = "calibration.json"
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A simulated fraction with its binomial standard error."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} ± {100 * self.error:.1f} %"
-
-
-@dataclass(frozen=True)
 class Calibration:
-    """How often the verdict is right at one design. All rates are fractions of simulated studies.
+    """How often the verdict is right at one design.
 
-    points: curvatures; sd: noise standard deviation of one run. `uneven`: the noise falls or rises threefold over the
-    curvatures (the worse of the two; its mean square is that of the equal noise).
+    points: curvatures; sd: noise of one run; sweeps: simulated for each figure.
+    lines: what is measured, its figure with one standard error, and what is required.
     """
 
     points: int
     seeds: int
     sd: float
-    studies: int
-    interval_coverage: Rate  # of the intervals of the means
-    interval_coverage_uneven: Rate
-    optimum_coverage: Rate  # a true optimum lies in the confidence set, worst truth
-    optimum_coverage_uneven: Rate
-    false_peak: Rate  # "interior peak" for a flat, plateau or monotone truth, worst truth
-    false_peak_uneven: Rate
-    false_peak_valley: Rate  # "interior peak" for a valley, worst place and noise
-    power: tuple[tuple[float, Rate], ...]  # (height of a real peak, fraction found)
-    plateau: Rate  # "plateau" for a truth that rises to 2 and is flat after
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, to be written as JSON."""
-        return asdict(self)
-
-    def lines(self) -> tuple[tuple[str, str, str], ...]:
-        """What is measured, its figure, and what is required: the lines of a table."""
-        uneven = "… the noise differs threefold over the curve"
-        return (
-            ("the 95 % intervals of the means cover", str(self.interval_coverage), "at least 90 %"),
-            (uneven, str(self.interval_coverage_uneven), "at least 90 %"),
-            (
-                "the confidence set holds a true optimum, worst truth",
-                str(self.optimum_coverage),
-                "at least 90 %",
-            ),
-            (uneven, str(self.optimum_coverage_uneven), "at least 90 %"),
-            (
-                "“interior peak” for a flat, plateau or monotone truth, worst",
-                str(self.false_peak),
-                "at most 5 %",
-            ),
-            (uneven, str(self.false_peak_uneven), "at most 5 %"),
-            ("“interior peak” for a curve with a valley, worst", str(self.false_peak_valley), "at most 5 %"),
-            *((f"a real peak of {height:g} is found", str(rate), "") for height, rate in self.power),
-            ("a true plateau is shown within 0.02", str(self.plateau), ""),
-        )
+    sweeps: int
+    lines: tuple[tuple[str, str, str], ...]
 
 
 @cache
 def calibrations() -> tuple[Calibration, ...]:
     """Every design of the shipped table."""
-    content = json.loads(resources.files("curvact.lab.statistics").joinpath(FILE).read_text(encoding="utf-8"))
-    found = []
-    for entry in content:
-        rates = {key: Rate(**value) for key, value in entry.items() if isinstance(value, dict)}
-        power = tuple((float(height), Rate(**rate)) for height, rate in entry["power"])
-        found.append(Calibration(**{**entry, **rates, "power": power}))
-    return tuple(found)
+    text = resources.files("curvact.lab.statistics").joinpath(FILE).read_text(encoding="utf-8")
+    return tuple(
+        Calibration(**{**entry, "lines": tuple(map(tuple, entry["lines"]))}) for entry in json.loads(text)
+    )
 
 
 def nearest_calibration(points: int, seeds: int, sd: float) -> Calibration:

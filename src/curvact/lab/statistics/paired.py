@@ -19,7 +19,6 @@ from curvact.lab.table import Row, Table, Value
 
 Name = TypeVar("Name")
 ALPHA = 0.05
-SOURCE = "source "  # begins the label of a run that only lends its activation to others
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Cell:
     """What one cell of the sweep gave.
 
     means: metric → mean over seeds (of times the median). values: metric → seed → value.
-    differences: outcome → difference to the baseline; empty for a baseline and for a source.
+    differences: outcome → difference to the baseline; empty for a baseline.
     """
 
     name: str
@@ -187,14 +186,11 @@ class Paired(Question):
     def _baselines(
         self, table: Table, axes: Sequence[str], keys: Sequence[tuple[Value, ...]]
     ) -> dict[tuple[Value, ...], tuple[Value, ...]]:
-        """Which cell each cell is compared with; a source has none."""
-        comparable = [
-            key for key in keys if not any(isinstance(a, str) and a.startswith(SOURCE) for a in key)
-        ]
-        if not comparable:
+        """Which cell each cell is compared with."""
+        if not keys:
             return {}
         if self.baseline is None:
-            return dict.fromkeys(comparable, comparable[0])
+            return dict.fromkeys(keys, keys[0])
         wanted = self.baseline
         if isinstance(wanted, str):
             known = {str(label): axis for axis in reversed(axes) for label in labels_of(table.rows, axis)}
@@ -216,8 +212,8 @@ class Paired(Question):
                     f"its labels are {', '.join(map(str, labels))}"
                 )
         found = {}
-        for key in comparable:
-            for base in comparable:
+        for key in keys:
+            for base in keys:
                 if all(
                     _same(wanted[axis], b) if axis in wanted else a == b
                     for axis, a, b in zip(axes, key, base, strict=True)

@@ -45,7 +45,7 @@ def comparison_figure(cells: Sequence[Cell], attack: str = "PGD", title: str = "
                 values = [100 * value for value in cell.values.get(metric, {}).values()]
                 if values:
                     dots = {"color": colour, "alpha": 0.45, "markersize": 4.5}
-                    accuracies.plot(values, [row] * len(values), marker, **dots)  # type: ignore[arg-type]
+                    accuracies.plot(values, [row] * len(values), marker, **dots)
                     mean = math.fsum(values) / len(values)
                     accuracies.vlines(mean, row - 0.32, row + 0.32, color=colour, linewidth=2.2)
             if "robust_accuracy" in cell.differences:

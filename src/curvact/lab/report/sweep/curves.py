@@ -388,7 +388,8 @@ def _handles(chart: Chart) -> list[Artist]:
     ]
     for name, look in _reference_looks(chart).items():
         label = plain_text(f"{name} (no finite value on this axis)")
-        handles.append(Line2D([], [], color=look.colour, linestyle=look.dash, linewidth=1.3, label=label))
+        style = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.3}
+        handles.append(Line2D([], [], label=label, **style))  # type: ignore[arg-type]
     if any(panel.optimum for panel in chart.panels):
         handles.append(_set_handle())
     low, high = chart.span

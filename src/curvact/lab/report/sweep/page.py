@@ -186,11 +186,10 @@ def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str,
         c = answer.calibration
         note = (
             f"Simulated once for {c.points} points, {c.seeds} seeds and noise of sd {c.sd:g}, the nearest design "
-            f"in the shipped table; {c.studies} simulated sweeps a figure, ± one standard error."
+            f"in the shipped table; {c.sweeps} simulated sweeps a figure, ± one standard error."
         )
-        lines = tuple(tuple(line) for line in c.lines())
         heads = ("what", "figure", "required")
-        folded.append(Grid("How often the verdict is right", heads, lines, 1, (note,)))
+        folded.append(Grid("How often the verdict is right", heads, c.lines, 1, (note,)))
     return Section(
         answer.title,
         lead,
