@@ -11,7 +11,8 @@ import jinja2
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a page: a data URI, its text for readers who do not see it, its size in pixels."""
+    """An image of a page: a data URI, its text for readers who do not see it, its size in
+    pixels."""
 
     uri: str
     alt: str
@@ -29,7 +30,8 @@ def picture(svg: bytes, alt: str) -> Picture:
 
 
 def page_template(package: str, file: str) -> jinja2.Template:
-    """The template in `file` of a package; what it prints is escaped, and an unknown name is an error."""
+    """The template in `file` of a package; what it prints is escaped, and an unknown name is an
+    error."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,

@@ -1,4 +1,5 @@
-"""How every figure looks: colours, marks, fonts, ticks, and figures as bytes that depend on nothing else."""
+"""How every figure looks: colours, marks, fonts, ticks, and figures as bytes that depend on nothing
+else."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def looks_of(names: Sequence[str]) -> dict[str, Look]:
 
 
 def legend_columns(handles: Sequence[Artist], width: float) -> int:
-    """As many columns as fit into `width` inches: all in one line, or else as many as the longest label allows."""
+    """As many columns as fit into `width` inches: all in one line, or else as many as the longest
+    label allows."""
     widths = [0.6 + 0.08 * len(str(handle.get_label())) for handle in handles]
     if sum(widths) <= width:
         return max(1, len(handles))
@@ -123,7 +125,8 @@ def plain_number(value: float) -> str:
 
 
 def plain_text(text: str) -> str:
-    """A user's name as matplotlib is to draw it: no formulas, not too long, not hidden by a leading underscore."""
+    """A user's name as matplotlib is to draw it: no formulas, not too long, not hidden by a leading
+    underscore."""
     lines = [line if len(line) <= 38 else line[:37] + "…" for line in text.splitlines()]
     shown = "\n".join(lines).replace("$", "\\$")
     return f" {shown}" if shown.startswith("_") else shown
@@ -136,7 +139,8 @@ def title_text(text: str) -> str:
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Our style on matplotlib's defaults, whatever the user's own settings are; these come back afterwards."""
+    """Our style on matplotlib's defaults, whatever the user's own settings are; these come back
+    afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
@@ -144,7 +148,8 @@ def house_style() -> Iterator[None]:
 
 
 def to_svg(figure: Figure, *, tight: bool = False) -> bytes:
-    """The figure as SVG: text as outlines, no date, ids from the content; the same figure gives the same bytes."""
+    """The figure as SVG: text as outlines, no date, ids from the content; the same figure gives the
+    same bytes."""
     return _saved(figure, "svg", tight)
 
 
@@ -154,7 +159,8 @@ def to_png(figure: Figure) -> bytes:
 
 
 def write_figure(figure: Figure, where: str | os.PathLike[str]) -> dict[str, Path]:
-    """Write `where` with the endings .png and .svg; the paths by file name. The folder has to exist.
+    """Write `where` with the endings .png and .svg; the paths by file name. The folder has to
+    exist.
 
     Raises CurvactError when a file cannot be written.
     """

@@ -67,7 +67,8 @@ def latex(text: str) -> str:
 
 
 def to_terminal(grid: Grid, width: int) -> list[Table]:
-    """The table for a terminal of `width` columns: as many tables as it takes, each with the names; no cell is cut."""
+    """The table for a terminal of `width` columns: as many tables as it takes, each with the names;
+    no cell is cut."""
     from rich.table import Table
     from rich.text import Text
 

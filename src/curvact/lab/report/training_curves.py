@@ -1,4 +1,5 @@
-"""Training curves: accuracy by epoch on training and validation images, where robust overfitting shows, and the loss."""
+"""Training curves: accuracy by epoch on training and validation images, where robust overfitting
+shows, and the loss."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from curvact.lab.report.style import OKABE_ITO, house_style, plain_text, to_png,
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Two panels over epochs. history: one mapping an epoch, with the fields of `curvact.training.Epoch`.
+    """Two panels over epochs. history: one mapping an epoch, with the fields of
+    `curvact.training.Epoch`.
 
-    The best epoch by validation robust accuracy is marked: where its curve falls after it while training accuracy still
-    rises, the network overfits robustly (Rice et al. 2020).
+    The best epoch by validation robust accuracy is marked: where its curve falls after it while
+    training accuracy still rises, the network overfits robustly (Rice et al. 2020).
 
     >>> epoch = {"epoch": 1, "loss": 2.0, "train_accuracy": 0.3, "validation_accuracy": 0.4, "validation_robust_accuracy": 0.2}
     >>> len(curves_figure([epoch], "one").axes)

@@ -1,4 +1,5 @@
-"""The verdict across strata: can one value be the optimum in all of them, and do the curves have one shape? [ours]"""
+"""The verdict across strata: can one value be the optimum in all of them, and do the curves have
+one shape? [ours]"""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ ROUNDS = 30
 class Common:
     """Values that can be the optimum in every stratum.
 
-    overlap: the part that all single confidence sets have in common, None where there is none. possible: the same with sets
-    that hold all optima at once with the level of confidence (Bonferroni); None: no common optimum, at that level.
+    overlap: the part that all single confidence sets have in common, None where there is none.
+    possible: the same with sets that hold all optima at once with the level of confidence
+    (Bonferroni); None: no common optimum, at that level.
     """
 
     overlap: Range | None
@@ -33,7 +35,8 @@ class Common:
 class SameShape:
     """Test of "the curves are equal up to a shift and a positive factor".
 
-    p: NaN where it cannot be tested. departs: stratum → p-value that this curve has the common shape, after Holm.
+    p: NaN where it cannot be tested. departs: stratum → p-value that this curve has the common
+    shape, after Holm.
     """
 
     p: float
@@ -41,7 +44,8 @@ class SameShape:
 
 
 def common_optimum(verdicts: Sequence[Verdict]) -> Common:
-    """Where the confidence sets of the optimum overlap. Without a point that all strata share, their ranges are compared."""
+    """Where the confidence sets of the optimum overlap. Without a point that all strata share,
+    their ranges are compared."""
     level = 1 - (1 - verdicts[0].level) / len(verdicts)
     single = [set(v.optimum_set) for v in verdicts]
     joint = [
@@ -63,9 +67,10 @@ def _overlap(sets: Sequence[set[float]], *, shared: bool) -> Range | None:
 def same_shape(curves: Mapping[str, tuple[Array, Array]], draws: int = DRAWS, seed: int = 0) -> SameShape:
     """Do curves have the same shape, whatever their level and height?
 
-    curves: stratum → points (K,) and values (K, S). The statistic is the weighted residual of the best fit
-    `a[g] + c[g]·f[k]` with c ≥ 0; its null distribution is a parametric bootstrap of that fit with each stratum's own noise.
-    Only points that all strata have count. NaN for fewer than two strata or three points, or without an error bar.
+    curves: stratum → points (K,) and values (K, S). The statistic is the weighted residual of the
+    best fit `a[g] + c[g]·f[k]` with c ≥ 0; its null distribution is a parametric bootstrap of that
+    fit with each stratum's own noise. Only points that all strata have count. NaN for fewer than
+    two strata or three points, or without an error bar.
     """
     nothing = SameShape(math.nan, {})
     if len(curves) < 2:
@@ -102,7 +107,8 @@ def same_shape(curves: Mapping[str, tuple[Array, Array]], draws: int = DRAWS, se
 
 
 def _one_shape(means: Array, weights: Array) -> tuple[Array, Array]:
-    """Weighted least squares of `a[g] + c[g]·f[k]`, c ≥ 0, by alternation: the fit (N, G, K), the residual of each g (N, G)."""
+    """Weighted least squares of `a[g] + c[g]·f[k]`, c ≥ 0, by alternation: the fit (N, G, K), the
+    residual of each g (N, G)."""
 
     def level(values: Array) -> Array:
         result: Array = (weights * values).sum(2, keepdims=True) / weights.sum(2, keepdims=True)

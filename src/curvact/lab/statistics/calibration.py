@@ -1,6 +1,7 @@
 """How often the verdict is right at designs like that of a sweep: a table that was simulated once.
 
-`benchmarks/verdict_calibration.py --write` computes calibration.json with the code of `curvact.lab.statistics.verdict`. [ours]
+`benchmarks/verdict_calibration.py --write` computes calibration.json with the code of
+`curvact.lab.statistics.verdict`. [ours]
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def calibrations() -> tuple[Calibration, ...]:
 
 
 def nearest_calibration(points: int, seeds: int, sd: float) -> Calibration:
-    """The shipped design that is nearest: in the number of seeds first, then of curvatures, then in the noise.
+    """The shipped design that is nearest: in the number of seeds first, then of curvatures, then in
+    the noise.
 
     >>> found = nearest_calibration(10, 3, 0.014)
     >>> found.points, found.seeds, found.sd
@@ -61,9 +63,11 @@ def nearest_calibration(points: int, seeds: int, sd: float) -> Calibration:
 
 
 def band_share(curvatures: Array, sd: float, seeds: int, band: tuple[float, float]) -> float:
-    """How often the best mean lies in `band` by chance: the truth rises by 0.15 to curvature 2 and is flat after.
+    """How often the best mean lies in `band` by chance: the truth rises by 0.15 to curvature 2 and
+    is flat after.
 
-    curvatures (K,) ascending, sd > 0 of one run. By integration of the normal density over the best mean.
+    curvatures (K,) ascending, sd > 0 of one run. By integration of the normal density over the best
+    mean.
 
     >>> round(band_share(np.array([0.1, 0.5, 1, 2, 4, 6, 10, 20, 50, 200]), 0.015, 3, (4, 10)), 2)
     0.43

@@ -1,8 +1,9 @@
 """Contrasts between runs of neighbouring curvatures, and their null distributions by simulation.
 
-Model: `value[k, s] = mu[k] + b[s] + e[k, s]` with an own noise variance at each curvature k; one seed s serves every
-curvature. Everything takes a leading axis of N sweeps, so that the code of a verdict can be simulated thousands of times.
-All of it is [ours]; the parts are standard and are named where they are used.
+Model: `value[k, s] = mu[k] + b[s] + e[k, s]` with an own noise variance at each curvature k; one
+seed s serves every curvature. Everything takes a leading axis of N sweeps, so that the code of a
+verdict can be simulated thousands of times. All of it is [ours]; the parts are standard and are
+named where they are used.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Indices = NDArray[np.int64]
 
-PRIOR_DF = 6.0  # weight of the noise trend against a curvature's own variance, in degrees of freedom
+PRIOR_DF = 6.0  # weight of the noise trend against a point's own variance, in degrees of freedom
 TREND_RIDGE = 2.0  # pull of the noise trend towards equal noise
-TREND_LIMIT = 2.5  # largest |half log ratio| of the variance between the first and the last curvature
+TREND_LIMIT = 2.5  # largest |half log ratio| of the variance between the first and the last point
 ALL_RUNS_UP_TO = 12  # above this many curvatures only runs of the lengths below are compared
 LONG_RUNS = (1, 2, 3, 5, 8)
 LONGER_UP_TO = 24
@@ -43,8 +44,8 @@ def runs(count: int) -> list[tuple[int, int]]:
 
 
 def noise_profiles(count: int) -> Array:
-    """Noise standard deviations under which the null is simulated, (4, K): equal, threefold falling, threefold
-    rising, and the first curvature alone threefold."""
+    """Noise standard deviations under which the null is simulated, (4, K): equal, threefold
+    falling, threefold rising, and the first curvature alone threefold."""
     falling = np.geomspace(3.0, 1.0, count) if count > 1 else np.ones(1)
     first = np.ones(count)
     first[0] = 3.0
@@ -110,7 +111,8 @@ class Design:
 
 @dataclass(frozen=True, eq=False)
 class Null:
-    """Sorted statistics when all means are equal, one row a noise profile: (P, draws), and (P, K, draws)."""
+    """Sorted statistics when all means are equal, one row a noise profile: (P, draws), and (P, K,
+    draws)."""
 
     largest: Array  # largest studentised contrast in one direction
     two_sided: Array  # largest absolute studentised contrast
@@ -139,16 +141,17 @@ def _design(packed: bytes, count: int, seeds: int) -> Design:
 
 
 def design(present: Mask) -> Design:
-    """The design of a table of cells, (K, S) bool; every curvature and every seed has a cell. Cached."""
+    """The design of a table of cells, (K, S) bool; every curvature and every seed has a cell.
+    Cached."""
     return _design(np.ascontiguousarray(present).tobytes(), *present.shape)
 
 
 def shrunk_variances(squares: Array, df_each: Array, prior_df: float) -> Array:
     """Noise variance at each curvature, (N, K), from residual sums of squares (N, K).
 
-    A curvature's own variance is shrunk towards a log-linear trend in the order of the curvatures, with `prior_df`
-    degrees of freedom on the trend's side (empirical Bayes in the way of limma; the trend by penalised Fisher scoring
-    of the gamma likelihood). Never below a tenth of the trend.
+    A curvature's own variance is shrunk towards a log-linear trend in the order of the curvatures,
+    with `prior_df` degrees of freedom on the trend's side (empirical Bayes in the way of limma; the
+    trend by penalised Fisher scoring of the gamma likelihood). Never below a tenth of the trend.
     """
     total = df_each.sum()
     pooled = squares.sum(-1) / total
@@ -207,11 +210,13 @@ def _by_run(t: Array, bounds: Indices) -> tuple[Array, Indices]:
 
 
 def peak_statistic(plan: Design, t: Array) -> tuple[Array, Indices]:
-    """Interior peak: the largest over runs M of min(M above a run on its left, M above a run on its right), (N,).
+    """Interior peak: the largest over runs M of min(M above a run on its left, M above a run on its
+    right), (N,).
 
-    Also the run M that attains it, (N, 2). Under a non-decreasing truth every fall has a mean of at most 0, and under
-    a non-increasing one every rise, so the statistic exceeds the null quantile of the largest contrast in at most alpha
-    of studies (intersection-union test). -inf for fewer than three curvatures.
+    Also the run M that attains it, (N, 2). Under a non-decreasing truth every fall has a mean of at
+    most 0, and under a non-increasing one every rise, so the statistic exceeds the null quantile of
+    the largest contrast in at most alpha of studies (intersection-union test). -inf for fewer than
+    three curvatures.
     """
     n = len(t)
     if plan.count < 3:
@@ -227,7 +232,8 @@ def peak_statistic(plan: Design, t: Array) -> tuple[Array, Indices]:
 
 
 def beaten_statistic(plan: Design, t: Array) -> Array:
-    """By how much the best run beats each single curvature, studentised, (N, K) (Hsu's comparison with the best)."""
+    """By how much the best run beats each single curvature, studentised, (N, K) (Hsu's comparison
+    with the best)."""
     result = np.full((len(t), plan.count), -np.inf)
     for k in range(plan.count):
         low = np.flatnonzero((plan.right == k).all(1))
@@ -260,14 +266,16 @@ def _null(packed: bytes, count: int, seeds: int, draws: int, seed: int) -> Null:
 
 
 def null(plan: Design, draws: int = NULL_DRAWS, seed: int = 0) -> Null:
-    """The statistics of a design with equal means, by simulation under each noise profile. Cached."""
+    """The statistics of a design with equal means, by simulation under each noise profile.
+    Cached."""
     if plan.count > ALL_RUNS_UP_TO:
         draws = min(draws, LONG_DRAWS)
     return _null(np.ascontiguousarray(plan.present).tobytes(), plan.count, plan.seeds, draws, seed)
 
 
 def p_values(table: Array, statistic: Array) -> Array:
-    """Monte-Carlo p-values of statistics (N,) against sorted draws (P, draws): the largest over the profiles."""
+    """Monte-Carlo p-values of statistics (N,) against sorted draws (P, draws): the largest over the
+    profiles."""
     draws = table.shape[1]
     above = np.stack([draws - np.searchsorted(row, statistic, side="left") for row in table])
     result: Array = ((1.0 + above) / (1.0 + draws)).max(0)
@@ -280,10 +288,11 @@ def critical(table: Array, level: float) -> float:
 
 
 def precise_p_values(plan: Design, statistics: Array, draws: int, seed: int = 0) -> Array:
-    """Monte-Carlo p-values of statistics (N,) > 0 against the largest contrast, from `draws` fresh draws, (N,).
+    """Monte-Carlo p-values of statistics (N,) > 0 against the largest contrast, from `draws` fresh
+    draws, (N,).
 
-    Only the noise profiles that can be the worst by the cached null are drawn. No statistic of a draw is computed, only
-    whether a contrast exceeds each of `statistics`.
+    Only the noise profiles that can be the worst by the cached null are drawn. No statistic of a
+    draw is computed, only whether a contrast exceeds each of `statistics`.
     """
     table = null(plan).largest
     first = np.stack([1.0 - np.searchsorted(row, statistics) / table.shape[1] for row in table])

@@ -1,4 +1,5 @@
-"""The question of the curve: how does an outcome depend on the curvature, in each stratum and across them?"""
+"""The question of the curve: how does an outcome depend on the curvature, in each stratum and
+across them?"""
 
 from __future__ import annotations
 
@@ -48,8 +49,9 @@ MOST_IN_WORDS = 4  # strata whose own sentences belong to the answer; of more, t
 class StratumAnswer:
     """One curve: its verdict, that of each norm, and what they say.
 
-    cells: the values of the outcome. norms: metric → verdict; u_tests: metric → p-value of the U shape and that after Holm's
-    correction for all norms of the sweep. sentences: on the outcome; details: one for each norm.
+    cells: the values of the outcome. norms: metric → verdict; u_tests: metric → p-value of the U
+    shape and that after Holm's correction for all norms of the sweep. sentences: on the outcome;
+    details: one for each norm.
     """
 
     stratum: Stratum
@@ -76,8 +78,10 @@ class Curve(Question):
     """How does an outcome depend on an axis, in each stratum and across them?
 
     outcome, axis: metric and axis of the curve; maximise: whether its optimum is the highest value.
-    band: where the optimum was published to be, None for nowhere; without a setting 4 to 10 for the curvature.
-    margin, norm_margin: differences that count as none, in the outcome and in log10 of a norm (0.05 is 12 %).
+    band: where the optimum was published to be, None for nowhere; without a setting 4 to 10 for the
+    curvature.
+    margin, norm_margin: differences that count as none, in the outcome and in log10 of a norm (0.05
+    is 12 %).
     norms: metrics whose logarithm is asked for a U shape, corrected together.
     """
 
@@ -102,7 +106,8 @@ class Curve(Question):
         return words.Terms(self.outcome.replace("_", " "), symbol)
 
     def suits(self, table: Table) -> bool:
-        """The axis has two numbers or more above 0, with a seed axis or not, and a finished run has the outcome."""
+        """The axis has two numbers or more above 0, with a seed axis or not, and a finished run has
+        the outcome."""
         places = {place(row.labels.get(self.axis)) for row in table.rows if row.status == "done"}
         measured = any(self.outcome in row.metrics for row in table.rows)
         return self.axis in table.axes and len(places - {None}) > 1 and measured
@@ -166,7 +171,8 @@ class Curve(Question):
         return StratumAnswer(stratum, outcome, verdict, norms, {}, sentences, tuple(details))
 
     def _logs(self, stratum: Stratum, metric: str, outcome: Cells) -> Array | None:
-        """log10 of a norm in the cells of the outcome; NaN where an estimate is not above 0 (its noise exceeded it)."""
+        """log10 of a norm in the cells of the outcome; NaN where an estimate is not above 0 (its
+        noise exceeded it)."""
         found = cells(stratum.rows, self.axis, metric)
         if found.seeds != outcome.seeds or not np.array_equal(found.points, outcome.points):
             return None
@@ -174,7 +180,8 @@ class Curve(Question):
         return logs if np.isfinite(logs).any() else None
 
     def _correct(self, found: Sequence[StratumAnswer]) -> tuple[list[StratumAnswer], tuple[str, ...]]:
-        """The U tests of all strata and norms, corrected together, and what is left of them in a sentence."""
+        """The U tests of all strata and norms, corrected together, and what is left of them in a
+        sentence."""
         tests: dict[tuple[int, str], tuple[Design, float]] = {}
         p_values = {}
         for i, one in enumerate(found):
@@ -219,7 +226,8 @@ class Curve(Question):
         return changed, (text,)
 
     def _along_axes(self, found: Sequence[StratumAnswer]) -> tuple[str, ...]:
-        """Along each axis alone, the others held fixed: in how many groups of strata the confidence sets overlap."""
+        """Along each axis alone, the others held fixed: in how many groups of strata the confidence
+        sets overlap."""
         axes = [axis for axis in found[0].stratum.labels if len({s.stratum.labels[axis] for s in found}) > 1]
         if len(axes) < 2:
             return ()
@@ -312,7 +320,8 @@ class Curve(Question):
         *,
         logarithmic: bool,
     ) -> Grid:
-        """A line for each point of each stratum, with the intervals of the curve; references below their points."""
+        """A line for each point of each stratum, with the intervals of the curve; references below
+        their points."""
         lines: list[tuple[str, ...]] = []
         shown: set[str] = set()
         for s in found:
@@ -377,7 +386,8 @@ def seeds_text(rows: Sequence[Row]) -> str:
 
 
 def estimate_text(estimate: Interval | None, *, percent: bool) -> str:
-    """A mean in words: `67.1 ± 1.5` where its interval is symmetric, else `0.0120 [0.0110, 0.0140]`.
+    """A mean in words: `67.1 ± 1.5` where its interval is symmetric, else `0.0120 [0.0110,
+    0.0140]`.
 
     >>> estimate_text(Interval(0.671, 0.656, 0.686, 3), percent=True)
     '67.1 ± 1.5'
@@ -420,9 +430,11 @@ def _precise(
     tests: Mapping[tuple[int, str], tuple[Design, float]],
     alpha: float,
 ) -> tuple[dict[tuple[int, str], float], float]:
-    """p-values from as many draws as it takes to decide each test after Holm's correction, and the largest standard error.
+    """p-values from as many draws as it takes to decide each test after Holm's correction, and the
+    largest standard error.
 
-    More draws are taken while three standard errors of the simulation could change what is left at `alpha`.
+    More draws are taken while three standard errors of the simulation could change what is left at
+    `alpha`.
     """
     known = dict(p_values)
     draws = 10_000

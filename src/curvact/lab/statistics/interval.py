@@ -1,7 +1,8 @@
 """Means over seeds with their confidence intervals.
 
-`student` is the interval of one mean by itself. `curve_intervals` is that of every mean of a curve: it borrows
-strength from the other points of the curve, because three seeds say little about their own noise. [ours]
+`student` is the interval of one mean by itself. `curve_intervals` is that of every mean of a curve:
+it borrows strength from the other points of the curve, because three seeds say little about their
+own noise. [ours]
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from curvact.lab.statistics import contrasts as engine
 from curvact.lab.statistics.contrasts import Array, Mask
 
 LARGEST = 1e100
-PRIOR_DF = 1.0  # an interval is read one point at a time: shrink little, so that each point is covered
+PRIOR_DF = 1.0  # an interval is read one point at a time: shrink little, so that each is covered
 
 
 @dataclass(frozen=True)
 class Interval:
     """A mean over `count` seeds with its confidence interval.
 
-    low and high are NaN where no interval can be given: for one seed, for values that are all equal, for an infinite mean.
+    low and high are NaN where no interval can be given: for one seed, for values that are all
+    equal, for an infinite mean.
     """
 
     value: float
@@ -62,12 +64,15 @@ def all_equal(values: Array) -> bool:
 def curve_intervals(
     values: Array, level: float = 0.95, *, logarithmic: bool = False
 ) -> tuple[Array, Array, Array]:
-    """The mean over seeds at each point of a curve with its interval: mean (K,), low (K,), high (K,).
+    """The mean over seeds at each point of a curve with its interval: mean (K,), low (K,), high
+    (K,).
 
-    values: (K, S), NaN for a run without a result; one seed serves every point. The variance of a mean is that of the
-    shared effect of the seed plus the point's own noise, shrunk towards that of all points, with Satterthwaite's degrees of
-    freedom (never fewer than S - 1). NaN where a point has no value; low and high are NaN where one seed gives no interval.
-    logarithmic: the mean of the logarithms, taken back (the geometric mean); values not above 0 count as missing.
+    values: (K, S), NaN for a run without a result; one seed serves every point. The variance of a
+    mean is that of the shared effect of the seed plus the point's own noise, shrunk towards that of
+    all points, with Satterthwaite's degrees of freedom (never fewer than S - 1). NaN where a point
+    has no value; low and high are NaN where one seed gives no interval.
+    logarithmic: the mean of the logarithms, taken back (the geometric mean); values not above 0
+    count as missing.
 
     >>> mean, low, high = curve_intervals(np.array([[0.5, 0.6, 0.7], [0.6, 0.8, 0.7]]))
     >>> mean.round(2), bool((low < mean).all())

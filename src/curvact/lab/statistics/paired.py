@@ -1,4 +1,5 @@
-"""Differences to a baseline, paired by seed, corrected for how many there are; and the mean of every cell."""
+"""Differences to a baseline, paired by seed, corrected for how many there are; and the mean of
+every cell."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table of means: metric, heading, how a number is written, whether it is a fraction shown in per cent."""
+    """A column of the table of means: metric, heading, how a number is written, whether it is a
+    fraction shown in per cent."""
 
     key: str
     title: str
@@ -69,8 +71,9 @@ OUTCOMES = (
 class Difference:
     """A cell minus its baseline at the same seeds.
 
-    mean: with its own interval, not corrected. p: of no difference, by a paired t test (by the signs where all differences
-    are equal). p_holm: after Holm's correction. NaN where fewer than two seeds are in common.
+    mean: with its own interval, not corrected. p: of no difference, by a paired t test (by the
+    signs where all differences are equal). p_holm: after Holm's correction. NaN where fewer than
+    two seeds are in common.
     """
 
     mean: Interval
@@ -101,7 +104,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class PairedAnswer(Answer):
-    """The cells in the order of the runs, beside sentences and table. axes: those that tell the cells apart."""
+    """The cells in the order of the runs, beside sentences and table. axes: those that tell the
+    cells apart."""
 
     question: Paired
     axes: tuple[str, ...]
@@ -111,10 +115,11 @@ class PairedAnswer(Answer):
 class Paired(Question):
     """Which cells differ from a baseline?
 
-    baseline: a label of an axis, or axis → label; a cell is compared with the cell that has these labels and is equal to it
-        on the other axes. Not given: the first cell, for all.
+    baseline: a label of an axis, or axis → label; a cell is compared with the cell that has these
+        labels and is equal to it on the other axes. Not given: the first cell, for all.
     outcomes: the metrics that are compared.
-    correct: what Holm's correction is over: the cells of each outcome ("outcome"), or all differences ("all").
+    correct: what Holm's correction is over: the cells of each outcome ("outcome"), or all
+    differences ("all").
     """
 
     baseline: str | dict[str, str | float | int | bool | None] | None = None
@@ -132,7 +137,8 @@ class Paired(Question):
         return len(cells) > 1 and not Curve().suits(table)
 
     def answer(self, table: Table) -> PairedAnswer:
-        """Means, differences and their table. Raises CurvactError for a baseline that no run has."""
+        """Means, differences and their table. Raises CurvactError for a baseline that no run
+        has."""
         rows: dict[tuple[Value, ...], list[Row]] = {}
         axes = [axis for axis in table.axes if axis != SEED]
         for row in table.rows:
@@ -251,7 +257,8 @@ def paired_grid(
     outcomes: Sequence[str],
     titles: Mapping[str, str] | None = None,
 ) -> Grid:
-    """The table: a column an axis, a column a measure that any cell has, a column a difference. titles: metric → heading."""
+    """The table: a column an axis, a column a measure that any cell has, a column a difference.
+    titles: metric → heading."""
     own = titles or {}
     known = [
         *MEASURES,
@@ -307,7 +314,8 @@ def gradient_evaluations(rows: Sequence[Row]) -> dict[int, float]:
 
 
 def middle(metric: str, values: Sequence[float]) -> Interval:
-    """The mean of the values; of times the median, because other work on the machine lengthens single runs."""
+    """The mean of the values; of times the median, because other work on the machine lengthens
+    single runs."""
     if "seconds" in metric:
         return Interval(statistics.median(values), math.nan, math.nan, len(values))
     return student(values)
@@ -316,9 +324,11 @@ def middle(metric: str, values: Sequence[float]) -> Interval:
 def paired_differences(
     values: Mapping[Name, Mapping[int, float]], baselines: Mapping[Name, Name], level: float = 0.95
 ) -> dict[Name, Difference]:
-    """What each cell has more than its baseline; cells without one, and without common seeds, are left out.
+    """What each cell has more than its baseline; cells without one, and without common seeds, are
+    left out.
 
-    values: cell → seed → value. baselines: cell → the cell it is compared with. Holm's correction is over all cells.
+    values: cell → seed → value. baselines: cell → the cell it is compared with. Holm's correction
+    is over all cells.
 
     >>> one = {"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.1}}
     >>> round(paired_differences(one, {"b": "a"})["b"].mean.value, 3)
@@ -375,7 +385,7 @@ def _t_test(differences: Array) -> float:
         return math.nan
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     if all_equal(differences):
-        # All equal, as counts of few images can be: no spread says nothing of the noise. What is left are the signs.
+        # Counts of few images can all be equal. No spread says nothing of the noise: the signs are left.
         return 1.0 if differences.mean() == 0 else float(2 * 0.5 ** len(differences))
     return float(2 * stats.t.sf(abs(differences.mean() / error), len(differences) - 1))
 

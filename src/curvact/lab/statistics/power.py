@@ -1,4 +1,5 @@
-"""How many seeds a verdict takes. By simulation of the verdict's own code, for a power of 80 %. [ours]"""
+"""How many seeds a verdict takes. By simulation of the verdict's own code, for a power of 80 %.
+[ours]"""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ BUMP_DECADES = 0.35  # standard deviation, in log10 curvature, of the peak that 
 
 
 def bump(curvatures: Array, center: float, height: float) -> Array:
-    """The peak that power is stated for: `height` at `center` on flat sides, Gaussian in log10 curvature, (K,)."""
+    """The peak that power is stated for: `height` at `center` on flat sides, Gaussian in log10
+    curvature, (K,)."""
     distance = np.log10(curvatures / center) / BUMP_DECADES
     result: Array = height * np.exp(-0.5 * distance**2)
     return result
 
 
 def peak_power(truth: Array, noise: Array, seeds: int, level: float, studies: int, seed: int) -> float:
-    """Fraction of simulated studies in which the peak test at `level` supports a peak. truth, noise (K,)."""
+    """Fraction of simulated studies in which the peak test at `level` supports a peak. truth, noise
+    (K,)."""
     plan = engine.design(np.ones((len(truth), seeds), dtype=np.bool_))
     rng = np.random.default_rng([seed, seeds])
     table = truth[:, None] + noise[:, None] * rng.standard_normal((studies, len(truth), seeds))
@@ -34,7 +37,8 @@ def peak_power(truth: Array, noise: Array, seeds: int, level: float, studies: in
 
 
 def seeds_for_power(truth: Array, noise: Array, level: float = 0.95, seed: int = 0) -> int | None:
-    """Fewest seeds (of SEEDS_SEARCHED) with 80 % power of the peak test for a truth (K,); None above 200."""
+    """Fewest seeds (of SEEDS_SEARCHED) with 80 % power of the peak test for a truth (K,); None
+    above 200."""
     if len(truth) < 3 or not 0 < int(truth.argmax()) < len(truth) - 1:
         return None
     low, high = -1, len(SEEDS_SEARCHED) - 1

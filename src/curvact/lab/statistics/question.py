@@ -16,7 +16,8 @@ from curvact.lab.table import Table
 class Grid:
     """A table of text. The first `names` columns name the line; the others hold numbers.
 
-    groups: how many of the first columns form a heading of their own; notes: sentences to put under the table.
+    groups: how many of the first columns form a heading of their own; notes: sentences to put under
+    the table.
     """
 
     title: str
@@ -30,8 +31,9 @@ class Grid:
 class Answer:
     """What a question found: sentences and tables.
 
-    title: the heading of its section on the page. sentences: the most important first; the terminal shows them all.
-    A question may return a subclass with more; the page draws those that it knows, and shows sentences and tables of any.
+    title: the heading of its section on the page. sentences: the most important first; the terminal
+    shows them all. A question may return a subclass with more; the page draws those that it knows,
+    and shows sentences and tables of any.
     """
 
     title: str
@@ -40,9 +42,11 @@ class Answer:
 
 
 class Question(BaseModel):
-    """A question to a table of runs. Its fields are its settings, as the spec of a sweep gives them.
+    """A question to a table of runs. Its fields are its settings, as the spec of a sweep gives
+    them.
 
-    A new question is a subclass in a file of its own and a line in `curvact.lab.statistics.QUESTIONS`.
+    A new question is a subclass in a file of its own and a line in
+    `curvact.lab.statistics.QUESTIONS`.
 
     >>> from curvact.lab.table import Row
     >>> class Best(Question):

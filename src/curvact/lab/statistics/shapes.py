@@ -1,8 +1,10 @@
-"""Order-restricted fits of a curve: constant, rise then plateau, monotone, single-peaked; and the weight of each.
+"""Order-restricted fits of a curve: constant, rise then plateau, monotone, single-peaked; and the
+weight of each.
 
-[ours]. Isotonic regression by pool-adjacent-violators; the single-peaked fit with a given top extends it to two chains
-that meet there (both are weighted least squares). The weights are exp(-BIC/2) with a Student likelihood; a fit counts as
-many parameters as it has levels. The weights order the shapes; they are no probabilities of the truth.
+[ours]. Isotonic regression by pool-adjacent-violators; the single-peaked fit with a given top
+extends it to two chains that meet there (both are weighted least squares). The weights are
+exp(-BIC/2) with a Student likelihood; a fit counts as many parameters as it has levels. The weights
+order the shapes; they are no probabilities of the truth.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ MIN_PLATEAU = 3  # curvatures a plateau needs
 
 @dataclass(frozen=True)
 class ShapeWeight:
-    """Weight in [0, 1] of one shape among all; `start` to `stop` are the indices of its plateau or of its top."""
+    """Weight in [0, 1] of one shape among all; `start` to `stop` are the indices of its plateau or
+    of its top."""
 
     shape: str
     weight: float
@@ -81,7 +84,8 @@ def _levels(fitted: Array) -> int:
 def shape_weights(means: Array, squared_errors: Array, df: float, cells: int) -> tuple[ShapeWeight, ...]:
     """Weights of the shapes, heaviest first, from means and their squared standard errors, (K,).
 
-    Shapes: "flat", "rise then plateau", "plateau then fall", "monotone rise", "monotone fall", "interior peak".
+    Shapes: "flat", "rise then plateau", "plateau then fall", "monotone rise", "monotone fall",
+    "interior peak".
     df: degrees of freedom of the noise; cells: number of trials.
     """
     count = len(means)
@@ -95,7 +99,8 @@ def shape_weights(means: Array, squared_errors: Array, df: float, cells: int) ->
         return float(np.average(means[inside], weights=weights[inside]))
 
     def merged(sign: float, size: int) -> Array:
-        """Non-decreasing (sign 1; -1 for the mirror image in both directions) with the last `size` equal."""
+        """Non-decreasing (sign 1; -1 for the mirror image in both directions) with the last `size`
+        equal."""
         y, w = (means, weights) if sign > 0 else (means[::-1], weights[::-1])
         end = float(np.average(y[-size:], weights=w[-size:]))
         short = isotonic(np.append(y[:-size], end), np.append(w[:-size], w[-size:].sum()))

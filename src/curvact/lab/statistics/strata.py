@@ -1,4 +1,5 @@
-"""A table of runs cut into strata: what one curve is drawn for, and the values of a metric in it."""
+"""A table of runs cut into strata: what one curve is drawn for, and the values of a metric in
+it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Stratum:
     """The runs that share a label on every axis but the curve's own and the seed.
 
     labels: the label on each of those axes. name: the labels that differ between strata, in words.
-    rows: runs with a place on the curve. references: runs without one (a ReLU has no finite curvature), by name.
+    rows: runs with a place on the curve. references: runs without one (a ReLU has no finite
+    curvature), by name.
     """
 
     name: str
@@ -31,7 +33,8 @@ class Stratum:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The values of a metric in a stratum: (K, S), NaN where a run is missing; points (K,) ascending, seeds (S,)."""
+    """The values of a metric in a stratum: (K, S), NaN where a run is missing; points (K,)
+    ascending, seeds (S,)."""
 
     points: Array
     seeds: tuple[int, ...]
@@ -91,8 +94,9 @@ def name_of(labels: Mapping[str, Value], axes: Iterable[str]) -> str:
 def strata(table: Table, axis: str) -> list[Stratum]:
     """The strata of a table for a curve along `axis`, in the order of the runs.
 
-    A run without a place on the axis is a reference of every stratum that agrees with it on the other axes; an axis on
-    which its label occurs in no stratum (such as the activation "relu") does not count.
+    A run without a place on the axis is a reference of every stratum that agrees with it on the
+    other axes; an axis on which its label occurs in no stratum (such as the activation "relu") does
+    not count.
     """
     others = [name for name in table.axes if name not in (axis, SEED)]
     groups: dict[tuple[Value, ...], list[Row]] = {}
@@ -117,7 +121,8 @@ def strata(table: Table, axis: str) -> list[Stratum]:
 
 
 def cells(rows: Sequence[Row], axis: str, metric: str) -> Cells:
-    """The finite values of a metric in the finished runs among `rows`; points and seeds without any are left out.
+    """The finite values of a metric in the finished runs among `rows`; points and seeds without any
+    are left out.
 
     Raises CurvactError when two finished runs have the same place and seed.
     """

@@ -1,9 +1,10 @@
 """The verdict on one curve: which shape the seeds show, and where its optimum can be.
 
-All of it is [ours], from standard parts: a two-way model (point of the curve + seed) with shrunk noise variances; an
-intersection-union test of studentised contrasts for an interior peak; Hsu's comparison with the best for the place of
-the optimum; pairwise equivalence tests for a plateau. Null distributions are simulated with a fixed seed, also for
-unequal noise. docs/statistics.md has the error rates.
+All of it is [ours], from standard parts: a two-way model (point of the curve + seed) with shrunk
+noise variances; an intersection-union test of studentised contrasts for an interior peak; Hsu's
+comparison with the best for the place of the optimum; pairwise equivalence tests for a plateau.
+Null distributions are simulated with a fixed seed, also for unequal noise. docs/statistics.md has
+the error rates.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Range:
 
 @dataclass(frozen=True)
 class Height:
-    """How far the peak lies above the run of curvatures `over`; `interval` is simultaneous over all such contrasts."""
+    """How far the peak lies above the run of curvatures `over`; `interval` is simultaneous over all
+    such contrasts."""
 
     value: float
     interval: Range
@@ -43,13 +45,15 @@ class Height:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What S seeds at K curvatures say about one curve. `kind` is what is shown, `likely` only what fits best.
+    """What S seeds at K curvatures say about one curve. `kind` is what is shown, `likely` only what
+    fits best.
 
-    kind: "interior peak" (a run of curvatures lies above one on its left and one on its right), "U shape" (its mirror),
-    "plateau" (a rise or a fall is shown, and the best end of the curve, three curvatures or more, lies within `margin`),
-    "monotone rise" and "monotone fall" (shown, and the optimum is one of the two curvatures at the best end of the
-    curve), "flat" (the whole curve lies within `margin`), "inconclusive". Words describe the curve as it is drawn, so for
-    a Hessian norm (maximise=False) the shape with an interior optimum is "U shape".
+    kind: "interior peak" (a run of curvatures lies above one on its left and one on its right), "U
+    shape" (its mirror), "plateau" (a rise or a fall is shown, and the best end of the curve, three
+    curvatures or more, lies within `margin`), "monotone rise" and "monotone fall" (shown, and the
+    optimum is one of the two curvatures at the best end of the curve), "flat" (the whole curve lies
+    within `margin`), "inconclusive". Words describe the curve as it is drawn, so for a Hessian norm
+    (maximise=False) the shape with an interior optimum is "U shape".
     """
 
     kind: str
@@ -65,9 +69,9 @@ class Verdict:
     over_right: Height | None
     plateau: Range | None  # the widest end of the curve (best end) shown to lie within the margin
     plateau_spread: float  # upper bound of max - min over the likely plateau
-    likely: tuple[ShapeWeight, ...]  # of the curve turned so that the best is high; indices into `curvatures`
+    likely: tuple[ShapeWeight, ...]  # of the curve with its best on top; indices into `curvatures`
     likely_plateau: Range | None  # plateau of the best-fitting plateau shape
-    seeds_needed: int | None  # for 80 % power if the shrunken observed curve were the truth; None: above 200
+    seeds_needed: int | None  # for 80 % power if the shrunk curve were the truth; None: above 200
     seeds_for_peak: int | None  # for 80 % power for a peak of height `margin`
     seeds_for_plateau: int | None  # for 80 % power to show that a true plateau lies within `margin`
     noise: Range  # smallest and largest noise standard deviation of one run, over the curvatures
@@ -109,9 +113,11 @@ def pair_bounds(plan: Design, means: Array, variances: Array, level: float) -> A
 
 
 def equivalent_end(bounds: Array, margin: float) -> int | None:
-    """Lowest i such that the curvatures from i on lie within the margin; at least MIN_PLATEAU of them.
+    """Lowest i such that the curvatures from i on lie within the margin; at least MIN_PLATEAU of
+    them.
 
-    Each pair is tested at full level (intersection-union), and the set grows only while it passes (fixed sequence).
+    Each pair is tested at full level (intersection-union), and the set grows only while it passes
+    (fixed sequence).
     """
     start = None
     for i in range(len(bounds) - MIN_PLATEAU, -1, -1):
@@ -133,10 +139,10 @@ def decide(
 ) -> Verdict:
     """The verdict on one curve: values (K, S) at ascending curvatures (K,), NaN for a failed run.
 
-    margin: differences up to this count as none, in units of `values`. maximise: False for a norm whose minimum is
-    sought. planned: whether the seeds for a peak and for a plateau are computed. The same seed gives the same
-    verdict. Raises CurvactError for curvatures that are not positive, finite and
-    ascending, a shape that does not fit, or a level or margin out of range.
+    margin: differences up to this count as none, in units of `values`. maximise: False for a norm
+    whose minimum is sought. planned: whether the seeds for a peak and for a plateau are computed.
+    The same seed gives the same verdict. Raises CurvactError for curvatures that are not positive,
+    finite and ascending, a shape that does not fit, or a level or margin out of range.
 
     >>> rng = np.random.default_rng(0)
     >>> kappa = [0.1, 0.5, 1, 2, 4, 6, 10, 20, 50, 200]
@@ -315,7 +321,8 @@ def decide(
 
 
 def optimum_members(plan: Design, t: Array, level: float) -> Mask:
-    """Which curvatures could be the best, (N, K): those that no run beats beyond their null quantile."""
+    """Which curvatures could be the best, (N, K): those that no run beats beyond their null
+    quantile."""
     beaten = engine.beaten_statistic(plan, t)
     null = engine.null(plan).beaten
     threshold = np.array([engine.critical(null[:, k], level) for k in range(plan.count)])
@@ -347,9 +354,11 @@ def _height(
 
 
 def difference(values: Array, first: int, second: int, level: float = 0.95) -> tuple[float, Range] | None:
-    """`mean[first] - mean[second]` of rows of values (K, S), seed by seed, with its interval; None without noise to judge.
+    """`mean[first] - mean[second]` of rows of values (K, S), seed by seed, with its interval; None
+    without noise to judge.
 
-    The interval is simultaneous over all comparisons of the table: the two rows may have been chosen by looking.
+    The interval is simultaneous over all comparisons of the table: the two rows may have been
+    chosen by looking.
     """
     check_level(level)
     table, rows, columns = known_cells(values)
@@ -374,7 +383,8 @@ def difference(values: Array, first: int, second: int, level: float = 0.95) -> t
 
 
 def _canonical_order(values: Array) -> Indices:
-    """An order of the seeds that does not depend on the order given, nor on a constant added to a seed."""
+    """An order of the seeds that does not depend on the order given, nor on a constant added to a
+    seed."""
     rest = values - np.nanmean(values, axis=1, keepdims=True)
     rest = rest - np.nanmean(rest, axis=0, keepdims=True)
     scale = float(np.nanmax(np.abs(rest))) or 1.0
@@ -383,7 +393,8 @@ def _canonical_order(values: Array) -> Indices:
 
 
 def peak_test(values: Array, *, maximise: bool = True) -> tuple[Design, float] | None:
-    """The design and the statistic behind `peak_p` of a curve (K, S), for a more precise p-value; None without a test."""
+    """The design and the statistic behind `peak_p` of a curve (K, S), for a more precise p-value;
+    None without a test."""
     table, rows, columns = known_cells(values)
     used = (1.0 if maximise else -1.0) * table[np.ix_(rows, columns)]
     used = used[:, _canonical_order(used)]

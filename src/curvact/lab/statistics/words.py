@@ -18,7 +18,8 @@ MOST_SEEDS = 200
 
 @dataclass(frozen=True)
 class Terms:
-    """What the sentences call things. outcome: such as "robust accuracy"; symbol: of the axis, such as "κ"."""
+    """What the sentences call things. outcome: such as "robust accuracy"; symbol: of the axis, such
+    as "κ"."""
 
     outcome: str = "robust accuracy"
     symbol: str = "κ"
@@ -37,7 +38,8 @@ class Terms:
 
 
 def curve_sentences(verdict: Verdict, terms: Terms, band: tuple[float, float] | None) -> tuple[str, ...]:
-    """The verdict on one curve: what is decided or how many seeds decide, where the optimum is, what fits, the band."""
+    """The verdict on one curve: what is decided or how many seeds decide, where the optimum is,
+    what fits, the band."""
     if not math.isfinite(verdict.plateau_spread):
         best = max(verdict.means) if verdict.maximise else min(verdict.means)
         lines = [
@@ -56,7 +58,8 @@ def curve_sentences(verdict: Verdict, terms: Terms, band: tuple[float, float] | 
 
 
 def seeds_sentence(verdict: Verdict) -> str:
-    """How many seeds would decide an inconclusive verdict; empty where nothing is open or nothing is known."""
+    """How many seeds would decide an inconclusive verdict; empty where nothing is open or nothing
+    is known."""
     if verdict.kind != "inconclusive" or not verdict.likely:
         return ""
     text = (
@@ -165,9 +168,11 @@ def norm_sentences(
     logs: Array,
     terms: Terms,
 ) -> str:
-    """What one Hessian norm does along the curve, and whether its minimum meets the optimum of the outcome.
+    """What one Hessian norm does along the curve, and whether its minimum meets the optimum of the
+    outcome.
 
-    points (K,); values (K, S) of the outcome; logs (K, S): log10 of the norm, the same seeds in the same columns.
+    points (K,); values (K, S) of the outcome; logs (K, S): log10 of the norm, the same seeds in the
+    same columns.
     """
     if not math.isfinite(norm.plateau_spread):
         return (

@@ -14,12 +14,15 @@ class SweepAbout:
     """A sweep in words.
 
     name, question: of its spec; question may be empty. spec_yaml: the resolved spec.
-    questions: by name, with their settings; None: every question of `QUESTIONS` that suits the table.
-    provenance: what the runs ran on and cost, such as commit, hardware and cost, in the order to show.
+    questions: by name, with their settings; None: every question of `QUESTIONS` that suits the
+    table.
+    provenance: what the runs ran on and cost, such as commit, hardware and cost, in the order to
+    show.
     expected: how many runs the sweep has; those that are not in the table are missing.
     titles: headings of outcomes that depend on the spec, such as {"robust_accuracy": "PGD-20"}.
     notes: sentences on how it was run, such as a budget.
-    more_seeds: the command that adds seeds, with `{seeds}` where the list goes, such as 0,1,2; empty: none is shown.
+    more_seeds: the command that adds seeds, with `{seeds}` where the list goes, such as 0,1,2;
+    empty: none is shown.
     """
 
     name: str
@@ -38,7 +41,8 @@ class SweepReport:
     """What was written, and what the terminal shows.
 
     tables: as text; `curvact.lab.report.text.to_terminal(grid, width)` makes them fit a terminal.
-    sentences: the answers, one line each. files: path by file name, `report.html` and `results.csv` among them.
+    sentences: the answers, one line each. files: path by file name, `report.html` and `results.csv`
+    among them.
     """
 
     tables: tuple[Grid, ...]

@@ -1,4 +1,5 @@
-"""Figures of a comparison: accuracies and paired differences by cell; roughness against input flatness."""
+"""Figures of a comparison: accuracies and paired differences by cell; roughness against input
+flatness."""
 
 from __future__ import annotations
 
@@ -27,10 +28,11 @@ FLATNESS = "smoothness_input_top_eigenvalue"
 
 
 def comparison_figure(cells: Sequence[Cell], attack: str = "PGD", title: str = "") -> Figure | None:
-    """A line for each cell, from the top: accuracies of every seed with a bar at their mean; paired differences.
+    """A line for each cell, from the top: accuracies of every seed with a bar at their mean; paired
+    differences.
 
-    attack: what robust accuracy was measured by. Filled marks: differences that are shown after correction.
-    None where no cell has a robust accuracy.
+    attack: what robust accuracy was measured by. Filled marks: differences that are shown after
+    correction. None where no cell has a robust accuracy.
     """
     if not any(cell.values.get("robust_accuracy") for cell in cells):
         return None
@@ -83,10 +85,11 @@ def _draw_difference(axes: Axes, row: int, difference: Difference) -> None:
 
 
 def roughness_figure(cells: Sequence[Cell]) -> Figure | None:
-    """Is what is flatter in the input rougher in the parameters? A mark for each run, a panel for each attack.
+    """Is what is flatter in the input rougher in the parameters? A mark for each run, a panel for
+    each attack.
 
-    Across: the top eigenvalue of the input Hessian (flat left); up: the Lipschitz ratio of the gradient (rough above).
-    None where no run has both above 0.
+    Across: the top eigenvalue of the input Hessian (flat left); up: the Lipschitz ratio of the
+    gradient (rough above). None where no run has both above 0.
     """
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in cells:

@@ -1,4 +1,5 @@
-"""Small multiples of a sweep: one panel a stratum, the same axes in all, and the optima of all strata in one figure."""
+"""Small multiples of a sweep: one panel a stratum, the same axes in all, and the optima of all
+strata in one figure."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ SECOND = Look(OKABE_ITO[1], "s")
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One line: points (K,), the values of every seed (K, S) with NaN where missing, mean and interval (K,)."""
+    """One line: points (K,), the values of every seed (K, S) with NaN where missing, mean and
+    interval (K,)."""
 
     label: str
     look: Look
@@ -56,7 +58,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One stratum. references: name → mean of runs without a place on the axis; optimum: confidence set and best point."""
+    """One stratum. references: name → mean of runs without a place on the axis; optimum: confidence
+    set and best point."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -68,7 +71,8 @@ class Panel:
 class Chart:
     """Small multiples with one scale. limits, span: of the vertical and the horizontal axis.
 
-    hidden: values that a logarithmic axis cannot show; cut: whether an interval goes on beyond the frame.
+    hidden: values that a logarithmic axis cannot show; cut: whether an interval goes on beyond the
+    frame.
     """
 
     name: str
@@ -85,7 +89,8 @@ class Chart:
 
 
 def charts(answer: CurveAnswer, titles: Mapping[str, str] | None = None) -> list[Chart]:
-    """The charts of a curve that have anything to show: the outcome, clean accuracy, each normalization of the norms."""
+    """The charts of a curve that have anything to show: the outcome, clean accuracy, each
+    normalization of the norms."""
     own = dict(titles or {})
     outcome = answer.question.outcome
     name = answer.question.terms.outcome + (f", {own[outcome]}" if outcome in own else "")
@@ -151,7 +156,8 @@ def _chart(
 def _curve(
     s: StratumAnswer, axis: str, metric: str, label: str, look: Look, *, logarithmic: bool
 ) -> tuple[Curve | None, int]:
-    """A curve in the units of its axis (accuracies in per cent), or None without data; and how many values it hides."""
+    """A curve in the units of its axis (accuracies in per cent), or None without data; and how many
+    values it hides."""
     table = cells(s.stratum.rows, axis, metric)
     visible = np.isfinite(table.values) & ((table.values > 0) | (not logarithmic))
     hidden = int(np.isfinite(table.values).sum() - visible.sum())
@@ -178,9 +184,11 @@ def _references(s: StratumAnswer, metric: str, *, logarithmic: bool) -> dict[str
 
 
 def _limits(panels: Sequence[Panel], *, logarithmic: bool) -> tuple[tuple[float, float], bool]:
-    """One vertical range for all panels: all dots, means and references, intervals up to a limit, room below for the optima.
+    """One vertical range for all panels: all dots, means and references, intervals up to a limit,
+    room below for the optima.
 
-    An interval over two seeds can be many times as wide as the whole effect; it is cut off at INTERVAL_ROOM of the range.
+    An interval over two seeds can be many times as wide as the whole effect; it is cut off at
+    INTERVAL_ROOM of the range.
     """
     curves = [curve for panel in panels for curve in panel.curves]
     references = np.array([value for panel in panels for value in panel.references.values()])
@@ -236,7 +244,8 @@ def chart_figures(chart: Chart) -> Iterator[tuple[str, Figure]]:
 
 
 def panel_figure(chart: Chart, panel: Panel) -> Figure:
-    """One panel, with the same margins for every panel, so that a page can lay them side by side."""
+    """One panel, with the same margins for every panel, so that a page can lay them side by
+    side."""
     with house_style():
         figure = Figure(figsize=SIZE)
         _draw(figure.subplots(), chart, panel)
@@ -247,7 +256,8 @@ def panel_figure(chart: Chart, panel: Panel) -> Figure:
 
 
 def legend_figures(chart: Chart) -> list[tuple[str, Figure]]:
-    """The entries of the legend one by one, text and figure, for a page that wraps them to its width."""
+    """The entries of the legend one by one, text and figure, for a page that wraps them to its
+    width."""
     figures = []
     with house_style():
         for handle in _handles(chart):
@@ -259,7 +269,8 @@ def legend_figures(chart: Chart) -> list[tuple[str, Figure]]:
 
 
 def optimum_figure(answer: CurveAnswer) -> Figure | None:
-    """A line a stratum: the confidence set of its optimum and its best point; None for fewer than two strata."""
+    """A line a stratum: the confidence set of its optimum and its best point; None for fewer than
+    two strata."""
     shown = [s for s in answer.strata if math.isfinite(s.verdict.plateau_spread)]
     if len(shown) < 2:
         return None

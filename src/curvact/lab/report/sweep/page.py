@@ -1,4 +1,5 @@
-"""The page of a sweep, and the files beside it: from a table of runs and what is known of the sweep."""
+"""The page of a sweep, and the files beside it: from a table of runs and what is known of the
+sweep."""
 
 from __future__ import annotations
 
@@ -73,10 +74,11 @@ class Section:
 
 
 def report_sweep(table: Table, about: SweepAbout, folder: Path) -> SweepReport:
-    """Ask the questions of a sweep, and write report.html, results.csv, table.md, table.tex and the figures to `folder`.
+    """Ask the questions of a sweep, and write report.html, results.csv, table.md, table.tex and the
+    figures to `folder`.
 
-    The same arguments give the same bytes. Raises CurvactError where a question does not fit the table, or a file cannot be
-    written.
+    The same arguments give the same bytes. Raises CurvactError where a question does not fit the
+    table, or a file cannot be written.
     """
     answers = ask(table, about.questions)
     answers = {name: _titled(answer, about) for name, answer in answers.items()}

@@ -15,8 +15,9 @@ FIRST = (*ACCURACIES, *(column for norm in HESSIAN_NORMS for column in (norm, f"
 def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
     """Write a line for each run, failed ones too, in the order of the table; atomically.
 
-    Columns: run, one for each axis, status, cause, the metrics (accuracies, Hessian norms, then others by name),
-    gradient_evaluations, seconds. A float is the shortest text that reads back as the same number; None and NaN are empty.
+    Columns: run, one for each axis, status, cause, the metrics (accuracies, Hessian norms, then
+    others by name), gradient_evaluations, seconds. A float is the shortest text that reads back as
+    the same number; None and NaN are empty.
     """
     found = {metric for row in table.rows for metric in row.metrics}
     metrics = [*(m for m in FIRST if m in found), *sorted(found - set(FIRST))]
@@ -46,5 +47,5 @@ def _cell(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    # csv.writer leaves a bare carriage return unquoted when lines end in "\n", and no reader takes that back
+    # csv.writer leaves a bare carriage return unquoted when lines end in "\n": no reader takes that
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
