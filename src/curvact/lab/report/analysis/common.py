@@ -56,15 +56,12 @@ def legend(figure: Figure, handles: Sequence[Artist], columns: int | None = None
 
 def log_axis(axes: Axes, which: Literal["x", "y"], room: float = 1.5) -> None:
     """A logarithmic axis with ticks. It is widened to a factor `room` around its middle at least."""
-    set_scale, limits, widen = {
-        "x": (axes.set_xscale, axes.get_xlim, axes.set_xlim),
-        "y": (axes.set_yscale, axes.get_ylim, axes.set_ylim),
-    }[which]
-    set_scale("log")
-    low, high = limits()
+    across = which == "x"
+    (axes.set_xscale if across else axes.set_yscale)("log")
+    low, high = axes.get_xlim() if across else axes.get_ylim()
     if high < room**2 * low:
         middle = math.sqrt(low) * math.sqrt(high)
-        widen(middle / room, middle * room)
+        (axes.set_xlim if across else axes.set_ylim)(middle / room, middle * room)
     log_ticks(axes, which)
 
 

@@ -288,8 +288,7 @@ def _means(axes: Axes, rows: Sequence[Record], column: str, look: Look, label: s
     places = np.unique(at)
     means = [float(values[at == place].mean()) for place in places]
     if not dashed:
-        style = {"markersize": 3.2, "alpha": 0.4, "markeredgewidth": 0.0}
-        axes.plot(at, values, look.marker, color=look.colour, **style)
+        axes.plot(at, values, look.marker, markersize=3.2, color=look.colour, alpha=0.4, markeredgewidth=0)
     dash, face = ("--", "white") if dashed else ("-", look.colour)
     axes.plot(places, means, dash, color=look.colour, marker=look.marker, markerfacecolor=face, label=label)
 
