@@ -1,0 +1,10 @@
+# The public names of the lab. `__init__.py` loads each of them from here when it is first used.
+from . import record as record
+from .checkpoints import open_checkpoint as open_checkpoint
+from .run import execute as execute
+from .spec import RunSpec as RunSpec
+from .spec import read_spec as read_spec
+from .store import Record as Record
+from .sweep import SweepSpec as SweepSpec
+from .sweep import read_sweep as read_sweep
+from .sweep_run import run_sweep as run_sweep
