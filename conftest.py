@@ -1,4 +1,6 @@
-"""For tests and doctests alike: one thread, and nothing that one of them leaves behind reaches another."""
+"""For tests and doctests alike: one thread, and nothing that one of them leaves behind reaches
+another.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ settings.load_profile("curvact")
 
 @pytest.fixture(autouse=True)
 def _isolated() -> Iterator[None]:
-    """torch's global generator starts from the same state, and names registered inside are forgotten, in any order of tests."""
+    """torch's global generator starts from the same state, and names registered inside are
+    forgotten, in any order of tests.
+    """
     torch.manual_seed(0)
     before = dict(registry._REGISTRY)
     yield

@@ -1,4 +1,5 @@
-"""Time of AutoAttack: pyautoattack against `curvact.attacks.autoattack(mode="fast")` on one network.
+"""Time of AutoAttack: pyautoattack against `curvact.attacks.autoattack(mode="fast")` on one
+network.
 
     python benchmarks/autoattack.py [--checkpoint model.safetensors] [--points 100] [--norm linf]
         [--activation "rctaf(curvature=6)"] [--epsilon 0.03137] [--batch-size 250] [--threads 1]
@@ -6,8 +7,8 @@
 
 Both run in one process, on the first test images. Without a checkpoint a ResNet-18 of width 16 is
 trained first, by PGD with 3 steps on CIFAR-10, and written to --save. The reference runs at
---batch-size (its own default) with --threads threads, fast mode in --workers processes that share the
-same threads. CPU seconds count this process only.
+--batch-size (its own default) with --threads threads, fast mode in --workers processes that share
+the same threads. CPU seconds count this process only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How often the verdict on a curve is right, by simulation.
 
-`python benchmarks/verdict_calibration.py` prints the table of docs/statistics.md (under a minute on one core).
-`python benchmarks/verdict_calibration.py --write` computes every design that the package ships and writes
-src/curvact/lab/statistics/calibration.json (half an hour on one core), which the report of a sweep quotes.
+`python benchmarks/verdict_calibration.py` prints the table of docs/statistics.md (under a minute on
+one core). `python benchmarks/verdict_calibration.py --write` computes every design that the package
+ships and writes src/curvact/lab/statistics/calibration.json (half an hour on one core), which the
+report of a sweep quotes.
 
 Options: --seeds 3 10 --sd 0.015 --studies 4000 --curvatures 0.1 0.5 1 2 4 6 10 20 50 200
 """
@@ -52,8 +53,9 @@ class Rate:
 class Rates:
     """How often the verdict is right at one design. All rates are fractions of simulated studies.
 
-    points: curvatures; sd: noise standard deviation of one run. `uneven`: the noise falls or rises threefold over the
-    curvatures (the worse of the two; its mean square is that of the equal noise).
+    points: curvatures; sd: noise standard deviation of one run. `uneven`: the noise falls or rises
+    threefold over the curvatures (the worse of the two; its mean square is that of the equal
+    noise).
     """
 
     points: int
@@ -95,7 +97,9 @@ class Rates:
 
 
 def rise_then_flat(curvatures: Array, end: float, height: float = RISE) -> Array:
-    """Truth that rises log-linearly by `height` from the first curvature to `end` and is flat after, (K,)."""
+    """Truth that rises log-linearly by `height` from the first curvature to `end` and is flat
+    after, (K,).
+    """
     x = np.log(curvatures)
     span = np.log(end) - x[0]
     if span <= 0:
@@ -105,7 +109,9 @@ def rise_then_flat(curvatures: Array, end: float, height: float = RISE) -> Array
 
 
 def monotone_truths(curvatures: Array) -> Iterator[Array]:
-    """Flat, gentle and steep rises to every place with a plateau after, and their mirror images, (K,)."""
+    """Flat, gentle and steep rises to every place with a plateau after, and their mirror images,
+    (K,).
+    """
     count = len(curvatures)
     yield np.zeros(count)
     rising = [rise_then_flat(curvatures, 2.0), rise_then_flat(curvatures, float(curvatures[-1]))]
@@ -130,7 +136,9 @@ def _rate(hits: Mask) -> Rate:
 
 
 def bootstrap_coverage(seeds: int, studies: int = 2000, level: float = LEVEL, seed: int = 0) -> Rate:
-    """Coverage of the percentile bootstrap over seeds (300 resamples) for one mean of Gaussian values."""
+    """Coverage of the percentile bootstrap over seeds (300 resamples) for one mean of Gaussian
+    values.
+    """
     rng = np.random.default_rng([seed, seeds])
     hits = []
     for start in range(0, studies, 500):
@@ -143,7 +151,9 @@ def bootstrap_coverage(seeds: int, studies: int = 2000, level: float = LEVEL, se
 
 
 class _Studies:
-    """Simulated noise of N studies at one noise profile: what does not depend on the truth is computed once."""
+    """Simulated noise of N studies at one noise profile: what does not depend on the truth is
+    computed once.
+    """
 
     def __init__(
         self, rng: np.random.Generator, sd: Array, seeds: int, studies: int, seed_effect: float
@@ -191,10 +201,11 @@ def _worst(rates: Iterable[Rate], *, highest: bool) -> Rate:
 def calibrate(
     curvatures: Sequence[float], seeds: int, sd: float, *, studies: int = 2000, seed: int = 0
 ) -> Rates:
-    """Simulate the verdict at this design: curvatures (K >= 3), seeds (>= 2) and noise sd of one run (> 0).
+    """Simulate the verdict at this design: curvatures (K >= 3), seeds (>= 2) and noise sd of one
+    run (> 0).
 
-    Every rate is at level 0.95. Noise is Gaussian, with a shared seed effect of half its size. The same seed gives the
-    same figures. Raises CurvactError for a design without a verdict.
+    Every rate is at level 0.95. Noise is Gaussian, with a shared seed effect of half its size. The
+    same seed gives the same figures. Raises CurvactError for a design without a verdict.
     """
     kappa = np.asarray(curvatures, dtype=np.float64)
     if len(kappa) < 3:

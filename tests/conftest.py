@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def _fake_data() -> ModuleType:
-    """tests/fake_data.py as the module `fake_data`: with --import-mode=importlib its folder is not on the path."""
+    """tests/fake_data.py as the module `fake_data`: with --import-mode=importlib its folder is not
+    on the path.
+    """
     if "fake_data" not in sys.modules:
         spec = importlib.util.spec_from_file_location("fake_data", Path(__file__).with_name("fake_data.py"))
         assert spec is not None
@@ -41,7 +43,9 @@ def _fake_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake_data_root(_fake_files: Path) -> Iterator[Path]:
-    """A folder with 30 training and 15 test images of every named data set. That they are not the real ones is no error here."""
+    """A folder with 30 training and 15 test images of every named data set. That they are not the
+    real ones is no error here.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtherDataWarning)
         yield _fake_files

@@ -31,7 +31,9 @@ def fake_arrays(name: str, count: int, *, part: int = 0) -> tuple[Array, Array]:
 
 
 def write_fake(name: str, root: Path, count: int = 30) -> Path:
-    """Write `count` training and half as many test images into root/name, as the publisher packs them."""
+    """Write `count` training and half as many test images into root/name, as the publisher packs
+    them.
+    """
     folder = root / name
     folder.mkdir(parents=True)
     parts = fake_arrays(name, count), fake_arrays(name, (count + 1) // 2, part=1)

@@ -76,7 +76,9 @@ def test_setup_devices_and_threads() -> None:
 
 
 def test_a_job_whose_worker_died_runs_again_and_knows_more(tmp_path: Path) -> None:
-    """The second job dies once, and is sent anew with what on_event added; the third dies always and is given up."""
+    """The second job dies once, and is sent anew with what on_event added; the third dies always
+    and is given up.
+    """
     jobs: list[tuple[str, int, list[int]]] = [
         (str(tmp_path / "a"), 0, []),
         (str(tmp_path / "b"), 1, []),

@@ -42,7 +42,9 @@ def test_accuracy_counts() -> None:
 
 
 def test_not_a_number_counts_as_wrong_and_is_said() -> None:
-    """NaN logits in the second batch, and for the attacked image of the third: argmax would name class 0."""
+    """NaN logits in the second batch, and for the attacked image of the third: argmax would name
+    class 0.
+    """
 
     def model(x: Tensor) -> Tensor:
         value = x.flatten(1)[:, 0]

@@ -1,4 +1,6 @@
-"""Masking checks on networks built to fool attacks, each by one known trick, and on honest ones, which must pass."""
+"""Masking checks on networks built to fool attacks, each by one known trick, and on honest ones,
+which must pass.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def _trained(activation: str, adversarial: bool, epochs: int = 3) -> nn.Module:
 
 @cache
 def _random_features(step: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Logits linear in `step` of 400 random projections, by ridge regression: any activation, trained without a gradient."""
+    """Logits linear in `step` of 400 random projections, by ridge regression: any activation,
+    trained without a gradient.
+    """
     train, g = load("digits").train, torch.Generator().manual_seed(0)
     weight, bias = torch.randn(64, 400, generator=g), torch.rand(400, generator=g) - 0.5
 
@@ -84,7 +88,8 @@ def test_honest_networks_raise_no_alarm(activation: str, adversarial: bool) -> N
     report = masking_report(model, *_digits(), THREAT)
     assert report.alarms == (), str(report)
     assert report.images >= 50
-    # The network's robustness is what its training says, so that the checks had something to look at.
+    # The network's robustness is what its training says, so that the checks had something to look
+    # at.
     assert (report.measurements["accuracy under PGD"] > 0.2) == adversarial
 
 
@@ -96,7 +101,9 @@ def test_honest_networks_raise_no_alarm(activation: str, adversarial: bool) -> N
     [("linf", 0.05), ("linf", 0.2), ("linf", 0.4), ("l2", 0.5), ("l2", 1.5), ("l1", 1.5), ("l1", 3.0)],
 )
 def test_false_alarms_are_rare(activation: str, adversarial: bool, norm: Norm, epsilon: float) -> None:
-    """On 10 samples of 15 images, 3 of 100, and 3 of 64 after an evaluation: random subsets of the test split."""
+    """On 10 samples of 15 images, 3 of 100, and 3 of 64 after an evaluation: random subsets of the
+    test split.
+    """
     if adversarial and norm == "l1":
         pytest.skip("training in linf does mask the gradient in l1: see the next test")
     model = _trained(activation, adversarial, epochs=8)
@@ -120,7 +127,9 @@ def test_false_alarms_are_rare(activation: str, adversarial: bool, norm: Norm, e
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "rctaf(curvature=6)"])
 def test_training_in_linf_masks_the_gradient_in_l1(activation: str) -> None:
-    """Trying every pixel at 0 and at 1 is the proof: five PGDs of 50 steps leave many images that one pixel fools."""
+    """Trying every pixel at 0 and at 1 is the proof: five PGDs of 50 steps leave many images that
+    one pixel fools.
+    """
     x, y = _digits(150)
     threat = ThreatModel("l1", 1.0)
     missed = {}
@@ -175,7 +184,9 @@ def test_scaled_logits() -> None:
 
 
 def test_step_activation() -> None:
-    """A comparison cuts the graph, `sign` has a gradient of zero, a steep sigmoid one of zero nearly everywhere."""
+    """A comparison cuts the graph, `sign` has a gradient of zero, a steep sigmoid one of zero
+    nearly everywhere.
+    """
     expected = {"zero gradients", "finite differences", "unbounded radius", "black box"}
     assert _names(_random_features(_heaviside)) >= expected
     assert _names(_random_features(torch.sign)) >= expected
@@ -235,7 +246,9 @@ def _fooling(kind: str) -> tuple[Callable[[Tensor], Tensor], set[str]]:
     "kind", ["quantised input", "scaled logits", "step activation", "noise at inference"]
 )
 def test_the_quick_check_after_an_evaluation_sees_the_fooling(kind: str) -> None:
-    """As `curvact evaluate --attack pgd-20` asks: 64 images, 10 steps, 50 queries, the evaluation's PGD for the first."""
+    """As `curvact evaluate --attack pgd-20` asks: 64 images, 10 steps, 50 queries, the evaluation's
+    PGD for the first.
+    """
     model, expected = _fooling(kind)
     x, y = _digits(64)
     g = torch.Generator().manual_seed(1)
@@ -258,14 +271,17 @@ def test_the_quick_check_after_an_evaluation_trusts_the_honest(activation: str, 
     attacked = pgd(model, x, y, THREAT, steps=20, generator=g)
     report = masking_report(counting, x, y, THREAT, steps=10, queries=50, attacked=attacked)
     assert report.alarms == (), str(report)
-    # Three gradients an image, and of what PGD left ten steps on the margin, ten unbounded, and ten where another loss helped.
+    # Three gradients an image, and of what PGD left ten steps on the margin, ten unbounded, and ten
+    # where another loss helped.
     left = round(report.measurements["accuracy under PGD"] * report.images)
     assert gradients[0] <= 3 * report.images + (10 + 10 + 10) * left
     assert report.measurements["margin where PGD ends"] - report.measurements["margin where PGD begins"] > 0
 
 
 def test_an_outcome_that_depends_on_the_seed() -> None:
-    """Half of all points have no gradient, by the first pixel, which the model does not use: PGD leaves it where it started."""
+    """Half of all points have no gradient, by the first pixel, which the model does not use: PGD
+    leaves it where it started.
+    """
     model, (x, y) = _trained("relu", False), _digits(100)
 
     def lottery(z: Tensor) -> Tensor:
@@ -298,7 +314,9 @@ def test_how_much_an_alarm_takes() -> None:
 
 
 def test_one_step_beats_many() -> None:
-    """The gradient is right at the images and points back to them elsewhere: FGSM succeeds, PGD from random starts does not."""
+    """The gradient is right at the images and points back to them elsewhere: FGSM succeeds, PGD
+    from random starts does not.
+    """
     model, (x, y) = _trained("relu", False), _digits()
     right = model(x).argmax(1) == y
     x, y = x[right], y[right]

@@ -66,11 +66,13 @@ def test_pgd_finds_the_worst_point_in_l1() -> None:
     w = torch.tensor([0.5, -1.0, 2.0, 0.25], dtype=torch.float64)
     x = torch.tensor([[0.5, 0.5, 0.2, 0.5], [0.5, 0.9, 0.9, 0.5]], dtype=torch.float64)
     y = torch.tensor([0, 1])
-    # Logit 0 falls along −w: coordinate 2 has 0.2 to its wall, then coordinate 1. Logit 1 falls along w: 0.1, then 0.3 of 0.9.
+    # Logit 0 falls along −w: coordinate 2 has 0.2 to its wall, then coordinate 1. Logit 1 falls
+    # along w: 0.1, then 0.3 of 0.9.
     expected = x + torch.tensor([[0, 0.2, -0.2, 0], [0, -0.3, 0.1, 0]], dtype=torch.float64)
     g = torch.Generator().manual_seed(0)
     x_adv = pgd(_binary(w), x, y, ThreatModel("l1", 0.4), steps=300, step=0.025, sparsity=0.25, generator=g)
-    # At the end one coordinate steps away and the projection takes it back in turn: half a step each.
+    # At the end one coordinate steps away and the projection takes it back in turn: half a step
+    # each.
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=0.005 + 1e-12)
 
 
@@ -321,7 +323,9 @@ def test_fgsm_is_one_signed_step() -> None:
 
 
 def test_starts() -> None:
-    """Each start from its formula, by the same draws; one step without projection leaves the ball and not the box."""
+    """Each start from its formula, by the same draws; one step without projection leaves the ball
+    and not the box.
+    """
     model, x, y = _network()
     threat = ThreatModel("linf", 0.2)
 
@@ -458,7 +462,9 @@ def test_a_seed_repeats_and_another_differs() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_gradient_without_a_number_spoils_no_image(norm: Norm) -> None:
-    """√h has an infinite slope at 0, and behind `where` its gradient is NaN: these pixels stand still, the others move."""
+    """√h has an infinite slope at 0, and behind `where` its gradient is NaN: these pixels stand
+    still, the others move.
+    """
     threat = ThreatModel(norm, 0.5)
 
     def model(x: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def test_a_linear_model_s_distance_is_its_margin_over_the_dual_norm(norm: Norm, 
             generator=g,
         )
         assert bool((radius >= exact - 1e-12).all())
-        # The halvings leave 0.5·2⁻¹⁴. An l2 start on the far side leaves an angle after 20 steps, which costs its cosine.
+        # The halvings leave 0.5·2⁻¹⁴. An l2 start on the far side leaves an angle after 20 steps,
+        # which costs its cosine.
         slack = 0.05 if start == "uniform" and norm == "l2" else 1e-9
         torch.testing.assert_close(radius, exact, rtol=slack, atol=1e-4)
 

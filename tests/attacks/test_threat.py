@@ -1,4 +1,6 @@
-"""Balls, projections and steps of each norm against linear programs and closed forms; what is said of a suspect model."""
+"""Balls, projections and steps of each norm against linear programs and closed forms; what is said
+of a suspect model.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def _support(direction: np.ndarray, x: np.ndarray, epsilon: float) -> float:
 )
 @settings(max_examples=25)
 def test_l1_projection_is_the_nearest_point(size: int, seed: int, epsilon: float, spread: float) -> None:
-    """p is the projection of z onto a convex set exactly if it lies in it and no q of it has ⟨z − p, q − p⟩ > 0."""
+    """p is the projection of z onto a convex set exactly if it lies in it and no q of it has ⟨z −
+    p, q − p⟩ > 0.
+    """
     z, x = _points(3, size, seed, spread)
     p = ThreatModel("l1", epsilon).project(z, x)
     assert float(p.min()) >= 0
@@ -98,7 +102,8 @@ def test_l1_random_start_is_uniform_in_the_ball() -> None:
     x = torch.full((20_000, 3), 0.5)
     noise = ThreatModel("l1", 0.4).random_start(x, torch.Generator().manual_seed(0)) - x
     radius = noise.abs().sum(1)
-    # P(r < ε/2) = 1/8, standard error 0.0023; each coordinate has mean 0 and E|δ| = ε/4 · (3/3) = ε·3/(4·3).
+    # P(r < ε/2) = 1/8, standard error 0.0023; each coordinate has mean 0 and E|δ| = ε/4 · (3/3) =
+    # ε·3/(4·3).
     assert float((radius < 0.2).float().mean()) == pytest.approx(1 / 8, abs=0.01)
     assert float(radius.max()) <= 0.4 + 1e-6
     assert float(noise.abs().mean()) == pytest.approx(0.1, abs=0.002)

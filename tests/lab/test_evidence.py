@@ -1,4 +1,6 @@
-"""The tables in docs/results are what the shipped sweeps give. Some of their runs are repeated (slow)."""
+"""The tables in docs/results are what the shipped sweeps give. Some of their runs are repeated
+(slow).
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_the_page_says_what_the_demo_gave() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES, ids=[t.stem for t in TABLES])
 def test_runs_come_out_again(table: Path, tmp_path: Path) -> None:
-    """The first run: the same accuracies, to three points for other versions of torch and other processors."""
+    """The first run: the same accuracies, to three points for other versions of torch and other
+    processors.
+    """
     run = next(r for r in read_sweep(ROOT / "sweeps" / f"{table.stem}.yaml").planned if r.source is None)
     again = execute(run.spec, tmp_path).metrics
     before = next(row for row in _rows(table) if row["run"] == run.id)

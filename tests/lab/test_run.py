@@ -1,4 +1,6 @@
-"""A run's folder: what it holds, killed and gone on with, extended, and left alone where it is another's."""
+"""A run's folder: what it holds, killed and gone on with, extended, and left alone where it is
+another's.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_the_best_weights_are_measured_from_their_file(run_spec: Any, tmp_path: 
 
 
 def test_killed_and_gone_on_with(tmp_path: Path) -> None:
-    """kill -9 after the first epoch. The folder alone goes on, to the weights and numbers of an unbroken run."""
+    """kill -9 after the first epoch. The folder alone goes on, to the weights and numbers of an
+    unbroken run.
+    """
     whole = execute(read_spec("digits", SMALL), tmp_path / "whole")
     command = [*CLI, "digits", *SMALL, "--out", "broken"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -128,7 +132,9 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_extended(run_spec: Any, tmp_path: Path) -> None:
-    """At a constant rate, 1 epoch and 2 more are the same run as 3 epochs: weights, history and record."""
+    """At a constant rate, 1 epoch and 2 more are the same run as 3 epochs: weights, history and
+    record.
+    """
     constant = {"schedule": "constant", "warmup": 0.0}
     execute(run_spec(training={**constant, "epochs": 1}), tmp_path / "extended")
     assert (tmp_path / "extended" / "state.safetensors").exists()
@@ -262,7 +268,9 @@ def test_learned_activations_are_logged(run_spec: Any, tmp_path: Path) -> None:
 
 
 def test_parts_of_autoattack_and_pgd_see_the_same_images(run_spec: Any, tmp_path: Path) -> None:
-    """PGD on the whole test split again, cut to the first images; and pyautoattack itself on those images."""
+    """PGD on the whole test split again, cut to the first images; and pyautoattack itself on those
+    images.
+    """
     from pyautoattack import AutoAttack
 
     from curvact.attacks import ThreatModel, pgd
@@ -290,7 +298,8 @@ def test_parts_of_autoattack_and_pgd_see_the_same_images(run_spec: Any, tmp_path
     x_adv, _ = reference.run_standard_evaluation(x[:15], y[:15])
     with torch.no_grad():
         strong = (model(x_adv).argmax(1) == y[:15]).double().mean()
-    # APGD-CE draws its starts in another order in fast mode: an image on the edge may fall in one only.
+    # APGD-CE draws its starts in another order in fast mode: an image on the edge may fall in one
+    # only.
     assert metrics["subset_robust_accuracy"] == pytest.approx(float(strong), abs=1.01 / 15)
 
 
@@ -326,7 +335,9 @@ TWO = """
 
 
 def test_processes_leave_no_group_behind(tmp_path: Path) -> None:
-    """Under torchrun both processes end with 0 and take their group down before: gloo may abort at exit."""
+    """Under torchrun both processes end with 0 and take their group down before: gloo may abort at
+    exit.
+    """
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

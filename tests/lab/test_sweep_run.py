@@ -43,7 +43,9 @@ def _run(spec: Path, out: Path, *extra: str) -> subprocess.Popen[str]:
 
 
 def _children(pid: int) -> list[int]:
-    """Worker processes of a run: its children that hold our code (not multiprocessing's resource tracker)."""
+    """Worker processes of a run: its children that hold our code (not multiprocessing's resource
+    tracker).
+    """
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -107,7 +109,9 @@ def test_a_run_of_a_sweep_is_a_run(unbroken: tuple[Path, Path], tmp_path: Path) 
 def test_two_workers_killed_resumed_and_replaced_give_the_same(
     unbroken: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """kill -9 of the whole group, then --resume with two workers, one of which is killed: the same table."""
+    """kill -9 of the whole group, then --resume with two workers, one of which is killed: the same
+    table.
+    """
     spec, out = unbroken
     there = tmp_path / "run"
     process = _run(spec, there, "--workers", "1")
@@ -274,7 +278,9 @@ def test_nothing_is_written_where_a_run_cannot_start(
 
 
 def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One function and one line of registration: here an engine that runs everything in this process."""
+    """One function and one line of registration: here an engine that runs everything in this
+    process.
+    """
     monkeypatch.setattr("curvact.lab.engines.engine.ENGINES", dict(ENGINES))
 
     def here(jobs: Any, workers: int, on_event: Any) -> list[int]:

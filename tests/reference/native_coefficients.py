@@ -1,6 +1,8 @@
-"""Prints the polynomials of `curvact.activations.kernels.polynomials`, fitted with mpmath. Run it as a script.
+"""Prints the polynomials of `curvact.activations.kernels.polynomials`, fitted with mpmath. Run it
+as a script.
 
-Each is a Chebyshev fit of a smooth factor, written in powers of the distance from a midpoint, where it is well conditioned.
+Each is a Chebyshev fit of a smooth factor, written in powers of the distance from a midpoint, where
+it is well conditioned.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def softplus(e: mp.mpf) -> mp.mpf:
 
 
 def rct(q: mp.mpf, passes: int) -> mp.mpf:
-    """φ(u)/q^m for u < 0, with q = sigmoid(u) and m = 2^passes: the integral of gate(p)/(p(1 − p)) over p from 0 to q."""
+    """φ(u)/q^m for u < 0, with q = sigmoid(u) and m = 2^passes: the integral of gate(p)/(p(1 − p))
+    over p from 0 to q.
+    """
     m = 2**passes
 
     def gate_over_power(z: mp.mpf) -> mp.mpf:

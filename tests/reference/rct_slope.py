@@ -1,4 +1,6 @@
-"""RCT-AF from its definition only: the slope by smoothstep recursion in mpmath, the value by integrating it numerically."""
+"""RCT-AF from its definition only: the slope by smoothstep recursion in mpmath, the value by
+integrating it numerically.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""‖mean‖² of independent vectors and the variance of its unbiased estimate, term by term from the definitions.
+"""‖mean‖² of independent vectors and the variance of its unbiased estimate, term by term from the
+definitions.
 
-U averages ⟨d_i, d_j⟩ over ordered pairs of different probes. E U² − (E U)² is estimated by U² less the average of
-⟨d_i, d_j⟩⟨d_k, d_l⟩ over ordered quadruples of four different probes, whose two factors are independent.
+U averages ⟨d_i, d_j⟩ over ordered pairs of different probes. E U² − (E U)² is estimated by U² less
+the average of ⟨d_i, d_j⟩⟨d_k, d_l⟩ over ordered quadruples of four different probes, whose two
+factors are independent.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""Curvature of others against ours, on one small trained network: curvlinops 3.0.1 and PyHessian 0.1 share no code with us.
+"""Curvature of others against ours, on one small trained network: curvlinops 3.0.1 and PyHessian
+0.1 share no code with us.
 
-`bash tests/second_opinion/setup.sh` makes an environment with the peers and runs this; without them the tests are skipped. By
-hand:
+`bash tests/second_opinion/setup.sh` makes an environment with the peers and runs this; without them
+the tests are skipped. By hand:
 
     python -m venv V
-    echo /path/to/project/.venv/lib/python3.11/site-packages > V/lib/python3.11/site-packages/project.pth
-    V/bin/pip install --no-deps curvlinops-for-pytorch==3.0.1 pyhessian einops einconv linear-operator tqdm \\
+    echo /path/to/project/.venv/lib/python3.11/site-packages >
+    V/lib/python3.11/site-packages/project.pth V/bin/pip install --no-deps
+    curvlinops-for-pytorch==3.0.1 pyhessian einops einconv linear-operator tqdm \\
         jaxtyping typeguard backpack-for-pytorch
 
-(--no-deps: backpack and others ask for torchvision, whose wheel breaks a CPU build of torch.) PyHessian's trace and our estimate
-are both random: its products, one for each unit vector, give its trace without noise. Its spectral density uses torch.eig, which
-is gone, and is not compared. PyHessian computes in float32.
+(--no-deps: backpack and others ask for torchvision, whose wheel breaks a CPU build of torch.)
+PyHessian's trace and our estimate
+are both random: its products, one for each unit vector, give its trace without noise. Its spectral
+density uses torch.eig, which is gone, and is not compared. PyHessian computes in float32.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """Convolutions, batch norm and RCT-AF on digits, trained for a moment, in eval mode; 498 parameters in float64."""
+    """Convolutions, batch norm and RCT-AF on digits, trained for a moment, in eval mode; 498
+    parameters in float64.
+    """
     data = load("digits")
     act = activation("rctaf(curvature=3, beta=1)")
     layers = [

@@ -1,10 +1,11 @@
 """curvact's activations as the `act_layer` of a real timm. Skipped if timm cannot be imported.
 
-timm needs torchvision, whose wheel breaks a CPU build of torch, so it runs in an environment of its own:
+timm needs torchvision, whose wheel breaks a CPU build of torch, so it runs in an environment of its
+own:
 
     python -m venv V
-    V/bin/pip install torch==2.14.1 torchvision==0.29.1 timm lazy_loader pooch scipy pillow pytest hypothesis
-    PYTHONPATH=src V/bin/python -m pytest tests/second_opinion/test_timm.py
+    V/bin/pip install torch==2.14.1 torchvision==0.29.1 timm lazy_loader pooch scipy pillow pytest
+    hypothesis PYTHONPATH=src V/bin/python -m pytest tests/second_opinion/test_timm.py
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ def environment() -> dict[str, Any]:
     """What a result depends on beside its spec: code, libraries and machine.
 
     >>> sorted(environment())
-    ['commit', 'curvact', 'kernels', 'machine', 'platform', 'processor', 'python', 'threads', 'torch']
+    ['commit', 'curvact', 'kernels', 'machine', 'platform', 'processor', 'python', 'threads',
+    'torch']
     """
     return {
         "curvact": __version__,
@@ -35,7 +36,9 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of the checkout that this code lies in, with -dirty; "unknown" for an installed package."""
+    """The commit of the checkout that this code lies in, with -dirty; "unknown" for an installed
+    package.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return "unknown"

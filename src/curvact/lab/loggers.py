@@ -1,4 +1,6 @@
-"""Where the numbers of a run also go: TensorBoard and Weights & Biases, through lightning-fabric's loggers."""
+"""Where the numbers of a run also go: TensorBoard and Weights & Biases, through lightning-fabric's
+loggers.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class WandbLogger(Logger):
-    """Sends metrics and settings to a project. The id of the W&B run is `name`, so runs never merge."""
+    """Sends metrics and settings to a project. The id of the W&B run is `name`, so runs never
+    merge.
+    """
 
     def __init__(self, project: str, name: str, folder: Path) -> None:
         import wandb

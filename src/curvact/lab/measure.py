@@ -36,7 +36,8 @@ def test_accuracies(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
 def measure(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
     """Everything that the spec asks of the trained network, by name. Accuracies are fractions.
 
-    Raises Diverged where a number of the trained network is not finite: that ends this run, not a sweep.
+    Raises Diverged where a number of the trained network is not finite: that ends this run, not a
+    sweep.
     """
     test_images = data.test.first(spec.evaluation.images)
     test = attacked(model, test_images, spec, "test")
@@ -105,7 +106,8 @@ def _hessian(model: nn.Module, data: Splits, train: Accuracy, spec: RunSpec) -> 
 
 
 def of_activations(model: nn.Module, data: Splits, spec: RunSpec, when: str) -> Numbers:
-    """κ (the largest in the network), effective curvature (the mean over call sites), and parameters.
+    """κ (the largest in the network), effective curvature (the mean over call sites), and
+    parameters.
 
     when: "start" (before training: batch norm with the statistics of the batch) or "end".
     """

@@ -1,4 +1,6 @@
-"""One run: train, attack, measure, record. A run's folder explains itself, and a killed run goes on."""
+"""One run: train, attack, measure, record. A run's folder explains itself, and a killed run goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -69,17 +71,17 @@ def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: No
     """Train, attack and analyse what the spec says, in the run's folder, and return its record.
 
     A finished run is returned as it is. An unfinished run goes on from its state, to the same bits.
-    A finished run whose spec differs in `training.epochs` alone is extended, where its schedule allows it.
-    A run whose loss diverges has a record too, with status "failed" and its cause.
+    A finished run whose spec differs in `training.epochs` alone is extended, where its schedule
+    allows it. A run whose loss diverges has a record too, with status "failed" and its cause.
 
     on_event: called with every `Step` and `Epoch` of training.
 
-    The folder holds spec.yaml, environment.json, metrics.jsonl (one line an epoch), best.safetensors and
-    last.safetensors with their JSON, and record.json. It holds state.safetensors while the run is
-    unfinished, and afterwards where the run can be extended.
+    The folder holds spec.yaml, environment.json, metrics.jsonl (one line an epoch),
+    best.safetensors and last.safetensors with their JSON, and record.json. It holds
+    state.safetensors while the run is unfinished, and afterwards where the run can be extended.
 
-    Raises CurvactError for bad input, before anything is written, and for a folder that holds another run.
-    Under `torchrun`, only the first process writes and has a record with metrics.
+    Raises CurvactError for bad input, before anything is written, and for a folder that holds
+    another run. Under `torchrun`, only the first process writes and has a record with metrics.
     """
     with launched(spec.hardware) as fabric:
         return _execute(spec, folder, fabric, on_event)
@@ -260,8 +262,8 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
     """Data, synthetic images and the untrained network of a run.
 
     learned: the activation that `spec.activation_from` means, see `settle`.
-    Raises CurvactError for data that are missing or damaged, and for a network or an augmentation that
-    does not suit the images.
+    Raises CurvactError for data that are missing or damaged, and for a network or an augmentation
+    that does not suit the images.
     """
     wanted = spec.data
     data = load(
@@ -331,7 +333,8 @@ def settle(spec: RunSpec, folder: Path) -> tuple[RunSpec, LearnedActivation | No
 
     A spec that has the sha256 already is served from the copy in the run's folder, if there is one.
     The third value says why there is no activation: the run that should have learned it failed.
-    Raises CurvactError for a source that is missing, damaged, or not the activation that the spec means.
+    Raises CurvactError for a source that is missing, damaged, or not the activation that the spec
+    means.
     """
     wanted = spec.activation_from
     if wanted is None:
@@ -365,8 +368,8 @@ def settle(spec: RunSpec, folder: Path) -> tuple[RunSpec, LearnedActivation | No
 def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
     """Device, precision and processes. Under `torchrun`: one process of several.
 
-    The process group is taken down at the end. Left to the interpreter's exit, gloo's threads sometimes
-    abort the process.
+    The process group is taken down at the end. Left to the interpreter's exit, gloo's threads
+    sometimes abort the process.
     """
     from lightning_fabric import Fabric
 

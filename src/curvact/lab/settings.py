@@ -50,8 +50,9 @@ def read_settings(
 ) -> Settings:
     """Settings of that kind from a YAML file. overrides: each `key.key=value`, the value in YAML.
 
-    flat: mappings whose keys contain dots, so that `grid.training.epochs=[1]` sets one key of `grid`.
-    Raises CurvactError in one line that names the file, the key, the value and what is allowed.
+    flat: mappings whose keys contain dots, so that `grid.training.epochs=[1]` sets one key of
+    `grid`. Raises CurvactError in one line that names the file, the key, the value and what is
+    allowed.
     """
     path = Path(path)
     try:
@@ -95,7 +96,9 @@ def first_problem(kind: type[BaseModel], error: ValidationError) -> str:
 
 
 def override_key(content: dict[str, Any], override: str, flat: Collection[str] = ()) -> None:
-    """Set `key.key=value`, the value in YAML, in plain nested settings. flat: as in `read_settings`."""
+    """Set `key.key=value`, the value in YAML, in plain nested settings. flat: as in
+    `read_settings`.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise CurvactError(f"{override!r}: write it as key.key=value")

@@ -50,7 +50,8 @@ class DataSpec(Strict):
     """The images of a run.
 
     name: anything that `curvact.data.load` knows: a data set, or a path.
-    size: images are resized to this side. train, validation, test: at most so many images of each split.
+    size: images are resized to this side. train, validation, test: at most so many images of each
+    split.
     extra: a file of synthetic images. extra_fraction: their share of every training batch.
     """
 
@@ -74,7 +75,8 @@ class DataSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """The network: a name in `curvact.models.MODELS`, and the arguments of that network, such as width.
+    """The network: a name in `curvact.models.MODELS`, and the arguments of that network, such as
+    width.
 
     scope: where one activation module is shared. None: what suits the activation.
     """
@@ -117,8 +119,10 @@ class ModelSpec(Strict):
 class ActivationFrom(Strict):
     """A learned activation that the network starts with.
 
-    path: its file, or a run's folder. run: the id of a run beside this one. Exactly one of the two is given.
-    frozen: whether the activation keeps its values. sha256: of the activation; filled in when the run begins.
+    path: its file, or a run's folder. run: the id of a run beside this one. Exactly one of the two
+    is given.
+    frozen: whether the activation keeps its values. sha256: of the activation; filled in when the
+    run begins.
     """
 
     path: str | None = None
@@ -139,8 +143,10 @@ class EvaluationSpec(Strict):
     attack: the PGD on the test split and on the first `train_images` of the training split.
     images: at most so many images of the test split. None: all of them.
     weights: "last" measures the last weights; "both" the weights of the best validation epoch too.
-    autoattack_images: parts of AutoAttack (`autoattack_parts`, fast mode) attack so many test images as well.
-    activations: κ and effective curvature before and after training, and the parameters of the activations.
+    autoattack_images: parts of AutoAttack (`autoattack_parts`, fast mode) attack so many test
+    images as well.
+    activations: κ and effective curvature before and after training, and the parameters of the
+    activations.
     """
 
     attack: Attack = PGD(20)
@@ -219,9 +225,10 @@ class LoggingSpec(Strict):
 class RunSpec(Strict):
     """One run: train a network, attack it, measure its loss.
 
-    activation: a name such as "rctaf(curvature=6)". It is kept in the form that `str(activation)` gives.
-    A spec may also have the keys `curvature` and `centered`: they choose the member of the family that
-    `activation` names, so "rctaf(beta=1)" with curvature 6 is "rctaf(alpha=16.0, beta=1)".
+    activation: a name such as "rctaf(curvature=6)". It is kept in the form that `str(activation)`
+    gives. A spec may also have the keys `curvature` and `centered`: they choose the member of the
+    family that `activation` names, so "rctaf(beta=1)" with curvature 6 is "rctaf(alpha=16.0,
+    beta=1)".
     seed: of everything random.
     """
 
@@ -256,8 +263,8 @@ class RunSpec(Strict):
     def id(self) -> str:
         """Twelve hexadecimal digits: the hash of everything that determines the run's numbers.
 
-        Equal specs have equal ids on any machine. The name, `about`, `logging`, the accelerator and the
-        path of a learned activation do not count.
+        Equal specs have equal ids on any machine. The name, `about`, `logging`, the accelerator and
+        the path of a learned activation do not count.
         """
         content = self.model_dump(mode="json", exclude={"name", "about", "logging"})
         del content["hardware"]["accelerator"]

@@ -1,4 +1,6 @@
-"""The files of a run's folder and of a sweep's folder: who may write, what is finished, what is damaged."""
+"""The files of a run's folder and of a sweep's folder: who may write, what is finished, what is
+damaged.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
-    """Check that the folder can be that of the run. The record of a run that has finished there is returned.
+    """Check that the folder can be that of the run. The record of a run that has finished there is
+    returned.
 
     That record is of this spec, or of one that differs in `training.epochs` alone and has fewer.
     Raises CurvactError for a folder that holds something else or cannot be written.

@@ -1,4 +1,6 @@
-"""Many runs from one spec: a base, what varies, and the questions that are asked of the finished table."""
+"""Many runs from one spec: a base, what varies, and the questions that are asked of the finished
+table.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,16 @@ class SweepSpec(Strict):
     """A sweep.
 
     base: settings of a `RunSpec` that all runs share.
-    grid: lists of values by dotted key. Every combination is a run. The key `curvature` chooses κ within the
-        family that `activation` names; `seed` is the seed.
+    grid: lists of values by dotted key. Every combination is a run. The key `curvature` chooses κ
+        within the family that `activation` names; `seed` is the seed.
     cells: axes of named settings, axis → name → settings by dotted key, such as
-        `{method: {sgd: {}, awp: {training.perturbation: awp(gamma=0.01)}}}`. They combine with each other and
-        with the grid.
+        `{method: {sgd: {}, awp: {training.perturbation: awp(gamma=0.01)}}}`. They combine with each
+        other and with the grid.
     sources: runs that only learn an activation, by name, with the same seeds. A cell takes it with
-        `activation_from: {source: NAME, frozen: true}`; its `activation` and `model.scope` are the source's.
-    questions: what is asked of the finished table, by kind, with settings. None: each kind that suits the axes.
+        `activation_from: {source: NAME, frozen: true}`; its `activation` and `model.scope` are the
+        source's.
+    questions: what is asked of the finished table, by kind, with settings. None: each kind that
+    suits the axes.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

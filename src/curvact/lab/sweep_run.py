@@ -38,12 +38,14 @@ def run_sweep(
 ) -> list[str]:
     """Execute every run of the sweep that has no record in the folder yet.
 
-    workers: runs at a time, one thread each. None: the number of cores. The records do not depend on it.
-    resume: go on in a folder that holds a sweep already. Its spec may have grown: runs that are part of
-        both are not repeated.
+    workers: runs at a time, one thread each. None: the number of cores. The records do not depend
+    on it.
+    resume: go on in a folder that holds a sweep already. Its spec may have grown: runs that are
+        part of both are not repeated.
     Returns one line for each run that did not finish because its worker died again and again.
-    Raises CurvactError for a folder that holds something else, a damaged record, or a full disk. Data, a
-    network or a learned activation that a run cannot start from are found before anything is written.
+    Raises CurvactError for a folder that holds something else, a damaged record, or a full disk.
+    Data, a network or a learned activation that a run cannot start from are found before anything
+    is written.
     """
     console = console or Console(stderr=True)
     run_engine = engine_named(engine)

@@ -12,7 +12,8 @@ Value = str | float | int | bool | None
 class Row:
     """One run of a sweep.
 
-    run: its id. labels: its value on each axis of the sweep, such as `{"curvature": 4.0, "seed": 0}`.
+    run: its id. labels: its value on each axis of the sweep, such as `{"curvature": 4.0, "seed":
+    0}`.
     status: "done" or "failed". cause: why it failed, or "".
     metrics: the numbers of its record by name; accuracies are fractions.
     """

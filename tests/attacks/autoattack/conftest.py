@@ -47,7 +47,8 @@ def _net(name: str) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def net() -> Callable[..., nn.Module]:
-    """net(name): a convolution net with that activation, adversarially trained until it stands about half the time.
+    """net(name): a convolution net with that activation, adversarially trained until it stands
+    about half the time.
 
     net("hard"): the ReLU network with logits × 1000.
     """

@@ -53,7 +53,9 @@ def _margins(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor, dual: float) ->
 def test_gradient_attacks_are_exact_on_a_linear_model(
     assert_sound: Any, norm: Any, dual: float, epsilon: float, mode: Any, attack: str
 ) -> None:
-    """Away from the box's walls a linear model is broken exactly where its distance to a wall is below ε."""
+    """Away from the box's walls a linear model is broken exactly where its distance to a wall is
+    below ε.
+    """
     g = torch.Generator().manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(50, 6)).eval()
     with torch.no_grad():
@@ -74,7 +76,9 @@ def test_gradient_attacks_are_exact_on_a_linear_model(
 def test_fast_mode_is_sound_and_no_weaker_where_it_can_be_known(
     net: Any, images: Any, assert_sound: Any, norm: Any
 ) -> None:
-    """On 60 points the two modes, which draw other random starts, differ by the few points at the edge."""
+    """On 60 points the two modes, which draw other random starts, differ by the few points at the
+    edge.
+    """
     model, (x, y) = net(), images(60)
     threat = ThreatModel(norm, EPSILON[norm])
     budget: dict[str, Any] = {"attacks": ALL, "steps": 10, "queries": 60}
@@ -115,7 +119,8 @@ def test_fast_mode_does_not_depend_on_batch_or_shard_size(net: Any, images: Any)
     ]
     for first, other in (results[:2], results[2:]):
         assert other.broken_by == first.broken_by
-        # The convolutions round otherwise in other batches, and sign(gradient) can amplify that: not bit by bit.
+        # The convolutions round otherwise in other batches, and sign(gradient) can amplify that:
+        # not bit by bit.
         assert float((other.x_adv != first.x_adv).flatten(1).any(1).float().mean()) < 0.5
 
 
@@ -240,7 +245,9 @@ def test_square_stays_inside_the_threat_model(
 
 
 def test_square_finds_what_only_a_search_can() -> None:
-    """A model without any gradient: the class is whether one corner is darker than 0.5 by more than 0.05."""
+    """A model without any gradient: the class is whether one corner is darker than 0.5 by more than
+    0.05.
+    """
 
     class Stairs(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -315,7 +322,9 @@ def test_batch_norm_is_folded_only_where_the_logits_stay() -> None:
 @given(norm=st.sampled_from(["linf", "l2"]), seed=st.integers(0, 1000), scale=st.floats(0.01, 30))
 @settings(max_examples=25)
 def test_the_step_to_a_plane_is_that_of_the_reference(norm: str, seed: int, scale: float) -> None:
-    """As short, and as near to the plane; where the plane misses the box any point that comes as near is as good."""
+    """As short, and as near to the plane; where the plane misses the box any point that comes as
+    near is as good.
+    """
     g = torch.Generator().manual_seed(seed)
     x, w = torch.rand(8, 20, generator=g), torch.randn(8, 20, generator=g)
     x[:, :5], w[:, 7] = x[:, :5].round(), 0.0

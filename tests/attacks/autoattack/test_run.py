@@ -268,7 +268,9 @@ def test_a_model_that_cuts_the_graph_is_attacked_and_said(mode: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["plain", "fast"])
 def test_not_a_number_is_no_right_answer(mode: Any) -> None:
-    """Of 40 images the last 5 have NaN logits, past those that the first look sees; class 0 is what argmax would say."""
+    """Of 40 images the last 5 have NaN logits, past those that the first look sees; class 0 is what
+    argmax would say.
+    """
     x, y = (
         torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
         torch.zeros(40, dtype=torch.int64),

@@ -35,7 +35,9 @@ class _Odd(nn.Module):
 
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn", "odd"])
 def test_windows_give_the_logits_of_the_whole(name: str) -> None:
-    """Against the network itself, over many places and sizes, with some rows left out, some changes taken back."""
+    """Against the network itself, over many places and sizes, with some rows left out, some changes
+    taken back.
+    """
     g = torch.Generator().manual_seed(0)
     channels, size = (2, 16) if name == "odd" else (3, 32)
     model = _Odd() if name == "odd" else build(name, width=4, channels=3, size=32, activation="silu")

@@ -1,4 +1,6 @@
-"""Convolutions by Winograd against float64 autograd, and networks rewritten with them against themselves."""
+"""Convolutions by Winograd against float64 autograd, and networks rewritten with them against
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ native = pytest.mark.skipif(kernel() is None, reason="no compiler, or neither AV
 
 
 def _close(got: Tensor, truth: Tensor) -> None:
-    """The transforms multiply rounding (6e-8) by up to some hundreds: 5e-5 of the largest value is above it, and far below 1."""
+    """The transforms multiply rounding (6e-8) by up to some hundreds: 5e-5 of the largest value is
+    above it, and far below 1.
+    """
     assert got.shape == truth.shape
     scale = float(truth.abs().max()) + 1e-6
     torch.testing.assert_close(got.double(), truth.double(), rtol=0, atol=5e-5 * scale)
@@ -72,7 +76,8 @@ def test_it_is_the_convolution_and_so_is_its_gradient(
     exact = [t.double().detach().requires_grad_() for t in leaves]
     got = ours(*leaves)
     want = conv(exact[0]) + (exact[1] if summed else 0)
-    # Where float64 is within rounding of the corner either side is right: the gradient is taken where it is clear.
+    # Where float64 is within rounding of the corner either side is right: the gradient is taken
+    # where it is clear.
     clear = (want.abs() > 1e-3 * want.abs().max()) if relu else torch.ones_like(want, dtype=torch.bool)
     want = want.relu() if relu else want
     _close(got.detach(), want.detach())
@@ -133,7 +138,9 @@ def test_what_fits(conv: nn.Module | None, yes: bool) -> None:
 
 
 class _Sums(nn.Module):
-    """Sums of every kind around convolutions that fit: in place, of two of them, with its own input, broadcast, with a number."""
+    """Sums of every kind around convolutions that fit: in place, of two of them, with its own
+    input, broadcast, with a number.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +214,9 @@ def test_a_rewritten_network_is_the_network(name: str, count: int, relus: int | 
 
 @native
 def test_windows_know_it() -> None:
-    """The rewritten network at small changes, against itself; one convolution has a sum and a ReLU of windows."""
+    """The rewritten network at small changes, against itself; one convolution has a sum and a ReLU
+    of windows.
+    """
     g = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         model = _network("resnet18/relu")

@@ -137,7 +137,8 @@ def test_hessian(run: Run, silu: Path, tmp_path: Path) -> None:
             assert part["base_share"]["value"] + part["curvature_share"]["value"] == pytest.approx(
                 1, abs=1e-4
             )
-        # Ritz values of a Krylov space lie within the spectrum; 1e-3: the tolerance of the eigenvalue itself, float32.
+        # Ritz values of a Krylov space lie within the spectrum; 1e-3: the tolerance of the
+        # eigenvalue itself, float32.
         nodes = np.array(entry["spectrum"]["density"]["nodes"])
         assert nodes.max() <= entry["spectrum"]["largest"][0] * (1 + 1e-3)
         assert nodes.min() >= entry["spectrum"]["smallest"][0] * (1 + 1e-3)
@@ -317,7 +318,8 @@ def test_curvature_before_and_after(run: Run, silu: Path, tmp_path: Path) -> Non
     now, saved, built = (
         read(tmp_path / f / "curvature-silu-best.json")["result"] for f in ("now", "saved", "built")
     )
-    # By hand: the pre-activations of the first call are the outputs of the first batch norm; κ of SiLU is 1/2.
+    # By hand: the pre-activations of the first call are the outputs of the first batch norm; κ of
+    # SiLU is 1/2.
     model = open_checkpoint(silu).model
     seen: list[torch.Tensor] = []
     model.get_submodule("bn").register_forward_hook(lambda _module, _inputs, out: seen.append(out))

@@ -46,7 +46,8 @@ def test_rows_are_classes_and_columns_their_first_images(tmp_path: Path) -> None
     path = tmp_path / "x.png"
     draw_grid(flags([3, 0, 1, 1, 1, 0, 3, 3, 3]), path, columns=3)
     counts, places = areas(path)
-    # Two reds, three greens, no blue, three of the four yellows: areas are as those numbers (1 % for edges between pixels).
+    # Two reds, three greens, no blue, three of the four yellows: areas are as those numbers (1 %
+    # for edges between pixels).
     one = counts[0] / 2
     assert counts[2] == 0
     assert counts[1] == pytest.approx(3 * one, rel=0.01)

@@ -72,7 +72,9 @@ def test_optima_that_agree_or_cannot() -> None:
 
 
 def test_the_correction_widens_the_sets() -> None:
-    """p-values of the place of an optimum decide at 1 - 5 %/G: two sets just apart leave a common optimum open."""
+    """p-values of the place of an optimum decide at 1 - 5 %/G: two sets just apart leave a common
+    optimum open.
+    """
     one = verdict(6, 0.004, 0)
     p = dict.fromkeys(one.curvatures, 0.0) | {4.0: 0.03, 6.0: 1.0}
     other = dict.fromkeys(one.curvatures, 0.0) | {4.0: 1.0, 6.0: 0.03}

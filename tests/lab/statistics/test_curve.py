@@ -1,4 +1,6 @@
-"""The question of the curve: the shipped sweeps keep their numbers; strata, references, U tests after Holm's correction."""
+"""The question of the curve: the shipped sweeps keep their numbers; strata, references, U tests
+after Holm's correction.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def digits(shipped: Shipped) -> CurveAnswer:
 
 @pytest.mark.parametrize("name", ["digits", "digits-confounds"])
 def test_the_shipped_sweeps_keep_their_numbers(name: str, digits: CurveAnswer, shipped: Shipped) -> None:
-    """shipped_verdicts.json was written when each family was tested by itself, before there were tables."""
+    """shipped_verdicts.json was written when each family was tested by itself, before there were
+    tables.
+    """
     answer = digits if name == "digits" else Curve().answer(shipped(name))
     wanted = json.loads((Path(__file__).parent / "shipped_verdicts.json").read_text())
     assert len(answer.strata) == sum(key.startswith(f"{name}|") for key in wanted)
@@ -66,7 +70,9 @@ def test_the_shipped_sweeps_keep_their_numbers(name: str, digits: CurveAnswer, s
 
 
 def test_the_demo_has_no_u_shape_after_holms_correction(digits: CurveAnswer) -> None:
-    """With 10,000 draws, one of the 12 tests seemed to be left (p = 0.036); with enough draws none is."""
+    """With 10,000 draws, one of the 12 tests seemed to be left (p = 0.036); with enough draws none
+    is.
+    """
     answer = digits
     p_values = {(s.stratum.name, m): p for s in answer.strata for m, p in s.u_tests.items()}
     assert len(p_values) == 12

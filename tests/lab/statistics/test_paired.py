@@ -43,7 +43,9 @@ def test_one_seed_has_no_interval() -> None:
 
 
 def test_holm_is_the_closed_test_of_bonferroni() -> None:
-    """p_holm of a hypothesis is the largest Bonferroni p of all the sets of hypotheses that it is in."""
+    """p_holm of a hypothesis is the largest Bonferroni p of all the sets of hypotheses that it is
+    in.
+    """
     random = np.random.default_rng(1)
     for _ in range(20):
         p = {str(k): float(v) for k, v in enumerate(random.uniform(0, 0.5, 4))}
@@ -63,7 +65,9 @@ def test_no_values() -> None:
 
 
 def test_differences_that_are_all_alike_show_little() -> None:
-    """Counts of few images: three seeds, two images better each time. A t test would be certain; a test of signs has p = 1/4."""
+    """Counts of few images: three seeds, two images better each time. A t test would be certain; a
+    test of signs has p = 1/4.
+    """
     one = {"base": {0: 0.67, 1: 0.66, 2: 0.68}, "two better": {0: 0.69, 1: 0.68, 2: 0.70}}
     found = paired_differences(one, {"two better": "base"})["two better"]
     assert found.mean.value == pytest.approx(0.02)

@@ -1,4 +1,6 @@
-"""Questions: two are registered, one from outside the package is asked and answered, and mistakes are one line."""
+"""Questions: two are registered, one from outside the package is asked and answered, and mistakes
+are one line.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from curvact.errors import CurvactError
-from curvact.lab.statistics import QUESTIONS, ask
+from curvact.lab.statistics import QUESTIONS, ask, register_question
 from curvact.lab.statistics.question import Answer, Grid, Question, question
 from curvact.lab.table import Table
 
@@ -28,7 +30,8 @@ class Cost(Question):
 
 
 def test_a_question_from_outside(curves: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(QUESTIONS, "cost", Cost)
+    monkeypatch.setitem(QUESTIONS, "cost", Cost)  # undone after the test
+    register_question("cost", Cost)
     table = curves({("digits",): np.linspace(0.5, 0.6, 4)}, points=(1, 2, 4, 8))
     answers = ask(table)
     assert list(answers) == ["curve", "cost"]

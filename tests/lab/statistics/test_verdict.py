@@ -1,4 +1,6 @@
-"""The statistics of one curve, against scipy, closed forms, and simulated studies with known truths."""
+"""The statistics of one curve, against scipy, closed forms, and simulated studies with known
+truths.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ GRID = np.array(KAPPA)
 K = len(KAPPA)
 SD = 0.015
 STUDIES = 3000
-# three standard errors of a rate near 0.05 from 3000 studies, and 0.002 for the simulated critical value (10 000 draws)
+# three standard errors of a rate near 0.05 from 3000 studies, and 0.002 for the simulated critical
+# value (10 000 draws)
 FALSE_PEAK = 0.05 + 3 * math.sqrt(0.05 * 0.95 / STUDIES) + 0.002
 
 PROFILES = {
@@ -120,7 +123,8 @@ def test_no_common_seed_falls_back_to_independent_seeds() -> None:
 
 
 def test_null_quantile_is_tukeys_for_pairs_with_equal_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    # with runs of one curvature, pooled variance and equal noise, max |t| is the studentised range over sqrt 2
+    # with runs of one curvature, pooled variance and equal noise, max |t| is the studentised range
+    # over sqrt 2
     engine._design.cache_clear()
     engine._null.cache_clear()
     monkeypatch.setattr(engine, "runs", lambda count: [(a, a) for a in range(count)])
@@ -147,7 +151,8 @@ def test_null_of_the_optimum_is_dunnetts_for_single_rivals(monkeypatch: pytest.M
     table = engine.null(plan, draws=40_000).beaten[:1, 2]
     engine._design.cache_clear()
     engine._null.cache_clear()
-    # three one-sided comparisons with one, correlation 1/2, 180 degrees of freedom (normal to within 1 %)
+    # three one-sided comparisons with one, correlation 1/2, 180 degrees of freedom (normal to
+    # within 1 %)
     covariance = 0.5 * (np.eye(3) + np.ones((3, 3)))
     normal = stats.multivariate_normal(np.zeros(3), covariance)
     truth = optimize.brentq(lambda c: normal.cdf(np.full(3, c)) - 0.95, 1.0, 4.0, xtol=1e-4)
@@ -411,7 +416,8 @@ def test_permuted_seeds_give_the_identical_verdict() -> None:
 
 
 def test_mirror_image_of_the_curve_mirrors_the_verdict() -> None:
-    # the null holds the unmirrored profile "first curvature threefold", so p-values differ a little; words must not
+    # the null holds the unmirrored profile "first curvature threefold", so p-values differ a
+    # little; words must not
     values = curve(CURVES["plateau"])
     verdict = decide([1 / k for k in KAPPA[::-1]], values[::-1])
     assert verdict.kind == "plateau"
@@ -550,7 +556,8 @@ def test_planned_seeds_reach_the_power_and_fewer_do_not() -> None:
     truth, noise = bump(GRID, 6.0, 0.03), np.full(K, SD)
     seeds = seeds_for_power(truth, noise)
     assert seeds is not None
-    # 1000 fresh studies: one standard error of planning (400 studies) and of this check are 0.02 and 0.013
+    # 1000 fresh studies: one standard error of planning (400 studies) and of this check are 0.02
+    # and 0.013
     assert peak_power(truth, noise, seeds, 0.95, 1000, seed=9) >= 0.75
     assert peak_power(truth, noise, seeds - 2, 0.95, 1000, seed=9) < 0.8
     assert seeds_for_power(rise_then_flat(GRID, 200.0), noise) is None

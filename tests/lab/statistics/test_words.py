@@ -1,4 +1,6 @@
-"""The verdict in words: what is said follows from the numbers, and nothing is said that they do not carry."""
+"""The verdict in words: what is said follows from the numbers, and nothing is said that they do not
+carry.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def quadratic(
 
 
 def on_the_sphere(a: Tensor, g: Tensor, epsilon: float) -> Tensor:
-    """The maximiser of ½δᵀAδ + gᵀδ on ‖δ‖ = ε, by bisection for the multiplier ν > λ(A): ‖(ν − A)⁻¹g‖ = ε."""
+    """The maximiser of ½δᵀAδ + gᵀδ on ‖δ‖ = ε, by bisection for the multiplier ν > λ(A): ‖(ν −
+    A)⁻¹g‖ = ε.
+    """
     values, vectors = np.linalg.eigh(a.numpy())
     low, high = max(values[-1], 0) + 1e-12, max(values[-1], 0) + 1e6
     parts = vectors.T @ g.numpy()
@@ -50,7 +52,9 @@ def on_the_sphere(a: Tensor, g: Tensor, epsilon: float) -> Tensor:
 
 
 def in_the_box(a: Tensor, g: Tensor, epsilon: float) -> Tensor:
-    """The maximiser of a concave ½δᵀAδ + gᵀδ on |δ_i| ≤ ε: the best of all 3ⁿ faces' stationary points that lie inside."""
+    """The maximiser of a concave ½δᵀAδ + gᵀδ on |δ_i| ≤ ε: the best of all 3ⁿ faces' stationary
+    points that lie inside.
+    """
     best, where = -math.inf, g
     matrix, slope = a.numpy(), g.numpy()
     for choice in itertools.product((-1, 0, 1), repeat=len(g)):
@@ -73,7 +77,8 @@ def test_an_interior_maximiser_of_a_quadratic(seed: int) -> None:
     delta = torch.linalg.solve(-a, b + c @ theta)
     found = attack_sensitivity(inner, theta, delta, norm="l2", epsilon=100.0)
     assert found.case == "interior"
-    # Known answers: dδ*/dθ = −A⁻¹C, ∇²L = D − CᵀA⁻¹C, μ = 0.7; float64 solves of well-conditioned 4×4 systems.
+    # Known answers: dδ*/dθ = −A⁻¹C, ∇²L = D − CᵀA⁻¹C, μ = 0.7; float64 solves of well-conditioned
+    # 4×4 systems.
     torch.testing.assert_close(found.jacobian, torch.linalg.solve(-a, c), rtol=1e-10, atol=1e-12)
     assert found.gap == pytest.approx(0.7, rel=1e-10)
     assert found.lipschitz == pytest.approx(
@@ -144,7 +149,9 @@ def test_a_maximiser_in_the_box(seed: int) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_bounds_hold_on_a_small_network(norm: Norm) -> None:
-    """The attack on a network of 3 inputs, re-optimised by brute force; the drift and the gradient follow the derivatives."""
+    """The attack on a network of 3 inputs, re-optimised by brute force; the drift and the gradient
+    follow the derivatives.
+    """
     random = torch.Generator().manual_seed(4)
     theta = torch.randn(5 * 3 + 5, generator=random, dtype=torch.float64)
     x, epsilon = torch.rand(3, generator=random, dtype=torch.float64), 0.05 if norm == "l2" else 0.002
@@ -172,7 +179,8 @@ def test_the_bounds_hold_on_a_small_network(norm: Norm) -> None:
         side = torch.randn(20, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
         side = 1e-5 * side / side.norm()
         drift = (attack(theta + side) - attack(theta - side)) / 2e-5
-        # Central differences of length 1e-5: errors of order 1e-10 relative to third derivatives of order 1.
+        # Central differences of length 1e-5: errors of order 1e-10 relative to third derivatives of
+        # order 1.
         torch.testing.assert_close(drift, found.jacobian @ side / 1e-5, rtol=1e-5, atol=1e-8)
         bend = (slope(theta + side) - slope(theta - side)).norm().item() / 2e-5
         assert bend <= found.lipschitz * (1 + 1e-6) + 1e-8

@@ -40,7 +40,9 @@ def page_path(
 
 
 class Reader(HTMLParser):
-    """Reads a page strictly: every element closed in order; collects cells, texts, images and addresses."""
+    """Reads a page strictly: every element closed in order; collects cells, texts, images and
+    addresses.
+    """
 
     def __init__(self) -> None:
         super().__init__()

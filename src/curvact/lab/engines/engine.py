@@ -12,9 +12,10 @@ from curvact.workers import Event
 Engine = Callable[[Sequence[Job], int, Callable[[Event], None]], list[int]]
 """`engine(jobs, workers, on_event)`: executes every job, `workers` at a time.
 
-`on_event` is called in the driver with every `Event`. Its `job` is an index into `jobs`. Its kind is "start",
-"epoch" (content: the epoch as a mapping), "done" (content: the `Record`) or "died" (content: the number of the attempt).
-The engine returns the indices of the jobs whose worker died again and again. It raises CurvactError for bad input.
+`on_event` is called in the driver with every `Event`. Its `job` is an index into `jobs`. Its kind
+is "start", "epoch" (content: the epoch as a mapping), "done" (content: the `Record`) or "died"
+(content: the number of the attempt). The engine returns the indices of the jobs whose worker died
+again and again. It raises CurvactError for bad input.
 """
 
 ENGINES: dict[str, Engine] = {"local": run_local}

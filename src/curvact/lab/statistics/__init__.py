@@ -1,6 +1,6 @@
 """Questions to a table of runs, and the tests behind their answers.
 
-A new question is a file with a subclass of `Question` and a line in `QUESTIONS`.
+A new question is a file with a subclass of `Question` and a line that calls `register_question`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from curvact.lab.table import Table
 QUESTIONS: dict[str, type[Question]] = {"curve": Curve, "paired": Paired}
 
 
+def register_question(name: str, kind: type[Question]) -> None:
+    """Make a kind of question known by a name, for the key `questions` of a sweep."""
+    QUESTIONS[name] = kind
+
+
 def ask(table: Table, questions: Mapping[str, Question] | None = None) -> dict[str, Answer]:
     """The answers by name. questions: None for every question of `QUESTIONS` that suits the table.
 
@@ -26,4 +31,4 @@ def ask(table: Table, questions: Mapping[str, Question] | None = None) -> dict[s
     return {name: one.answer(table) for name, one in questions.items()}
 
 
-__all__ = ["QUESTIONS", "Answer", "Question", "ask"]
+__all__ = ["QUESTIONS", "Answer", "Question", "ask", "register_question"]

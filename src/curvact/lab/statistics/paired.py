@@ -385,7 +385,8 @@ def _t_test(differences: Array) -> float:
         return math.nan
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     if all_equal(differences):
-        # Counts of few images can all be equal. No spread says nothing of the noise: the signs are left.
+        # Counts of few images can all be equal. No spread says nothing of the noise: the signs are
+        # left.
         return 1.0 if differences.mean() == 0 else float(2 * 0.5 ** len(differences))
     return float(2 * stats.t.sf(abs(differences.mean() / error), len(differences) - 1))
 

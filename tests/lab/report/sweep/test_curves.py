@@ -1,4 +1,6 @@
-"""Figures of a sweep: what is drawn are the means, seeds and intervals; one panel a stratum; the same bytes again."""
+"""Figures of a sweep: what is drawn are the means, seeds and intervals; one panel a stratum; the
+same bytes again.
+"""
 
 from __future__ import annotations
 

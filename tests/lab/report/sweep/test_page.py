@@ -1,4 +1,6 @@
-"""The page of a sweep and the files beside it: complete, offline, escaped; the shipped tables of comparisons come out again."""
+"""The page of a sweep and the files beside it: complete, offline, escaped; the shipped tables of
+comparisons come out again.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ Shipped = Callable[..., Table]
 
 
 class Reader(HTMLParser):
-    """Reads a page strictly: every element closed in order; collects text, headings, images and addresses."""
+    """Reads a page strictly: every element closed in order; collects text, headings, images and
+    addresses.
+    """
 
     def __init__(self) -> None:
         super().__init__()
