@@ -85,5 +85,4 @@ def band_share(curvatures: Array, sd: float, seeds: int, band: tuple[float, floa
         stats.norm.logpdf(at - truth[:, None]) - logs + logs.sum(0)
     )  # of the maximum, at each curvature
     inside = (kappa >= band[0]) & (kappa <= band[1])
-    share: float = density[inside].sum() * (at[1] - at[0])
-    return share
+    return float(density[inside].sum() * (at[1] - at[0]))

@@ -16,8 +16,7 @@ from curvact.lab.table import Table
 class Grid:
     """A table of text. The first `names` columns name the line; the others hold numbers.
 
-    groups: how many of the first columns form a heading of their own; notes: sentences to put under
-    the table.
+    notes: sentences under the table.
     """
 
     title: str
