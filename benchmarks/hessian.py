@@ -42,7 +42,7 @@ from curvact.random import generator
 ROOT = Path(__file__).parents[1] / "data"
 ACTIVATION = "rctaf(curvature=6, beta=1)"
 BATCH = 64
-GOAL = 0.02
+AIM = 0.02
 PIECE = 16
 """Images that go through the network together in ours: as fast as all at once, and half the
 memory.
@@ -288,7 +288,7 @@ def compare_time(
     for name, method in methods.items():
         times, errors = [], []
         for seed in range(options.repeats):
-            seconds, result = clocked(lambda method=method, seed=seed: method(seed, GOAL, 2048))  # type: ignore[misc]
+            seconds, result = clocked(lambda method=method, seed=seed: method(seed, AIM, 2048))  # type: ignore[misc]
             value, error, count = result  # type: ignore[misc]
             times.append(seconds)
             errors.append(value / truth - 1)
@@ -320,9 +320,9 @@ def compare_time(
         )
         expected = math.sqrt(truth**2 + noise / options.peer_probes) / truth - 1
         row("  expected from its noise", options.peer_probes, "", f"{expected:+.0%}", "", "")
-        count = noise / (truth**2 * ((1 + GOAL) ** 2 - 1))
+        count = noise / (truth**2 * ((1 + AIM) ** 2 - 1))
         needed.append((source, count * seconds))
-        row("  for 2 %, from its noise", f"{count:.0f}", f"{count * seconds:.0f}", f"{GOAL:+.0%}", "", "")
+        row("  for 2 %, from its noise", f"{count:.0f}", f"{count * seconds:.0f}", f"{AIM:+.0%}", "", "")
     print()
     for source, seconds in needed:
         print(f"{source}'s time for a true error of 2 % over ours: {seconds / best:.0f}")

@@ -51,7 +51,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """How often the verdict is right at one design. All rates are fractions of simulated studies.
+    """How often the verdict is right at one design. All rates are fractions of simulated sweeps.
 
     points: curvatures; sd: noise standard deviation of one run. `uneven`: the noise falls or rises
     threefold over the curvatures (the worse of the two; its mean square is that of the equal
@@ -151,7 +151,7 @@ def bootstrap_coverage(seeds: int, studies: int = 2000, level: float = LEVEL, se
 
 
 class _Studies:
-    """Simulated noise of N studies at one noise profile: what does not depend on the truth is
+    """Simulated noise of N sweeps at one noise profile: what does not depend on the truth is
     computed once.
     """
 
@@ -178,7 +178,7 @@ class _Studies:
 
     def interval_covered(self) -> Rate:
         means, half = half_widths(self.noise, LEVEL)
-        per_study = (np.abs(means) <= half).mean(1)  # the curvatures of one study are not independent
+        per_study = (np.abs(means) <= half).mean(1)  # the curvatures of one sweep are not independent
         return Rate(float(per_study.mean()), float(per_study.std() / np.sqrt(len(per_study))))
 
     def plateaus(self, truth: Array) -> Rate:

@@ -103,13 +103,13 @@ def test_a_job_whose_worker_died_runs_again_and_knows_more(tmp_path: Path) -> No
     [
         ("error", "^a clear line$"),
         ("disk", "No space left on device"),
-        ("fault", "^trial 1: KeyError: 'some.*key'$"),
+        ("fault", "^job 1: KeyError: 'some.*key'$"),
     ],
 )
 def test_an_exception_stops_all(job: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CurvactError, match=message) as caught:
         run_jobs(
-            failing, ["fine", job], workers=1, on_event=lambda e: None, name=lambda index: f"trial {index}"
+            failing, ["fine", job], workers=1, on_event=lambda e: None, name=lambda index: f"job {index}"
         )
     assert "\n" not in str(caught.value)
     assert ("Traceback" in capfd.readouterr().err) == (job == "fault")

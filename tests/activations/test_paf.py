@@ -43,7 +43,7 @@ def _gate(u: object) -> object:
     return 1 / (1 + mpmath.exp(-u))
 
 
-# The table of the paper (shared/brief/systems.md, section 2) in mpmath: name → (σ(x, α, β), κ(α,
+# The table of the paper (arXiv 2110.05626) in mpmath: name → (σ(x, α, β), κ(α,
 # β)).
 TABLE = {
     "prelu": (lambda x, a, b: x if x > 0 else a * x, lambda a, b: 0 if a == 1 else INFINITE),

@@ -89,7 +89,7 @@ def _plain_pgd(
 
 
 def test_training_s_pgd_is_the_plain_loop_bit_for_bit() -> None:
-    """Records of studies depend on it: default options, cross-entropy, one restart, float32."""
+    """Records of runs depend on it: default options, cross-entropy, one restart, float32."""
     g = torch.Generator().manual_seed(3)
     model = MiniResNet("rctaf(curvature=6)", channels=1, width=4, generator=g).eval()
     x, y = torch.rand(32, 1, 8, 8, generator=g), torch.randint(10, (32,), generator=g)

@@ -1,4 +1,4 @@
-"""Analyses of a trial: flat headline numbers that say what the full records say."""
+"""Analyses of a run: flat headline numbers that say what the full records say."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Analyses of one trained model as plain records, and their headline numbers for the record of a
-run.
+"""Analyses of one trained model as plain records, and their headline numbers.
 
     loss = Loss(model, x, y, batch_size=128)
-    record = hessian_analysis(loss, threat_model, HessianSettings(what=("norms",)), attack=PGD(20),
-    seed=0)
+    settings = HessianSettings(what=("norms",))
+    record = hessian_analysis(loss, threat_model, settings, attack=PGD(20), seed=0)
 
 Parameters of activations are held fixed and do not count in any of them.
 """

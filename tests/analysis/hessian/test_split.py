@@ -168,7 +168,7 @@ def test_split_equals_dense_hessians_for_every_family(name: str) -> None:
     model = network(act)
     h = dense(model, x, y, skip="alpha").diagonal()
     parts = split_vectors(Loss(model, x, y))
-    # Float64: 1e-10 of the largest entry, as the issue asks; rounding is a thousand times below.
+    # Float64: 1e-10 of the largest entry, rounding is a thousand times below.
     close = 1e-10 * h.abs().max().item()
     assert parts.holds
     assert list(parts.sites) == ["1", "2.act", "2.act#2"]

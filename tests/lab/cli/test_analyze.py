@@ -56,7 +56,7 @@ def run(curvact: Run) -> Run:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`silu/start` (untrained), `silu/best` (after an epoch) and `relu/best` (untrained)."""
-    root = tmp_path_factory.mktemp("trials")
+    root = tmp_path_factory.mktemp("runs")
     for name, epochs in (("silu", 1), ("relu", 0)):
         arguments = {"name": "mini_resnet", "activation": name, "channels": 1, "width": 2}
         model = build(**arguments, generator=generator(3, "initialization"))

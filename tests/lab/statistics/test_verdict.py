@@ -1,4 +1,4 @@
-"""The statistics of one curve, against scipy, closed forms, and simulated studies with known
+"""The statistics of one curve, against scipy, closed forms, and simulated sweeps with known
 truths.
 """
 
@@ -49,7 +49,7 @@ GRID = np.array(KAPPA)
 K = len(KAPPA)
 SD = 0.015
 STUDIES = 3000
-# three standard errors of a rate near 0.05 from 3000 studies, and 0.002 for the simulated critical
+# three standard errors of a rate near 0.05 from 3000 sweeps, and 0.002 for the simulated critical
 # value (10 000 draws)
 FALSE_PEAK = 0.05 + 3 * math.sqrt(0.05 * 0.95 / STUDIES) + 0.002
 
@@ -556,7 +556,7 @@ def test_planned_seeds_reach_the_power_and_fewer_do_not() -> None:
     truth, noise = bump(GRID, 6.0, 0.03), np.full(K, SD)
     seeds = seeds_for_power(truth, noise)
     assert seeds is not None
-    # 1000 fresh studies: one standard error of planning (400 studies) and of this check are 0.02
+    # 1000 fresh sweeps: one standard error of planning (400 sweeps) and of this check are 0.02
     # and 0.013
     assert peak_power(truth, noise, seeds, 0.95, 1000, seed=9) >= 0.75
     assert peak_power(truth, noise, seeds - 2, 0.95, 1000, seed=9) < 0.8

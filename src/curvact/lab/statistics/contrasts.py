@@ -215,7 +215,7 @@ def peak_statistic(plan: Design, t: Array) -> tuple[Array, Indices]:
 
     Also the run M that attains it, (N, 2). Under a non-decreasing truth every fall has a mean of at
     most 0, and under a non-increasing one every rise, so the statistic exceeds the null quantile of
-    the largest contrast in at most alpha of studies (intersection-union test). -inf for fewer than
+    the largest contrast in at most alpha of sweeps (intersection-union test). -inf for fewer than
     three curvatures.
     """
     n = len(t)

@@ -23,7 +23,7 @@ def bump(curvatures: Array, center: float, height: float) -> Array:
 
 
 def peak_power(truth: Array, noise: Array, seeds: int, level: float, studies: int, seed: int) -> float:
-    """Fraction of simulated studies in which the peak test at `level` supports a peak. truth, noise
+    """Fraction of simulated sweeps in which the peak test at `level` supports a peak. truth, noise
     (K,)."""
     plan = engine.design(np.ones((len(truth), seeds), dtype=np.bool_))
     rng = np.random.default_rng([seed, seeds])

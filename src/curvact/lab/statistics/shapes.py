@@ -86,7 +86,7 @@ def shape_weights(means: Array, squared_errors: Array, df: float, cells: int) ->
 
     Shapes: "flat", "rise then plateau", "plateau then fall", "monotone rise", "monotone fall",
     "interior peak".
-    df: degrees of freedom of the noise; cells: number of trials.
+    df: degrees of freedom of the noise; cells: number of runs.
     """
     count = len(means)
     weights = squared_errors.min() / squared_errors
