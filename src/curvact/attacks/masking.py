@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curvact.attacks.black_box import random_search, small_network
 from curvact.attacks.losses import ce, margin, succeeded
-from curvact.attacks.pgd import PGD, Model
+from curvact.attacks.pgd import PGD, Model, Start
 from curvact.attacks.threat import (
     ThreatModel,
     check_images,
@@ -96,7 +96,8 @@ def masking_report(
     x: N×… in [0, 1]. y: N. A hundred images are enough; they are one batch.
     surrogate: a plain model of the same task to transfer from; where None a small network is fitted
         to (x, y).
-    steps: of each PGD. queries: of the black box, for each image that PGD does not fool.
+    steps: of each PGD, 2.5ε/steps long. queries: of the black box, for each image that PGD does not
+        fool.
     attacked: x after a PGD of many steps, such as an evaluation's, in the place of the first PGD.
     on_check: called with each finding as it is made.
     Cost an image: 5 gradients and 10 forward passes, and up to `steps` gradients until PGD fools it
@@ -242,6 +243,10 @@ class _Case(NamedTuple):
     def random(self, purpose: str) -> torch.Generator:
         return generator(self.seed, f"masking/{purpose}", device=self.x.device)
 
+    def pgd(self, start: Start | None = None, loss: str = "ce") -> PGD:
+        """The PGD with whose step `RATES` were measured."""
+        return PGD(self.steps, step=2.5 / self.steps, start=start, loss=loss)
+
     def fooled(self, x_adv: Tensor, rows: Tensor) -> Tensor:
         """Which x_adv, of the images `rows`, the model misclassifies. Bool."""
         if len(rows) == 0:
@@ -325,7 +330,7 @@ def _check_gradients(checks: _Checks, case: _Case, near: Tensor, there: _Slopes,
 def _first_pgd(case: _Case) -> tuple[Tensor, Tensor]:
     """The margins where PGD on the cross-entropy starts, and its best points; fooled images leave."""
     starts: list[Tensor] = []
-    x_adv = PGD(case.steps)(
+    x_adv = case.pgd()(
         case.model,
         case.x,
         case.y,
@@ -382,10 +387,10 @@ def _check_white_box(checks: _Checks, case: _Case, before: Tensor, x_adv: Tensor
     )
     # This PGD changes seed and loss at once: no more images than it fools can depend on the seed.
     # Only if they are too many does another PGD tell seed and loss apart.
-    beaten = beaten_by(PGD(case.steps, loss="margin"), left, "pgd/margin")
+    beaten = beaten_by(case.pgd(loss="margin"), left, "pgd/margin")
     again, most, depend = beaten[:0], "at most ", len(beaten)
     if len(beaten) > allowed(RATES["seeds"], checks.count) * checks.count:
-        again = beaten_by(PGD(case.steps), left, "pgd/again")
+        again = beaten_by(case.pgd(), left, "pgd/again")
         most, depend = "", len(again)
         left = left[~torch.isin(left, again)]
         beaten = beaten[~torch.isin(beaten, again)]
@@ -411,7 +416,7 @@ def _check_unbounded(checks: _Checks, case: _Case, left: Tensor) -> None:
     radius = {"linf": 1.0, "l2": math.sqrt(coordinates), "l1": coordinates}[case.threat_model.norm]
     x_adv = case.x[left]
     if len(left):
-        attack = PGD(case.steps, start="none", loss="margin")
+        attack = case.pgd(start="none", loss="margin")
         whole = ThreatModel(case.threat_model.norm, radius)
         x_adv = attack(case.model, x_adv, case.y[left], whole, keep_best=True, early_stop=True)
     checks.images(
@@ -437,7 +442,7 @@ def _check_without_gradients(
         "PGD misses adversarial examples",
     )
     if surrogate is not None and len(left):
-        transferred = PGD(case.steps)(surrogate, x, y, threat_model, generator=case.random("transfer"))
+        transferred = case.pgd()(surrogate, x, y, threat_model, generator=case.random("transfer"))
     checks.images(
         "transfer",
         int(case.fooled(transferred, left).sum()),
