@@ -96,7 +96,7 @@ def _show(learned: LearnedActivation) -> None:
         "checkpoint": f"{about.get('checkpoint', '')} {str(about.get('checkpoint_sha256', ''))[:12]}".strip(),
         "data": str(about.get("data", {}).get("name", "")) if isinstance(about.get("data"), dict) else "",
         "robust accuracy": _accuracy(about),
-        "sha256": learned.sha256[:12],
+        "sha256": learned.sha256,
     }
     for key, value in rows.items():
         if value:
