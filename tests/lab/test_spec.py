@@ -117,6 +117,10 @@ def test_ids_are_fixed() -> None:
             {"activation": "rctaf", "curvature": 0},
             "curvature=0 in rctaf: curvature must be a finite number > 0",
         ),
+        ({"activation": "swish", "curvature": [6]}, r"curvature=\[6\]: must be a number"),
+        ({"activation": "swish", "curvature": 10**400}, "'swish' or its curvature is too large"),
+        ({"activation": "swish", "centered": "false"}, "centered='false': must be true or false"),
+        ({"model": {1: 2}}, "model: mini_resnet has no argument '1'"),
         ({"activation": "relu", "curvature": 6}, "'relu' has no curvature to choose"),
         ({"activation": "rctaf(curvature=6)", "curvature": 6}, "sets its curvature already"),
         ({"analyses": ["hesian"]}, "analyses.kinds.0='hesian'"),
@@ -132,7 +136,9 @@ def test_mistakes_are_one_clear_line(change: dict[str, Any], message: str) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "name: [", "3", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "name: [", "3", "\x00", "a: 2024-13-45", "seed: " + "9" * 5000, "[" * 3000]
+)
 def test_files_that_hold_no_spec(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -143,7 +149,7 @@ def test_files_that_hold_no_spec(tmp_path: Path, text: str) -> None:
         read_spec(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("override", ["training", "=3", "name.x=3", "training.momentum=[1"])
+@pytest.mark.parametrize("override", ["training", "=3", "name.x=3", "training.momentum=[1", "seed=2024-13-45"])
 def test_bad_overrides(override: str) -> None:
     with pytest.raises(
         CurvactError, match=r"write it as key.key=value|holds a value, not keys|not valid YAML"

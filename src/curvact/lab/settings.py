@@ -15,6 +15,9 @@ from curvact.errors import CurvactError, nearest
 
 Settings = TypeVar("Settings", bound=BaseModel)
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: ValueError too, for a date such as 2024-13-45, a number of 5000 digits, or bytes
+that are not UTF-8, and RecursionError for brackets a thousand deep."""
 
 
 class Strict(BaseModel):
@@ -56,10 +59,10 @@ def read_settings(
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CurvactError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise CurvactError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         keys = ", ".join(_keys_at(kind, []))
@@ -104,7 +107,7 @@ def override_key(content: dict[str, Any], override: str, flat: Collection[str] =
         raise CurvactError(f"{override!r}: write it as key.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except NOT_YAML:
         raise CurvactError(f"{override!r}: the value is not valid YAML") from None
     first, dot, rest = key.partition(".")
     if dot and first in flat:

@@ -103,7 +103,7 @@ class ModelSpec(Strict):
             if key not in defaults:
                 allowed = ", ".join(["scope", *defaults])
                 raise ValueError(
-                    f"{name} has no argument '{key}'{nearest(key, defaults)}; allowed are {allowed}"
+                    f"{name} has no argument '{key}'{nearest(str(key), defaults)}; allowed are {allowed}"
                 )
             problem = argument_problem(key, value, defaults[key])
             if problem:
@@ -255,6 +255,10 @@ class RunSpec(Strict):
         content = dict(content)
         family = content.get("activation", "relu")
         curvature, centered = content.pop("curvature", None), content.pop("centered", False)
+        if curvature is not None and not isinstance(curvature, (int, float)):
+            raise ValueError(f"curvature={curvature!r}: must be a number > 0")
+        if not isinstance(centered, bool):
+            raise ValueError(f"centered={centered!r}: must be true or false")
         if isinstance(family, str):
             content["activation"] = canonical_activation(family, curvature, centered)
         return content
@@ -307,7 +311,10 @@ def canonical_activation(family: str, curvature: float | None = None, centered: 
     if centered:
         parameters["centered"] = True
     text = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
-    return str(activation(f"{name}({text})" if text else name))
+    try:
+        return str(activation(f"{name}({text})" if text else name))
+    except OverflowError:
+        raise CurvactError(f"a parameter of the activation {family!r} or its curvature is too large") from None
 
 
 def recipes() -> dict[str, str]:
