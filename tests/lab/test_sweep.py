@@ -115,6 +115,16 @@ def test_sources_come_first_with_their_own_seeds(sweep_spec: Any) -> None:
         ({"grid": {"curvature": []}}, "grid.curvature is an empty list"),
         ({"grid": {"curvature": [1, 1]}}, "grid.curvature names a value twice"),
         ({"grid": {"curvature": ["six"]}}, "curvature"),
+        ({"grid": {"seed": ["0", "1"]}}, "grid.seed has '0': a seed is a whole number"),
+        ({"grid": {"seed": [True]}}, "grid.seed has True: a seed is a whole number"),
+        ({"grid": {"logging.keep": [1, 2]}}, "grid.logging.keep: it changes no number of a run"),
+        ({"base": {"seed": 7}}, "base.seed: the seeds are in grid.seed"),
+        ({"cells": {"m": {"a": {"seed": 7}}}}, "seed is set by two axes, 'm' and 'seed'"),
+        (
+            {"cells": {"m": {"a": {"training": {"epochs": 2}}}}, "grid": {"training.epochs": [1, 2]}},
+            "training.epochs is set by two axes, 'm' and 'training.epochs'",
+        ),
+        ({"cells": {"m": {"a": {"activation_from": {"source": [1]}}}}}, "sources are none"),
         ({"grid": {"curvature": [0]}}, "curvature=0 in rctaf: curvature must be a finite number > 0"),
         (
             {"grid": {"curvature": [1], "activation": ["rtcaf"]}},
@@ -156,6 +166,13 @@ def test_mistakes_are_one_clear_line(sweep_spec: Any, change: dict[str, Any], me
     with pytest.raises(CurvactError, match=message) as caught:
         sweep_spec(**change)
     assert "\n" not in str(caught.value)
+
+
+def test_two_runs_never_share_their_words(sweep_spec: Any) -> None:
+    seeds = [1_000_000, 1_000_001, 10**400]
+    spec = sweep_spec(grid={"curvature": [1, 1.0000001], "seed": seeds})
+    assert len({run.label for run in spec.planned}) == 6
+    assert spec.planned[0].label == "κ=1, seed 1000000"
 
 
 def test_the_documented_sweep_is_one() -> None:

@@ -51,11 +51,11 @@ class Planned:
 
 
 def _in_words(axis: str, value: Value) -> str:
-    if axis == "curvature" and isinstance(value, (int, float)):
-        return f"κ={value:g}"
     if isinstance(value, str):
         return value
-    return f"{axis.rpartition('.')[2]} {value:g}" if isinstance(value, (int, float)) else f"{axis} {value}"
+    # Two values never share their words: a number is shortened only where nothing is lost.
+    short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"κ={short}" if axis == "curvature" else f"{axis.rpartition('.')[2]} {short}"
 
 
 class SweepSpec(Strict):
@@ -100,6 +100,9 @@ class SweepSpec(Strict):
                 raise ValueError(f"grid.{key} is an empty list: give at least one value")
             if len(set(values)) != len(values):
                 raise ValueError(f"grid.{key} names a value twice")
+        for seed in grid.get("seed", ()):
+            if isinstance(seed, bool) or not isinstance(seed, int):
+                raise ValueError(f"grid.seed has {seed!r}: a seed is a whole number >= 0")
         return grid
 
     @model_validator(mode="before")
@@ -118,12 +121,28 @@ class SweepSpec(Strict):
             if not values:
                 raise ValueError(f"cells.{axis} names no cell")
             count *= len(values)
+        self._check_keys()
         if count > MOST_RUNS:
             raise ValueError(f"{count:,} runs: at most {MOST_RUNS:,} in one sweep")
         self.asked()
         for _ in self.planned:
             pass
         return self
+
+    def _check_keys(self) -> None:
+        """What an axis sets is neither without effect nor overwritten by another axis."""
+        for key in self.grid:
+            if key in ("name", "about", "hardware.accelerator") or key.partition(".")[0] == "logging":
+                raise ValueError(f"grid.{key}: it changes no number of a run, so it cannot be an axis")
+        if "seed" in self.base:
+            raise ValueError("base.seed: the seeds are in grid.seed, such as grid: {seed: [0, 1, 2]}")
+        sets = {axis: {key for cell in cells.values() for key in cell} for axis, cells in self.cells.items()}
+        sets |= {key: {key} for key in self.grid}
+        for (axis, keys), (other, others) in itertools.combinations(sets.items(), 2):
+            for a, b in itertools.product(sorted(keys), sorted(others)):
+                if a == b or a.startswith(f"{b}.") or b.startswith(f"{a}."):
+                    both = a if len(a) >= len(b) else b
+                    raise ValueError(f"{both} is set by two axes, {axis!r} and {other!r}: leave it to one of them")
 
     @property
     def axes(self) -> dict[str, tuple[Value, ...]]:
@@ -184,7 +203,7 @@ class SweepSpec(Strict):
                 override_in(content, key, copy.deepcopy(value), where)
         if origin is not None:
             name = origin["source"]
-            if name not in self.sources:
+            if not isinstance(name, str) or name not in self.sources:
                 allowed = ", ".join(self.sources) or "none"
                 raise ValueError(
                     f"{where}: activation_from.source={name!r}{nearest(str(name), self.sources)}; sources are {allowed}"
