@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -83,14 +84,15 @@ class SweepBars:
     def started(self, label: str, epochs: int) -> None:
         if label in self.bars:  # run again after its worker died
             self.progress.remove_task(self.bars.pop(label))
-        self.bars[label] = self.progress.add_task(label, total=epochs, note="epochs")
+        self.bars[label] = self.progress.add_task(escape(label), total=epochs, note="epochs")
 
     def epoch(self, label: str, epoch: Mapping[str, Any]) -> None:
         note = f"loss {epoch['loss']:.2f}, robust {epoch['validation_robust_accuracy']:.0%}"
-        self.progress.update(self.bars[label], completed=epoch["epoch"], note=note)
+        if label in self.bars:  # not where another run of the same words has ended
+            self.progress.update(self.bars[label], completed=epoch["epoch"], note=note)
 
     def died(self, label: str, attempt: int) -> None:
-        self.console.print(f"[yellow]a worker died[/] during {label}: attempt {attempt}, it runs again")
+        self.console.print(f"[yellow]a worker died[/] during {escape(label)}: attempt {attempt}, it runs again")
 
     def done(self, label: str, record: Record) -> None:
         self.finished += 1
@@ -98,13 +100,13 @@ class SweepBars:
             self.progress.remove_task(self.bars.pop(label))
         note = ""
         if record.status == "failed":
-            self.console.print(f"[red]failed[/] {label}: {record.cause}", soft_wrap=True)
+            self.console.print(f"[red]failed[/] {escape(label)}: {escape(record.cause)}", soft_wrap=True)
         else:
             robust, clean = record.metrics["robust_accuracy"], record.metrics["clean_accuracy"]
             note = f"last: robust {robust:.1%}"
             if not self.console.is_terminal:
                 self.console.print(
-                    f"{self.finished}/{self.total} {label}: robust {robust:.1%}, clean {clean:.1%}, "
+                    f"{self.finished}/{self.total} {escape(label)}: robust {robust:.1%}, clean {clean:.1%}, "
                     f"{record.seconds:.1f} s",
                     soft_wrap=True,
                 )
