@@ -147,7 +147,7 @@ class _Run:
                     numbers |= of_activations(model, data, spec, "start")
                 epochs = self._fit(model, data)
                 if not self.first:
-                    return self._record([], numbers)
+                    return self._record([], {})
                 self._write_history(epochs)
                 numbers = measure(model, data, spec) | numbers
                 if spec.evaluation.activations:
