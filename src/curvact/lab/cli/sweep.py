@@ -39,9 +39,9 @@ def sweep_run(
     sweep = read_sweep(spec, settings)
     folder = out if out is not None else spec if spec.is_dir() else Path("runs") / sweep.name
     problems = run_sweep(sweep, folder, workers=workers, resume=resume or folder == spec, engine=engine)
-    _report(folder)
-    for problem in problems:
+    for problem in problems:  # before the report, which a sweep without a finished run does not have
         print(problem, file=sys.stderr)
+    _report(folder)
     if problems:
         raise typer.Exit(1)
 
