@@ -254,6 +254,7 @@ def test_a_cell_fails_with_its_source(sweep_spec: Any, tmp_path: Path) -> None:
         ({"base": {"data": "cifar10"}}, "cifar10 is not in"),
         ({"base": {"training": {"crop": 9}}}, "training.crop=9 is larger than the images, 8 pixels"),
         ({"base": {"model": {"name": "vit", "width": 10}}}, "the width must be a multiple of heads"),
+        ({"grid": {"seed": [0], "hardware.precision": ["32-true", "16-mixed"]}}, "'16-mixed' needs a GPU"),
         ({"base": {"data": {"name": "digits", "extra": "none.npz"}}}, r"no file of extra images none\.npz"),
         ({"cells": {"data": {"a": {}, "b": {"data": "imagenette"}}}}, "imagenette"),
         (
@@ -275,6 +276,27 @@ def test_nothing_is_written_where_a_run_cannot_start(
         run_sweep(sweep_spec(**change), tmp_path / "out", workers=1, console=QUIET)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_grown_sweep_is_rehearsed_too(sweep_spec: Any, tmp_path: Path) -> None:
+    grid: dict[str, Any] = {"curvature": [1], "seed": [0]}
+    run_sweep(sweep_spec(grid=grid), tmp_path, workers=1, console=QUIET)
+    before = (tmp_path / "sweep.yaml").read_bytes()
+    grown = sweep_spec(grid={**grid, "training.crop": [0, 9]})
+    with pytest.raises(CurvactError, match="crop=9 is larger than the images"):
+        run_sweep(grown, tmp_path, workers=1, resume=True, console=QUIET)
+    assert (tmp_path / "sweep.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{"])
+def test_a_damaged_environment_is_one_line(sweep_spec: Any, tmp_path: Path, text: str | None) -> None:
+    spec = sweep_spec(grid={"curvature": [1], "seed": [0]})
+    run_sweep(spec, tmp_path, workers=1, console=QUIET)
+    file = tmp_path / "runs" / spec.planned[0].id / "environment.json"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(CurvactError, match=r"environment\.json.* delete .* and run it again") as caught:
+        report(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

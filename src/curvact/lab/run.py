@@ -364,6 +364,20 @@ def settle(spec: RunSpec, folder: Path) -> tuple[RunSpec, LearnedActivation | No
     return check_settings(RunSpec, content, "the learned activation"), learned, ""
 
 
+def check_hardware(hardware: HardwareSpec) -> bool:
+    """Whether a run computes on CUDA. CurvactError for hardware that this machine lacks."""
+    cuda = torch.cuda.is_available() and hardware.accelerator != "cpu"
+    if hardware.accelerator == "cuda" and not cuda:
+        raise CurvactError(
+            "hardware.accelerator='cuda': torch sees no CUDA device here; allowed are auto and cpu"
+        )
+    if hardware.precision == "16-mixed" and not cuda:
+        raise CurvactError(
+            "hardware.precision='16-mixed' needs a GPU; allowed here are 32-true and bf16-mixed"
+        )
+    return cuda
+
+
 @contextmanager
 def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
     """Device, precision and processes. Under `torchrun`: one process of several.
@@ -375,15 +389,7 @@ def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
 
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-    cuda = torch.cuda.is_available() and hardware.accelerator != "cpu"
-    if hardware.accelerator == "cuda" and not cuda:
-        raise CurvactError(
-            "hardware.accelerator='cuda': torch sees no CUDA device here; allowed are auto and cpu"
-        )
-    if hardware.precision == "16-mixed" and not cuda:
-        raise CurvactError(
-            "hardware.precision='16-mixed' needs a GPU; allowed here are 32-true and bf16-mixed"
-        )
+    cuda = check_hardware(hardware)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     fabric = Fabric(

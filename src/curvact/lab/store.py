@@ -122,6 +122,20 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What a run's environment.json says. CurvactError where it is missing or damaged."""
+    path = folder / ENVIRONMENT_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CurvactError(f"cannot read {path}: {error.strerror}; delete {folder} and run it again") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise CurvactError(f"{path} is damaged: delete {folder} and run it again")
+    return content
+
+
 def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
     """Check that the folder can be that of the run. The record of a run that has finished there is
     returned.

@@ -16,8 +16,9 @@ from curvact.lab.engines import Job, engine_named
 from curvact.lab.progress import SweepBars
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.page import report_sweep
-from curvact.lab.run import prepare, settle
-from curvact.lab.store import ENVIRONMENT_FILE, Record, finished, locked
+from curvact.lab.loggers import check_loggers
+from curvact.lab.run import check_hardware, prepare, settle
+from curvact.lab.store import Record, finished, locked, read_environment
 from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
 from curvact.lab.table import Row, Table
 from curvact.models.learned import extract_activation, insert_activation
@@ -55,7 +56,7 @@ def run_sweep(
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
     left = [run for run in planned if finished(folder / RUNS / run.id, run.id) is None]
-    if not (folder / SWEEP_FILE).exists():
+    if not (folder / SWEEP_FILE).exists() or read_sweep(folder) != spec:
         _rehearse(left)
     problems: list[str] = []
     with locked(folder):
@@ -115,7 +116,7 @@ def _show(bars: SweepBars, runs: Sequence[Planned], event: Event) -> None:
 
 
 def _rehearse(runs: Sequence[Planned]) -> None:
-    """Prepare every run that differs in data, network or activation from those before it."""
+    """Prepare every run that differs in data, network, activation or hardware from those before it."""
     by_id = {run.id: run for run in runs}
     seen = set()
     for run in runs:
@@ -126,6 +127,8 @@ def _rehearse(runs: Sequence[Planned]) -> None:
             continue
         seen.add(key)
         try:
+            check_hardware(run.spec.hardware)
+            check_loggers(run.spec)
             if wanted is not None and wanted.path is not None:
                 settled, learned, _ = settle(run.spec, Path(os.devnull))
                 prepare(settled, learned)
@@ -141,7 +144,8 @@ def _rehearse(runs: Sequence[Planned]) -> None:
 
 
 def _shape_of(run: Planned) -> list[object]:
-    content = run.spec.model_dump(mode="json", include={"data", "model", "activation", "activation_from"})
+    shape = {"data", "model", "activation", "activation_from", "hardware", "logging"}
+    content = run.spec.model_dump(mode="json", include=shape)
     return [content, run.spec.training.crop]
 
 
@@ -224,10 +228,10 @@ def _notes(records: Sequence[tuple[Planned, Record]]) -> tuple[str, ...]:
 
 
 def _provenance(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], folder: Path) -> dict[str, str]:
-    places = [json.loads((folder / RUNS / r.run / ENVIRONMENT_FILE).read_text()) for _, r in records]
+    places = [read_environment(folder / RUNS / r.run) for _, r in records]
 
     def all_of(key: str) -> str:
-        return ", ".join(sorted({str(place[key]) for place in places}))
+        return ", ".join(sorted({str(place.get(key, "unknown")) for place in places}))
 
     evaluations = sum(r.gradient_evaluations for _, r in records)
     seconds = sum(r.seconds for _, r in records)
