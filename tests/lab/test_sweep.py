@@ -168,6 +168,15 @@ def test_mistakes_are_one_clear_line(sweep_spec: Any, change: dict[str, Any], me
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_alone_keeps_what_the_base_says_of_data_and_model(sweep_spec: Any) -> None:
+    spec = sweep_spec(
+        base={"data": {"train": 50}, "model": {"width": 2}},
+        grid={"data": ["digits", "mnist"], "model": ["mini_resnet", "small_cnn"], "seed": [0]},
+    )
+    assert {run.spec.data.train for run in spec.planned} == {50}
+    assert {getattr(run.spec.model, "width") for run in spec.planned} == {2}
+
+
 def test_two_runs_never_share_their_words(sweep_spec: Any) -> None:
     seeds = [1_000_000, 1_000_001, 10**400]
     spec = sweep_spec(grid={"curvature": [1, 1.0000001], "seed": seeds})

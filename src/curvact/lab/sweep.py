@@ -200,7 +200,9 @@ class SweepSpec(Strict):
             if key == "activation_from" and isinstance(value, dict) and "source" in value:
                 origin = value
             else:
-                override_in(content, key, copy.deepcopy(value), where)
+                # A name alone leaves the base's other settings of the data and the model.
+                short = key in ("data", "model") and isinstance(value, str)
+                override_in(content, f"{key}.name" if short else key, copy.deepcopy(value), where)
         if origin is not None:
             name = origin["source"]
             if not isinstance(name, str) or name not in self.sources:
