@@ -77,6 +77,7 @@ def test_every_help_text_is_a_sentence() -> None:
     ("failure", "code", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "x.png"), 2, "No space left on device: x.png"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "xx"), 2, "File name too long: xx"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: /x"),
         (KeyboardInterrupt(), 130, "stopped; --resume goes on with"),
     ],

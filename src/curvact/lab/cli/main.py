@@ -26,6 +26,18 @@ from curvact.lab.cli.transfer import transfer_app
 
 STOPPED = "stopped; --resume goes on with a training run, a sweep or an evaluation"
 
+OF_THE_SYSTEM = (
+    errno.ENOSPC,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ELOOP,
+)
+"""Errors of files that are no bug of ours: one line each."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 app.command("activation")(activation)
 app.add_typer(data_app, name="data")
@@ -59,7 +71,7 @@ def main() -> None:
     except CurvactError as error:
         _end(str(error), 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in OF_THE_SYSTEM:
             raise
         _end(f"{error.strerror}: {error.filename or 'while writing'}", 2)
     except KeyboardInterrupt:
