@@ -6,7 +6,7 @@ tensor, which only functional forms take, is returned as it is.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from typing import TypeGuard, TypeVar
 
@@ -49,7 +49,9 @@ def one_of(value: int, allowed: range, name: str, where: str) -> int:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # a whole number may be larger; not a number is not
 
 
 def _checked(value: Number, holds: Callable[[float], bool], name: str, where: str, allowed: str) -> Number:

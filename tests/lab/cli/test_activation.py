@@ -41,6 +41,7 @@ def test_plot(curvact: Run, tmp_path: Path, ending: str) -> None:
         (("rtcaf(curvature=6)",), "unknown activation 'rtcaf'; did you mean 'rctaf'?"),
         (("rctaf(curvature=0)",), "curvature=0 in rctaf"),
         (("rctaf(beta=7)",), "beta=7 in rctaf"),
+        ((f"swish(beta={10**400})",), "in swish: beta must be"),
         (("relu", "--plot", "curves.gif"), "--plot curves.gif: the name must end in .png, .svg or .pdf"),
         (("relu", "--plot", "/nonexistent/curves.png"), "cannot write /nonexistent/curves.png"),
         (("relu", "--plot", "x.png", "--reach", "-1"), "--reach -1.0"),
