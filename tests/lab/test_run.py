@@ -342,7 +342,14 @@ def test_processes_leave_no_group_behind(tmp_path: Path) -> None:
     script.write_text(textwrap.dedent(TWO))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, str(script), str(tmp_path / "run"), *SMALL, "training.epochs=1", "evaluation.activations=true"],
+        [
+            *command,
+            str(script),
+            str(tmp_path / "run"),
+            *SMALL,
+            "training.epochs=1",
+            "evaluation.activations=true",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -149,7 +149,9 @@ def test_files_that_hold_no_spec(tmp_path: Path, text: str) -> None:
         read_spec(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("override", ["training", "=3", "name.x=3", "training.momentum=[1", "seed=2024-13-45"])
+@pytest.mark.parametrize(
+    "override", ["training", "=3", "name.x=3", "training.momentum=[1", "seed=2024-13-45"]
+)
 def test_bad_overrides(override: str) -> None:
     with pytest.raises(
         CurvactError, match=r"write it as key.key=value|holds a value, not keys|not valid YAML"

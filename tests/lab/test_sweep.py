@@ -174,7 +174,7 @@ def test_a_name_alone_keeps_what_the_base_says_of_data_and_model(sweep_spec: Any
         grid={"data": ["digits", "mnist"], "model": ["mini_resnet", "small_cnn"], "seed": [0]},
     )
     assert {run.spec.data.train for run in spec.planned} == {50}
-    assert {getattr(run.spec.model, "width") for run in spec.planned} == {2}
+    assert {run.spec.model.width for run in spec.planned} == {2}
 
 
 def test_two_runs_never_share_their_words(sweep_spec: Any) -> None:

@@ -92,7 +92,9 @@ class SweepBars:
             self.progress.update(self.bars[label], completed=epoch["epoch"], note=note)
 
     def died(self, label: str, attempt: int) -> None:
-        self.console.print(f"[yellow]a worker died[/] during {escape(label)}: attempt {attempt}, it runs again")
+        self.console.print(
+            f"[yellow]a worker died[/] during {escape(label)}: attempt {attempt}, it runs again"
+        )
 
     def done(self, label: str, record: Record) -> None:
         self.finished += 1

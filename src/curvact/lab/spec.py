@@ -314,7 +314,9 @@ def canonical_activation(family: str, curvature: float | None = None, centered: 
     try:
         return str(activation(f"{name}({text})" if text else name))
     except OverflowError:
-        raise CurvactError(f"a parameter of the activation {family!r} or its curvature is too large") from None
+        raise CurvactError(
+            f"a parameter of the activation {family!r} or its curvature is too large"
+        ) from None
 
 
 def recipes() -> dict[str, str]:

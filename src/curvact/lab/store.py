@@ -128,7 +128,9 @@ def read_environment(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise CurvactError(f"cannot read {path}: {error.strerror}; delete {folder} and run it again") from None
+        raise CurvactError(
+            f"cannot read {path}: {error.strerror}; delete {folder} and run it again"
+        ) from None
     except ValueError:
         content = None
     if not isinstance(content, dict):

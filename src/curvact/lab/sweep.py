@@ -142,7 +142,9 @@ class SweepSpec(Strict):
             for a, b in itertools.product(sorted(keys), sorted(others)):
                 if a == b or a.startswith(f"{b}.") or b.startswith(f"{a}."):
                     both = a if len(a) >= len(b) else b
-                    raise ValueError(f"{both} is set by two axes, {axis!r} and {other!r}: leave it to one of them")
+                    raise ValueError(
+                        f"{both} is set by two axes, {axis!r} and {other!r}: leave it to one of them"
+                    )
 
     @property
     def axes(self) -> dict[str, tuple[Value, ...]]:

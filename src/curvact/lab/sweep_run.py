@@ -13,10 +13,10 @@ from rich.console import Console
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.engines import Job, engine_named
+from curvact.lab.loggers import check_loggers
 from curvact.lab.progress import SweepBars
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.page import report_sweep
-from curvact.lab.loggers import check_loggers
 from curvact.lab.run import check_hardware, prepare, settle
 from curvact.lab.store import Record, finished, locked, read_environment
 from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
