@@ -118,7 +118,7 @@ def test_ids_are_fixed() -> None:
             "curvature=0 in rctaf: curvature must be a finite number > 0",
         ),
         ({"activation": "swish", "curvature": [6]}, r"curvature=\[6\]: must be a number"),
-        ({"activation": "swish", "curvature": 10**400}, "'swish' or its curvature is too large"),
+        ({"activation": "swish", "curvature": 10**400}, "in swish: curvature must be a finite number > 0"),
         ({"activation": "swish", "centered": "false"}, "centered='false': must be true or false"),
         ({"model": {1: 2}}, "model: mini_resnet has no argument '1'"),
         ({"activation": "relu", "curvature": 6}, "'relu' has no curvature to choose"),
