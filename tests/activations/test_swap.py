@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.activations.swap import SwapReport, swap_activations
+from curvact.activations.inplace import InPlace
+from curvact.activations.swap import SwapReport, SwapWarning, swap_activations
 from curvact.errors import CurvactError
 
 
@@ -423,7 +424,8 @@ def test_by_name():
         ({"to": None}, "to=None"),
         ({"to": "rtcaf"}, "unknown activation 'rtcaf'; did you mean 'rctaf'"),
         ({"to": lambda: F.relu}, "made a function: it must make an nn.Module"),
-        ({"to": Scaled, "from_": "ReLu"}, "from_='ReLu'.*did you mean 'ReLU'"),
+        ({"to": Scaled, "from_": "ReLuu"}, "from_='ReLuu'.*did you mean 'ReLU'"),
+        ({"to": Scaled, "from_": ["relu", "gleu"]}, "from_='gleu'.*did you mean '[Gg](EL|el)[Uu]'"),
         ({"to": Scaled, "from_": int}, "no class of torch.nn modules"),
         ({"to": Scaled, "from_": 3}, "from_=3"),
         ({"to": Scaled, "shared": "all"}, "shared='all'.*keep, separate, one"),
@@ -458,3 +460,115 @@ def test_a_name_finds_our_class_too() -> None:
     model = nn.Sequential(nn.ReLU(), ReLU(), nn.Tanh())
     assert len(swap_activations(model, "ReLU", "swish(curvature=6)")) == 2
     assert [type(m) for m in model] == [Swish, Swish, nn.Tanh]
+
+
+# ---- activations in place ----
+
+
+class Statements(nn.Module):
+    """Activations in place whose results are not used, or whose inputs are used again."""
+
+    def __init__(self, kind: str, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.kind = kind
+        self.inner = nn.Linear(3, 3)
+        self.act = act or nn.ReLU(inplace=True)
+        self.kept = torch.relu_
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        if self.kind == "function":
+            F.relu(x, inplace=True)
+        elif self.kind == "positional":
+            F.relu(x, True)
+        elif self.kind == "method":
+            x.relu_()
+        elif self.kind == "torch":
+            torch.relu_(x)
+        elif self.kind == "module":
+            self.act(x)
+        elif self.kind == "attribute":
+            self.kept(x)
+        elif self.kind == "view":
+            self.act(x.view(-1))
+        elif self.kind == "old name":
+            y = x[1:]
+            x = self.act(x)
+            return torch.cat([x, y])
+        elif self.kind == "again":
+            y = self.act(x)
+            return x * 2 + y
+        return x
+
+
+KINDS = ["function", "positional", "method", "torch", "module", "attribute", "view", "old name", "again"]
+
+
+class Hidden(Statements):
+    """The same, where torch.fx cannot look."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > -1e9 else -x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_an_activation_in_place_still_changes_its_input(kind, hidden):
+    """Against the same class whose ReLU is in place itself: nn.ReLU out of place for nn.ReLU."""
+    torch.manual_seed(0)
+    model = nn.Sequential((Hidden if hidden else Statements)(kind), nn.Linear(3, 2)).double()
+    x = data(6, 3)
+    want = copy.deepcopy(model)
+    want(x).square().sum().backward()
+    functional = (
+        "warn" if hidden and kind not in ("module", "attribute", "view", "old name", "again") else "rewrite"
+    )
+    if functional == "warn":
+        with pytest.warns(SwapWarning, match="left functional calls"):
+            swap_activations(model, "relu", nn.ReLU)
+        return
+    new = swap_activations(model, "relu", nn.ReLU, functional="ignore" if hidden else functional).model
+    torch.testing.assert_close(new(x), want(x), rtol=0, atol=0)
+    new(x).square().sum().backward()
+    for ours, theirs in zip(new.parameters(), want.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-14)
+    smooth = swap_activations(copy.deepcopy(model), "relu", "rctaf(curvature=6)", functional="ignore").model
+    smooth(x).sum().backward()  # what it keeps for the backward pass is not written over
+
+
+def test_an_activation_in_place_that_nobody_sees_is_replaced_as_it_is():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True), Block(), nn.Flatten())
+    swap_activations(model, to=Scaled)
+    assert isinstance(model[1], Scaled)
+    assert isinstance(model[2].relu, Scaled)
+    gates = nn.Sequential(Hidden("none"), nn.Linear(3, 3), nn.ReLU(inplace=True))
+    swap_activations(gates, "ReLU", Scaled, functional="ignore")
+    assert isinstance(gates[2], Scaled)
+    assert isinstance(gates[0].act, InPlace)  # not seen by torch.fx, and used as a statement
+
+
+@pytest.mark.parametrize("names", ["relu", ["ReLU", "gelu"], ("relu", nn.GELU), "RELU", ["rctaf", "ReLU"]])
+def test_names_in_any_case_and_lists(names):
+    model = nn.Sequential(nn.ReLU(), nn.GELU(), nn.Tanh())
+    count = 1 if names in ("relu", "RELU", ["rctaf", "ReLU"]) else 2
+    assert len(swap_activations(model, names, Scaled)) == count
+
+
+def test_a_class_of_the_model_by_name():
+    class TheirGELU(nn.Module):
+        def forward(self, x):
+            return F.gelu(x)
+
+    model = nn.Sequential(TheirGELU(), nn.Linear(2, 2))
+    assert len(swap_activations(model, "TheirGELU", Scaled)) == 1
+
+
+def test_a_model_whose_save_pretrained_forgets_the_swap_warns():
+    class TheirModel(nn.Sequential):
+        config = None
+
+        def save_pretrained(self, folder):
+            raise NotImplementedError
+
+    with pytest.warns(SwapWarning, match="save_pretrained of this TheirModel .* call swap_activations again"):
+        swap_activations(TheirModel(nn.GELU()), "GELU", Scaled)

@@ -47,4 +47,5 @@ from curvact.activations.registry import register as register
 from curvact.activations.registry import takes_channels as takes_channels
 from curvact.activations.swap import Replacement as Replacement
 from curvact.activations.swap import SwapReport as SwapReport
+from curvact.activations.swap import SwapWarning as SwapWarning
 from curvact.activations.swap import swap_activations as swap_activations

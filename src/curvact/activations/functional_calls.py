@@ -15,6 +15,7 @@ import torch
 import torch.fx
 from torch import nn
 
+from curvact.activations.inplace import seen_writes
 from curvact.activations.selection import FUNCTION_NAMES, FUNCTIONAL, Match, functional_names, is_activation
 from curvact.errors import CurvactError
 
@@ -192,7 +193,11 @@ def _inside(node: ast.expr, me: str | None) -> bool:
 def rewrite(
     model: nn.Module, graph: torch.fx.Graph, match: Match, make: Make
 ) -> tuple[nn.Module, list[tuple[str, str, nn.Module]]]:
-    """The model as a GraphModule with modules for calls of activations; each place."""
+    """The model as a GraphModule with modules for calls of activations; each place.
+
+    Where the writing of a call in place is seen, the new values are copied into its input.
+    """
+    writing = seen_writes(graph, model)
     sites: list[tuple[torch.fx.Node, str, str, int]] = []
     count: dict[str, int] = {}
     wanted = functional_names(match)
@@ -223,7 +228,12 @@ def rewrite(
             replaced.append((target, call, new))
         given = node.args[0] if node.args else node.kwargs["input"]
         with graph.inserting_before(node):
-            made = result.graph.call_module(target, (given,))
+            if node in writing:
+                copied = result.graph.call_method("clone", (given,))
+                values = result.graph.call_module(target, (copied,))
+                made = result.graph.call_method("copy_", (given, values))
+            else:
+                made = result.graph.call_module(target, (given,))
         node.replace_all_uses_with(made)
         graph.erase_node(node)
     result.recompile()

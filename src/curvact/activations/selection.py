@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from curvact.activations.registry import activation_names
 from curvact.errors import CurvactError, nearest
 
 Kind = type[nn.Module] | str
-Selector = Kind | tuple[Kind, ...] | nn.Module | Callable[[nn.Module], bool]
+Selector = Kind | Sequence[Kind] | nn.Module | Callable[[nn.Module], bool]
 Match = Callable[[nn.Module], bool]
 
 FUNCTIONAL: dict[str, type[nn.Module]] = {
@@ -57,18 +58,30 @@ TORCH_ACTIVATIONS: tuple[type[nn.Module], ...] = (
 """What counts as an activation by default. Sigmoids do not: mostly they are gates and outputs."""
 
 
-def matcher(selector: Selector | None) -> Match:
-    """A selector as a predicate; None: those of torch.nn, and modules with slope and curvature."""
+def matcher(selector: Selector | None, model: nn.Module | None = None) -> Match:
+    """A selector as a predicate; None: those of torch.nn, and modules with slope and curvature.
+
+    A name is that of a class of torch.nn, of a function of torch, of an activation of curvact or of
+    a class of modules in `model`; case does not matter.
+    """
     if selector is None:
         return lambda m: isinstance(m, TORCH_ACTIVATIONS) or is_activation(m)
     if isinstance(selector, nn.Module):
         wanted = selector
         return lambda m: m is wanted
-    if isinstance(selector, (str, type, tuple)):
-        chosen = selector if isinstance(selector, tuple) else (selector,)
-        kinds = tuple(_kind(k) for k in chosen)
-        names = {k for k in chosen if isinstance(k, str)}
-        return lambda m: isinstance(m, kinds) or (is_activation(m) and type(m).__name__ in names)
+    if isinstance(selector, (str, type, tuple, list)):
+        chosen = selector if isinstance(selector, (tuple, list)) else (selector,)
+        classes = sorted({type(m).__name__ for m in model.modules()}) if model is not None else []
+        kinds, names = [], set()
+        for choice in chosen:
+            if isinstance(choice, str):
+                names.add(choice.lower())
+                kinds += _named(choice, classes)
+            elif isinstance(choice, type) and issubclass(choice, nn.Module):
+                kinds.append(choice)
+            else:
+                raise CurvactError(f"from_={choice!r} in swap_activations: no class of torch.nn modules")
+        return lambda m: isinstance(m, tuple(kinds)) or not names.isdisjoint(_names_of(m))
     if callable(selector):
         predicate = selector
         return lambda m: bool(predicate(m))
@@ -77,13 +90,31 @@ def matcher(selector: Selector | None) -> Match:
     )
 
 
-def _kind(kind: Any) -> type[nn.Module]:
-    found = getattr(nn, kind, None) if isinstance(kind, str) else kind
-    if isinstance(found, type) and issubclass(found, nn.Module):
-        return found
-    known = [name for name in dir(nn) if isinstance(getattr(nn, name), type)]
-    hint = nearest(kind, known) if isinstance(kind, str) else ""
-    raise CurvactError(f"from_={kind!r} in swap_activations: no class of torch.nn modules{hint}")
+def _names_of(module: nn.Module) -> set[str]:
+    """The names, in lower case, by which a selector means this module, beside those of torch."""
+    family = getattr(module, "family", None)
+    known = {family()} if is_activation(module) and callable(family) else set()
+    return {type(module).__name__.lower(), *known}
+
+
+def _named(name: str, classes: list[str]) -> list[type[nn.Module]]:
+    """The classes of torch.nn that a name means; none if it only means others."""
+    own = {key.lower(): kind for key, kind in vars(nn).items() if _is_module_class(kind)}
+    found = own.get(name.lower()) or FUNCTIONAL.get(name.lower())
+    if found is not None:
+        return [found]
+    others = [*classes, *activation_names()]
+    if name.lower() in (other.lower() for other in others):
+        return []
+    known = [kind.__name__ for kind in own.values()]
+    raise CurvactError(
+        f"from_={name!r} in swap_activations: no class of torch.nn, no activation of curvact and no class "
+        f"in this model{nearest(name, [*known, *FUNCTIONAL, *others])}"
+    )
+
+
+def _is_module_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
 
 
 def is_activation(module: nn.Module) -> bool:

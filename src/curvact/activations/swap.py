@@ -14,12 +14,17 @@ import torch
 from torch import nn
 
 from curvact.activations.functional_calls import ROOT, functional_calls, is_function, rewrite, trace
+from curvact.activations.inplace import InPlace, is_inplace, seen_writes, source_shows_no_harm
 from curvact.activations.registry import ActivationLike, fresh
 from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher
 from curvact.errors import CurvactError
 
 Sharing = Literal["keep", "separate", "one"]
 Functional = Literal["warn", "rewrite", "ignore"]
+
+
+class SwapWarning(UserWarning):
+    """A swap that may not be what was meant: places left, nothing found, or lost when saved."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,10 @@ def swap_activations(
 ) -> SwapReport:
     """Replace the activations of a model, in place, and report every place.
 
-    from_: what to replace: a class, a name of a torch.nn class such as "ReLU" (curvact's class of
-        that name too), a tuple of these, one module object, or a predicate on modules (for
-        functional calls it is asked about the torch.nn module of that name, with default
-        arguments). None: the activations of torch.nn (`selection.TORCH_ACTIVATIONS`) and every
+    from_: what to replace: a class; a name such as "ReLU" or "relu", of a class of torch.nn, of an
+        activation of curvact or of a class in the model; a tuple or list of these; one module
+        object; or a predicate on modules (for functional calls it is asked about the torch.nn
+        module of that name, with default arguments). None: the activations of torch.nn (`selection.TORCH_ACTIVATIONS`) and every
         module that has `slope` and `curvature`.
     to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a
         module, which is copied unless shared="one".
@@ -96,6 +101,10 @@ def swap_activations(
         dropout are fixed, and only forward survives). "ignore": do not look.
     inplace: False works on a deep copy, `report.model`.
 
+    An activation in place (`nn.ReLU(inplace=True)`, `F.relu_(x)`) whose result is not used, or whose
+    input is used again, gets a replacement that writes into the input too (`InPlace`). So does one
+    where neither torch.fx nor the source shows who holds the input.
+
     Functions kept as attributes (`nn.TransformerEncoderLayer.activation`) are replaced too. That
     layer's fused inference path would ignore the new activation, and is switched off. New modules
     take training mode, device and dtype from their surroundings. An optimizer made earlier does not
@@ -103,7 +112,8 @@ def swap_activations(
     `clamp(min=0)` or `maximum`, modules kept in plain lists, and functional calls that neither
     torch.fx nor the source of forward shows.
 
-    Warns (UserWarning) if nothing was found, with the types of module seen. Raises CurvactError for
+    Warns (SwapWarning) if nothing was found, with the types of module seen, and for a model whose
+    own `save_pretrained` would forget the swap (Hugging Face). Raises CurvactError for
     a bad argument, for TorchScript, and for functional="rewrite" of a model that torch.fx cannot
     trace; the model is then unchanged.
 
@@ -125,7 +135,7 @@ def swap_activations(
             raise CurvactError(f"{path or 'the model'} is TorchScript: swap the activations before scripting")
     if not inplace:
         model = copy.deepcopy(model)
-    match = matcher(from_)
+    match = matcher(from_, model)
     make = _Maker(to, shared, model)
     types_seen = sorted({type(m).__name__ for m in model.modules()})
 
@@ -135,7 +145,8 @@ def swap_activations(
     places = list(_places(model, match))
     if functional == "rewrite":
         trace(model, match, [])  # fails before anything has changed
-    replaced = [_replace(place, make, model) for place in places]
+    writing = _seen(places, model, match)
+    replaced = [_replace(place, make, model, id(place) in writing) for place in places]
     calls: tuple[str, ...] = ()
     if functional == "rewrite":
         model, rewritten = rewrite(model, trace(model, match, make.made), match, make)
@@ -143,15 +154,23 @@ def swap_activations(
     elif functional == "warn":
         calls = functional_calls(model, match, make.made)
     report = SwapReport(model, tuple(replaced), calls)
+    if replaced and callable(getattr(model, "save_pretrained", None)) and hasattr(model, "config"):
+        warnings.warn(
+            f"save_pretrained of this {type(model).__name__} keeps the weights and not the new activations: after "
+            "from_pretrained, call swap_activations again with the same arguments",
+            SwapWarning,
+            stacklevel=2,
+        )
     nothing = f"swap_activations found nothing to replace; modules seen: {', '.join(types_seen)}"
     if calls:
         warnings.warn(
             f"{'' if replaced else nothing + '. '}swap_activations left functional calls as they are: {'; '.join(calls)}. "
             "functional='rewrite' replaces them, functional='ignore' silences this",
+            SwapWarning,
             stacklevel=2,
         )
     elif not replaced:
-        warnings.warn(nothing, stacklevel=2)
+        warnings.warn(nothing, SwapWarning, stacklevel=2)
     return report
 
 
@@ -226,6 +245,7 @@ class _Place:
     path: str
     old: nn.Module | None
     text: str
+    inplace: bool
 
 
 def _places(model: nn.Module, match: Match) -> Iterator[_Place]:
@@ -241,21 +261,46 @@ def _places(model: nn.Module, match: Match) -> Iterator[_Place]:
             if child is None:
                 continue
             if match(child):
-                yield _Place(module, name, prefix + name, child, _text(child))
+                yield _Place(module, name, prefix + name, child, _text(child), is_inplace(child))
             else:
                 yield from walk(child, f"{prefix}{name}.")
         for name, value in list(vars(module).items()):
             function = value.func if isinstance(value, functools.partial) else value
             call = FUNCTION_NAMES.get(function) if is_function(function) else None
             if call in wanted:
-                yield _Place(module, name, prefix + name, None, f"the function {call}")
+                yield _Place(module, name, prefix + name, None, f"the function {call}", is_inplace(value))
 
     return walk(model, "")
 
 
-def _replace(place: _Place, make: _Maker, model: nn.Module) -> Replacement:
+def _seen(places: list[_Place], model: nn.Module, match: Match) -> set[int]:
+    """The ids of the places in place whose writing is seen, or may be."""
+    inplace = [place for place in places if place.inplace]
+    if not inplace:
+        return set()
+    verdicts: dict[int, bool] = {}
+    try:
+        graph = trace(model, match, [])
+        writing = seen_writes(graph, model)
+        for node in graph.nodes:
+            if node.op == "call_module":
+                key = id(model.get_submodule(str(node.target)))
+                verdicts[key] = verdicts.get(key, False) or node in writing
+    except CurvactError:
+        pass
+    seen = set()
+    for place in inplace:
+        verdict = verdicts.get(id(place.old)) if place.old is not None else None
+        if not source_shows_no_harm(place.parent, place.name) if verdict is None else verdict:
+            seen.add(id(place))
+    return seen
+
+
+def _replace(place: _Place, make: _Maker, model: nn.Module, writes: bool) -> Replacement:
     parent = place.parent
     new = make(place.old, parent, (id(parent), place.name))
+    if writes:
+        new = InPlace(new).train(new.training)
     if place.old is None:
         setattr(parent, place.name, new)  # registers the module in place of the function
     else:
