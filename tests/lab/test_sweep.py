@@ -188,3 +188,41 @@ def test_the_documented_sweep_is_one() -> None:
     text = (ROOT / "docs" / "sweeps.md").read_text()
     for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
         assert check_settings(SweepSpec, yaml.safe_load(block), "docs").planned
+
+
+def test_references_stand_beside_the_curve(sweep_spec: Any) -> None:
+    """A reference is planned at every seed and other axis, once for all κ and families."""
+    spec = sweep_spec(
+        base={"activation": "rctaf(beta=1)", "centered": True},
+        grid={"curvature": [1, 6], "training.weight_decay": [0.0, 1e-3], "seed": [0, 1]},
+        references=["relu", "silu"],
+    )
+    references = [run for run in spec.planned if run.reference]
+    assert len(references) == 2 * 2 * 2
+    assert len(spec.planned) == 8 + 8
+    assert {run.spec.activation for run in references} == {"relu", "swish(beta=1.0)"}
+    assert [run.reference for run in references] == ["relu"] * 4 + ["silu"] * 4
+    assert references[0].labels == {"training.weight_decay": 0.0, "seed": 0}
+    assert references[0].label == "reference relu, weight_decay 0, seed 0"
+    again = check_settings(SweepSpec, yaml.safe_load(spec.to_yaml()), "again")
+    assert again.planned == spec.planned
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"references": ["relu", "relu"]}, "names 'relu' twice"),
+        ({"references": ["rellu"]}, "did you mean 'relu'"),
+        ({"references": ["relu"], "grid": {"seed": [0]}}, "give grid.curvature"),
+        (
+            {
+                "references": ["relu"],
+                "cells": {"both": {"a": {"centered": True, "training.epochs": 2}, "b": {"centered": False}}},
+            },
+            "sets training.epochs",
+        ),
+    ],
+)
+def test_references_that_cannot_be(sweep_spec: Any, changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(CurvactError, match=problem):
+        sweep_spec(**changes)

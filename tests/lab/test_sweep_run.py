@@ -315,3 +315,22 @@ def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: py
     spec = sweep_spec(grid={"curvature": [1], "seed": [0]})
     assert run_sweep(spec, tmp_path, engine="here", console=QUIET) == []
     assert len(sweep_records(spec, tmp_path)) == 1
+
+
+def test_references_are_apart_from_the_curve(
+    tmp_path: Path, sweep_spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(jobs: Any, workers: int, on_event: Any) -> list[int]:
+        for number, job in enumerate(jobs):
+            on_event(Event("done", number, execute(job.spec, job.folder)))
+        return []
+
+    monkeypatch.setitem(ENGINES, "in-process", here)
+    spec = sweep_spec(base={"hessian": None}, grid={"curvature": [1], "seed": [0]}, references=["relu"])
+    assert run_sweep(spec, tmp_path, engine="in-process", console=QUIET) == []
+    table = table_of(spec, sweep_records(spec, tmp_path))
+    assert [row.labels for row in table.rows] == [{"curvature": 1, "seed": 0}]
+    assert [(row.reference, row.labels) for row in table.references] == [("relu", {"seed": 0})]
+    report(tmp_path)
+    lines = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [(line["curvature"], line["reference"]) for line in lines] == [("1", ""), ("", "relu")]

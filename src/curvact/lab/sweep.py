@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,11 +32,16 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a sweep. labels: its value on each axis; of a source only its seed."""
+    """A run of a sweep.
+
+    labels: its value on each axis; of a source only its seed; of a reference on each axis that does
+    not choose the activation. source, reference: its name, where the run is one.
+    """
 
     labels: Mapping[str, Value]
     spec: RunSpec
     source: str | None = None
+    reference: str | None = None
 
     @cached_property
     def id(self) -> str:
@@ -47,7 +52,8 @@ class Planned:
         """The run in words, for progress bars and messages."""
         if self.source is not None:
             return f"source {self.source}, seed {self.spec.seed}"
-        return ", ".join(_in_words(axis, value) for axis, value in self.labels.items())
+        words = ", ".join(_in_words(axis, value) for axis, value in self.labels.items())
+        return words if self.reference is None else f"reference {self.reference}, {words}"
 
 
 def _in_words(axis: str, value: Value) -> str:
@@ -56,6 +62,10 @@ def _in_words(axis: str, value: Value) -> str:
     # Two values never share their words: a number is shortened only where nothing is lost.
     short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
     return f"κ={short}" if axis == "curvature" else f"{axis.rpartition('.')[2]} {short}"
+
+
+def _chooses_activation(key: str) -> bool:
+    return key.partition(".")[0] in ("activation", "curvature", "centered", "activation_from")
 
 
 class SweepSpec(Strict):
@@ -70,6 +80,9 @@ class SweepSpec(Strict):
     sources: runs that only learn an activation, by name, with the same seeds. A cell takes it with
         `activation_from: {source: NAME, frozen: true}`; its `activation` and `model.scope` are the
         source's.
+    references: activations that have no κ to choose, such as `[relu, silu]`, beside a grid over
+        `curvature`. Each is run once at every combination of the axes that do not choose the
+        activation, at every seed.
     questions: what is asked of the finished table, by kind, with settings. None: each kind that
     suits the axes.
     """
@@ -80,6 +93,7 @@ class SweepSpec(Strict):
     grid: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     cells: dict[str, dict[str, Settings]] = Field(default_factory=dict)
     sources: dict[str, Settings] = Field(default_factory=dict)
+    references: tuple[str, ...] = ()
     questions: dict[str, Settings] | None = None
 
     @field_validator("base")
@@ -122,6 +136,8 @@ class SweepSpec(Strict):
                 raise ValueError(f"cells.{axis} names no cell")
             count *= len(values)
         self._check_keys()
+        if self.references:
+            self._check_references()
         if count > MOST_RUNS:
             raise ValueError(f"{count:,} runs: at most {MOST_RUNS:,} in one sweep")
         self.asked()
@@ -146,6 +162,29 @@ class SweepSpec(Strict):
                         f"{both} is set by two axes, {axis!r} and {other!r}: leave it to one of them"
                     )
 
+    def _check_references(self) -> None:
+        """A reference stands beside a κ axis, and no axis mixes its activation with other settings."""
+        if "curvature" not in self.grid:
+            raise ValueError(
+                "references stand beside a grid over curvature: give grid.curvature, or use cells"
+            )
+        for name in self.references:
+            if self.references.count(name) > 1:
+                raise ValueError(f"references names {name!r} twice")
+        for axis, cells in self.cells.items():
+            others = sorted({key for cell in cells.values() for key in cell if not _chooses_activation(key)})
+            if others and self._decides(axis):
+                raise ValueError(
+                    f"cells.{axis} chooses the activation and sets {others[0]}: beside references an "
+                    "axis does one of the two"
+                )
+
+    def _decides(self, axis: str) -> bool:
+        """Whether the axis chooses the activation."""
+        if axis not in self.cells:
+            return _chooses_activation(axis)
+        return any(_chooses_activation(key) for cell in self.cells[axis].values() for key in cell)
+
     @property
     def axes(self) -> dict[str, tuple[Value, ...]]:
         """What varies: cells first, then the grid, the seed last."""
@@ -164,13 +203,13 @@ class SweepSpec(Strict):
 
     @cached_property
     def planned(self) -> tuple[Planned, ...]:
-        """Every run, sources first. A run's id depends on its own spec alone.
+        """Every run, sources first and references last. A run's id depends on its own spec alone.
 
         >>> spec = SweepSpec(name="a", base={"activation": "rctaf(beta=0)"}, grid={"curvature": [1, 4], "seed": [0]})
         >>> [(run.labels["curvature"], run.spec.activation) for run in spec.planned]
         [(1, 'rctaf(alpha=4.0, beta=0)'), (4, 'rctaf(alpha=16.0, beta=0)')]
         """
-        return (*self._sources(), *self._runs())
+        return (*self._sources(), *self._runs(), *self._references())
 
     def _sources(self) -> Iterator[Planned]:
         for name in self.sources:
@@ -184,15 +223,28 @@ class SweepSpec(Strict):
         return self._spec({**self.sources[name], "seed": seed}, where)
 
     def _runs(self) -> Iterator[Planned]:
-        axes = self.axes
+        for labels, settings in self._combinations(self.axes):
+            where = "the run " + ", ".join(_in_words(axis, value) for axis, value in labels.items())
+            yield Planned(labels, self._spec(settings, where))
+
+    def _references(self) -> Iterator[Planned]:
+        axes = {axis: values for axis, values in self.axes.items() if not self._decides(axis)}
+        for name in self.references:
+            alone = {"activation": name, "curvature": None, "centered": False, "activation_from": None}
+            for labels, settings in self._combinations(axes):
+                spec = self._spec({**settings, **alone}, f"the reference {name!r}")
+                yield Planned(labels, spec, reference=name)
+
+    def _combinations(
+        self, axes: Mapping[str, Sequence[Value]]
+    ) -> Iterator[tuple[dict[str, Value], Settings]]:
+        """Every combination of the axes' values: its labels, and its settings by dotted key."""
         for values in itertools.product(*axes.values()):
             labels = dict(zip(axes, values, strict=True))
             settings: Settings = {}
             for axis, value in labels.items():
-                chosen = self.cells[axis][str(value)] if axis in self.cells else {axis: value}
-                settings |= chosen
-            where = "the run " + ", ".join(_in_words(axis, value) for axis, value in labels.items())
-            yield Planned(labels, self._spec(settings, where))
+                settings |= self.cells[axis][str(value)] if axis in self.cells else {axis: value}
+            yield labels, settings
 
     def _spec(self, settings: Settings, where: str) -> RunSpec:
         content = copy.deepcopy(self.base)

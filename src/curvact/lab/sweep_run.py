@@ -161,7 +161,7 @@ def _source_has_run(run: Planned, folder: Path) -> bool:
 
 
 def sweep_records(spec: SweepSpec, folder: Path) -> list[tuple[Planned, Record]]:
-    """The finished runs of a sweep, without its sources, in the order of its axes."""
+    """The finished runs of a sweep, without its sources, in the order of its axes, references last."""
     found = []
     for run in spec.planned:
         if run.source is None:
@@ -174,10 +174,23 @@ def sweep_records(spec: SweepSpec, folder: Path) -> list[tuple[Planned, Record]]
 def table_of(spec: SweepSpec, records: Sequence[tuple[Planned, Record]]) -> Table:
     """The table of a sweep's finished runs."""
     rows = [
-        Row(r.run, p.labels, r.status, r.cause, r.metrics, r.gradient_evaluations, r.seconds)
+        Row(
+            r.run,
+            p.labels,
+            r.status,
+            r.cause,
+            r.metrics,
+            r.gradient_evaluations,
+            r.seconds,
+            reference=p.reference or "",
+        )
         for p, r in records
     ]
-    return Table(tuple(spec.axes), tuple(rows))
+    return Table(
+        tuple(spec.axes),
+        tuple(row for row in rows if not row.reference),
+        tuple(row for row in rows if row.reference),
+    )
 
 
 def report(folder: Path) -> SweepReport:
@@ -187,9 +200,9 @@ def report(folder: Path) -> SweepReport:
     """
     spec = read_sweep(folder)
     records = sweep_records(spec, folder)
-    if not records:
+    if not any(run.reference is None for run, _ in records):
         raise CurvactError(f"{folder} has no finished run: `curvact sweep run … --resume` goes on with it")
-    expected = sum(run.source is None for run in spec.planned)
+    expected = sum(run.source is None and run.reference is None for run in spec.planned)
     about = SweepAbout(
         name=spec.name,
         question=spec.question,
@@ -198,7 +211,7 @@ def report(folder: Path) -> SweepReport:
         provenance=_provenance(spec, records, folder),
         expected=expected,
         titles=_titles(records),
-        notes=_notes(records),
+        notes=_notes(spec, records),
         more_seeds=f"curvact sweep run {folder} --set grid.seed=[{{seeds}}]",
     )
     return report_sweep(table_of(spec, records), about, folder)
@@ -219,12 +232,17 @@ def _titles(records: Sequence[tuple[Planned, Record]]) -> dict[str, str]:
     }
 
 
-def _notes(records: Sequence[tuple[Planned, Record]]) -> tuple[str, ...]:
+def _notes(spec: SweepSpec, records: Sequence[tuple[Planned, Record]]) -> tuple[str, ...]:
+    notes = []
     budgets = {r.spec.training.budget for _, r in records}
     if len(budgets) == 1 and None not in budgets:
         (budget,) = budgets
-        return (f"Every run stops at {budget} gradient evaluations, those of its attack included.",)
-    return ()
+        notes.append(f"Every run stops at {budget} gradient evaluations, those of its attack included.")
+    wanted = sum(run.reference is not None for run in spec.planned)
+    done = sum(run.reference is not None for run, _ in records)
+    if done < wanted:
+        notes.append(f"{wanted - done} of {wanted} runs of references have not finished.")
+    return tuple(notes)
 
 
 def _provenance(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ class Row:
     0}`.
     status: "done" or "failed". cause: why it failed, or "".
     metrics: the numbers of its record by name; accuracies are fractions.
+    reference: its name, where the run is a reference, such as "relu"; else "".
     """
 
     run: str
@@ -25,6 +26,7 @@ class Row:
     metrics: Mapping[str, float]
     gradient_evaluations: int
     seconds: float
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Table:
 
     axes: what the sweep varies, in the order of its spec; "seed" is one of them.
     Every row has a label on every axis.
+    references: runs of activations without a κ to choose, which a curve in κ leaves out. They have
+    labels on the axes that do not choose the activation.
     """
 
     axes: tuple[str, ...]
     rows: tuple[Row, ...]
+    references: tuple[Row, ...] = ()

@@ -15,17 +15,31 @@ FIRST = (*ACCURACIES, *(column for norm in HESSIAN_NORMS for column in (norm, f"
 def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
     """Write a line for each run, failed ones too, in the order of the table; atomically.
 
-    Columns: run, one for each axis, status, cause, the metrics (accuracies, Hessian norms, then
+    Columns: run, one for each axis, reference (where the sweep has references), status, cause, the metrics (accuracies, Hessian norms, then
     others by name), gradient_evaluations, seconds. A float is the shortest text that reads back as
     the same number; None and NaN are empty.
     """
-    found = {metric for row in table.rows for metric in row.metrics}
+    rows = [*table.rows, *table.references]
+    marked = bool(table.references)
+    found = {metric for row in rows for metric in row.metrics}
     metrics = [*(m for m in FIRST if m in found), *sorted(found - set(FIRST))]
-    lines = [["run", *table.axes, "status", "cause", *metrics, "gradient_evaluations", "seconds"]]
-    for row in table.rows:
+    lines = [
+        [
+            "run",
+            *table.axes,
+            *["reference"] * marked,
+            "status",
+            "cause",
+            *metrics,
+            "gradient_evaluations",
+            "seconds",
+        ]
+    ]
+    for row in rows:
         values = [
             row.run,
             *(row.labels.get(axis) for axis in table.axes),
+            *[row.reference] * marked,
             row.status,
             row.cause,
             *(row.metrics.get(metric) for metric in metrics),
