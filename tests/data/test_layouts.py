@@ -6,7 +6,9 @@ import errno
 import gzip
 import os
 import pickle
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from curvact.data import layouts
+from curvact.data import layouts, pictures
 from curvact.errors import CurvactError
 from fake_data import cifar_batch, fake_arrays, idx, memory_limit, tar_gz, write_svhn
 
@@ -208,7 +210,6 @@ def test_svhn(tmp_path: Path) -> None:
         ({"X": x, "y": y[:3]}, "3 labels for 10 images"),
         ({"X": x / 255, "y": y}, "float64"),
         ({"X": x[..., 0], "y": y}, "H×W×C×N"),
-        ({"X": x[:, :20], "y": y}, "not square"),
     ):
         savemat(path, content)
         refused(path, lambda: layouts.svhn(path), part)
@@ -248,7 +249,6 @@ def test_npz_and_npy(tmp_path: Path, channels_last: bool) -> None:
         (np.full(IMAGES.shape, np.nan, np.float32), LABELS, "NaN"),
         (IMAGES.astype(np.int16), LABELS, "int16"),
         (IMAGES[:, :2], LABELS, "neither 1 nor 3 channels"),
-        (IMAGES[:, :, :30], LABELS, "not square"),
         (IMAGES.reshape(7, -1), LABELS, "(7, 3072)"),
         (IMAGES[:, :, :0], LABELS, "(7, 3, 0, 32)"),
         (IMAGES[:0], LABELS[:0], "no images"),
@@ -303,7 +303,7 @@ def test_images_are_decoded_once_and_again_after_any_change(
     decoded: list[str] = []
     real = layouts._picture
     monkeypatch.setattr(
-        layouts, "_picture", lambda path, size: (decoded.append(path.name), real(path, size))[1]
+        layouts, "_picture", lambda path, *a, **k: (decoded.append(path.name), real(path, *a, **k))[1]
     )
 
     def read(size: int | None = None) -> tuple[layouts.Labelled, int]:
@@ -374,6 +374,88 @@ def test_bad_folders(folder: Path) -> None:
     refused(odd, read, "6×5", "give a size")
 
 
+@pytest.mark.parametrize(
+    ("mode", "ending", "part"),
+    [
+        ("I;16", "png", "more than 8 bits"),
+        ("I;16", "tif", "more than 8 bits"),
+        ("I", "tif", "more than 8 bits"),
+        ("F", "tif", "more than 8 bits"),
+    ],
+)
+def test_pictures_of_more_than_8_bits_are_refused(folder: Path, mode: str, ending: str, part: str) -> None:
+    path = folder / "dog" / f"deep.{ending}"
+    Image.new(mode, (6, 6), 4095).save(path)
+    refused(path, lambda: layouts.image_folder(folder, ("cat", "dog"), None), part)
+
+
+def test_colour_of_16_bits_is_refused(folder: Path) -> None:
+    """Pillow would keep the high byte of each channel and say nothing."""
+    rows = b"".join(b"\0" + bytes(6 * 3 * 2) for _ in range(6))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 6, 6, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in (*chunks, (b"IEND", b"")):
+        data += struct.pack(">I", len(content)) + name + content
+        data += struct.pack(">I", zlib.crc32(name + content))
+    path = folder / "dog" / "deep.png"
+    path.write_bytes(data)
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+    refused(path, lambda: layouts.image_folder(folder, ("cat", "dog"), None), "more than 8 bits", ";16")
+
+
+def test_each_mode_of_8_bits_keeps_its_colours(tmp_path: Path) -> None:
+    """The picture is a ramp. In a palette, and as CMYK, its values are the same as in RGB."""
+    ramp = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    colour = np.dstack([ramp, ramp[::-1], ramp.T])
+    alpha = np.full((8, 8), 9, np.uint8)
+    cases = {
+        "RGB": (Image.fromarray(colour), colour),
+        "RGBA": (Image.fromarray(np.dstack([colour, alpha])), colour),
+        "P": (Image.fromarray(colour).convert("P", palette=Image.Palette.ADAPTIVE), colour),
+        "CMYK": (Image.merge("CMYK", [Image.fromarray(255 - c) for c in (*colour.T, alpha * 0 + 255)]), None),
+        "L": (Image.fromarray(ramp), ramp),
+        "LA": (Image.merge("LA", [Image.fromarray(ramp), Image.fromarray(alpha)]), ramp),
+        "1": (Image.fromarray(ramp > 100), (ramp > 100) * 255),
+    }
+    for number, (mode, (image, wanted)) in enumerate(cases.items()):
+        assert image.mode == mode
+        place = tmp_path / str(number) / "a"
+        place.mkdir(parents=True)
+        image.save(place / ("x.tif" if mode == "CMYK" else "x.png"))
+        if wanted is None:
+            wanted = np.asarray(image)[..., :3].astype(int)
+            wanted = 255 - wanted
+        found = layouts.image_folder(tmp_path / str(number), ("a",), None)[0][0].numpy()
+        assert np.array_equal(found, wanted[None] if wanted.ndim == 2 else wanted.transpose(2, 0, 1)), mode
+
+
+def test_a_grey_folder_has_one_channel_and_images_need_not_be_square(tmp_path: Path) -> None:
+    pixels = IMAGES[:2, 0, :6, :9]
+    for number in range(2):
+        picture(tmp_path / "a" / f"{number}.png", pixels[number])
+    found, _ = layouts.image_folder(tmp_path, ("a",), None)
+    assert np.array_equal(found.numpy(), pixels[:, None])
+    assert layouts.image_folder(tmp_path, ("a",), 4)[0].shape == (2, 1, 4, 4)
+    picture(tmp_path / "a" / "2.png", np.dstack([pixels[0]] * 3))
+    found, _ = layouts.image_folder(tmp_path, ("a",), None)
+    assert np.array_equal(found[:2].numpy(), np.repeat(pixels[:, None], 3, 1))
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = picture(folder / "dog" / "huge.png", np.zeros((50, 60), np.uint8))
+    monkeypatch.setattr(pictures, "PIXELS", 2999)
+    refused(path, lambda: layouts.image_folder(folder, ("cat", "dog"), 6), "60×50", "2,999")
+
+
+def test_resize_of_a_rectangle_is_that_of_its_centre() -> None:
+    images = torch.from_numpy(IMAGES)[:, :, :, 8:24]
+    assert torch.equal(layouts.resize(images, 16), images[:, :, 8:24])
+    assert layouts.resize(images, 8).shape == (7, 3, 8, 8)
+
+
 def test_scaling_of_pictures_keeps_the_aspect_and_cuts_out_the_centre(tmp_path: Path) -> None:
     """Four stripes of 8 pixels: the centre of the wide picture is the middle two."""
     row = np.repeat(np.array([0, 80, 160, 240], np.uint8), 8)
@@ -382,7 +464,7 @@ def test_scaling_of_pictures_keeps_the_aspect_and_cuts_out_the_centre(tmp_path: 
         path = picture(tmp_path / "a" / "x.png", array)
         images, _ = layouts.image_folder(tmp_path, ("a",), 8)
         cut = images[0, 0] if array is wide else images[0, 0].T
-        assert images.shape == (1, 3, 8, 8)
+        assert images.shape == (1, 1, 8, 8)
         # The columns next to an edge between stripes are mixed by the filter; the others are exact.
         assert cut[:, [1, 2]].unique().tolist() == [80]
         assert cut[:, [5, 6]].unique().tolist() == [160]
@@ -417,5 +499,5 @@ def test_resize_keeps_constants_and_range(source: int, size: int, value: int) ->
 
 
 def test_errors_of_libraries_become_one_line() -> None:
-    assert layouts.short(ValueError("a\n b" + 300 * "c")) == "a b" + 197 * "c"
-    assert layouts.short(EOFError()) == "EOFError"
+    assert pictures.short(ValueError("a\n b" + 300 * "c")) == "a b" + 197 * "c"
+    assert pictures.short(EOFError()) == "EOFError"

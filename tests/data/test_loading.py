@@ -116,8 +116,8 @@ def test_an_npz(tmp_path: Path, keys: tuple[str, ...]) -> None:
 def test_test_images_of_another_size_or_number_of_channels(tmp_path: Path) -> None:
     path, labels = tmp_path / "x.npz", np.arange(20) % 2
     images = np.zeros((20, 8, 8, 3), np.uint8)
-    np.savez(path, x_train=images, y_train=labels, x_test=images[:, :6, :6], y_test=labels)
-    with pytest.raises(CurvactError, match=r"training images of 8 pixels, test images of 6: give a size"):
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:, :6], y_test=labels)
+    with pytest.raises(CurvactError, match=r"training images of 8×8 pixels, test images of 6×8: give a size"):
         load(str(path))
     assert load(str(path), size=4).test.images.shape == (20, 3, 4, 4)
     np.savez(path, x_train=images, y_train=labels, x_test=images[..., 0], y_test=labels)

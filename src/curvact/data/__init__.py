@@ -1,6 +1,6 @@
 """Data sets of labelled images, and augmented training batches of real and synthetic images."""
 
-from curvact.data.catalog import DATASETS, data_root
+from curvact.data.catalog import DATASETS, IMAGENETTE_OUTPUTS, class_map, data_root
 from curvact.data.dataset import Dataset, Splits, split
 from curvact.data.extra import ExtraImages, open_extra, pseudo_label
 from curvact.data.loading import OtherDataWarning, load, names_a_place
@@ -15,6 +15,7 @@ from curvact.data.pipeline import (
 
 __all__ = [
     "DATASETS",
+    "IMAGENETTE_OUTPUTS",
     "Augmentation",
     "Dataset",
     "ExtraImages",
@@ -22,6 +23,7 @@ __all__ = [
     "Splits",
     "augment",
     "batches_per_epoch",
+    "class_map",
     "data_root",
     "epoch_batches",
     "epoch_order",

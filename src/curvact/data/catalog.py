@@ -72,6 +72,40 @@ def entry_of(name: str) -> Entry:
     return DATASETS[name]
 
 
+def class_map(classes: Sequence[str], outputs: Sequence[str]) -> tuple[int, ...]:
+    """The output of a model for each class of a data set, found by name.
+
+    classes: the names of the data's classes, such as `dataset.classes`.
+    outputs: the names of the model's outputs in order, such as the values of `config.id2label` of
+        transformers. Synonyms after a comma count: "tench, Tinca tinca". Upper and lower case,
+        `_` and blanks are alike.
+    Raises CurvactError for a class that no output, or more than one, has the name of.
+
+    >>> class_map(["golf ball", "tench"], ["tench, Tinca tinca", "goldfish", "golf_ball"])
+    (2, 0)
+    """
+    places: dict[str, set[int]] = {}
+    for number, text in enumerate(outputs):
+        for name in {_plain_name(part) for part in (text, *text.split(","))}:
+            places.setdefault(name, set()).add(number)
+    found = []
+    for name in classes:
+        at = places.get(_plain_name(name), set())
+        if len(at) != 1:
+            held = "none" if not at else f"the outputs {', '.join(map(str, sorted(at)))}"
+            near = nearest(_plain_name(name), places)
+            raise CurvactError(
+                f"the class '{name}' must be the name of one of the {len(outputs)} outputs: {held} have it"
+                f"{near if not at else ''}"
+            )
+        found.extend(at)
+    return tuple(found)
+
+
+def _plain_name(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
+
+
 def _first(folder: Path, *names: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).exists()), None)
 
@@ -179,6 +213,11 @@ IMAGENETTE = {
     "n03445777": "golf ball",
     "n03888257": "parachute",
 }
+IMAGENETTE_OUTPUTS = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+"""The place of each class of ImageNette among the 1,000 classes of ImageNet, sorted by WordNet id.
+
+`curvact.models.select_outputs` takes them.
+"""
 IDX_FILES = "the four {train,t10k}-{images-idx3,labels-idx1}-ubyte files, plain or .gz"
 
 DATASETS: dict[str, Entry] = {

@@ -22,7 +22,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from curvact.data.layouts import Array, check_labels, short, whole_labels
+from curvact.data.layouts import Array, check_labels, whole_labels
+from curvact.data.pictures import short
 from curvact.data.progress import Progress, track
 from curvact.errors import CurvactError
 from curvact.files import atomic_write

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 from curvact.data.catalog import Download, data_root, entry_of
-from curvact.data.layouts import short
+from curvact.data.pictures import short
 from curvact.data.progress import Progress
 from curvact.errors import CurvactError
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from curvact.data.layouts import Array, Labelled, check_labels, fitted, labelled, short
+from curvact.data import pictures
+from curvact.data.layouts import Array, Labelled, check_labels, labelled, same_channels
+from curvact.data.pictures import short
 from curvact.errors import CurvactError
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 TEST_SPLITS = ("test", "validation", "valid", "val")
-GREY_MODES = ("1", "L", "LA")
-"""PIL's modes of pictures that become grey (L). All others become RGB."""
 
 
 def from_hub(name: str, size: int | None) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
@@ -47,8 +47,7 @@ def from_tables(
     training = _read(tables["train"], f"hf:{name}/train", image, label, size)
     split = next((s for s in TEST_SPLITS if s in tables), None)
     testing = None if split is None else _read(tables[split], f"hf:{name}/{split}", image, label, size)
-    if testing is not None and testing[0].shape[1] != training[0].shape[1]:
-        training, testing = ((images.expand(-1, 3, -1, -1), labels) for images, labels in (training, testing))
+    training, testing = same_channels(training, testing)
     names = getattr(tables["train"].features[label], "names", None)
     if names is None:
         count = 1 + max(int(labels.max()) for _, labels in (training, testing or training))
@@ -67,21 +66,21 @@ def _column(name: str, columns: list[str], wanted: tuple[str, ...]) -> str:
 
 
 def _read(table: Any, where: str, image: str, label: str, size: int | None) -> Labelled:
-    pictures: list[Any] = []
+    found: list[Any] = []
     labels = []
     try:
         for row in table:
-            pictures.append(_picture(row[image], f"{where}, row {len(pictures)}", size))
+            found.append(_picture(row[image], f"{where}, row {len(found)}", size))
             labels.append(row[label])
     except CurvactError:
         raise
     except Exception as error:  # a damaged picture raises nearly anything, when its row is read
-        raise CurvactError(f"{where}, row {len(pictures)} cannot be read: {short(error)}") from None
-    if not pictures:
+        raise CurvactError(f"{where}, row {len(found)} cannot be read: {short(error)}") from None
+    if not found:
         raise CurvactError(f"{where} has no rows")
-    if any(picture.mode == "RGB" for picture in pictures):
-        pictures = [picture.convert("RGB") for picture in pictures]
-    sizes = sorted({picture.size for picture in pictures})
+    if any(picture.mode == "RGB" for picture in found):
+        found = [picture.convert("RGB") for picture in found]
+    sizes = sorted({picture.size for picture in found})
     if len(sizes) > 1:
         some = " and ".join(f"{width}×{height}" for width, height in sizes[:2])
         raise CurvactError(f"{where}: images of {len(sizes)} sizes, such as {some}: give a size")
@@ -89,7 +88,7 @@ def _read(table: Any, where: str, image: str, label: str, size: int | None) -> L
     if not all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
         held = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise CurvactError(f"{where}: '{label}' holds {held}; one whole number an image is needed")
-    return labelled(where, np.stack([np.asarray(picture) for picture in pictures]), np.asarray(labels))
+    return labelled(where, np.stack([np.asarray(picture) for picture in found]), np.asarray(labels))
 
 
 def _picture(value: Any, where: str, size: int | None) -> Any:
@@ -106,8 +105,6 @@ def _picture(value: Any, where: str, size: int | None) -> Any:
         if array.dtype != np.uint8 or array.ndim not in (2, 3):
             raise CurvactError(f"{where}: {array.dtype} of shape {array.shape} is no picture in 0 … 255")
         value = Image.fromarray(array)
-    if value.mode[0] in "IF":
-        raise CurvactError(f"{where}: pictures of more than 8 bits a channel ({value.mode}) are not read")
-    mode = "L" if value.mode in GREY_MODES else "RGB"
-    value = value if value.mode == mode else value.convert(mode)
-    return value if size is None else fitted(value, size)
+    pictures.check(value, where)
+    value = pictures.plain(value, grey=pictures.is_grey(value))
+    return value if size is None else pictures.fitted(value, size)

@@ -15,7 +15,6 @@ import pickle
 import secrets
 import struct
 import tarfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -27,6 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from curvact.data import pictures
+from curvact.data.pictures import short
 from curvact.data.progress import track
 from curvact.errors import CurvactError
 
@@ -135,11 +136,11 @@ def folder_classes(folder: Path) -> tuple[str, ...]:
 
 
 def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labelled:
-    """All images of class folders in RGB, sorted by path.
+    """All images of class folders, sorted by path: grey if every one is grey, else RGB.
 
     They are decoded once: a cache beside the folder keeps the result until a file changes.
     size: the shorter side is scaled to so many pixels, and the centre is cut out. None: all images
-    must be square and of one size.
+    must have one height and one width.
     """
     unknown = [name for name in folder_classes(folder) if name not in classes]
     if unknown:
@@ -156,10 +157,11 @@ def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labe
             raise CurvactError(f"{folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     if not files:
         raise CurvactError(f"{folder} holds no images in class folders")
-    key = hashlib.sha256(f"1 {size}".encode())
+    key = hashlib.sha256(f"2 {size}".encode())
     for path, _ in files:
         status = path.stat()
-        key.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        key.update(os.fsencode(path.relative_to(folder)))
+        key.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
     cache = folder.parent / f".{folder.name}-{size}-{key.hexdigest()[:16]}.npy"
     if cache.is_file():
         array = _npy_array(cache)
@@ -169,24 +171,40 @@ def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labe
     return labelled(folder, array, np.array([label for _, label in files]))
 
 
-def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
-    """Square images scaled to size×size pixels, bilinear with antialiasing, uint8.
+def same_channels(training: Labelled, testing: Labelled | None) -> tuple[Labelled, Labelled | None]:
+    """Both in three channels, where one is grey and the other is not."""
+    if testing is None or testing[0].shape[1] == training[0].shape[1]:
+        return training, testing
+    first, second = (
+        (images.expand(-1, 3, -1, -1).contiguous(), labels) for images, labels in (training, testing)
+    )
+    return first, second
 
-    >>> resize(torch.full((1, 1, 8, 8), 7, dtype=torch.uint8), 4).flatten().unique()
+
+def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
+    """Images whose shorter side is scaled to `size` pixels, bilinear with antialiasing, and whose
+    centre, size×size, is cut out. The type stays.
+
+    >>> resize(torch.full((1, 1, 8, 12), 7, dtype=torch.uint8), 4).flatten().unique()
     tensor([7], dtype=torch.uint8)
     """
-    if images.shape[-2:] == (size, size):
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
         return images
-    parts = [
-        torch.nn.functional.interpolate(
-            part.float(), (size, size), mode="bilinear", align_corners=False, antialias=True
-        )
-        .round()
-        .clamp(0, 255)
-        .to(torch.uint8)
-        for part in images.split(chunk)  # type: ignore[no-untyped-call]
-    ]
+    scale = size / min(height, width)
+    height, width = (max(size, round(side * scale)) for side in (height, width))
+    top, left = (height - size) // 2, (width - size) // 2
+    parts = []
+    for part in images.split(chunk):  # type: ignore[no-untyped-call]
+        scaled = torch.nn.functional.interpolate(
+            part.float(), (height, width), mode="bilinear", align_corners=False, antialias=True
+        )[..., top : top + size, left : left + size]
+        parts.append(scaled.clamp(0, 1) if images.is_floating_point() else _bytes_of(scaled))
     return torch.cat(parts)
+
+
+def _bytes_of(images: Tensor) -> Tensor:
+    return images.round().clamp(0, 255).to(torch.uint8)
 
 
 def labelled(
@@ -199,7 +217,7 @@ def labelled(
 ) -> Labelled:
     """Checked tensors of images and labels.
 
-    images: uint8, N×H×W, N×H×W×C or N×C×H×W, square, with 1 or 3 channels.
+    images: uint8, N×H×W, N×H×W×C or N×C×H×W, with 1 or 3 channels.
     labels: whole numbers, N or N×1, below `classes` if given.
     """
     if images.dtype != np.uint8:
@@ -213,8 +231,6 @@ def labelled(
         if images.shape[3] not in (1, 3):
             raise CurvactError(f"{path}: images of shape {images.shape} have neither 1 nor 3 channels")
         images = images.transpose(0, 3, 1, 2)
-    if images.shape[2] != images.shape[3]:
-        raise CurvactError(f"{path}: images of {images.shape[2]}×{images.shape[3]} pixels are not square")
     targets = whole_labels(label_path or path, labels, len(images), path)
     if len(images) == 0:
         raise CurvactError(f"{path} holds no images")
@@ -311,42 +327,28 @@ def _npy_array(path: Path) -> Array:
 
 
 def _decoded(files: Sequence[Path], size: int | None) -> Array:
-    first = _picture(files[0], size)
-    out: Array = np.empty((len(files), *first.shape), np.uint8)
-    for number, path in enumerate(track(files, "decoding images")):
-        picture = _picture(path, size) if number else first
-        if picture.shape != first.shape:
+    """All pictures, N×H×W if every one is grey, else N×H×W×3."""
+    grey, shape = True, (size, size)
+    for path in files:
+        with pictures.opened(path) as image:
+            grey = grey and pictures.is_grey(image)
+            width, height = image.size
+        if size is None and path is files[0]:
+            shape = (height, width)
+        elif size is None and shape != (height, width):
             raise CurvactError(
-                f"{path} has {picture.shape[0]}×{picture.shape[1]} pixels, {files[0]} has "
-                f"{first.shape[0]}×{first.shape[1]}: give a size"
+                f"{path} has {height}×{width} pixels, {files[0]} has {shape[0]}×{shape[1]}: give a size"
             )
-        out[number] = picture
+    out: Array = np.empty((len(files), *shape, *([] if grey else [3])), np.uint8)
+    for number, path in enumerate(track(files, "decoding images")):
+        out[number] = _picture(path, size, grey=grey)
     return out
 
 
-def _picture(path: Path, size: int | None) -> Array:
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-    except Exception as error:  # pillow raises many kinds for a damaged file
-        raise CurvactError(f"{path} is truncated or no image: {short(error)}") from None
-    return np.asarray(image if size is None else fitted(image, size))
-
-
-def fitted(image: Any, size: int) -> Any:
-    """The centre, size×size pixels, of a PIL image whose shorter side is first scaled to `size`."""
-    from PIL import Image
-
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def _picture(path: Path, size: int | None, *, grey: bool) -> Array:
+    with pictures.opened(path) as opened:
+        image = pictures.plain(opened, grey=grey)
+        return np.asarray(image if size is None else pictures.fitted(image, size))
 
 
 def _keep(cache: Path, array: Array) -> None:
@@ -364,8 +366,3 @@ def _keep(cache: Path, array: Array) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def short(error: BaseException) -> str:
-    """The error's message in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -154,7 +154,8 @@ def _read_folder(folder: Path, size: int | None) -> Found:
     tests = [folder / name for name in ("test", "val", "valid", "validation") if (folder / name).is_dir()]
     if train == folder or not tests:
         return training, None, classes
-    return training, layouts.image_folder(tests[0], classes, size), classes
+    testing = layouts.image_folder(tests[0], classes, size)
+    return (*layouts.same_channels(training, testing), classes)
 
 
 def _splits(
@@ -176,7 +177,8 @@ def _splits(
     if shape[0] != other[0]:
         raise CurvactError(f"{name} has training images of {shape[0]} channels, test images of {other[0]}")
     if size is None and shape != other:
+        (height, width), (tall, wide) = shape[1:], other[1:]
         raise CurvactError(
-            f"{name} has training images of {shape[-1]} pixels, test images of {other[-1]}: give a size"
+            f"{name} has training images of {height}×{width} pixels, test images of {tall}×{wide}: give a size"
         )
     return split(name, sized(images), labels, classes, validation=0.1, test=(sized(testing[0]), testing[1]))

@@ -292,8 +292,10 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         inputs = data.train.inputs(slice(0, 1))
         insert_activation(model, learned, freeze=spec.activation_from.frozen, inputs=inputs)
     model = _in_memory_format(model, spec, width)
-    if spec.training.crop > width:
-        raise CurvactError(f"training.crop={spec.training.crop} is larger than the images, {width} pixels")
+    if spec.training.crop > min(height, width):
+        raise CurvactError(
+            f"training.crop={spec.training.crop} is larger than the images, {min(height, width)} pixels"
+        )
     return Prepared(data, extra, architecture, model)
 
 

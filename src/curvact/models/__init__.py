@@ -14,6 +14,7 @@ from curvact.models.learned import (
     write_learned,
 )
 from curvact.models.mini_resnet import MiniResNet
+from curvact.models.outputs import select_outputs
 from curvact.models.preact_resnet import PreActResNet
 from curvact.models.registry import MODELS, arguments_of, build, register_model
 from curvact.models.resnet import ResNet
@@ -53,6 +54,7 @@ __all__ = [
     "register_model",
     "save_checkpoint",
     "save_pretrained",
+    "select_outputs",
     "to_robustbench",
     "write_learned",
 ]
