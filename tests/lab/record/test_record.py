@@ -24,7 +24,8 @@ from curvact.lab.record.record import (
     read_record,
     record_paths,
     write_record,
-)
+)from curvact.lab.statistics.interval import proportion
+
 
 
 def _record(**changes: Any) -> EvaluationRecord:
@@ -65,7 +66,7 @@ def test_a_record_round_trips_and_is_has_a_key(tmp_path: Path) -> None:
         {"threat_model": {"norm": "linf", "epsilon": 0.03}},
     ):
         assert _record(**change).key.id != record.key.id
-    assert record.standard_error == pytest.approx((0.5 * 0.5 / 4) ** 0.5)
+    assert record.robust == proportion(2, 4)
 
 
 @pytest.mark.parametrize(

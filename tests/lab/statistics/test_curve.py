@@ -15,10 +15,10 @@ import pytest
 
 from curvact.errors import CurvactError
 from curvact.lab.statistics import contrasts as engine
-from curvact.lab.statistics.curve import Curve, CurveAnswer, estimate_text
-from curvact.lab.statistics.interval import curve_intervals
+from curvact.lab.statistics.curve import Curve, CurveAnswer
+from curvact.lab.statistics.interval import Interval, curve_intervals, interval_text
 from curvact.lab.statistics.power import bump
-from curvact.lab.statistics.strata import cells, label_text, strata
+from curvact.lab.statistics.strata import cells, strata
 from curvact.lab.statistics.verdict import peak_test
 from curvact.lab.table import Row, Table
 
@@ -176,14 +176,13 @@ def test_means_are_those_of_the_intervals(digits: CurveAnswer, shipped: Shipped)
     table = shipped("digits")
     grid = digits.tables[1]
     values = [r.metrics["robust_accuracy"] for r in table.rows if r.labels["activation"] == "rctaf(beta=1)"]
-    mean, low, high = curve_intervals(np.array(values).reshape(10, 3))
+    mean, low, high = (part[4] for part in curve_intervals(np.array(values).reshape(10, 3), scale="fraction"))
     line = next(line for line in grid.lines if line[:2] == ("rctaf(beta=1)", "4"))
-    assert line[grid.heads.index("robust (%)")] == f"{100 * mean[4]:.1f} ± {50 * (high - low)[4]:.1f}"
+    assert line[grid.heads.index("robust (%)")] == interval_text(Interval(mean, low, high, 3))
 
 
 def test_geometric_means_have_intervals_above_zero() -> None:
     values = np.array([[1.0, 10.0, 100.0], [2.0, 0.0, 8.0]])
-    mean, low, _ = curve_intervals(values, logarithmic=True)
+    mean, low, _ = curve_intervals(values, scale="positive")
     assert mean == pytest.approx([10, 4])
     assert (low > 0).all()
-    assert estimate_text(None, percent=True) == label_text("x", "–")

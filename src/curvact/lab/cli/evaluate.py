@@ -158,13 +158,13 @@ def _mode(fast: bool) -> Mode:
 def _show(record: EvaluationRecord, checks: list[Finding], path: Path) -> None:
     from rich.text import Text
 
+    from curvact.lab.statistics.interval import interval_text
+
     console = plain_console()
-    clean, robust, error = (
-        100 * value for value in (record.clean_accuracy, record.robust_accuracy, record.standard_error)
-    )
+    clean, robust = (interval_text(share, brackets=True) for share in (record.clean, record.robust))
     console.print(
-        f"{record.data.name}, first {record.data.count:,} images: clean {clean:.2f} %, robust {robust:.2f} % "
-        f"± {error:.1f} (one standard error, from the choice of images)"
+        f"{record.data.name}, first {record.data.count:,} images: clean {clean} %, robust {robust} % "
+        "(95 % intervals, from the choice of images)"
     )
     threat = record.threat_model
     console.print(f"{record.attack}, {threat.norm} ε = {threat.epsilon:.6g}, {record.seconds:,.1f} s")
@@ -187,8 +187,10 @@ def _table(board: Board) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from curvact.lab.statistics.interval import interval_text
+
     table = Table(title=Text(board.title), title_justify="left", box=None, pad_edge=False)
-    for column in ("#", "model", "attack", "images", "clean %", "robust %", "± SE", "findings"):
+    for column in ("#", "model", "attack", "images", "clean %", "robust %", "95 % interval", "findings"):
         table.add_column(column, justify="left" if column in ("model", "attack") else "right")
     for place, record in enumerate(board.records, 1):
         cells = (
@@ -198,7 +200,7 @@ def _table(board: Board) -> Table:
             f"{record.data.count:,}",
             f"{100 * record.clean_accuracy:.2f}",
             f"{100 * record.robust_accuracy:.2f}",
-            f"{100 * record.standard_error:.1f}",
+            interval_text(record.robust, brackets=True).partition(" ")[2],
             len(record.findings) or "",
         )
         table.add_row(*(Text(str(cell)) for cell in cells))

@@ -16,6 +16,7 @@ from torch import nn
 from curvact.attacks import AutoAttack, Precision, ThreatModel, Version
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.lab.statistics.interval import Interval, proportion
 from curvact.models.hashing import model_hash as model_hash
 
 WHOLE: dict[str, Version] = {
@@ -123,10 +124,14 @@ class EvaluationRecord(_Strict):
     environment: dict[str, Any] = {}
 
     @property
-    def standard_error(self) -> float:
-        """Binomial standard error of the robust accuracy. It covers the choice of images only."""
-        p, n = self.robust_accuracy, self.data.count
-        return float((p * (1 - p) / n) ** 0.5)
+    def clean(self) -> Interval:
+        """The clean accuracy with its interval over the choice of images (`proportion`)."""
+        return proportion(self.clean_correct.count("1"), self.data.count)
+
+    @property
+    def robust(self) -> Interval:
+        """The robust accuracy with its interval over the choice of images (`proportion`)."""
+        return proportion(self.robust_correct.count("1"), self.data.count)
 
     @property
     def key(self) -> RecordKey:

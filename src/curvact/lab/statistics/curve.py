@@ -13,7 +13,7 @@ from curvact.lab.statistics import words
 from curvact.lab.statistics.across import Common, SameShape, common_optimum, same_shape
 from curvact.lab.statistics.calibration import Calibration, nearest_calibration
 from curvact.lab.statistics.contrasts import Array, Design, precise_p_values
-from curvact.lab.statistics.interval import Interval, curve_intervals
+from curvact.lab.statistics.interval import Interval, curve_intervals, interval_text, scale_of
 from curvact.lab.statistics.paired import holm
 from curvact.lab.statistics.question import Answer, Grid, Question
 from curvact.lab.statistics.strata import (
@@ -298,17 +298,17 @@ class Curve(Question):
         every = {metric for s in found for row in s.stratum.rows for metric in row.metrics}
         metrics = [m for m in dict.fromkeys((self.outcome, *ACCURACIES)) if m in every]
         heads = [
-            f"{m.removesuffix('_accuracy').replace('_', ' ')} (%)" if m in ACCURACIES else m.replace("_", " ")
+            f"{m.removesuffix('_accuracy').replace('_', ' ')} (%)"
+            if scale_of(m) == "fraction"
+            else m.replace("_", " ")
             for m in metrics
         ]
-        return self._grid("Means over seeds", found, axes, metrics, heads, logarithmic=False)
+        return self._grid("Means over seeds", found, axes, metrics, heads)
 
     def _norms_grid(self, found: Sequence[StratumAnswer], axes: Sequence[str]) -> Grid:
         metrics = [m for m in self.norms if any(m in r.metrics for s in found for r in s.stratum.rows)]
         heads = tuple(norm_name(m) for m in metrics)
-        return self._grid(
-            "Hessian norms: geometric means over seeds", found, axes, metrics, heads, logarithmic=True
-        )
+        return self._grid("Hessian norms: geometric means over seeds", found, axes, metrics, heads)
 
     def _grid(
         self,
@@ -317,8 +317,6 @@ class Curve(Question):
         axes: Sequence[str],
         metrics: Sequence[str],
         heads: Sequence[str],
-        *,
-        logarithmic: bool,
     ) -> Grid:
         """A line for each point of each stratum, with the intervals of the curve; references below
         their points."""
@@ -328,12 +326,10 @@ class Curve(Question):
             name = tuple(label_text(axis, s.stratum.labels[axis]) for axis in axes)
             rows = s.stratum.rows
             at = sorted({p for r in rows if (p := place(r.labels.get(self.axis))) is not None})
-            estimates = {
-                m: curve_of(rows, self.axis, m, self.level, logarithmic=logarithmic) for m in metrics
-            }
+            estimates = {m: curve_of(rows, self.axis, m, self.level) for m in metrics}
             for p in at:
                 here = [r for r in rows if place(r.labels.get(self.axis)) == p]
-                values = [estimate_text(estimates[m].get(p), percent=m in ACCURACIES) for m in metrics]
+                values = [mean_text(estimates[m].get(p), m) for m in metrics]
                 lines.append((*name, f"{p:g}", seeds_text(here), *values))
             for reference, others in s.stratum.references.items():
                 runs = ", ".join(sorted(r.run for r in others))
@@ -353,21 +349,21 @@ class Curve(Question):
         return Grid(title, (*axes, self.terms.symbol, "seeds", *heads), tuple(lines), len(axes) + 1)
 
 
-def curve_of(
-    rows: Sequence[Row], axis: str, metric: str, level: float = 0.95, *, logarithmic: bool = False
-) -> dict[float, Interval]:
-    """point → mean over seeds with its interval, of a metric along an axis."""
-    found = cells(rows, axis, metric)
+def curve_of(rows: Sequence[Row], axis: str, metric: str, level: float = 0.95) -> dict[float, Interval]:
+    """point → mean over seeds with its interval, of a metric along an axis; of a positive quantity
+    the geometric mean."""
+    found, scale = cells(rows, axis, metric), scale_of(metric)
     if not len(found.points):
         return {}
-    values = np.where(found.values > 0, found.values, np.nan) if logarithmic else found.values
-    counts = np.isfinite(values).sum(1)
-    parts = curve_intervals(values, level, logarithmic=logarithmic)
-    return {
-        float(at): Interval(float(mean), float(low), float(high), int(number))
-        for at, mean, low, high, number in zip(found.points, *parts, counts, strict=True)
-        if number
-    }
+    values = np.where(found.values > 0, found.values, np.nan) if scale == "positive" else found.values
+    parts = curve_intervals(values, level, scale)
+    result = {}
+    for at, own, mean, low, high in zip(found.points, values, *parts, strict=True):
+        known = own[np.isfinite(own)]
+        if len(known):
+            ends = (float(known.min()), float(known.max()))
+            result[float(at)] = Interval(float(mean), float(low), float(high), len(known), *ends)
+    return result
 
 
 def reference_text(rows: Sequence[Row], metric: str) -> str:
@@ -376,7 +372,7 @@ def reference_text(rows: Sequence[Row], metric: str) -> str:
     from curvact.lab.statistics.strata import by_seed
 
     values = list(by_seed(rows, metric).values())
-    return estimate_text(middle(metric, values) if values else None, percent=metric in ACCURACIES)
+    return mean_text(middle(metric, values) if values else None, metric)
 
 
 def seeds_text(rows: Sequence[Row]) -> str:
@@ -385,30 +381,17 @@ def seeds_text(rows: Sequence[Row]) -> str:
     return str(done) if done == len(rows) else f"{done}/{len(rows)}"
 
 
-def estimate_text(estimate: Interval | None, *, percent: bool) -> str:
-    """A mean in words: `67.1 ± 1.5` where its interval is symmetric, else `0.0120 [0.0110,
-    0.0140]`.
+def mean_text(mean: Interval | None, metric: str) -> str:
+    """A mean with its interval in the unit of its metric: accuracies in per cent.
 
-    >>> estimate_text(Interval(0.671, 0.656, 0.686, 3), percent=True)
+    >>> mean_text(Interval(0.671, 0.656, 0.686, 3), "robust_accuracy")
     '67.1 ± 1.5'
-    >>> estimate_text(Interval(0.012, 0.011, 0.014, 3), percent=False)
+    >>> mean_text(Interval(0.012, 0.011, 0.014, 3), "clean_hessian_rms")
     '0.0120 [0.0110, 0.0140]'
-    >>> estimate_text(None, percent=True)
-    '–'
     """
-    if estimate is None:
-        return "–"
-    scale = 100.0 if percent else 1.0
-    mean, low, high = (scale * value for value in (estimate.value, estimate.low, estimate.high))
-
-    def text(value: float) -> str:
-        return f"{value:.1f}" if percent else f"{value:#.3g}".rstrip(".")
-
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return text(mean)
-    if percent and abs((high - mean) - (mean - low)) <= 1e-9 * max(abs(high), abs(low)):
-        return f"{text(mean)} ± {text((high - low) / 2)}"
-    return f"{text(mean)} [{text(low)}, {text(high)}]"
+    if scale_of(metric) == "fraction":
+        return interval_text(mean)
+    return interval_text(mean, "{:#.3g}", factor=1.0, brackets=True)
 
 
 def norm_name(metric: str) -> str:

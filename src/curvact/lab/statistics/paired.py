@@ -13,7 +13,7 @@ import numpy as np
 
 from curvact.errors import CurvactError, nearest
 from curvact.lab.statistics.contrasts import Array
-from curvact.lab.statistics.interval import Interval, all_equal, student
+from curvact.lab.statistics.interval import Interval, all_equal, interval_text, scale_of, student
 from curvact.lab.statistics.question import Answer, Grid, Question
 from curvact.lab.statistics.strata import SEED, by_seed, label_text, labels_of, name_of, varying
 from curvact.lab.table import Row, Table, Value
@@ -287,23 +287,17 @@ def paired_grid(
 
 
 def _mean_text(mean: Interval | None, measure: Measure) -> str:
-    if mean is None:
-        return "–"
-    if not measure.percent:
-        return "∞" if math.isinf(mean.value) else measure.form.format(mean.value)
-    text = measure.form.format(100 * mean.value)
-    return text if math.isnan(mean.low) else f"{text} ± {measure.form.format(100 * (mean.high - mean.value))}"
+    if measure.percent or mean is None:
+        return interval_text(mean, measure.form)
+    return interval_text(Interval(mean.value, math.nan, math.nan, mean.count), measure.form, factor=1.0)
 
 
 def _difference_text(difference: Difference | None, measure: Measure) -> str:
     if difference is None:
         return "–"
-    mean = difference.mean
-    scale, form = (100, "{:+.1f}") if measure.percent else (1, "{:+.3g}")
-    text, low, high = (form.format(scale * number) for number in (mean.value, mean.low, mean.high))
-    if math.isnan(mean.low):
-        return text
-    return f"{text} [{low}, {high}]{'*' if difference.shown else ''}"
+    factor, form = (100.0, "{:+.1f}") if measure.percent else (1.0, "{:+.3g}")
+    text = interval_text(difference.mean, form, factor=factor, brackets=True)
+    return f"{text}{'*' if difference.shown else ''}"
 
 
 def gradient_evaluations(rows: Sequence[Row]) -> dict[int, float]:
@@ -318,7 +312,7 @@ def middle(metric: str, values: Sequence[float]) -> Interval:
     single runs."""
     if "seconds" in metric:
         return Interval(statistics.median(values), math.nan, math.nan, len(values))
-    return student(values)
+    return student(values, scale=scale_of(metric))
 
 
 def paired_differences(

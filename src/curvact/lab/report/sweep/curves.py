@@ -32,7 +32,7 @@ from curvact.lab.report.style import (
 )
 from curvact.lab.statistics.contrasts import Array
 from curvact.lab.statistics.curve import ACCURACIES, CurveAnswer, StratumAnswer
-from curvact.lab.statistics.interval import curve_intervals
+from curvact.lab.statistics.interval import Scale, curve_intervals, scale_of
 from curvact.lab.statistics.strata import by_seed, cells
 
 PANELS = 12  # at most, in one figure; more make further figures
@@ -54,6 +54,11 @@ class Curve:
     mean: Array
     low: Array
     high: Array
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every point has an interval."""
+        return bool(np.isfinite(self.low).all())
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def charts(answer: CurveAnswer, titles: Mapping[str, str] | None = None) -> list
     outcome = answer.question.outcome
     name = answer.question.terms.outcome + (f", {own[outcome]}" if outcome in own else "")
     hollow = replace(FIRST, dash="--", hollow=True)
-    unit = " (%)" if outcome in ACCURACIES else ""
+    unit = " (%)" if scale_of(outcome) == "fraction" else ""
     lines = [("test set" if outcome in ACCURACIES else name, outcome, FIRST)]
     if outcome in ACCURACIES:
         lines.append(("training set", f"train_{outcome}", hollow))
@@ -164,11 +169,14 @@ def _curve(
     keep = visible.any(1)
     if not keep.any():
         return None, hidden
-    scale = 100.0 if metric in ACCURACIES else 1.0
-    values = np.where(visible, table.values, math.nan)[keep] * scale
-    return Curve(
-        label, look, table.points[keep], values, *curve_intervals(values, logarithmic=logarithmic)
-    ), hidden
+    values = np.where(visible, table.values, math.nan)[keep]
+    scale: Scale = "positive" if logarithmic else scale_of(metric)
+    mean, low, high = curve_intervals(values, scale=scale)
+    few = np.isfinite(values).sum(1) < 3  # an interval of two says nothing
+    low, high = np.where(few, math.nan, low), np.where(few, math.nan, high)
+    unit = 100.0 if scale == "fraction" else 1.0
+    parts = (unit * part for part in (values, mean, low, high))
+    return Curve(label, look, table.points[keep], *parts), hidden
 
 
 def _references(s: StratumAnswer, metric: str, *, logarithmic: bool) -> dict[str, float]:
@@ -179,7 +187,7 @@ def _references(s: StratumAnswer, metric: str, *, logarithmic: bool) -> dict[str
         ]
         if values:
             mean = math.exp(np.mean(np.log(values))) if logarithmic else float(np.mean(values))
-            found[name] = mean * (100.0 if metric in ACCURACIES else 1.0)
+            found[name] = mean * (100.0 if scale_of(metric) == "fraction" else 1.0)
     return found
 
 

@@ -26,6 +26,7 @@ from curvact.lab.report.sweep.results import write_csv
 from curvact.lab.report.text import to_latex, to_markdown
 from curvact.lab.statistics import ask
 from curvact.lab.statistics.curve import CurveAnswer
+from curvact.lab.statistics.interval import TEXTS
 from curvact.lab.statistics.paired import PairedAnswer, paired_grid
 from curvact.lab.statistics.question import Answer, Grid
 from curvact.lab.statistics.strata import SEED, axis_name, label_text, labels_of
@@ -127,9 +128,9 @@ def _titled(answer: Answer, about: SweepAbout) -> Answer:
     against = dict.fromkeys(cell.baseline for cell in answer.cells if cell.baseline is not None)
     over = "all differences" if question.correct == "all" else "all cells"
     notes = (
-        f"Mean ± half of a {percent(question.level)} interval over seeds; accuracies in %.",
+        f"{TEXTS.format(level=percent(question.level))} Accuracies in %.",
         (
-            f"Differences to {' and '.join(map(repr, against))} are paired by seed, in points with a "
+            f"Differences to {' and '.join(map(repr, against))} are paired by seed, in points, with a "
             f"{percent(question.level)} interval."
         ),
         f"* where a difference is shown after Holm's correction over {over}.",
@@ -245,6 +246,8 @@ def _plate(chart: Chart) -> Plate:
     legend = tuple(picture(to_svg(figure, tight=True), text) for text, figure in legend_figures(chart))
     means = "geometric means" if chart.logarithmic else "means"
     caption = f"Lines: {means} over seeds. Shading: {INTERVALS}. Faint dots: single seeds."
+    if not all(curve.bounded for panel in chart.panels for curve in panel.curves):
+        caption += " Points of fewer than three seeds have no shading: an interval of two says nothing."
     if any(panel.optimum for panel in chart.panels):
         caption += " Bar below: the confidence set of the optimum, a tick at each of its points, a dot at the highest mean."
     if chart.logarithmic:
