@@ -24,8 +24,8 @@ from curvact.lab.record.record import (
     read_record,
     record_paths,
     write_record,
-)from curvact.lab.statistics.interval import proportion
-
+)
+from curvact.lab.statistics.interval import proportion
 
 
 def _record(**changes: Any) -> EvaluationRecord:

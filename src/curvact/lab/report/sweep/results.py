@@ -15,9 +15,9 @@ FIRST = (*ACCURACIES, *(column for norm in HESSIAN_NORMS for column in (norm, f"
 def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
     """Write a line for each run, failed ones too, in the order of the table; atomically.
 
-    Columns: run, one for each axis, reference (where the sweep has references), status, cause, the metrics (accuracies, Hessian norms, then
-    others by name), gradient_evaluations, seconds. A float is the shortest text that reads back as
-    the same number; None and NaN are empty.
+    Columns: run, one for each axis, reference (where the sweep has references), status, cause, the
+    metrics (accuracies, Hessian norms, then others by name), gradient_evaluations, seconds. A float
+    is the shortest text that reads back as the same number; None and NaN are empty.
     """
     rows = [*table.rows, *table.references]
     marked = bool(table.references)
