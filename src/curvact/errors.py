@@ -13,6 +13,18 @@ class CurvactError(ValueError):
     """
 
 
+_LONGEST_NAME = 100
+
+
+def short(text: str, length: int = 200) -> str:
+    """The text, cut where it is longer.
+
+    >>> short("abcdef", 3)
+    'abc…'
+    """
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`'; did you mean 'x'?'` for the nearest allowed name, or an empty string.
 
@@ -21,5 +33,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     >>> nearest("zzz", ["rctaf", "swish"])
     ''
     """
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        return ""
+    close = difflib.get_close_matches(name, [a for a in allowed if isinstance(a, str)], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -24,6 +24,8 @@ ATTEMPTS = 3
 
 Send = Callable[[str, object], None]
 
+_AT_START: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+
 
 @dataclass(frozen=True)
 class Event:
@@ -37,6 +39,14 @@ class Event:
     kind: str
     job: int
     content: Any = None
+
+
+def at_start(function: Callable[..., object], *arguments: object) -> None:
+    """Call the function in every worker process that starts from now on, before its first job.
+
+    function: one that can be imported. What it registers is known when jobs are unpickled.
+    """
+    _AT_START.append((function, arguments))
 
 
 def run_jobs(
@@ -151,7 +161,8 @@ class _Pool:
 
     def _new(self, device: str | None) -> _Worker:
         ours, theirs = self.context.Pipe()
-        arguments = (theirs, os.getpid(), self.work, self.setup is not None, device, self.threads)
+        starts = pickle.dumps(_AT_START)
+        arguments = (theirs, os.getpid(), self.work, self.setup is not None, device, self.threads, starts)
         process = self.context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
@@ -181,6 +192,7 @@ def _serve(
     has_setup: bool,
     device: str | None,
     threads: int,
+    starts: bytes,
 ) -> None:
     """A worker process: runs the jobs that it receives until its pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -204,6 +216,8 @@ def _serve(
         return pickle.loads(message)
 
     try:
+        for function, arguments in pickle.loads(starts):
+            function(*arguments)
         more = (receive(),) if has_setup else ()
         on = {} if device is None else {"device": device}
         while True:

@@ -14,6 +14,7 @@ from torch import nn
 
 from curvact.attacks import ThreatModel
 from curvact.errors import CurvactError
+from curvact.lab.imports import load_imports
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec
 from curvact.models.checkpoint import find_weights, load_checkpoint, read_sidecar
@@ -94,6 +95,7 @@ def open_checkpoint(path: str | Path, weights: str = "best") -> Checkpoint:
     path: a run folder, a folder of `save_pretrained`, a checkpoint (safetensors with its JSON), or
     weights in RobustBench's naming (.pt, .pth, .safetensors; never arbitrary pickles).
     weights: "best" or "last" of a run folder.
+    Code that the model needs runs only if it is trusted, see `curvact.lab.imports`.
     Raises CurvactError for a file that is missing, damaged, or does not fit its architecture.
 
     >>> import tempfile
@@ -109,7 +111,9 @@ def open_checkpoint(path: str | Path, weights: str = "best") -> Checkpoint:
     path = Path(path)
     path = find_weights(path / "last.safetensors" if path.is_dir() and weights == "last" else path)
     if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
-        return Checkpoint(path, load_checkpoint(path), read_sidecar(path))
+        sidecar = read_sidecar(path)
+        load_imports(sidecar, path.parent, ask=True)
+        return Checkpoint(path, load_checkpoint(path), sidecar)
     return Checkpoint(path, model_from_robustbench(path), {})
 
 

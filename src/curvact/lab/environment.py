@@ -12,16 +12,33 @@ import torch
 
 from curvact._version import __version__
 from curvact.activations import kernel_info
+from curvact.lab.imports import code_run, load_plugins
 
 
-@cache
 def environment() -> dict[str, Any]:
     """What a result depends on beside its spec: code, libraries and machine.
+
+    "imports" (your own files that were run: name, sha256, and commit of their checkout) and
+    "plugins" are there only where they are in use.
 
     >>> sorted(environment())
     ['commit', 'curvact', 'kernels', 'machine', 'platform', 'processor', 'python', 'threads',
     'torch']
     """
+    imports = [
+        {"file": code.path.name, "sha256": code.sha256, "commit": _commit_of(code.path.parent)}
+        for code in code_run().values()
+    ]
+    plugins = load_plugins()
+    return {
+        **_of_this_process(),
+        **({"imports": imports} if imports else {}),
+        **({"plugins": plugins} if plugins else {}),
+    }
+
+
+@cache
+def _of_this_process() -> dict[str, Any]:
     return {
         "curvact": __version__,
         "commit": _commit(),
@@ -40,9 +57,12 @@ def _commit() -> str:
     package.
     """
     root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return _commit_of(root) if (root / ".git").exists() else "unknown"
+
+
+def _commit_of(folder: Path) -> str:
+    """The commit of the checkout that holds a folder, with -dirty; "unknown" where there is none."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

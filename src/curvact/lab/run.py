@@ -23,6 +23,7 @@ from curvact.data import ExtraImages, Splits, batches_per_epoch, load, open_extr
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.environment import environment
+from curvact.lab.imports import copy_code
 from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
 from curvact.lab.measure import measure, of_activations, test_accuracies
 from curvact.lab.settings import check_settings
@@ -118,6 +119,7 @@ def _begin(spec: RunSpec, folder: Path, learned: LearnedActivation | None) -> No
     if learned is not None:
         write_learned(folder / ACTIVATION_FILE, learned)
     atomic_write(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
+    copy_code(spec.imports, folder)
     atomic_write(folder / SPEC_FILE, spec.to_yaml())
     (folder / RECORD_FILE).unlink(missing_ok=True)
 
@@ -204,6 +206,8 @@ class _Run:
             "epoch": epoch.epoch,
             "gradient_evaluations": epoch.gradient_evaluations,
         }
+        if self.spec.imports:
+            about["imports"] = [item.model_dump() for item in self.spec.imports]
         if self.spec.activation_from is not None:
             about["activation_from"] = self.spec.activation_from.model_dump(
                 mode="json", exclude={"path"}, exclude_none=True

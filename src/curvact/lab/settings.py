@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+import stat
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from curvact.errors import CurvactError, nearest
+from curvact.errors import CurvactError, nearest, short
 
 Settings = TypeVar("Settings", bound=BaseModel)
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+NOT_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 """What PyYAML raises: ValueError too, for a date such as 2024-13-45, a number of 5000 digits, or bytes
-that are not UTF-8, and RecursionError for brackets a thousand deep."""
+that are not UTF-8, RecursionError for brackets a thousand deep, and the others for tags such as
+`!!int ''`, `!!bool x` and `!!timestamp x`."""
+
+MOST_BYTES = 200_000
+"""A larger file of settings is refused."""
+
+MOST_VALUES = 100_000
+"""Settings of more values, every alias written out, are refused."""
 
 
 class Strict(BaseModel):
@@ -50,26 +66,108 @@ def read_settings(
     path: str | Path,
     overrides: list[str] | None = None,
     flat: Collection[str] = (),
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Settings:
     """Settings of that kind from a YAML file. overrides: each `key.key=value`, the value in YAML.
 
     flat: mappings whose keys contain dots, so that `grid.training.epochs=[1]` sets one key of
-    `grid`. Raises CurvactError in one line that names the file, the key, the value and what is
-    allowed.
+    `grid`. prepare: changes the plain settings before they are checked. Raises CurvactError in one
+    line that names the file, the key, the value and what is allowed.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CurvactError(f"cannot read {path}: {error.strerror}") from None
-    except NOT_YAML as error:
-        raise CurvactError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_plain(path)
     if not isinstance(content, dict):
         keys = ", ".join(_keys_at(kind, []))
         raise CurvactError(f"{path} holds no settings: expected keys such as {keys}")
     for override in overrides or []:
         override_key(content, override, flat)
-    return check_settings(kind, content, str(path))
+    return check_settings(kind, prepare(content), str(path))
+
+
+def read_plain(path: Path) -> Any:
+    """The content of a YAML file as plain data. Every key is text.
+
+    Raises CurvactError in one line for what is no file, for more than MOST_BYTES or MOST_VALUES,
+    and for what is not YAML.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CurvactError(f"{path} is no file of settings: give a YAML file")
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise CurvactError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(text) > MOST_BYTES:
+        raise CurvactError(f"{path} is larger than the {MOST_BYTES:,} bytes that settings may have")
+    return plain_of(text, str(path))
+
+
+def plain_of(text: str | bytes, where: str) -> Any:
+    """YAML as plain data: dicts whose keys are text, lists, and values.
+
+    >>> plain_of("a: [1, x]", "here")
+    {'a': [1, 'x']}
+    >>> plain_of("a: {1: 2}", "here")
+    Traceback (most recent call last):
+        ...
+    curvact.errors.CurvactError: here: the key 1 in 'a' is no text: write it in quotes
+    """
+    try:
+        loader = yaml.SafeLoader(text.decode("utf-8") if isinstance(text, bytes) else text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            count = _values_in(node, {}, where)
+            if count > MOST_VALUES:
+                raise CurvactError(f"{where} holds more than {MOST_VALUES:,} values, aliases written out")
+            content = loader.construct_document(node)  # type: ignore[no-untyped-call]
+        finally:
+            loader.dispose()
+        _check_plain(content, where, "")
+    except CurvactError:
+        raise
+    except RecursionError:
+        raise CurvactError(f"{where} is nested too deeply") from None
+    except NOT_YAML as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise CurvactError(f"{where} is not valid YAML: {short(why)}") from None
+    return content
+
+
+def _values_in(node: yaml.Node, known: dict[int, int], where: str) -> int:
+    """How many values a node holds, every alias written out."""
+    found = known.get(id(node))
+    if found is None:
+        known[id(node)] = 0
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = list(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        found = known[id(node)] = 1 + sum(_values_in(child, known, where) for child in children)
+    elif found == 0:
+        raise CurvactError(f"{where} has an alias to what holds it")
+    return found
+
+
+def _check_plain(content: Any, where: str, place: str) -> None:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if not isinstance(key, str):
+                inside = f" in '{short(place)}'" if place else ""
+                raise CurvactError(
+                    f"{where}: the key {short(repr(key))}{inside} is no text: write it in quotes"
+                )
+            _check_plain(key, where, place)
+            _check_plain(value, where, f"{place}.{key}" if place else key)
+    elif isinstance(content, list):
+        for value in content:
+            _check_plain(value, where, place)
+    elif (
+        isinstance(content, str) and not content.isascii() and any("\ud800" <= c <= "\udfff" for c in content)
+    ):
+        raise CurvactError(f"{where}: '{short(place)}' has half a surrogate pair, which is no text")
 
 
 def check_settings(kind: type[Settings], content: dict[str, Any], where: str) -> Settings:
@@ -89,13 +187,15 @@ def first_problem(kind: type[BaseModel], error: ValidationError) -> str:
     place = ".".join(location)
     if problem["type"] in UNKNOWN:
         allowed = _keys_at(kind, location[:-1])
-        return f"unknown key '{place}'{nearest(location[-1], allowed)}; allowed are {', '.join(allowed)}"
+        return (
+            f"unknown key '{short(place)}'{nearest(location[-1], allowed)}; allowed are {', '.join(allowed)}"
+        )
     if problem["type"] == "missing":
         return f"the key '{place}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and not isinstance(problem["input"], (str, int, float)):
         return f"{place}: {message}" if place else message
-    return f"{place}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{short(place)}={short(repr(problem['input']))}: {message[0].lower()}{message[1:]}"
 
 
 def override_key(content: dict[str, Any], override: str, flat: Collection[str] = ()) -> None:
@@ -106,9 +206,11 @@ def override_key(content: dict[str, Any], override: str, flat: Collection[str] =
     if not equals or not key:
         raise CurvactError(f"{override!r}: write it as key.key=value")
     try:
-        value = yaml.safe_load(text)
-    except NOT_YAML:
-        raise CurvactError(f"{override!r}: the value is not valid YAML") from None
+        value = plain_of(text, repr(override))
+    except CurvactError as error:
+        if "not valid YAML" not in str(error):
+            raise
+        raise CurvactError(f"{short(repr(override))}: the value is not valid YAML") from None
     first, dot, rest = key.partition(".")
     if dot and first in flat:
         place = content.setdefault(first, {})
@@ -163,7 +265,7 @@ def argument_problem(key: str, value: Any, default: Any) -> str:
         fits, allowed = number and math.isfinite(value), "a number"
     else:
         fits, allowed = isinstance(value, type(default)), f"a {type(default).__name__}"
-    return "" if fits else f"{key}={value!r}: must be {allowed}"
+    return "" if fits else f"{key}={short(repr(value))}: must be {allowed}"
 
 
 def choice(name: str, allowed: list[str]) -> str:

@@ -17,6 +17,7 @@ from curvact.activations.registry import parse_name
 from curvact.attacks import PGD, ThreatModel
 from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, nearest
+from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
 from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key, read_settings
 from curvact.models import MODELS, arguments_of
 from curvact.training import Recipe
@@ -229,11 +230,14 @@ class RunSpec(Strict):
     gives. A spec may also have the keys `curvature` and `centered`: they choose the member of the
     family that `activation` names, so "rctaf(beta=1)" with curvature 6 is "rctaf(alpha=16.0,
     beta=1)".
+    imports: files of Python that register what the spec names, such as `[my.py]`. They have to be
+    run first: `read_spec` does, see `curvact.lab.imports`.
     seed: of everything random.
     """
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
+    imports: tuple[Import, ...] = ()
     data: DataSpec = DataSpec()
     model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
     activation: str = "relu"
@@ -253,6 +257,7 @@ class RunSpec(Strict):
         if not isinstance(content, dict):
             return content
         content = dict(content)
+        check_loaded(content.get("imports") or ())
         family = content.get("activation", "relu")
         curvature, centered = content.pop("curvature", None), content.pop("centered", False)
         if curvature is not None and not isinstance(curvature, (int, float)):
@@ -270,7 +275,10 @@ class RunSpec(Strict):
         Equal specs have equal ids on any machine. The name, `about`, `logging`, the accelerator and
         the path of a learned activation do not count.
         """
-        content = self.model_dump(mode="json", exclude={"name", "about", "logging"})
+        content = self.model_dump(mode="json", exclude={"name", "about", "logging", "imports"})
+        code = changing_runs(self.imports)
+        if code:
+            content["imports"] = sorted(str(item.sha256) for item in code)
         del content["hardware"]["accelerator"]
         for key in ("activation_from", "analyses"):
             if content[key] is None:
@@ -310,13 +318,23 @@ def canonical_activation(family: str, curvature: float | None = None, centered: 
         parameters["curvature"] = curvature
     if centered:
         parameters["centered"] = True
-    text = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    inside = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    text = f"{name}({inside})" if inside else name
     try:
-        return str(activation(f"{name}({text})" if text else name))
+        canonical = str(activation(text))
+        return canonical if _names_itself(canonical) else text
     except OverflowError:
         raise CurvactError(
             f"a parameter of the activation {family!r} or its curvature is too large"
         ) from None
+
+
+def _names_itself(text: str) -> bool:
+    """Whether the text of an activation names it: that of a stranger's may be anything."""
+    try:
+        return str(activation(text)) == text
+    except CurvactError:
+        return False
 
 
 def recipes() -> dict[str, str]:
@@ -333,19 +351,24 @@ def recipes() -> dict[str, str]:
 def read_spec(source: str | Path, overrides: list[str] | None = None) -> RunSpec:
     """A run's spec from a YAML file, a run's folder, or the name of a recipe.
 
-    overrides: settings to change, each `key.key=value` with the value in YAML.
+    overrides: settings to change, each `key.key=value` with the value in YAML. The files in
+    `imports` are run; those of a folder only if they are trusted, see `curvact.lab.imports`.
     Raises CurvactError in one line that names the file, the key, the value and what is allowed.
 
     >>> read_spec("paf", ["training.epochs=1"]).training.epochs
     1
     """
     path = Path(source)
-    if path.is_dir():
+    ask = path.is_dir()
+    if ask:
         path = path / SPEC_FILE
         if not path.is_file():
             raise CurvactError(f"{path.parent} holds no run (no {SPEC_FILE}): `curvact train` writes one")
     if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return read_settings(RunSpec, path, overrides)
+        folder = path.parent
+        return read_settings(
+            RunSpec, path, overrides, prepare=lambda content: load_imports(content, folder, ask=ask)
+        )
     known = recipes()
     if str(source) not in known:
         raise CurvactError(
@@ -355,4 +378,4 @@ def read_spec(source: str | Path, overrides: list[str] | None = None) -> RunSpec
     content = yaml.safe_load((resources.files("curvact.lab") / "recipes" / f"{source}.yaml").read_text())
     for override in overrides or []:
         override_key(content, override)
-    return check_settings(RunSpec, content, f"recipe {source}")
+    return check_settings(RunSpec, load_imports(content, Path(), ask=False), f"recipe {source}")

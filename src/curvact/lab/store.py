@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.lab.settings import Strict, first_problem, read_settings
+from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
+from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
 from curvact.lab.spec import SPEC_FILE, RunSpec
 
 RECORD_FILE = "record.json"
@@ -68,12 +69,24 @@ def read_record(folder: Path) -> Record:
     """The record of a run's folder. CurvactError where it is missing or damaged."""
     path = folder / RECORD_FILE
     try:
-        return Record.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
+        load_imports(_spec_of(text), folder, ask=True)
+        return Record.model_validate_json(text)
     except OSError as error:
         raise CurvactError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
         problem = first_problem(Record, error)
         raise CurvactError(f"{path} is damaged ({problem}): delete {folder} and run it again") from None
+
+
+def _spec_of(record: bytes) -> dict[str, Any]:
+    """The plain spec in the text of a record; empty where there is none."""
+    try:
+        content = json.loads(record)
+    except (ValueError, RecursionError):
+        return {}
+    spec = content.get("spec") if isinstance(content, dict) else None
+    return spec if isinstance(spec, dict) else {}
 
 
 def finished(folder: Path, run: str) -> Record | None:
@@ -146,6 +159,7 @@ def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
     Raises CurvactError for a folder that holds something else or cannot be written.
     """
     known = folder / SPEC_FILE
+    _check_code(folder, spec)
     if (folder / RECORD_FILE).exists():
         record = read_record(folder)
         if record.run == spec.id:
@@ -156,7 +170,7 @@ def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
             f"{folder} holds a run of another spec ({_difference(record.spec, spec)}): give another --out"
         )
     if known.is_file():
-        present = read_settings(RunSpec, known)
+        present = read_settings(RunSpec, known)  # of the same code, which has been run
         if present.id != spec.id:
             raise CurvactError(
                 f"{folder} holds a run of another spec ({_difference(present, spec)}): give another --out"
@@ -166,12 +180,26 @@ def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
     return None
 
 
+def _check_code(folder: Path, spec: RunSpec) -> None:
+    """CurvactError for the folder of a run with other code than the spec's."""
+    known = folder / SPEC_FILE
+    if not known.is_file():
+        return
+    content = read_plain(known)
+    ours, theirs = hashes(spec.imports), hashes(content.get("imports") if isinstance(content, dict) else ())
+    for sha256, file in [*theirs.items(), *ours.items()]:
+        if sha256 not in ours or sha256 not in theirs:
+            how = "another version of" if file in ours.values() and file in theirs.values() else "other code:"
+            raise CurvactError(f"{folder} holds a run with {how} {file}: give another --out")
+
+
 def _is_ours(file: Path) -> bool:
     """Whether the file can be what a run leaves that was killed before its spec was written."""
     return file.name in (
         LOCK_FILE,
         ENVIRONMENT_FILE,
         ACTIVATION_FILE,
+        CODE_FOLDER,
         "activation.json",
     ) or file.name.endswith(".tmp")
 
@@ -181,7 +209,7 @@ def _is_shorter(present: RunSpec, wanted: RunSpec) -> bool:
     a, b = present.model_dump(mode="json"), wanted.model_dump(mode="json")
     fewer = a["training"].pop("epochs") < b["training"].pop("epochs")
     for content in (a, b):
-        for key in ("name", "about", "logging"):
+        for key in ("name", "about", "logging", "imports"):  # the code is known to be the same
             content.pop(key)
     return fewer and a == b
 
@@ -198,7 +226,7 @@ def _difference(present: RunSpec, wanted: RunSpec) -> str:
             return None
         return f"{place} is {a!r} there and {b!r} here" if a != b else None
 
-    exclude = {"name", "about", "logging"}
+    exclude = {"name", "about", "logging", "imports"}
     return (
         walk(
             present.model_dump(mode="json", exclude=exclude),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from curvact.errors import CurvactError, nearest
+from curvact.lab.imports import Import, changing_runs, load_imports
 from curvact.lab.settings import Strict, check_settings, override_in, read_settings
 from curvact.lab.spec import RunSpec
 from curvact.lab.statistics import QUESTIONS
@@ -23,8 +25,11 @@ from curvact.lab.statistics.question import Question, question
 from curvact.lab.table import Value
 
 SWEEP_FILE = "sweep.yaml"
-MOST_RUNS = 100_000
+MOST_RUNS = 10_000
 """A sweep of more runs is refused: a list too many is a likelier cause than the wish."""
+
+MOST_AXES = 50
+"""A sweep over more axes is refused."""
 
 Settings = dict[str, Any]
 """Settings of a RunSpec by dotted key, such as `{"training.objective": "trades(beta=6)"}`."""
@@ -71,6 +76,7 @@ def _chooses_activation(key: str) -> bool:
 class SweepSpec(Strict):
     """A sweep.
 
+    imports: files of Python that register what the spec names, such as `[my.py]`.
     base: settings of a `RunSpec` that all runs share.
     grid: lists of values by dotted key. Every combination is a run. The key `curvature` chooses κ
         within the family that `activation` names; `seed` is the seed.
@@ -89,6 +95,7 @@ class SweepSpec(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     question: str = ""
+    imports: tuple[Import, ...] = ()
     base: Settings = Field(default_factory=dict)
     grid: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     cells: dict[str, dict[str, Settings]] = Field(default_factory=dict)
@@ -129,17 +136,25 @@ class SweepSpec(Strict):
     @model_validator(mode="after")
     def _plans_its_runs(self) -> SweepSpec:
         count = 1
+        if len(self.axes) > MOST_AXES:
+            raise ValueError(f"{len(self.axes):,} axes: at most {MOST_AXES} in one sweep")
         for axis, values in self.axes.items():
             if axis in self.grid and axis in self.cells:
                 raise ValueError(f"{axis!r} is an axis of grid and of cells: give one of them another name")
             if not values:
                 raise ValueError(f"cells.{axis} names no cell")
             count *= len(values)
+        count += len(self.sources) * len(self.grid["seed"])
+        if count > MOST_RUNS:
+            many = f"{count:,}" if count < 10**12 else "more than a trillion"
+            raise ValueError(f"{many} runs: at most {MOST_RUNS:,} in one sweep")
         self._check_keys()
         if self.references:
             self._check_references()
-        if count > MOST_RUNS:
-            raise ValueError(f"{count:,} runs: at most {MOST_RUNS:,} in one sweep")
+            others = [values for axis, values in self.axes.items() if not self._decides(axis)]
+            count += len(self.references) * math.prod(map(len, others))
+            if count > MOST_RUNS:
+                raise ValueError(f"{count:,} runs with the references: at most {MOST_RUNS:,} in one sweep")
         self.asked()
         for _ in self.planned:
             pass
@@ -148,8 +163,13 @@ class SweepSpec(Strict):
     def _check_keys(self) -> None:
         """What an axis sets is neither without effect nor overwritten by another axis."""
         for key in self.grid:
-            if key in ("name", "about", "hardware.accelerator") or key.partition(".")[0] == "logging":
+            if (
+                key in ("name", "about", "imports", "hardware.accelerator")
+                or key.partition(".")[0] == "logging"
+            ):
                 raise ValueError(f"grid.{key}: it changes no number of a run, so it cannot be an axis")
+        if "imports" in self.base:
+            raise ValueError("base.imports: write imports beside base, for the whole sweep")
         if "seed" in self.base:
             raise ValueError("base.seed: the seeds are in grid.seed, such as grid: {seed: [0, 1, 2]}")
         sets = {axis: {key for cell in cells.values() for key in cell} for axis, cells in self.cells.items()}
@@ -249,6 +269,9 @@ class SweepSpec(Strict):
     def _spec(self, settings: Settings, where: str) -> RunSpec:
         content = copy.deepcopy(self.base)
         content.setdefault("name", self.name)
+        shared = [item.model_dump() for item in changing_runs(self.imports)]
+        if shared:
+            content["imports"] = shared
         origin: Any = None
         for key, value in settings.items():
             if key == "activation_from" and isinstance(value, dict) and "source" in value:
@@ -289,14 +312,23 @@ class SweepSpec(Strict):
 def read_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepSpec:
     """The spec of a sweep from YAML, or of a sweep's folder; overrides are `key.key=value`.
 
-    What follows `grid.` is one key, dots included: `grid.training.epochs=[10,40]`.
+    The files in `imports` are run; those of a folder only if they are trusted, see
+    `curvact.lab.imports`. What follows `grid.` is one key, dots included: `grid.training.epochs=[10,40]`.
     Raises CurvactError in one line for what is wrong in it.
     """
     path = Path(path)
-    if path.is_dir():
+    ask = path.is_dir()
+    if ask:
         path = path / SWEEP_FILE
         if not path.is_file():
             raise CurvactError(
                 f"{path.parent} holds no sweep (no {SWEEP_FILE}): `curvact sweep run` writes one"
             )
-    return read_settings(SweepSpec, path, overrides, flat=("grid",))
+    folder = path.parent
+    return read_settings(
+        SweepSpec,
+        path,
+        overrides,
+        flat=("grid",),
+        prepare=lambda content: load_imports(content, folder, ask=ask),
+    )

@@ -13,11 +13,13 @@ from rich.console import Console
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.engines import Job, engine_named
+from curvact.lab.imports import CODE_FOLDER, copy_code, hashes
 from curvact.lab.loggers import check_loggers
 from curvact.lab.progress import SweepBars
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.page import report_sweep
 from curvact.lab.run import check_hardware, prepare, settle
+from curvact.lab.settings import read_plain
 from curvact.lab.store import Record, finished, locked, read_environment
 from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
 from curvact.lab.table import Row, Table
@@ -56,10 +58,11 @@ def run_sweep(
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
     left = [run for run in planned if finished(folder / RUNS / run.id, run.id) is None]
-    if not (folder / SWEEP_FILE).exists() or read_sweep(folder) != spec:
+    if not _holds(folder, spec):
         _rehearse(left)
     problems: list[str] = []
     with locked(folder):
+        copy_code(spec.imports, folder)
         atomic_write(folder / SWEEP_FILE, spec.to_yaml())
         if not left:
             console.print(f"all {len(planned)} runs of {spec.name} have finished")
@@ -88,9 +91,18 @@ def _seed_by_seed(spec: SweepSpec) -> list[Planned]:
     return sorted(spec.planned, key=lambda run: (seeds[run.spec.seed], run.source is None))
 
 
+def _holds(folder: Path, spec: SweepSpec) -> bool:
+    """Whether the folder holds just this sweep. CurvactError where its spec is damaged."""
+    if not (folder / SWEEP_FILE).exists():
+        return False
+    content = read_plain(folder / SWEEP_FILE)
+    same_code = isinstance(content, dict) and hashes(content.get("imports")) == hashes(spec.imports)
+    return same_code and read_sweep(folder) == spec
+
+
 def _check_folder(folder: Path, spec: SweepSpec, resume: bool) -> None:
     if (folder / SWEEP_FILE).exists():
-        read_sweep(folder)
+        _holds(folder, spec)
         if not resume:
             raise CurvactError(
                 f"{folder} holds a sweep already: --resume goes on with it, --out chooses another folder"
@@ -98,7 +110,7 @@ def _check_folder(folder: Path, spec: SweepSpec, resume: bool) -> None:
     elif folder.is_file():
         raise CurvactError(f"{folder} is a file: --out takes a folder")
     elif folder.exists() and any(
-        file.name not in (".lock", RUNS) and file.suffix != ".tmp" for file in folder.iterdir()
+        file.name not in (".lock", RUNS, CODE_FOLDER) and file.suffix != ".tmp" for file in folder.iterdir()
     ):
         raise CurvactError(f"{folder} is not empty and holds no sweep: choose another --out")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluate, leaderboard
+from curvact.lab.cli.options import with_code
 from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
 from curvact.lab.cli.transfer import transfer_app
@@ -49,6 +51,18 @@ app.add_typer(analyze_app, name="analyze")
 app.add_typer(transfer_app, name="transfer")
 
 
+def _all_take_code(group: typer.Typer) -> None:
+    for known in group.registered_commands:
+        if known.callback is not None:
+            known.callback = with_code(known.callback)
+    for sub in group.registered_groups:
+        if sub.typer_instance is not None:
+            _all_take_code(sub.typer_instance)
+
+
+_all_take_code(app)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"curvact {__version__}")
@@ -64,8 +78,22 @@ def _curvact(
     """Robust activations, chosen by their curvature."""
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """Our own warnings as one line; others as Python shows them."""
+    if category.__module__.startswith("curvact"):
+        print(f"curvact: {' '.join(str(message).split())}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line; the entry point of `curvact` and of `python -m curvact`."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        _main()
+
+
+def _main() -> None:
     try:
         app()
     except CurvactError as error:

@@ -152,15 +152,48 @@ def with_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
     return decorate
 
 
+Imports = Annotated[
+    list[Path] | None,
+    typer.Option("--import", help="Run this file of Python first: it registers what you name."),
+]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run the code in the folders that are read. It can do anything.")
+]
+
+
+def with_code(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options --import and --trust-code, which are acted on before it runs."""
+    known = inspect.signature(command, eval_str=True)
+    options = {"imports": (Imports, None), "trust_code": (TrustCode, False)}
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
+    ]
+
+    def run(*args: Any, imports: list[Path] | None = None, trust_code: bool = False, **given: Any) -> None:
+        from curvact.lab.imports import given_code, load_plugins
+
+        load_plugins()
+        with given_code(imports or [], trust=trust_code):
+            command(*args, **given)
+
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    parameters = [*known.parameters.values(), *extra]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
 def config_of(context: typer.Context) -> dict[str, Any]:
-    """Every option of a command, as plain values."""
+    """Every option of a command, as plain values; those about code only where they are used."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [plain(part) for part in value]
         return str(value) if isinstance(value, Path) else value
 
-    return {name: plain(value) for name, value in context.params.items()}
+    code = ("imports", "trust_code")
+    return {name: plain(value) for name, value in context.params.items() if value or name not in code}
 
 
 # ---- values ----
