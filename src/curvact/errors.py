@@ -37,3 +37,13 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(name, [a for a in allowed if isinstance(a, str)], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def printable(text: str) -> str:
+    r"""A text of somebody else for a terminal: control characters and escape sequences as their
+    escapes, so that they do nothing.
+
+    >>> printable("net \x1b[31m\x07 κ")
+    'net \\x1b[31m\\x07 κ'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

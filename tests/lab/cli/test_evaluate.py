@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rich.console
+import torch
 from rich.console import Console
 
 from curvact.attacks import AutoAttack, AutoAttackResult, Progress, ThreatModel
@@ -148,7 +150,7 @@ def test_a_record_of_other_weights_is_refused(curvact: Run, done: Run, best: Pat
     (path,) = out.glob("*.evaluation.json")
     content = json.loads(path.read_text())
     content["model"]["sha256"] = "other"
-    path.write_text(json.dumps(content))
+    write_record(EvaluationRecord.model_validate(content), path)
     for again in (ask, [*ask, "--resume"]):
         before = path.read_text()
         refused = curvact(*again)
@@ -176,8 +178,9 @@ def test_what_is_printed(done: Run, best: Path, tmp_path: Path, monkeypatch: pyt
     assert "note: shard-00001[/x] was damaged" in done(*ask)
     (path,) = (tmp_path / "b").glob("*.evaluation.json")
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "findings": ["zero [/x] [bold]gradients"]}))
-    assert "finding zero [/x] [bold]gradients" in done(*ask, "--resume")
+    findings = ["zero [/x] [bold]gradients \x1b[31m\x07"]
+    write_record(EvaluationRecord.model_validate({**content, "findings": findings}), path)
+    assert r"finding zero [/x] [bold]gradients \x1b[31m\x07" in done(*ask, "--resume")
 
 
 def test_a_whole_autoattack(done: Run, best: Path, tmp_path: Path) -> None:
@@ -200,13 +203,53 @@ def test_names_are_printed_as_they_are(done: Run, save: Save, tmp_path: Path) ->
         assert f"record: {out}/" in output
         assert Path(output.split("record: ")[1].strip()).is_file()
     record = _records(out)[0]
-    entry = {**record.model.model_dump(), "name": "resnet[/v2]"}
+    entry = {**record.model.model_dump(), "name": "resnet[/v2]\x1b[2J"}
     odd = EvaluationRecord.model_validate({**record.model_dump(), "model": entry, "findings": ["no [/x]"]})
     write_record(odd, out / "odd.evaluation.json")
     board = done("leaderboard", out)
     assert "Less than AutoAttack" in board
-    for name in (*names, "resnet[/v2]"):
+    assert "\x1b" not in board
+    for name in (*names, r"resnet[/v2]\x1b[2J"):
         assert name in board
+
+
+def test_images_are_saved_beside_the_record(curvact: Run, done: Run, best: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ask = ["evaluate", best, "--attack", "pgd-2", "--n", 20, "--no-masking", "--out", out]
+    done(*ask)
+    refused = curvact(*ask, "--save-images", "--resume")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "is there without its images: leave out --resume" in refused.err
+    printed = done(*ask, "--save-images")
+    (record,) = _records(out)
+    (file,) = out.glob("*.images.npz")
+    assert f"images: {file}" in printed
+    assert file.with_suffix(".png").is_file()
+    arrays = np.load(file)
+    test = load("digits").test.first(20)
+    assert arrays["clean"].tolist() == test.inputs().tolist()
+    assert (arrays["label"].tolist(), arrays["index"].tolist()) == (test.labels.tolist(), list(range(20)))
+    assert 0 < np.abs(arrays["adversarial"] - arrays["clean"]).max() <= 0.1 + 1e-6
+    model = open_checkpoint(best).model
+    x_adv = torch.from_numpy(arrays["adversarial"])
+    with torch.no_grad():
+        assert arrays["prediction"].tolist() == model(x_adv).argmax(1).tolist()
+        rounded = model((x_adv * 255).round() / 255).argmax(1) == test.labels
+    clean = torch.tensor([c == "1" for c in record.clean_correct])
+    assert record.rounded_accuracy == pytest.approx(float((rounded & clean).double().mean()))
+    assert "rounded to 8 bits: robust" in printed
+    assert done(*ask, "--save-images", "--resume").count("\nimages: ") == 1
+
+
+def test_outputs_are_chosen_for_the_classes(curvact: Run, done: Run, best: Path, tmp_path: Path) -> None:
+    ask = ["evaluate", best, "--attack", "fgsm", "--n", 20, "--no-masking", "--out", tmp_path / "out"]
+    done(*ask)
+    done(*ask, "--outputs", "1,0,2,3,4,5,6,7,8,9")
+    assert len({record.model.sha256 for record in _records(tmp_path / "out")}) == 2
+    for outputs, message in (("1,x", "--outputs 1,x: whole numbers"), ("0,11", "it has no output 11")):
+        refused = curvact(*ask, "--outputs", outputs)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert message in refused.err
 
 
 def test_the_bar_takes_any_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,12 @@ def test_flags_accuracies_and_hashes_belong_together(model: nn.Module) -> None:
         record.clean_correct, record.robust_correct, record.broken_by, strict=True
     ):
         assert broken == {"00": "clean", "10": "pgd-5", "11": ""}[clean + robust]
+    assert record.rounded_accuracy is not None
+    for number, entry in enumerate(record.by_class):
+        own = [i for i, label in enumerate(test.labels.tolist()) if label == number]
+        assert (entry.name, entry.count) == (str(number), len(own))
+        assert entry.clean_correct == sum(record.clean_correct[i] == "1" for i in own)
+        assert entry.robust_correct == sum(record.robust_correct[i] == "1" for i in own)
     assert (record.model.sha256, record.data.sha256) == (model_hash(model), test.sha256)
     assert (record.attack, record.ensemble, record.mode) == ("pgd(steps=5, step=0.5)", False, None)
     again = evaluate(model, test, THREAT, attack=PGD(5, step=0.5), architecture=ARCHITECTURE, masking="none")

@@ -80,7 +80,19 @@ def test_a_record_round_trips_and_is_has_a_key(tmp_path: Path) -> None:
         ({"attack": "pgd-20"}, r"ensemble=true does not fit attack='pgd-20': it is true for AutoAttack, "),
         ({"attack": "apgd-ce + square"}, r"ensemble=true does not fit attack='apgd-ce \+ square'"),
         ({"ensemble": False}, r"ensemble=false does not fit attack='AutoAttack'"),
-        ({"schema_version": 2}, "has schema_version 2, this version reads 3: evaluate again"),
+        ({"broken_by": ["", "", "apgd-ce"]}, "broken_by has 3 entries for 4 images"),
+        (
+            {"broken_by": ["", "square", "apgd-ce", "clean"]},
+            "image 1 is broken by 'square', but its flags are",
+        ),
+        ({"broken_by": ["", "", "apgd-ce", ""]}, "image 3 is broken by '', but its flags are"),
+        (
+            {"by_class": [{"name": "cat", "count": 3, "clean_correct": 3, "robust_correct": 2}]},
+            "by_class holds count = 3",
+        ),
+        ({"checksum": "ab"}, "is damaged: its checksum is not that of its content; evaluate again"),
+        ({}, "is damaged: its checksum is not that of its content; evaluate again"),
+        ({"schema_version": 2}, "has schema_version 2, this version reads 3 and 4: evaluate again"),
     ],
 )
 def test_records_that_do_not_hold_together(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -90,6 +102,29 @@ def test_records_that_do_not_hold_together(tmp_path: Path, change: dict[str, Any
         read_record(path)
     assert "bad.evaluation.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_damage_is_read_as_a_record(tmp_path: Path) -> None:
+    """Each digit, letter and sign between the quotes changed alone."""
+    path = tmp_path / "a.evaluation.json"
+    write_record(_record(), path)
+    whole = path.read_text()
+    places = [i for i, c in enumerate(whole) if c.isalnum() or c in ".-"]
+    for i in places[::7]:
+        changed = "1" if whole[i] != "1" else "0"
+        path.write_text(whole[:i] + changed + whole[i + 1 :])
+        with pytest.raises(CurvactError, match=r"a\.evaluation\.json") as caught:
+            read_record(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_records_of_schema_3_are_read(tmp_path: Path) -> None:
+    old = _record().model_dump(mode="json")
+    for key in ("checksum", "rounded_accuracy", "by_class"):
+        del old[key]
+    path = tmp_path / "old.evaluation.json"
+    path.write_text(json.dumps({**old, "schema_version": 3}))
+    assert read_record(path).robust_accuracy == 0.5
 
 
 def test_truncated_and_missing_records(tmp_path: Path) -> None:

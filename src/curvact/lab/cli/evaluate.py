@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, printable
 from curvact.lab.cli.options import (
     Attacked,
     OneCheckpoint,
     Resume,
     at_least,
+    listed,
     one_of,
     plain_console,
     with_options,
@@ -27,6 +28,7 @@ from curvact.lab.cli.options import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import nn
 
     from curvact.attacks import Finding, Mode, Progress
     from curvact.lab.record import Board, EvaluationRecord
@@ -45,6 +47,16 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="Processes that share the work of AutoAttack.")] = 1,
     masking: Annotated[str, typer.Option(help="Gradient-masking checks: quick, full or none.")] = "quick",
     no_masking: Annotated[bool, typer.Option("--no-masking", help="The same as --masking none.")] = False,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="The model's output of each class, such as 0,217,482; by default output k of class k."
+        ),
+    ] = None,
+    save_images: Annotated[
+        bool,
+        typer.Option("--save-images", help="Write clean and attacked images beside the record (.npz, .png)."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="The folder of the records.")] = FOLDER,
     resume: Resume = False,
 ) -> None:
@@ -75,7 +87,7 @@ def evaluate(
     opened = open_checkpoint(checkpoint, subject.weights)
     data, threat_model = data_of([opened], subject), threat_model_of([opened], subject)
     images = getattr(load(data.name, size=data.size), subject.split).first(subject.n)
-    model, mode = opened.model.to(device), _mode(fast)
+    model, mode = _with_outputs(opened.model, outputs).to(device), _mode(fast)
     size = min(subject.batch_size, len(images))
     key = record_key(
         model,
@@ -89,7 +101,10 @@ def evaluate(
     )
     names = (opened.name, short_name(attack), f"{images.name}{len(images)}")
     path, shards = record_paths(out, key, depth, names)
+    pictures = path.with_name(path.name.replace(".evaluation.json", ".images.npz"))
     record = existing_record(path, key, depth)
+    if record is not None and resume and save_images and not pictures.exists():
+        raise CurvactError(f"{path} is there without its images: leave out --resume to attack again")
     checks: list[Finding] = []
     if record is None or not resume:
         if shards.exists() and not resume:
@@ -112,10 +127,25 @@ def evaluate(
                 masking=depth,
                 on_progress=bar.on_progress,
                 on_check=bar.on_check,
+                images_to=pictures if save_images else None,
             )
         write_record(record, path)
         shutil.rmtree(shards, ignore_errors=True)
     _show(record, checks, path)
+    if save_images:
+        plain_console().print(f"images: {pictures}", soft_wrap=True)
+
+
+def _with_outputs(model: nn.Module, outputs: str | None) -> nn.Module:
+    """The model with the outputs that `--outputs` names."""
+    from curvact.models import select_outputs
+
+    if outputs is None:
+        return model
+    words = listed(outputs)
+    if not words or not all(word.isdecimal() for word in words):
+        raise CurvactError(f"--outputs {outputs}: whole numbers with commas between them, one for each class")
+    return select_outputs(model, [int(word) for word in words])
 
 
 def leaderboard(
@@ -137,7 +167,7 @@ def leaderboard(
         warnings.simplefilter("always", SkippedRecordWarning)
         found = boards(read_records(folder))
     for warning in caught:
-        typer.echo(f"skipped: {warning.message}", err=True)
+        typer.echo(f"skipped: {printable(str(warning.message))}", err=True)
     if not found:
         raise CurvactError(f"{folder} holds no records: `curvact evaluate CHECKPOINT` writes one")
     for board in found:
@@ -163,17 +193,23 @@ def _show(record: EvaluationRecord, checks: list[Finding], path: Path) -> None:
     console = plain_console()
     clean, robust = (interval_text(share, brackets=True) for share in (record.clean, record.robust))
     console.print(
-        f"{record.data.name}, first {record.data.count:,} images: clean {clean} %, robust {robust} % "
+        f"{printable(record.data.name)}, first {record.data.count:,} images: clean {clean} %, robust {robust} % "
         "(95 % intervals, from the choice of images)"
     )
     threat = record.threat_model
-    console.print(f"{record.attack}, {threat.norm} ε = {threat.epsilon:.6g}, {record.seconds:,.1f} s")
+    console.print(
+        f"{printable(record.attack)}, {threat.norm} ε = {threat.epsilon:.6g}, {record.seconds:,.1f} s"
+    )
+    if record.rounded_accuracy is not None:
+        console.print(f"attacked images rounded to 8 bits: robust {100 * record.rounded_accuracy:.1f} %")
+    if len(record.by_class) > 1:
+        console.print(f"robust by class: {_by_class(record)}", soft_wrap=True)
     for text in record.notes:
-        console.print(f"note: {text}")
+        console.print(f"note: {printable(text)}")
     listed = {f"{check.name}: {check.sentence}" for check in checks}
     for text in record.findings:
         if text not in listed:
-            console.print(Text.assemble(("finding", "bold"), f" {text}"))
+            console.print(Text.assemble(("finding", "bold"), f" {printable(text)}"), soft_wrap=True)
     if checks:
         alarms = sum(check.alarm for check in checks)
         verdict = f"{alarms} of {len(checks)} checks alarm" if alarms else "no sign"
@@ -183,13 +219,20 @@ def _show(record: EvaluationRecord, checks: list[Finding], path: Path) -> None:
     console.print(f"record: {path}", soft_wrap=True)
 
 
+def _by_class(record: EvaluationRecord, most: int = 12) -> str:
+    """The classes with their robust accuracy, the lowest first."""
+    order = sorted(record.by_class, key=lambda entry: entry.robust_correct / entry.count)
+    shown = [f"{printable(e.name)} {100 * e.robust_correct / e.count:.0f} %" for e in order[:most]]
+    return ", ".join(shown) + (f", and {len(order) - most} more" if len(order) > most else "")
+
+
 def _table(board: Board) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     from curvact.lab.statistics.interval import interval_text
 
-    table = Table(title=Text(board.title), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(printable(board.title)), title_justify="left", box=None, pad_edge=False)
     for column in ("#", "model", "attack", "images", "clean %", "robust %", "95 % interval", "findings"):
         table.add_column(column, justify="left" if column in ("model", "attack") else "right")
     for place, record in enumerate(board.records, 1):
@@ -203,7 +246,7 @@ def _table(board: Board) -> Table:
             interval_text(record.robust, brackets=True).partition(" ")[2],
             len(record.findings) or "",
         )
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        table.add_row(*(Text(printable(str(cell))) for cell in cells))
     return table
 
 

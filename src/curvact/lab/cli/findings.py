@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from curvact.analysis.records import OnProgress, plain
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, printable
 from curvact.lab.cli.subjects import Subjects
 from curvact.lab.environment import environment
 from curvact.lab.record.record import model_entry
@@ -102,11 +102,13 @@ class Findings:
         for table in tables:
             _show(console, table)
             console.print()
-        console.print(escape(self.subjects.caption), highlight=False)
+        console.print(escape(printable(self.subjects.caption)), highlight=False)
         for note in self.notes:
-            console.print(f"• {escape(note)}", highlight=False)
+            console.print(f"• {escape(printable(note))}", highlight=False)
         for folder, files in folders.items():
-            console.print(escape(f"{folder}/: {', '.join(files)}"), highlight=False, soft_wrap=True)
+            console.print(
+                escape(printable(f"{folder}/: {', '.join(files)}")), highlight=False, soft_wrap=True
+            )
 
     @contextmanager
     def _measured(self, name: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from curvact._version import __version__
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, printable
 from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
 from curvact.lab.cli.data import data_app
@@ -111,7 +111,7 @@ def _main() -> None:
 
 
 def _end(message: str, code: int) -> None:
-    print(f"curvact: {message}", file=sys.stderr)
+    print(f"curvact: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

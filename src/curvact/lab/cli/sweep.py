@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from curvact.errors import printable
 from curvact.lab.cli.options import Resume, RunOut, Workers
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
@@ -66,7 +67,7 @@ def _report(folder: Path) -> None:
             console.print(table)
             console.print()
     for sentence in result.sentences:
-        console.print(f"• {sentence}", highlight=False)
+        console.print(f"• {printable(sentence)}", highlight=False, markup=False)
     names = ("report.html", "results.csv", "table.md", "table.tex")
     files = "\n".join(f"{name}: {result.files[name]}" for name in names if name in result.files)
     console.print(f"\n{files}", highlight=False, soft_wrap=True)

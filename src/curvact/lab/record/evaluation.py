@@ -35,8 +35,11 @@ from curvact.attacks.threat import connected, cuts_graph
 from curvact.data import Dataset
 from curvact.errors import CurvactError, nearest
 from curvact.lab.environment import environment
+from curvact.lab.record.diagnosis import diagnose
+from curvact.lab.record.images import Attacked, write_images
 from curvact.lab.record.record import (
     WHOLE,
+    ClassEntry,
     DataEntry,
     EvaluationRecord,
     Masking,
@@ -86,6 +89,7 @@ def evaluate(
     architecture: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
     on_check: Callable[[Finding], None] | None = None,
+    images_to: Path | None = None,
 ) -> EvaluationRecord:
     """Attack every image of a data set and record the outcome image by image.
 
@@ -97,6 +101,7 @@ def evaluate(
     masking: the depth of the gradient-masking checks, see `DEPTHS`. Their alarms are findings of
     the record.
     name, architecture: for the record; by default the name of the class, and nothing.
+    images_to: an .npz file for the clean and the attacked images, see `write_images`; None for none.
     on_progress: called with the images done, the robust accuracy so far (NaN in the first batch)
         and the time left. on_check: called with each finding of the checks, alarm or not.
     Raises CurvactError for an unknown attack or depth, numbers below 1, or images that do not fit.
@@ -116,6 +121,8 @@ def evaluate(
     for label, value in (("batch_size", batch_size), ("workers", workers)):
         if not isinstance(value, int) or value < 1:
             raise CurvactError(f"{label}={value!r} of evaluate: a whole number >= 1")
+    if images_to is not None and images_to.suffix != ".npz":
+        raise CurvactError(f"images_to={images_to} of evaluate: the name must end in .npz")
     started = time.perf_counter()
     attack = named_attack(attack) if isinstance(attack, str) else attack
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -143,11 +150,14 @@ def evaluate(
         outcome = _autoattack(model, images, attack, threat_model, options)
     else:
         outcome = _simple(model, images, attack, key, on_progress)
-    findings = list(outcome.findings)
+    findings = [*diagnose(model, images), *outcome.findings]
+    attacked = Attacked.of(model, images, outcome.x_adv, batch_size)
     if masking != "none" and not any(outcome.clean_correct):
         findings.append("gradient masking was not checked: no image is classified correctly")
     elif masking != "none":
         findings += _masking(model, images, threat_model, outcome, DEPTHS[masking], seed, on_check)
+    if images_to is not None:
+        write_images(attacked, images_to)
     count = len(dataset)
     return EvaluationRecord(
         attack=key.attack,
@@ -160,6 +170,12 @@ def evaluate(
         data=DataEntry(name=dataset.name, sha256=dataset.sha256, count=count),
         clean_accuracy=sum(outcome.clean_correct) / count,
         robust_accuracy=outcome.broken_by.count("") / count,
+        rounded_accuracy=sum(
+            clean and right
+            for clean, right in zip(outcome.clean_correct, attacked.rounded_correct, strict=True)
+        )
+        / count,
+        by_class=_by_class(dataset, outcome),
         clean_correct=flags(outcome.clean_correct),
         robust_correct=flags(not by for by in outcome.broken_by),
         broken_by=outcome.broken_by,
@@ -228,16 +244,30 @@ def _full_name(attack: NamedAttack) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """What an attack did. x_adv: where it is strong enough to serve the masking checks."""
+    """What an attack did. serves: whether x_adv is strong enough to serve the masking checks."""
 
     clean_correct: list[bool]
     broken_by: list[str]
+    x_adv: Tensor
     findings: list[str]
     versions: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
     accuracy_after: Mapping[str, float] = field(default_factory=dict)
     earlier_seconds: float = 0.0
-    x_adv: Tensor | None = None
+    serves: bool = False
+
+
+def _by_class(data: Dataset, outcome: _Outcome) -> list[ClassEntry]:
+    """The classes that have images, in order."""
+    labels = data.labels.tolist()
+    found = []
+    for number, name in enumerate(data.classes):
+        own = [i for i, label in enumerate(labels) if label == number]
+        if own:
+            clean = sum(outcome.clean_correct[i] for i in own)
+            robust = sum(not outcome.broken_by[i] for i in own)
+            found.append(ClassEntry(name=name, count=len(own), clean_correct=clean, robust_correct=robust))
+    return found
 
 
 def _autoattack(
@@ -253,6 +283,7 @@ def _autoattack(
     return _Outcome(
         clean_correct=[by != CLEAN for by in result.broken_by],
         broken_by=[by or "" for by in result.broken_by],
+        x_adv=result.x_adv.to(images.images.device),
         findings=list(result.suspicions),
         versions=result.versions,
         notes=list(result.notes),
@@ -297,9 +328,10 @@ def _simple(
     return _Outcome(
         clean_correct=clean,
         broken_by=["" if r else name if c else CLEAN for c, r in zip(clean, robust, strict=True)],
+        x_adv=found.x_adv,
         findings=findings,
         versions={package: package_version(package) for package in ("curvact", "torch")},
-        x_adv=found.x_adv if steps >= REPLACES_CHECK else None,
+        serves=steps >= REPLACES_CHECK,
     )
 
 
@@ -324,7 +356,7 @@ def _masking(
             seed=seed,
             steps=depth.steps,
             queries=depth.queries,
-            attacked=None if outcome.x_adv is None else outcome.x_adv[index],
+            attacked=outcome.x_adv[index] if outcome.serves else None,
             on_check=on_check,
         )
     except CurvactError as error:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from curvact.attacks import AutoAttack, Precision, ThreatModel, Version
+from curvact.attacks import CLEAN, AutoAttack, Precision, ThreatModel, Version
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.statistics.interval import Interval, proportion
@@ -83,6 +83,15 @@ class DataEntry(_Strict):
     count: int = Field(ge=1)
 
 
+class ClassEntry(_Strict):
+    """The images of one class, and how many are classified correctly: clean, and under the attack."""
+
+    name: str
+    count: int = Field(ge=1)
+    clean_correct: int = Field(ge=0)
+    robust_correct: int = Field(ge=0)
+
+
 class EvaluationRecord(_Strict):
     """The outcome of one attack on one model and one set of images.
 
@@ -90,18 +99,23 @@ class EvaluationRecord(_Strict):
     ensemble: true only for a whole AutoAttack (standard, plus or rand), never for parts of it.
     mode: of AutoAttack and its parts, else None.
     clean_accuracy, robust_accuracy: fractions of the images.
+    rounded_accuracy: the robust accuracy where attacked images are rounded to 8 bits, as a file of
+        pictures holds them. None in records of schema 3.
+    by_class: the same by class, for the classes that have images.
     clean_correct, robust_correct: one character an image, 1 or 0.
     broken_by: for each image the attack that broke it; "clean" if it was wrong without an attack,
         "" if no attack broke it.
     accuracy_after: robust accuracy after each attack of an ensemble.
     masking: the depth of the gradient-masking checks.
-    findings: alarms of these checks and of the entry checks, and why checks could not run.
+    findings: what makes the clean accuracy doubtful (`curvact.lab.record.diagnosis`), alarms of the
+        masking checks and of the entry checks, and why checks could not run.
     notes: remarks of AutoAttack. versions: of the packages behind the numbers.
     seconds: wall time of this session, and of the shards that earlier sessions finished.
     environment: code, libraries and machine.
+    checksum: of everything else, in a file; `write_record` makes it and `read_record` checks it.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[3, 4] = 4
     attack: str
     ensemble: bool
     mode: Literal["plain", "fast"] | None = None
@@ -122,6 +136,9 @@ class EvaluationRecord(_Strict):
     versions: dict[str, str] = {}
     seconds: float = Field(ge=0)
     environment: dict[str, Any] = {}
+    rounded_accuracy: float | None = Field(None, ge=0, le=1)
+    by_class: list[ClassEntry] = []
+    checksum: str = ""
 
     @property
     def clean(self) -> Interval:
@@ -158,8 +175,16 @@ def model_entry(model: nn.Module, name: str | None, architecture: Mapping[str, A
 
 
 def write_record(record: EvaluationRecord, path: Path) -> None:
-    """Write a record as JSON, whole or not at all. The folder is made."""
-    write_json(path, json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True))
+    """Write a record as JSON with its checksum, whole or not at all. The folder is made."""
+    content = record.model_dump(mode="json")
+    content["checksum"] = _checksum(content)
+    write_json(path, json.dumps(content, indent=1, sort_keys=True))
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """sha256 of a record's JSON without its checksum."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, text: str) -> None:
@@ -174,11 +199,12 @@ def write_json(path: Path, text: str) -> None:
 def read_record(path: Path) -> EvaluationRecord:
     """Read a record.
 
-    Raises CurvactError for a file that is no record, or a record whose accuracies do not fit its
-    flags or whose `ensemble` does not fit its attack.
+    Raises CurvactError for a file that is no record, a record whose checksum is not that of its
+    content, and one whose parts contradict each other.
     """
     try:
-        record = EvaluationRecord.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
+        record = EvaluationRecord.model_validate_json(text)
     except OSError as error:
         raise CurvactError(f"cannot read the record {path}: {error.strerror}") from None
     except ValidationError as error:
@@ -186,22 +212,49 @@ def read_record(path: Path) -> EvaluationRecord:
         place = ".".join(map(str, problem["loc"])) or "the whole file"
         if place == "schema_version":
             raise CurvactError(
-                f"{path} has schema_version {problem['input']!r}, this version reads 3: evaluate again"
+                f"{path} has schema_version {problem['input']!r}, this version reads 3 and 4: evaluate again"
             ) from None
         raise CurvactError(f"{path} is no evaluation record: {place}: {problem['msg']}") from None
+    why = _contradiction(record)
+    if why:
+        raise CurvactError(f"{path}: {why}")
+    if (record.checksum != "" or record.schema_version > 3) and record.checksum != _checksum(
+        json.loads(text)
+    ):
+        raise CurvactError(f"{path} is damaged: its checksum is not that of its content; evaluate again")
+    return record.model_copy(update={"checksum": ""})
+
+
+def _contradiction(record: EvaluationRecord) -> str:
+    """In what way the parts of a record contradict each other; "" where they do not."""
+    count = record.data.count
     for name in ("clean", "robust"):
         flags, accuracy = getattr(record, f"{name}_correct"), getattr(record, f"{name}_accuracy")
-        if len(flags) != record.data.count or abs(flags.count("1") / len(flags) - accuracy) > 1e-9:
-            raise CurvactError(
-                f"{path}: {name}_accuracy={accuracy} of {record.data.count} images, but its flags hold "
+        if len(flags) != count or abs(flags.count("1") / len(flags) - accuracy) > 1e-9:
+            return (
+                f"{name}_accuracy={accuracy} of {count} images, but its flags hold "
                 f"{flags.count('1')} of {len(flags)}"
             )
     if record.ensemble != (record.attack in WHOLE):
-        raise CurvactError(
-            f"{path}: ensemble={str(record.ensemble).lower()} does not fit attack='{record.attack}': it is true "
+        return (
+            f"ensemble={str(record.ensemble).lower()} does not fit attack='{record.attack}': it is true "
             f"for {', '.join(AutoAttack(version).title() for version in get_args(Version))}, and for nothing less"
         )
-    return record
+    if len(record.broken_by) != count:
+        return f"broken_by has {len(record.broken_by)} entries for {count} images"
+    flagged = zip(record.clean_correct, record.robust_correct, record.broken_by, strict=True)
+    for index, (clean, robust, by) in enumerate(flagged):
+        if (by == CLEAN) != (clean == "0") or (by == "") != (robust == "1"):
+            return (
+                f"image {index} is broken by {by!r}, but its flags are clean_correct {clean} and "
+                f"robust_correct {robust}"
+            )
+    for key in ("count", "clean_correct", "robust_correct") if record.by_class else ():
+        total = sum(getattr(entry, key) for entry in record.by_class)
+        wanted = count if key == "count" else getattr(record, key).count("1")
+        if total != wanted:
+            return f"by_class holds {key} = {total} in all, but the record {wanted}"
+    return ""
 
 
 def flags(correct: Iterable[bool]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from curvact.errors import printable
 from curvact.lab.statistics.question import Grid
 
 if TYPE_CHECKING:
@@ -90,13 +91,13 @@ def to_terminal(grid: Grid, width: int) -> list[Table]:
         table = Table(box=None, pad_edge=False)
         for column in (*names, *group):
             table.add_column(
-                Text(grid.heads[column]),
+                Text(printable(grid.heads[column])),
                 justify="left" if column < grid.names else "right",
                 width=size(column),
                 no_wrap=column < grid.names,
             )
         for line in _without_repeats(grid.lines, grid.names - 1):
-            table.add_row(*(Text(line[column]) for column in (*names, *group)))
+            table.add_row(*(Text(printable(line[column])) for column in (*names, *group)))
         tables.append(table)
     return tables
 
