@@ -242,33 +242,6 @@ def test_npz_and_npy(tmp_path: Path, channels_last: bool) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "part"),
-    [
-        (IMAGES / 255, LABELS, "float64"),
-        (np.full(IMAGES.shape, np.nan, np.float32), LABELS, "NaN"),
-        (IMAGES.astype(np.int16), LABELS, "int16"),
-        (IMAGES[:, :2], LABELS, "neither 1 nor 3 channels"),
-        (IMAGES.reshape(7, -1), LABELS, "(7, 3072)"),
-        (IMAGES[:, :, :0], LABELS, "(7, 3, 0, 32)"),
-        (IMAGES[:0], LABELS[:0], "no images"),
-        (IMAGES, LABELS[:5], "5 labels for 7 images"),
-        (IMAGES, LABELS.astype(np.float32), "float32"),
-        (IMAGES, np.full(7, np.nan), "float64"),
-        (IMAGES, np.array(["cat"] * 7), "labels"),
-        (IMAGES, np.zeros((7, 10), np.int64), "(7, 10)"),
-    ],
-)
-def test_what_is_no_data_set(images: Any, labels: Any, part: str) -> None:
-    refused(Path("some.file"), lambda: layouts.labelled(Path("some.file"), images, labels), part)
-
-
-def test_labels_out_of_range() -> None:
-    layouts.check_labels(Path("f"), torch.tensor([0, 9]), 10)
-    refused(Path("f"), lambda: layouts.check_labels(Path("f"), torch.tensor([0, 10]), 10), "0 … 9", "10")
-    refused(Path("f"), lambda: layouts.check_labels(Path("f"), torch.tensor([-1, 3]), 10), "-1")
-
-
 def picture(path: Path, array: Any, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)

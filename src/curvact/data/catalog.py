@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from curvact.data import layouts
-from curvact.data.layouts import Labelled
+from curvact.data.checks import Labelled
 from curvact.errors import CurvactError, nearest
 
 Read = Callable[[Path, int | None], tuple[Labelled, Labelled | None] | None]
@@ -88,7 +88,7 @@ def class_map(classes: Sequence[str], outputs: Sequence[str]) -> tuple[int, ...]
     for number, text in enumerate(outputs):
         for name in {_plain_name(part) for part in (text, *text.split(","))}:
             places.setdefault(name, set()).add(number)
-    found = []
+    found: list[int] = []
     for name in classes:
         at = places.get(_plain_name(name), set())
         if len(at) != 1:

@@ -22,7 +22,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from curvact.data.layouts import Array, check_labels, whole_labels
+from curvact.data.checks import Array, check_labels, whole_labels
+from curvact.data.images import read_rows
 from curvact.data.pictures import short
 from curvact.data.progress import Progress, track
 from curvact.errors import CurvactError
@@ -78,10 +79,8 @@ class ExtraImages:
 
     def read(self, index: Tensor) -> Tensor:
         """The chosen images, uint8 N×C×H×W. They are read in the order of the file."""
-        ordered, back = index.sort()
-        rows = torch.from_numpy(np.asarray(self.images[ordered.numpy()]))
-        images = rows if self.channels_first else rows.permute(0, 3, 1, 2)
-        return images[back.argsort()].contiguous()
+        rows = read_rows(self.images, index)
+        return (rows if self.channels_first else rows.permute(0, 3, 1, 2)).contiguous()
 
     def order(self, seed: int, position: Tensor) -> Tensor:
         """The image at each position (int64, >= 0) of an endless sequence that the seed determines.
@@ -185,6 +184,7 @@ def pseudo_label(
     if not path.parent.is_dir() or path.is_dir():
         raise CurvactError(f"labels cannot be written to {path}: a file in a folder that exists")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    # `models.modes` would do this, but no arrow leads from data to models.
     before = {module: module.training for module in model.modules()}
     model.eval()
     _advise(extra.images, "MADV_SEQUENTIAL")

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from curvact.data import pictures
-from curvact.data.layouts import Array, Labelled, check_labels, labelled, same_channels
+from curvact.data.arrays import IMAGE_KEYS, LABEL_KEYS
+from curvact.data.checks import Array, Labelled, check_labels, labelled
+from curvact.data.layouts import same_channels
 from curvact.data.pictures import short
 from curvact.errors import CurvactError
 
-IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
@@ -42,8 +42,8 @@ def from_tables(
     if "train" not in tables:
         raise CurvactError(f"hf:{name} has no split 'train'; it has {', '.join(tables)}")
     columns = list(tables["train"].features)
-    image = _column(name, columns, IMAGE_COLUMNS)
-    label = _column(name, columns, LABEL_COLUMNS)
+    image = _column(name, columns, IMAGE_KEYS)
+    label = _column(name, columns, LABEL_KEYS)
     training = _read(tables["train"], f"hf:{name}/train", image, label, size)
     split = next((s for s in TEST_SPLITS if s in tables), None)
     testing = None if split is None else _read(tables[split], f"hf:{name}/{split}", image, label, size)

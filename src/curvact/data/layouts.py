@@ -23,16 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from curvact.data import pictures
+from curvact.data.checks import Array, Labelled, labelled, whole_images
 from curvact.data.pictures import short
 from curvact.data.progress import track
 from curvact.errors import CurvactError
 
-Labelled = tuple[Tensor, Tensor]
-Array = NDArray[Any]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
@@ -52,8 +50,8 @@ def cifar_batch(
     if missing:
         raise CurvactError(f"{path} is no CIFAR batch: it has no '{missing[0]}'")
     pixels = np.asarray(entries["data"])
-    if pixels.ndim != 2 or pixels.shape[1] != 3072:
-        raise CurvactError(f"{path}: images of shape {pixels.shape}, not N×3072")
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise CurvactError(f"{path}: images are {pixels.dtype} of shape {pixels.shape}, not uint8 of N×3072")
     try:
         targets = np.asarray(entries[label_key])
     except ValueError:
@@ -100,8 +98,8 @@ def svhn(path: Path) -> Labelled:
     if missing:
         raise CurvactError(f"{path} is not SVHN's: it has no '{missing[0]}'")
     pixels, labels = np.asarray(content["X"]), np.asarray(content["y"]).reshape(-1)
-    if pixels.ndim != 4:
-        raise CurvactError(f"{path}: X has shape {pixels.shape}, not H×W×C×N")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise CurvactError(f"{path}: X is {pixels.dtype} of shape {pixels.shape}, not uint8 of H×W×C×N")
     if labels.size and (labels.min() < 1 or labels.max() > 10):
         raise CurvactError(f"{path}: labels from {labels.min()} to {labels.max()}: must lie in 1 … 10")
     return labelled(path, pixels.transpose(3, 0, 1, 2), labels % 10)
@@ -168,7 +166,9 @@ def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labe
     else:
         array = _decoded([path for path, _ in files], size)
         _keep(cache, array)
-    return labelled(folder, array, np.array([label for _, label in files]))
+    images = torch.from_numpy(array)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return whole_images(folder, images), torch.tensor([label for _, label in files])
 
 
 def same_channels(training: Labelled, testing: Labelled | None) -> tuple[Labelled, Labelled | None]:
@@ -199,64 +199,10 @@ def resize(images: Tensor, size: int, chunk: int = 1024) -> Tensor:
         scaled = torch.nn.functional.interpolate(
             part.float(), (height, width), mode="bilinear", align_corners=False, antialias=True
         )[..., top : top + size, left : left + size]
-        parts.append(scaled.clamp(0, 1) if images.is_floating_point() else _bytes_of(scaled))
-    return torch.cat(parts)
-
-
-def _bytes_of(images: Tensor) -> Tensor:
-    return images.round().clamp(0, 255).to(torch.uint8)
-
-
-def labelled(
-    path: Path | str,
-    images: Array,
-    labels: Array,
-    *,
-    label_path: Path | str | None = None,
-    classes: int | None = None,
-) -> Labelled:
-    """Checked tensors of images and labels.
-
-    images: uint8, N×H×W, N×H×W×C or N×C×H×W, with 1 or 3 channels.
-    labels: whole numbers, N or N×1, below `classes` if given.
-    """
-    if images.dtype != np.uint8:
-        bad = " with NaN" if images.dtype.kind == "f" and bool(np.isnan(images).any()) else ""
-        raise CurvactError(f"{path}: images are {images.dtype}{bad}; uint8 in 0 … 255 is needed")
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise CurvactError(f"{path}: images of shape {images.shape}; N×H×W, N×H×W×C or N×C×H×W is needed")
-    if images.shape[1] not in (1, 3):
-        if images.shape[3] not in (1, 3):
-            raise CurvactError(f"{path}: images of shape {images.shape} have neither 1 nor 3 channels")
-        images = images.transpose(0, 3, 1, 2)
-    targets = whole_labels(label_path or path, labels, len(images), path)
-    if len(images) == 0:
-        raise CurvactError(f"{path} holds no images")
-    if classes is not None:
-        check_labels(label_path or path, targets, classes)
-    return torch.from_numpy(np.require(images, requirements=["C", "W", "O"])), targets
-
-
-def whole_labels(path: Path | str, labels: Array, count: int, images: Path | str) -> Tensor:
-    """Labels (N or N×1) as int64. CurvactError unless they are `count` whole numbers."""
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise CurvactError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}; one whole number an image is needed"
+        parts.append(
+            scaled.clamp(0, 1) if images.is_floating_point() else scaled.round().clamp(0, 255).to(torch.uint8)
         )
-    if len(labels) != count:
-        raise CurvactError(f"{path}: {len(labels):,} labels for {count:,} images in {images}")
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def check_labels(path: Path | str, labels: Tensor, classes: int) -> None:
-    """CurvactError unless every label lies in 0 … classes − 1."""
-    low, high = (int(v) for v in torch.aminmax(labels))
-    if low < 0 or high >= classes:
-        raise CurvactError(f"{path}: labels from {low} to {high}; they must lie in 0 … {classes - 1}")
+    return torch.cat(parts)
 
 
 class _ArraysOnly(pickle._Unpickler):
@@ -328,7 +274,7 @@ def _npy_array(path: Path) -> Array:
 
 def _decoded(files: Sequence[Path], size: int | None) -> Array:
     """All pictures, N×H×W if every one is grey, else N×H×W×3."""
-    grey, shape = True, (size, size)
+    grey, shape = True, (size or 0, size or 0)
     for path in files:
         with pictures.opened(path) as image:
             grey = grey and pictures.is_grey(image)

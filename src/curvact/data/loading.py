@@ -12,8 +12,8 @@ from torch import Tensor
 
 from curvact.data import layouts
 from curvact.data.catalog import data_root, entry_of
-from curvact.data.dataset import Splits, split
-from curvact.data.layouts import Labelled
+from curvact.data.checks import Labelled, check_labels, numbered_classes
+from curvact.data.dataset import Splits, cut
 from curvact.errors import CurvactError
 
 Found = tuple[Labelled, Labelled | None, tuple[str, ...]]
@@ -84,7 +84,7 @@ def _load_named(name: str, root: Path, size: int | None) -> Splits:
         )
     training, testing = found
     for images, labels in (training, testing or training):
-        layouts.check_labels(folder, labels, len(entry.classes))
+        check_labels(folder, labels, len(entry.classes))
         if entry.default_size is None and tuple(images.shape[1:]) != entry.shape:
             raise CurvactError(
                 f"{folder}: images of shape {tuple(images.shape[1:])}; {name} has {entry.shape}"
@@ -135,13 +135,8 @@ def _read_arrays(path: Path) -> Found:
             has_test = bool({"x_test", "test_images"} & set(archive.files))
         if has_test:
             testing = layouts.npz(path, ("x_test", "test_images"), ("y_test", "test_labels"))
-    count = 1 + max(int(labels.max()) for _, labels in (training, testing or training))
-    for _, given in (training, testing or training):
-        layouts.check_labels(path, given, count)
-    present = training[1].bincount(minlength=count)
-    if not bool(present.all()):
-        raise CurvactError(f"{path} has no image of class {int(present.argmin())}, but of class {count - 1}")
-    return training, testing, tuple(map(str, range(count)))
+    others = [] if testing is None else [testing[1]]
+    return training, testing, numbered_classes(path, training[1], *others)
 
 
 def _read_folder(folder: Path, size: int | None) -> Found:
@@ -172,7 +167,7 @@ def _splits(
     if len(images) < 10:
         raise CurvactError(f"{name} has {len(images)} training images: at least 10 are needed for a split")
     if testing is None:
-        return split(name, sized(images), labels, classes, validation=0.1, test=0.2)
+        return cut(name, (sized(images), labels), classes, validation=0.1, test=0.2)
     shape, other = images.shape[1:], testing[0].shape[1:]
     if shape[0] != other[0]:
         raise CurvactError(f"{name} has training images of {shape[0]} channels, test images of {other[0]}")
@@ -181,4 +176,5 @@ def _splits(
         raise CurvactError(
             f"{name} has training images of {height}×{width} pixels, test images of {tall}×{wide}: give a size"
         )
-    return split(name, sized(images), labels, classes, validation=0.1, test=(sized(testing[0]), testing[1]))
+    tests = sized(testing[0]), testing[1]
+    return cut(name, (sized(images), labels), classes, validation=0.1, test=tests)

@@ -1,6 +1,6 @@
 """Training batches: shuffled, shifted, flipped and cut out on the device of the data, from a seed.
 
-Images stay uint8 until a batch is made. Batches are float32 in [0, 1]; models normalize themselves.
+Images stay as they are stored until a batch is made. Batches are float32 in [0, 1]; models normalize themselves.
 """
 
 from __future__ import annotations
@@ -102,7 +102,15 @@ def augment(
         raise CurvactError(
             f"index, shift, flip and centre have shapes {shapes}: (M,), (M, 2), (M,) and (M, 2) are needed"
         )
-    out = _moved(images.index_select(0, index.to(images.device)), draws).float().div_(255)
+    return _augmented(images, index, augmentation, draws, fill)
+
+
+def _augmented(
+    images: Tensor, index: Tensor, augmentation: Augmentation, draws: Draws, fill: Tensor | None
+) -> Tensor:
+    """`augment` without its checks; float32 images in [0, 1] keep their values."""
+    out = _moved(images.index_select(0, index.to(images.device)), draws)
+    out = out.float().div_(255) if out.dtype == torch.uint8 else out
     if augmentation.cutout:
         colour = out.new_zeros(images.shape[1]) if fill is None else fill
         out = _cut_out(out, draws.centre.to(out.device), augmentation.cutout, colour)
@@ -235,12 +243,16 @@ def epoch_batches(
     fill = torch.tensor(dataset.mean).to(device)
 
     def inputs(images: Tensor, index: Tensor, places: Tensor) -> Tensor:
-        return augment(images, index, augmentation, draws[places], fill)
+        return _augmented(images, index, augmentation, draws[places], fill)
 
     for step in range(steps):
         where = _part(step * real, min((step + 1) * real, count), rank, world_size)
-        x = inputs(dataset.images, order[where], where)
-        y = dataset.labels[order[where].to(device)]
+        index = order[where]
+        if isinstance(dataset.images, Tensor):
+            x = inputs(dataset.images, index, where)
+        else:
+            x = inputs(dataset.images[index], torch.arange(len(index)), where)
+        y = dataset.labels[index.to(device)]
         if extra is not None:
             places = _part(step * synthetic, min((step + 1) * synthetic, extra_count), rank, world_size)
             more, labels = extra.take(extra.order(seed, (epoch - 1) * extra_count + places))

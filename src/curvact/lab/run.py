@@ -55,6 +55,7 @@ from curvact.models.learned import (
 )
 from curvact.random import generator
 from curvact.training import Compute, Diverged, Epoch, Step, Watch, extension_problem, fit
+from curvact.training.batches import check_fit
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -300,6 +301,7 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         raise CurvactError(
             f"training.crop={spec.training.crop} is larger than the images, {min(height, width)} pixels"
         )
+    check_fit(model, data, extra)
     return Prepared(data, extra, architecture, model)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +56,7 @@ def select_outputs(model: nn.Module, outputs: Sequence[int]) -> SelectedOutputs:
     >>> torch.equal(chosen(x), model(x)[:, [0, 217, 482]])
     True
     """
-    whole = [isinstance(o, Integral) and not isinstance(o, bool) for o in outputs]
-    chosen = [int(o) if number else -1 for o, number in zip(outputs, whole, strict=True)]
+    chosen = [-1 if isinstance(o, bool) or not hasattr(o, "__index__") else int(o) for o in outputs]
     if len(chosen) < 2 or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         shown = ", ".join(map(repr, outputs[:8])) + (", …" if len(outputs) > 8 else "")
         raise CurvactError(

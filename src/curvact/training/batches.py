@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from curvact.attacks.threat import wrong_shape
 from curvact.data import (
     Augmentation,
     Dataset,
     ExtraImages,
+    Splits,
     batches_per_epoch,
     epoch_batches,
     epoch_order,
     whole_batch,
 )
 from curvact.errors import CurvactError
+from curvact.models.modes import mode
 from curvact.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -70,3 +74,32 @@ class Batches:
             return []
         order = epoch_order(self.data, self.seed, epoch)
         return [int(i) for i in order[batch * self.batch_size :][:4]]
+
+
+def check_fit(model: nn.Module, data: Splits, extra: ExtraImages | None = None) -> None:
+    """One image passes the model, in eval mode. CurvactError where the model does not take it, or
+    has no output for a label.
+    """
+    train = data.train
+    x = train.inputs(slice(0, 1))
+    device = next((p.device for p in model.parameters()), x.device)
+    shape = "×".join(map(str, x.shape[1:]))
+    try:
+        with mode(model, training=False), torch.no_grad():
+            outputs = model(x.to(device))
+    except (RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CurvactError(f"the model does not take the images of {train.name}, {shape}: {reason}") from None
+    problem = wrong_shape(outputs, 1)
+    if problem:
+        raise CurvactError(problem)
+    given = [("training", train.labels), ("validation", data.validation.labels)]
+    if extra is not None and extra.labels is not None:
+        given.append(("extra", extra.labels))
+    for what, labels in given:
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < 0 or high >= outputs.shape[1]:
+            raise CurvactError(
+                f"the {what} labels of {train.name} lie in {low} … {high}, and the model has "
+                f"{outputs.shape[1]} outputs: build it with classes={len(train.classes)}"
+            )

@@ -20,6 +20,9 @@ from curvact.training.step import Trainer
 RECALIBRATION_IMAGES = 512
 """Training images, attacked, that batch norm is recalibrated on."""
 
+VALIDATED_AT_ONCE = 4096
+"""Validation images that each process holds at once: a multiple of the batch of `accuracy`."""
+
 GUARD_IMAGES = 512
 """Training images on which single-step training is checked for catastrophic overfitting."""
 
@@ -83,9 +86,15 @@ def validate(trainer: Trainer, data: Dataset, seed: int, epoch: int) -> tuple[fl
     """Clean and robust accuracy on the validation split. Each process takes a part of it."""
     fabric = trainer.fabric
     random = generator(seed, "validation", epoch, *rank_key(fabric), device=fabric.device)
-    part = slice(fabric.global_rank, None, fabric.world_size)
-    found = _accuracy(trainer, data, part, trainer.recipe.validation or trainer.recipe.attack, random)
-    counts = [int(found.clean_correct.sum()), int(found.robust_correct.sum()), len(found.clean_correct)]
+    attack = trainer.recipe.validation or trainer.recipe.attack
+    counts = [0, 0, 0]
+    # In parts: the images of a large data set are not in memory as floats, all at once.
+    for start in range(fabric.global_rank, len(data), VALIDATED_AT_ONCE * fabric.world_size):
+        stop = start + VALIDATED_AT_ONCE * fabric.world_size
+        found = _accuracy(trainer, data, slice(start, stop, fabric.world_size), attack, random)
+        for place, flags in enumerate((found.clean_correct, found.robust_correct)):
+            counts[place] += int(flags.sum())
+        counts[2] += len(found.clean_correct)
     sums = torch.tensor(counts, dtype=torch.float64, device=fabric.device)
     clean, robust, count = process_sum(fabric, sums).tolist()
     return clean / count, robust / count

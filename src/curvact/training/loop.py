@@ -21,7 +21,7 @@ from curvact.data import ExtraImages, Splits
 from curvact.errors import CurvactError
 from curvact.models.layers import Dropout
 from curvact.random import generator
-from curvact.training.batches import Batches
+from curvact.training.batches import Batches, check_fit
 from curvact.training.evaluation import evaluated_weights, recalibration_cost, stronger_accuracy, validate
 from curvact.training.guard import overfitting
 from curvact.training.processes import (
@@ -73,7 +73,8 @@ def fit(
     two images for each process is left out.
 
     Raises Diverged, within a few steps, when the loss is not finite or a thousand times that of
-    guessing. Raises CurvactError for a state of another run, and for a run that cannot be extended.
+    guessing. Raises CurvactError, before training, for a model that does not take the images or lacks
+    an output for a label, and for a state of another run, and for a run that cannot be extended.
 
     >>> from curvact.data import load
     >>> from curvact.models import MiniResNet
@@ -109,6 +110,7 @@ class _Run:
         self.model = self.fabric.to_device(model)
         device = self.fabric.device
         self.data = data if data.train.images.device == device else data.to(device)
+        check_fit(self.model, self.data, extra)
         self.batches = Batches(self.data.train, extra, recipe, seed, self.fabric)
         self.trainer = Trainer(
             self.model,
