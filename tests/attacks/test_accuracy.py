@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from curvact.attacks import (
-    Model,
-    SuspectModelWarning,
-    accuracy,
-)
+from curvact.attacks import PGD, Model, SuspectModelWarning, ThreatModel, accuracy
 from curvact.errors import CurvactError
 
 
@@ -60,19 +57,73 @@ def test_not_a_number_counts_as_wrong_and_is_said() -> None:
     assert result.robust_correct.tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("bad", [math.nan, -0.01, 1.01])
-def test_what_is_no_image_is_no_success(bad: float) -> None:
+def _five(x: Tensor) -> Tensor:
+    return 5 * x.flatten(1)
+
+
+def _attack(change: Callable[[Tensor], object]) -> Callable[..., object]:
+    return lambda model, x, y: change(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.index_fill(0, torch.tensor([1]), math.nan), "at 1 of 2: image 1 is NaN"),
+        (lambda x: x - 0.51, r"at 2 of 2: image 0 lies 0.01 outside of linf ε = 0.1 in \[0, 1\]|lies 0.41"),
+        (lambda x: x + 0.102, "image 0 lies 0.002 outside of linf ε = 0.1"),
+        (lambda x: x[:1], r"images of shape \(1, 1, 1, 2\) for \(2, 1, 1, 2\)"),
+        (lambda x: x.double(), "images of dtype torch.float64 for torch.float32"),
+        (lambda x: x.to("meta"), "images of device meta for cpu"),
+        (lambda x: x.numpy(), "returned a ndarray"),
+        (lambda x: None, "returned a NoneType"),
+    ],
+)
+def test_an_attack_that_leaves_the_allowed_images_is_refused(
+    change: Callable[[Tensor], object], message: str
+) -> None:
     x, y = torch.full((2, 1, 1, 2), 0.5), torch.tensor([0, 0])
-    attacked = x.clone()
-    attacked[1, 0, 0, 1] = bad
+    with pytest.raises(CurvactError, match=message) as caught:
+        accuracy(_five, x, y, _attack(change), ThreatModel("linf", 0.1))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
 
-    def model(x: Tensor) -> Tensor:
-        wrong = ~((x >= 0) & (x <= 1)).all(-1).flatten()
-        return torch.stack([5 - 10 * wrong.float(), torch.zeros(len(x))], 1)
 
-    with pytest.warns(SuspectModelWarning, match=r"1 of 2 images left \[0, 1\] or became NaN"):
-        result = accuracy(model, x, y, lambda m, a, b: attacked)
-    assert result.robust == 1
+def test_without_a_threat_model_the_box_still_holds() -> None:
+    x, y = torch.full((3, 2), 0.5), torch.tensor([0, 0, 0])
+    accuracy(_five, x, y, _attack(lambda x: x + 0.5 + 6e-8))  # type: ignore[arg-type]
+    with pytest.raises(CurvactError, match=r"lies 0.01 outside of \[0, 1\]"):
+        accuracy(_five, x, y, _attack(lambda x: x + 0.51))  # type: ignore[arg-type]
+
+
+def test_the_attack_cannot_change_images_nor_mode() -> None:
+    model, x = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9)), torch.full((4, 2), 0.5)
+
+    def careless(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        model.train()
+        return x.fill_(0.0)
+
+    with pytest.raises(CurvactError, match=r"lies 0\.4 outside"):
+        accuracy(model, x, torch.zeros(4).long(), careless, ThreatModel("linf", 0.1))  # type: ignore[arg-type]
+    found = accuracy(model, x, model.eval()(x).argmax(1), careless)  # type: ignore[arg-type]
+    assert found.clean == 1
+    expected = (model.eval()(torch.zeros(4, 2)).argmax(1) == model(x).argmax(1)).float().mean()
+    assert found.robust == float(expected)
+    assert bool((x == 0.5).all())
+
+
+def test_attacks_by_name_as_values_and_as_functions() -> None:
+    model, x = _linear(3, 6).float(), torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    y, threat = model(x).argmax(1), ThreatModel("linf", "240/255")
+    torch.manual_seed(0)
+    by_name = accuracy(model, x, y, "pgd-3", threat)
+    torch.manual_seed(0)
+    by_value = accuracy(model, x, y, PGD(3), threat)
+    torch.manual_seed(0)
+    assert torch.equal(accuracy(model, x, y, PGD(3).on(threat)).x_adv, by_value.x_adv)
+    assert torch.equal(by_name.x_adv, by_value.x_adv)
+    assert by_name.robust < 1
+    for attack in ("pgd-3", PGD(3)):
+        with pytest.raises(CurvactError, match="pgd-3 of accuracy needs a threat model"):
+            accuracy(model, x, y, attack)
 
 
 def test_progress_after_each_batch() -> None:
@@ -100,13 +151,13 @@ def _accuracy_of(**changes: object) -> object:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": torch.zeros(2, 6, dtype=torch.uint8)}, "images are torch.uint8"),
-        ({"x": torch.rand(2, 6) + 1}, "images lie in"),
+        ({"x": torch.zeros(2, 6, dtype=torch.uint8)}, "images of accuracy are torch.uint8"),
+        ({"x": torch.rand(2, 6) + 1}, "images of accuracy lie in"),
         ({"x": torch.rand(0, 6), "y": torch.zeros(0, dtype=torch.int64)}, "0 images"),
-        ({"y": torch.tensor([0, 1], dtype=torch.int32)}, "labels are torch.int32: int64"),
-        ({"y": torch.tensor([0])}, r"y has shape \(1,\)"),
-        ({"y": torch.tensor([0, 9])}, "labels lie in 0 … 9, the model has 3 classes"),
-        ({"y": torch.tensor([0, -1])}, "labels lie in -1"),
+        ({"y": torch.tensor([0.0, 1.0])}, "labels of accuracy are torch.float32"),
+        ({"y": torch.tensor([0])}, r"labels of accuracy have shape \(1,\)"),
+        ({"y": torch.tensor([0, 9])}, "labels of accuracy go up to 9, the model has 3 classes"),
+        ({"y": torch.tensor([0, -1])}, "labels of accuracy lie in -1"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )

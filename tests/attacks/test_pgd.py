@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from curvact.attacks import (
     LOSSES,
+    PGD,
     ThreatModel,
     distance,
     fgsm,
@@ -22,7 +23,7 @@ from curvact.attacks import (
     minimum_radius,
     pgd,
 )
-from curvact.attacks.threat import Norm
+from curvact.attacks.threat import Norm, ball
 from curvact.errors import CurvactError
 from curvact.models import MiniResNet
 from curvact.models.modes import frozen
@@ -129,7 +130,7 @@ def test_the_first_step_follows_the_loss(loss: str, targeted: bool) -> None:
 def test_a_targeted_attack_reaches_its_targets() -> None:
     model, x, y = _network()
     targets = (y + 1) % 5
-    threat = ThreatModel("linf", 1.0)  # any image is allowed
+    threat = ball("linf", 1.0)  # any image is allowed
     g = torch.Generator().manual_seed(0)
     for loss in ("ce", "margin", "dlr"):
         options = {
@@ -152,7 +153,7 @@ def test_one_radius_and_step_for_each_image(norm: str) -> None:
     """A batch with several radii is its images attacked alone, from the same start."""
     model, x, y = _network()
     epsilon = torch.linspace(0, 0.5, len(x), dtype=torch.float64)
-    threat = ThreatModel(norm, 1.0)  # type: ignore[arg-type]
+    threat = ThreatModel(norm, 0.9)  # type: ignore[arg-type]
     settings = {"steps": 4, "step": 1 / 3, "start": "none", "loss": "margin"}
     together = pgd(model, x, y, threat, epsilon=epsilon, **settings)  # type: ignore[arg-type]
     assert torch.equal(together[0], x[0])
@@ -301,7 +302,7 @@ def test_steps_never_wait_for_the_device(norm: str, loss: str) -> None:
     def waits(**settings: object) -> int:
         with _Waits() as counter:
             pgd(
-                model, x, y, threat, steps=6, step=0.4, loss=loss, generator=torch.Generator().manual_seed(0),
+                model, x, y, threat, steps=6, step=0.4, loss=loss, check=False, generator=torch.Generator().manual_seed(0),
                 **settings,  # type: ignore[arg-type]
             )  # fmt: skip
         return counter.count
@@ -311,6 +312,64 @@ def test_steps_never_wait_for_the_device(norm: str, loss: str) -> None:
     assert waits(targets=(y + 1) % 5) == 0
     assert waits(early_stop=True) == 6
     assert waits(restarts=3) == 2
+
+
+def test_values_are_looked_at_once_a_call() -> None:
+    """As many waits for 2 steps as for 8."""
+    model, x, y = _network()
+
+    def waits(steps: int) -> int:
+        with _Waits() as counter:
+            pgd(model, x, y, ThreatModel("linf", 0.01), steps=steps, targets=(y + 1) % 5)
+        return counter.count
+
+    assert waits(2) == waits(8)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_unchecked_attacks_need_no_values(norm: Norm) -> None:
+    """On the meta device, where looking at a value is an error."""
+    model, x = nn.Linear(6, 5, device="meta"), torch.rand(4, 6, device="meta")
+    y = torch.zeros(4, dtype=torch.int64, device="meta")
+    threat = ThreatModel(norm, 0.1)
+    for options in ({"steps": 3}, {"steps": 2, "start": "gaussian", "keep_best": True, "loss": "margin"}):
+        x_adv = pgd(model, x, y, threat, check=False, **options)  # type: ignore[arg-type]
+        assert x_adv.is_meta
+        assert x_adv.shape == x.shape
+    assert fgsm(model, x, y, threat, check=False).is_meta
+    with pytest.raises(CurvactError, match="meta device"):
+        pgd(model, x, y, threat, steps=1)
+
+
+def test_rounding_is_clamped_and_everything_else_outside_is_refused() -> None:
+    model, threat = _linear().float(), ThreatModel("linf", 2 / 255)
+    x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
+    x[0, :2] = torch.tensor([-3e-8, 1 + 1.2e-7])
+    x_adv = fgsm(model, x, y, threat)
+    assert torch.equal(x_adv, fgsm(model, x.clamp(0, 1), y, threat))
+    for bad in (2 * x - 1, 255 * x, x * math.nan, x + math.inf, x - 1e-3):
+        for attack in (fgsm, partial(pgd, steps=2), PGD(2)):
+            with pytest.raises(CurvactError, match="images of pgd"):
+                attack(model, bad, y, threat)
+        with pytest.raises(CurvactError, match="images of pgd"):
+            PGD(2).on(threat)(model, bad, y)
+
+
+def test_any_integers_are_labels() -> None:
+    model, x, threat = _linear(), torch.rand(3, 6, dtype=torch.float64), ThreatModel("l2", 0.1)
+    y = torch.tensor([0, 1, 1])
+    expected = fgsm(model, x, y, threat)
+    for kind in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool):
+        assert torch.equal(fgsm(model, x, y.to(kind), threat), expected)
+
+
+def test_inside_inference_mode() -> None:
+    model, x, y = _network()
+    threat, expected = ThreatModel("linf", 0.05), {}
+    for inside in (False, True):
+        with torch.inference_mode(inside):
+            expected[inside] = pgd(model, x.clone(), y.clone(), threat, steps=3, start="none")
+    assert torch.equal(expected[True], expected[False])
 
 
 def test_fgsm_is_one_signed_step() -> None:
@@ -363,6 +422,7 @@ def test_starts() -> None:
     seed=st.integers(0, 5),
 )
 @settings(max_examples=25)
+@pytest.mark.filterwarnings("ignore:.*allows every image")
 def test_always_inside_the_threat_model(
     norm: str, epsilon: float, steps: int, restarts: int, count: int, seed: int
 ) -> None:
@@ -371,7 +431,7 @@ def test_always_inside_the_threat_model(
     x[:, :, 0, 0] = 0.0
     x[:, :, 1, 1] = 1.0
     y = torch.randint(3, (count,), generator=g)
-    threat = ThreatModel(norm, epsilon)  # type: ignore[arg-type]
+    threat = ball(norm, epsilon)  # type: ignore[arg-type]
     x_adv = pgd(_linear().float(), x, y, threat, steps=steps, step=0.6, restarts=restarts, generator=g)
     assert x_adv.shape == x.shape
     assert not x_adv.requires_grad
@@ -520,7 +580,7 @@ def test_a_model_that_cuts_the_graph_is_one_line(cut: str) -> None:
         (lambda: _try(loss="dlr", targets=torch.tensor([1])), "needs 4 classes, the model has 3"),
         (lambda: _try(sparsity=0.0), "sparsity=0.0"),
         (lambda: _try(epsilon=torch.ones(2)), r"epsilon has shape \(2,\)"),
-        (lambda: _try(targets=torch.tensor(1)), r"targets has shape \(\)"),
+        (lambda: _try(targets=torch.tensor(1)), r"targets of pgd have shape \(\)"),
     ],
 )
 def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from curvact.attacks import ThreatModel, check_images, check_model, distance
+from curvact.attacks import ThreatModel, check_images, check_model, distance, radius_text
+from curvact.attacks.threat import ball
 from curvact.errors import CurvactError
 
 NORMS = ["linf", "l2", "l1"]
@@ -87,9 +88,9 @@ def test_linf_projection_is_the_nearest_point() -> None:
 def test_one_radius_for_each_image(norm: str) -> None:
     z, x = _points(4, 6, 1, 0.6)
     epsilon = torch.tensor([0.0, 0.1, 0.5, 2.0], dtype=torch.float64)
-    threat = ThreatModel(norm, 9.0)  # type: ignore[arg-type]
+    threat = ball(norm, 9.0)  # type: ignore[arg-type]
     alone = [
-        ThreatModel(norm, float(e)).project(z[i : i + 1], x[i : i + 1])  # type: ignore[arg-type]
+        ball(norm, float(e)).project(z[i : i + 1], x[i : i + 1])  # type: ignore[arg-type]
         for i, e in enumerate(epsilon)
     ]
     torch.testing.assert_close(threat.project(z, x, epsilon), torch.cat(alone), rtol=0, atol=1e-15)
@@ -116,7 +117,7 @@ def test_a_step_has_its_length_and_climbs(norm: str) -> None:
     x = 0.25 + 0.5 * torch.rand(5, 1, 4, 5, generator=g, dtype=torch.float64)
     gradient = torch.randn(x.shape, generator=g, dtype=torch.float64)
     step = torch.tensor([0.1, 0.2, 0.0, 0.4, 1.0], dtype=torch.float64)
-    moved = ThreatModel(norm, 1.0).ascend(x, gradient, step)  # type: ignore[arg-type]
+    moved = ThreatModel(norm, 0.9).ascend(x, gradient, step)  # type: ignore[arg-type]
     torch.testing.assert_close(distance(moved, x, norm), step)  # type: ignore[arg-type]
     # Steepest: no perturbation of this length gains more than step · (dual norm of the gradient).
     dual = {"linf": 1, "l2": 2, "l1": math.inf}[norm]
@@ -144,8 +145,8 @@ def test_l1_steps_go_along_the_largest_free_coordinates() -> None:
         (lambda x: ThreatModel("l11", 1.0), "norm='l11'.*did you mean 'l1'"),  # type: ignore[arg-type]
         (lambda x: ThreatModel("linf", -0.1), "epsilon=-0.1"),
         (lambda x: ThreatModel("linf", math.nan), "epsilon=nan"),
-        (lambda x: check_images(torch.tensor([0.0, 1.5])), r"\[0, 1.5\]"),
-        (lambda x: check_images(torch.tensor([0.5, math.nan])), "nan"),
+        (lambda x: check_images(torch.tensor([[0.0, 1.5]])), r"\[0, 1.5\]"),
+        (lambda x: check_images(torch.tensor([[0.5, math.nan]])), "NaN"),
         (lambda x: ThreatModel("l1", 1.0).project(x, x, torch.ones(3)), r"epsilon has shape \(3,\)"),
         (lambda x: ThreatModel("l1", 1.0).project(x, x, torch.ones(2, 1)), r"epsilon has shape \(2, 1\)"),
     ],
@@ -156,11 +157,31 @@ def test_bad_input_is_one_line(call, message: str) -> None:  # type: ignore[no-u
     assert "\n" not in str(caught.value)
 
 
-def test_any_real_number_is_a_radius() -> None:
+def test_a_radius_is_a_number_or_its_text() -> None:
     assert ThreatModel("linf", np.float32(0.25)) == ThreatModel("linf", 0.25)
-    for bad in ("8/255", True, None):
-        with pytest.raises(CurvactError, match="epsilon="):
-            ThreatModel("linf", bad)  # type: ignore[arg-type]
+    written = ThreatModel("linf", "8/255")
+    assert written == ThreatModel("linf", 8 / 255)
+    assert hash(written) == hash(ThreatModel("linf", 8 / 255))
+    assert written.epsilon == 8 / 255
+    assert (str(written), str(ThreatModel("l2", 0.5))) == ("linf ε = 8/255", "l2 ε = 0.5")
+    for bad in ("8/0", "8 of 255", "", "nan", "-1/255", True, None, [0.1], math.inf, 10**400):
+        with pytest.raises(CurvactError, match="epsilon=") as caught:
+            ThreatModel("l2", bad)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("epsilon", "meant"), [(8, "8/255"), (1, "1/255"), ("16", "16/255"), (300, "")])
+def test_a_radius_in_bytes_is_refused_with_its_likely_meaning(epsilon: object, meant: str) -> None:
+    with pytest.raises(CurvactError, match="below 1 in linf") as caught:
+        ThreatModel("linf", epsilon)  # type: ignore[arg-type]
+    assert ("did you mean " + meant in str(caught.value)) == bool(meant)
+    ThreatModel("l2", epsilon)  # type: ignore[arg-type]
+
+
+def test_radius_text_is_exact() -> None:
+    assert radius_text(0.03137254901960784) == "8/255"
+    assert radius_text(0.0314) == "0.0314"
+    assert radius_text(0) == "0"
 
 
 def test_check_model_names_what_is_suspect() -> None:

@@ -62,7 +62,7 @@ def test_missing_files_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"threat_model": {"epsilon": "8/255"}}, 'threat_model={"epsilon": "8/255"}: epsilon=\'8/255\''),
+        ({"threat_model": {"epsilon": "8/25x"}}, 'threat_model={"epsilon": "8/25x"}: epsilon=\'8/25x\''),
         ({"threat_model": {"epsilon": True}}, "epsilon=True of a threat model"),
         ({"threat_model": {"epsilon": -0.1}}, "epsilon=-0.1 of a threat model"),
         ({"threat_model": {"epsilon": float("nan")}}, "epsilon=nan of a threat model"),

@@ -78,6 +78,19 @@ def test_the_id_names_what_determines_the_numbers() -> None:
     assert len(ids | {spec.id}) == len(others) + 1
 
 
+def test_a_radius_as_text_is_the_number_and_stays_text(tmp_path: Path) -> None:
+    number = _spec(threat_model={"norm": "linf", "epsilon": 8 / 255})
+    text = _spec(threat_model={"norm": "linf", "epsilon": "8/255"})
+    assert text == number
+    assert text.id == number.id
+    assert yaml.safe_load(text.to_yaml())["threat_model"] == {"norm": "linf", "epsilon": "8/255"}
+    assert yaml.safe_load(_spec().to_yaml())["threat_model"]["epsilon"] == 0.2
+    path = tmp_path / "spec.yaml"
+    path.write_text(text.to_yaml())
+    assert read_spec(path) == text
+    assert read_spec(path, ["threat_model.epsilon=4/255"]).threat_model.epsilon == 4 / 255
+
+
 def test_ids_are_fixed() -> None:
     """A change here orphans every run on disk: raise SCHEMA knowingly."""
     spec = _spec(activation="rctaf(beta=1)", curvature=6, threat_model={"norm": "linf", "epsilon": 0.2})
@@ -92,6 +105,8 @@ def test_ids_are_fixed() -> None:
         ({"hessian": {"probs": 3}}, "unknown key 'hessian.probs'; did you mean 'probes'"),
         ({"threat_model": {"norm": "linf", "epsilon": -0.1}}, r"epsilon=-0.1 of a threat model"),
         ({"threat_model": {"norm": "l7", "epsilon": 1}}, "norm='l7'"),
+        ({"threat_model": {"norm": "linf", "epsilon": 8}}, "epsilon=8.0 .*did you mean 8/255"),
+        ({"threat_model": {"norm": "linf", "epsilon": "8/x"}}, "threat_model.epsilon='8/x': a radius: a"),
         ({"threat_model": {"norm": "linf", "epsilon": 0.1, "eps": 1}}, "unknown key 'threat_model.eps'"),
         ({"data": "digit"}, "data.name='digit': allowed are digits, .*; did you mean 'digits'"),
         ({"data": {"name": "digits", "sise": 8}}, "unknown key 'data.sise'; did you mean 'size'"),

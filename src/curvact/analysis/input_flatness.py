@@ -17,7 +17,8 @@ from torch import Tensor
 
 from curvact.analysis.loss import Loss
 from curvact.analysis.records import OnProgress, finite, plain
-from curvact.attacks.threat import ThreatModel, check_images
+from curvact.attacks.batch import checked_images
+from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
 from curvact.models.modes import frozen
 from curvact.random import generator
@@ -223,7 +224,7 @@ def linearity_error(
     found = []
     with loss.running(where, twice=False), frozen(loss.model), torch.enable_grad():
         for x, y in loss.inputs():
-            check_images(x)
+            checked_images(x, where)
             random = generator(0, "linearity error", device=x.device) if random is None else random
             found.append(_furthest(loss, x.detach(), y, threat_model, steps, restarts, random))
     return _finite(torch.cat(found), "linearity error", where)

@@ -10,8 +10,9 @@ import torch
 
 from curvact.analysis.loss import Loss
 from curvact.analysis.records import plain
+from curvact.attacks.batch import checked_images
 from curvact.attacks.pgd import PGD, Attack
-from curvact.attacks.threat import ThreatModel, check_images
+from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator
 
@@ -96,7 +97,7 @@ def match_radii(
     with loss.running(where, twice=False):
         batches = loss.inputs()
         for x, _ in batches:
-            check_images(x)
+            checked_images(x, where)
         corner = epsilon * math.sqrt(batches[0][0][0].numel())
         if rule == "corners":
             return Matched(epsilon, corner, rule, math.nan, math.nan)

@@ -24,8 +24,9 @@ from curvact.analysis.input_flatness import InputFlatness, input_flatness
 from curvact.analysis.loss import Batch, Loss
 from curvact.analysis.records import OnProgress, plain
 from curvact.analysis.weights import Weights, moving, norm_of
+from curvact.attacks.batch import checked_images
 from curvact.attacks.pgd import Attack
-from curvact.attacks.threat import ThreatModel, check_images
+from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator as make_generator
 
@@ -195,7 +196,7 @@ def smoothness_report(
     with _looking(loss, attacks, where) as bench:
         if flatness and threat_models:
             for x, _ in bench.batches:
-                check_images(x)
+                checked_images(x, where)
         weights = bench.weights
         if not bool(torch.stack(weights.norms).any()):
             raise CurvactError(f"all parameters are 0 in {where}: no step has a fixed norm relative to them")

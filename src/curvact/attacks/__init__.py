@@ -14,19 +14,13 @@ from curvact.attacks.autoattack import (
     autoattack,
     ensemble,
 )
+from curvact.attacks.batch import SuspectModelWarning, check_images, check_model, two_logits
 from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
 from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, pgd
 from curvact.attacks.radius import minimum_radius
-from curvact.attacks.registry import NamedAttack, attack_names, named_attack, register_attack
-from curvact.attacks.threat import (
-    Norm,
-    SuspectModelWarning,
-    ThreatModel,
-    check_images,
-    check_model,
-    distance,
-)
+from curvact.attacks.registry import FunctionAttack, NamedAttack, attack_names, named_attack, register_attack
+from curvact.attacks.threat import Norm, ThreatModel, as_radius, distance, radius_text
 
 __all__ = [
     "ATTACKS",
@@ -41,6 +35,7 @@ __all__ = [
     "AutoAttackResult",
     "AutoAttackSettings",
     "Finding",
+    "FunctionAttack",
     "MaskingReport",
     "Mode",
     "Model",
@@ -53,6 +48,7 @@ __all__ = [
     "ThreatModel",
     "Version",
     "accuracy",
+    "as_radius",
     "attack_loss",
     "attack_names",
     "autoattack",
@@ -69,5 +65,7 @@ __all__ = [
     "minimum_radius",
     "named_attack",
     "pgd",
+    "radius_text",
     "register_attack",
+    "two_logits",
 ]

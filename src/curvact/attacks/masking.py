@@ -10,17 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from curvact.attacks.batch import Guarded, check_number, checked, connected, differentiable
 from curvact.attacks.black_box import random_search, small_network
 from curvact.attacks.losses import ce, margin, succeeded
 from curvact.attacks.pgd import PGD, Model, Start
-from curvact.attacks.threat import (
-    ThreatModel,
-    check_images,
-    check_per_sample,
-    connected,
-    distance,
-    wrong_shape,
-)
+from curvact.attacks.threat import ThreatModel, ball, distance
 from curvact.errors import CurvactError
 from curvact.models.modes import frozen, mode
 from curvact.random import generator
@@ -71,6 +65,7 @@ class MaskingReport:
         return "\n".join([f"{found} of gradient masking on {self.images} images", *map(str, self.findings)])
 
 
+@differentiable()
 def masking_report(
     model: Model,
     x: Tensor,
@@ -93,7 +88,7 @@ def masking_report(
     from one forward pass to the next.
 
     model: maps N×… inputs in [0, 1] to logits; in eval mode inside, restored after.
-    x: N×… in [0, 1]. y: N. A hundred images are enough; they are one batch.
+    x: N×… in [0, 1]. y: N, whole numbers. A hundred images are enough; they are one batch.
     surrogate: a plain model of the same task to transfer from; where None a small network is fitted
         to (x, y).
     steps: of each PGD, 2.5ε/steps long. queries: of the black box, for each image that PGD does not
@@ -122,20 +117,18 @@ def masking_report(
     """
     if not threat_model.epsilon > 0:
         raise CurvactError("masking_report got epsilon=0: a radius > 0, else no attack can move an image")
-    if steps < 2 or queries < 1:
-        raise CurvactError(f"masking_report got steps={steps}, queries={queries}: steps >= 2, queries >= 1")
-    check_images(x)
-    check_per_sample("y", y, x)
+    where = "masking_report"
+    check_number(steps, "steps", where, 2)
+    check_number(queries, "queries", where)
+    x, y, highest = checked(x, y, where, threat_model=threat_model)
+    if len(x) == 0:
+        raise CurvactError(f"{where} got 0 images: at least 1")
     if attacked is not None:
         _check_attacked(attacked, x, threat_model)
-    x = x.detach()
     with mode(model, training=False), frozen(model):
-        model = connected(model)
         with torch.no_grad():
-            logits = model(x)
-        wrong = wrong_shape(logits, len(x))
-        if wrong:
-            raise CurvactError(wrong)
+            logits = Guarded(model, where, highest)(x)
+        model = connected(model)
         right = logits.argmax(1) == y
         if not bool(right.any()):
             raise CurvactError(
@@ -218,15 +211,15 @@ def detected(rate: float, images: int, power: float = 0.9) -> float:
 
 
 def _check_attacked(attacked: Tensor, x: Tensor, threat_model: ThreatModel) -> None:
-    if attacked.shape != x.shape:
+    if not isinstance(attacked, Tensor) or attacked.shape != x.shape:
+        got = tuple(attacked.shape) if isinstance(attacked, Tensor) else type(attacked).__name__
         raise CurvactError(
-            f"masking_report got attacked images of shape {tuple(attacked.shape)} for {tuple(x.shape)}: one for each"
+            f"masking_report got attacked images of shape {got} for {tuple(x.shape)}: one for each"
         )
-    farthest = float(distance(attacked, x, threat_model.norm).max())
+    farthest = float(distance(attacked.to(x), x, threat_model.norm).max())
     if not farthest <= threat_model.epsilon * (1 + 1e-3):
         raise CurvactError(
-            f"masking_report got attacked images up to {farthest:.6g} away: within ε = {threat_model.epsilon:.6g} in "
-            f"{threat_model.norm}"
+            f"masking_report got attacked images up to {farthest:.6g} away: within {threat_model}"
         )
 
 
@@ -337,6 +330,7 @@ def _first_pgd(case: _Case) -> tuple[Tensor, Tensor]:
         case.threat_model,
         keep_best=True,
         early_stop=True,
+        check=False,
         generator=case.random("pgd"),
         on_step=lambda step, point, _: None if step else starts.append(point),
     )
@@ -376,6 +370,7 @@ def _check_white_box(checks: _Checks, case: _Case, before: Tensor, x_adv: Tensor
             generator=random,
             keep_best=True,
             early_stop=True,
+            check=False,
         )
         return rows[case.fooled(x_adv, rows)]
 
@@ -417,8 +412,8 @@ def _check_unbounded(checks: _Checks, case: _Case, left: Tensor) -> None:
     x_adv = case.x[left]
     if len(left):
         attack = case.pgd(start="none", loss="margin")
-        whole = ThreatModel(case.threat_model.norm, radius)
-        x_adv = attack(case.model, x_adv, case.y[left], whole, keep_best=True, early_stop=True)
+        whole = ball(case.threat_model.norm, radius)
+        x_adv = attack(case.model, x_adv, case.y[left], whole, keep_best=True, early_stop=True, check=False)
     checks.images(
         "unbounded radius",
         int((~case.fooled(x_adv, left)).sum()),
@@ -442,7 +437,9 @@ def _check_without_gradients(
         "PGD misses adversarial examples",
     )
     if surrogate is not None and len(left):
-        transferred = case.pgd()(surrogate, x, y, threat_model, generator=case.random("transfer"))
+        transferred = case.pgd()(
+            surrogate, x, y, threat_model, generator=case.random("transfer"), check=False
+        )
     checks.images(
         "transfer",
         int(case.fooled(transferred, left).sum()),

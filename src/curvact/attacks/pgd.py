@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
+from curvact.attacks.batch import Guarded, checked, checked_labels, differentiable, normal
 from curvact.attacks.losses import AttackLoss, attack_loss, succeeded
 from curvact.attacks.names import called, parse_call
-from curvact.attacks.threat import ThreatModel, check_images, check_per_sample
+from curvact.attacks.threat import ThreatModel, ball, check_per_sample
 from curvact.errors import CurvactError, nearest
 from curvact.models.modes import frozen
 
@@ -53,6 +54,7 @@ class Options(TypedDict, total=False):
     early_stop: bool
     sparsity: float
     on_step: OnStep | None
+    check: bool
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class PGD:
         generator: torch.Generator | Callable[[torch.device], torch.Generator] | None = None,
         **options: Unpack[Options],
     ) -> Attack:
-        """The attack `(model, x, y) -> x_adv` in this threat model. It refuses x outside [0, 1].
+        """The attack `(model, x, y) -> x_adv` in this threat model.
 
         generator: of the random starts. A callable makes a new one at each call, from the device of
         x: with one seed, every call then starts at the same points.
@@ -182,7 +184,6 @@ class PGD:
         """
 
         def attack(model: Model, x: Tensor, y: Tensor) -> Tensor:
-            check_images(x)
             random = generator(x.device) if callable(generator) else generator
             return self(model, x, y, threat_model, generator=random, **options)
 
@@ -199,6 +200,7 @@ def fgsm(
     targets: Tensor | None = None,
     epsilon: Tensor | None = None,
     sparsity: float = 0.05,
+    check: bool = True,
 ) -> Tensor:
     """One step of steepest ascent of length ε from x (Goodfellow et al. 2015). Shapes and arguments
     as `pgd`.
@@ -219,9 +221,11 @@ def fgsm(
         targets=targets,
         epsilon=epsilon,
         sparsity=sparsity,
+        check=check,
     )
 
 
+@differentiable()
 def pgd(
     model: Model,
     x: Tensor,
@@ -242,11 +246,12 @@ def pgd(
     early_stop: bool = False,
     sparsity: float = 0.05,
     on_step: OnStep | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al. 2018) on a loss; no weight gradient is computed.
 
     model: maps N×… inputs in [0, 1] to N×classes logits; its mode is left as it is.
-    x: N×…, in [0, 1]. y: N, int64.
+    x: N×…, in [0, 1]. y: N, whole numbers.
     step: length of a step in units of ε and the norm of the threat model, at most 2;
         `default_step(steps)` where None.
     restarts: with more than one, an image keeps the last point that fooled the model, and only
@@ -256,8 +261,7 @@ def pgd(
     project: onto ball and box after each step. If False, points are cut to [0, 1] only (N-FGSM).
     targets: N, int64: the attack then wants these classes predicted, and is done only where they
         are.
-    epsilon: N radii in the place of the threat model's one. Their values are not checked: they must
-        be ≥ 0.
+    epsilon: N radii ≥ 0 in the place of the threat model's one.
     keep_best: return the best point visited, one that fooled the model before one that did not,
         then the higher loss, rather
         than the last: one forward pass more a restart.
@@ -267,9 +271,13 @@ def pgd(
     on_step: called as `on_step(step, x_adv, loss)` with each point whose gradient is taken (step
         from 0, the start) and its losses, detached, on the device; only the images still in the
         batch.
+    check: looks at the values of images and labels, once, before the first step. False for calls in
+        a loop whose images were checked before it: nothing then waits for the device.
     Returns x_adv of the shape of x, detached, inside the threat model.
     Raises CurvactError for steps < 0, restarts < 1, a step outside (0, 2], an unknown loss or
-    start, or shapes that do not fit.
+    start, shapes that do not fit, images that are not floating point in [0, 1], labels that are no
+    classes of the model, and a model that fails on the images. With a loss that is a callable, y is
+    its own matter.
 
     >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
     >>> pgd(model, torch.full((1, 3), 0.5), torch.tensor([0]), ThreatModel("linf", 0.1), steps=5)
@@ -281,15 +289,25 @@ def pgd(
         raise CurvactError(f"sparsity={sparsity} of pgd: a fraction of the coordinates, 0 < sparsity <= 1")
     if not (math.isfinite(noise) and noise >= 0):
         raise CurvactError(f"noise={noise} of pgd: a number >= 0, in units of ε")
+    named = isinstance(loss, str)
+    highest = -1
+    if check:
+        x, y, highest = checked(x, y, "pgd", threat_model=threat_model, labelled=named)
+        if named and targets is not None:
+            targets, top = checked_labels(targets, x, "pgd", "targets")
+            highest = max(highest, top)
     for name, value in (("y", y), ("targets", targets), ("epsilon", epsilon)):
         if isinstance(value, Tensor):
             check_per_sample(name, value, x)
     _check_start(start, x)
-    x = x.detach()
+    if check:
+        _check_values(epsilon, start, generator, x)
+    x, y = normal(x), normal(y) if isinstance(y, Tensor) else y
+    guarded = Guarded(model, "pgd", highest, logits=named)
 
     ascend = partial(
         _ascend,
-        model,
+        guarded,
         threat_model,
         compute_loss,
         steps=steps,
@@ -308,13 +326,13 @@ def pgd(
         best = ascend(batch)
         for _ in range(restarts - 1):
             with torch.no_grad():
-                left = (~succeeded(model(best), y, targets)).nonzero().squeeze(1)
+                left = (~succeeded(guarded(best), y, targets)).nonzero().squeeze(1)
             if left.numel() == 0:
                 break
             rest = batch.rows(left)
             again = ascend(rest)
             if keep_best:
-                again = _better(model, compute_loss, rest, best[left], again)
+                again = _better(guarded, compute_loss, rest, best[left], again)
             best = best.index_copy(0, left, again)
     return best
 
@@ -343,6 +361,19 @@ def _check_start(start: str | Tensor, x: Tensor | None = None) -> None:
         known = get_args(Start)
         raise CurvactError(
             f"start={start!r} of pgd{nearest(str(start), known)}: allowed are {', '.join(known)}"
+        )
+
+
+def _check_values(
+    epsilon: Tensor | None, start: str | Tensor, random: torch.Generator | None, x: Tensor
+) -> None:
+    if isinstance(epsilon, Tensor) and not bool((epsilon.isfinite() & (epsilon >= 0)).all()):
+        raise CurvactError("epsilon of pgd holds numbers that are no radii: finite and >= 0")
+    if isinstance(start, Tensor) and not bool(start.isfinite().all()):
+        raise CurvactError("start of pgd holds NaN or infinity: points near the images")
+    if random is not None and random.device.type != x.device.type:
+        raise CurvactError(
+            f"generator of pgd is on {random.device}, the images on {x.device}: one on their device"
         )
 
 
@@ -436,7 +467,7 @@ def _started(
         draw = torch.empty_like(x).normal_(0, GAUSSIAN, generator=generator)
         return threat_model.project(x + draw, x, epsilon)
     if start == "uniform":
-        wide = threat_model if noise == 1 else replace(threat_model, epsilon=noise * threat_model.epsilon)
+        wide = threat_model if noise == 1 else ball(threat_model.norm, noise * threat_model.epsilon)
         return wide.random_start(x, generator, None if epsilon is None else noise * epsilon)
     return x
 

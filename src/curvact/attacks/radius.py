@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from curvact.attacks.batch import Guarded, check_number, checked, differentiable
 from curvact.attacks.losses import succeeded
 from curvact.attacks.pgd import PGD, Model
-from curvact.attacks.threat import Norm, ThreatModel, distance
+from curvact.attacks.threat import Norm, ThreatModel, as_radius, ball, distance
 from curvact.errors import CurvactError
 
 
+@differentiable()
 def minimum_radius(
     model: Model,
     x: Tensor,
     y: Tensor,
     *,
     norm: Norm = "linf",
-    high: float,
+    high: float | str,
     halvings: int = 8,
-    attack: PGD | None = None,
+    attack: PGD | str | None = None,
     sparsity: float = 0.05,
     early_stop: bool = False,
     generator: torch.Generator | None = None,
@@ -34,11 +34,11 @@ def minimum_radius(
     settings]
 
     model, x, y: as `pgd`. The model's mode is left as it is.
-    high: the largest radius tried, in input units and the norm. halvings: after it, so that the
-        search adds at most high·2^−halvings to the radius.
-    attack: the PGD at each radius, `PGD(20)` where None. It keeps the best point that it visits,
-        and its steps are in units of the radius tried. Restarts matter most: on adversarially
-            trained digits three gave radii 4 to 11 % smaller than one.
+    high: the largest radius tried, in input units and the norm, a number or text such as "32/255".
+    halvings: after it, so that the search adds at most high·2^−halvings to the radius.
+    attack: the PGD at each radius, or its text; `PGD(20)` where None. It keeps the best point that
+        it visits, and its steps are in units of the radius tried. Restarts matter most: on
+        adversarially trained digits three gave radii 4 to 11 % smaller than one.
     sparsity, early_stop: as `pgd`.
     Returns N radii in the dtype of x: 0 for images misclassified already, infinity where PGD fails
     at `high` too.
@@ -51,14 +51,15 @@ def minimum_radius(
     >>> [round(float(r), 2) for r in radius]
     [0.2, 0.2, 0.0]
     """
-    attack = PGD(20) if attack is None else attack
-    if not (math.isfinite(high) and high > 0) or halvings < 0 or attack.steps < 1:
-        raise CurvactError(
-            f"minimum_radius got high={high}, halvings={halvings}, attack={attack}: high > 0, halvings >= 0, "
-            "an attack of at least 1 step"
-        )
-    x = x.detach()
-    threat_model = ThreatModel(norm, high)
+    where = "minimum_radius"
+    attack = PGD.parse(attack) if isinstance(attack, str) else attack or PGD(20)
+    high = as_radius(high, f"high={high!r} of {where}", above_zero=True)
+    check_number(halvings, "halvings", where, 0)
+    if not isinstance(attack, PGD) or attack.steps < 1:
+        raise CurvactError(f"attack={attack} of {where}: a PGD of at least 1 step")
+    x, y, highest = checked(x, y, where)
+    threat_model = ball(ThreatModel(norm, 0).norm, high)
+    guarded = Guarded(model, where, highest)
 
     def reached(rows: Tensor, epsilon: Tensor) -> Tensor:
         """Distances of points within these radii that fool the model, infinity where the attack
@@ -74,13 +75,14 @@ def minimum_radius(
             keep_best=True,
             early_stop=early_stop,
             sparsity=sparsity,
+            check=False,
         )
         with torch.no_grad():
             fooled = succeeded(model(x_adv), y[rows])
         return torch.where(fooled, distance(x_adv, x[rows], norm), torch.inf)
 
     with torch.no_grad():
-        radius = torch.where(succeeded(model(x), y), 0.0, torch.inf).to(x.dtype)
+        radius = torch.where(succeeded(guarded(x), y), 0.0, torch.inf).to(x.dtype)
     rows = radius.nonzero().squeeze(1)
     if rows.numel() == 0:
         return radius

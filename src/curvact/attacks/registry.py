@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from inspect import Parameter, Signature, signature
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,18 +46,93 @@ _REGISTRY: dict[str, Callable[..., NamedAttack]] = {
 }
 
 
-def register_attack(name: str, factory: Callable[..., NamedAttack]) -> None:
-    """Make an attack known by name. "name(setting=value)" then calls factory(setting=value).
+def register_attack(name: str, attack: Callable[..., Any]) -> None:
+    """Make an attack known by name, for `named_attack`, `accuracy`, `evaluate` and the commands.
 
-    name: letters, digits and dashes. factory: a class or function with keyword arguments; what it
-        returns prints as its name.
-    Raises CurvactError for a name that is taken or has other characters.
+    name: letters, digits and dashes.
+    attack: a function `(model, x, y, threat_model, *, generator, …) -> x_adv`. Its other keyword
+        arguments are settings: "name(setting=value)" passes them. `generator` and `on_step` are
+        passed where the function takes them. Or a class or function of settings alone that returns
+        such an attack, which prints as its name.
+    Raises CurvactError for a name that is taken or has other characters, and for what cannot be
+    called.
+
+    >>> def noise(model, x, y, threat_model, *, generator, share=1.0):
+    ...     start = threat_model.random_start(x, generator)
+    ...     return x + share * (start - x)
+    >>> register_attack("noise", noise)
+    >>> str(named_attack("noise(share=0.5)"))
+    'noise(share=0.5)'
+    >>> del _REGISTRY["noise"]
     """
-    if not name.replace("-", "").isalnum() or name.startswith("pgd-"):
+    if not isinstance(name, str) or not name.replace("-", "").isalnum() or name.startswith("pgd-"):
         raise CurvactError(f"name={name!r} of an attack: letters, digits and dashes, and not pgd-…")
     if name in _REGISTRY or name in ATTACKS:
         raise CurvactError(f"the attack '{name}' is known already: choose another name")
-    _REGISTRY[name] = factory
+    if not callable(attack):
+        raise CurvactError(f"the attack '{name}' is a {type(attack).__name__}: a function or a class")
+    _REGISTRY[name] = _factory(name, attack) if takes_threat_model(attack) else attack
+
+
+@dataclass(frozen=True)
+class FunctionAttack:
+    """A function `(model, x, y, threat_model, **settings) -> x_adv` under a name.
+
+    It prints as its name with the settings, sorted.
+    """
+
+    name: str
+    function: Callable[..., Tensor] = field(compare=False)
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{key}={value}" for key, value in sorted(self.settings))
+        return f"{self.name}({given})" if given else self.name
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat_model: ThreatModel,
+        *,
+        generator: torch.Generator | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """What the function returns. on_step: passed on where it takes that."""
+        passed = {"generator": generator, "on_step": on_step}
+        known = signature(self.function).parameters
+        extra = {key: value for key, value in passed.items() if key in known}
+        return self.function(model, x, y, threat_model, **extra, **dict(self.settings))
+
+
+def takes_threat_model(attack: Callable[..., Any]) -> bool:
+    """Whether it is called as `attack(model, x, y, threat_model)`, by its signature.
+
+    >>> takes_threat_model(PGD(1)), takes_threat_model(lambda model, x, y: x), takes_threat_model(PGD)
+    (True, False, False)
+    """
+    try:
+        parameters = signature(attack).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in needed) == 4
+
+
+def _factory(name: str, function: Callable[..., Tensor]) -> Callable[..., NamedAttack]:
+    """The function as a class of its settings."""
+
+    def made(**settings: Any) -> NamedAttack:
+        return FunctionAttack(name, function, tuple(sorted(settings.items())))
+
+    own = [
+        p.replace(kind=Parameter.KEYWORD_ONLY)
+        for p in list(signature(function).parameters.values())[4:]
+        if p.name not in ("generator", "on_step") and p.kind != p.VAR_KEYWORD
+    ]
+    made.__signature__ = Signature(own)  # type: ignore[attr-defined]
+    return made
 
 
 def attack_names() -> list[str]:

@@ -1,23 +1,67 @@
-"""The threat model: allowed perturbations, and checks of images, labels and model."""
+"""The threat model: a norm, a radius, and the allowed perturbations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curvact.errors import CurvactError, nearest
 
 Norm = Literal["linf", "l2", "l1"]
 
 
-class SuspectModelWarning(UserWarning):
-    """The model runs, but robust accuracy is not well defined on its outputs."""
+def as_radius(value: object, what: str, *, above_zero: bool = False) -> float:
+    """A radius in input units: a number, or text such as "0.03" or "8/255".
+
+    what: names value and place in the message. Raises CurvactError for anything else, and for
+    numbers that are not finite, below 0, or 0 with `above_zero`.
+
+    >>> as_radius("8/255", "epsilon") == 8 / 255
+    True
+    """
+    number = math.nan
+    try:
+        if isinstance(value, str):
+            numerator, slash, denominator = value.partition("/")
+            number = float(numerator) / float(denominator) if slash else float(value)
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            number = value if isinstance(value, int) and math.isfinite(value) else float(value)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and (number > 0 or (number == 0 and not above_zero))):
+        least = "> 0" if above_zero else ">= 0"
+        raise CurvactError(f"{what}: a finite number {least} in input units, such as 0.03 or 8/255")
+    return number
+
+
+def radius_text(epsilon: float) -> str:
+    """A radius as text that `as_radius` reads: k/255 where that is exact and the decimal is long.
+
+    >>> radius_text(8 / 255), radius_text(0.2), radius_text(0.031)
+    ('8/255', '0.2', '0.031')
+    """
+    text, parts = f"{epsilon:g}", round(epsilon * 255)
+    exact = parts >= 1 and abs(epsilon * 255 - parts) < 1e-9
+    return f"{parts}/255" if exact and len(text) > 5 else text
+
+
+class _Radius:
+    """How pydantic reads a radius: text such as "8/255" too. Pydantic is not imported for it."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Any) -> dict[str, Any]:
+        def read(value: object) -> object:
+            return as_radius(value, "a radius") if isinstance(value, str) else value
+
+        return {
+            "type": "function-before",
+            "function": {"type": "no-info", "function": read},
+            "schema": handler(source),
+        }
 
 
 @dataclass(frozen=True)
@@ -25,7 +69,10 @@ class ThreatModel:
     """All x' in [0, 1] with ‖x' − x‖ ≤ epsilon, per image.
 
     norm: "linf", "l2" or "l1".
-    epsilon: radius in input units (inputs lie in [0, 1]); 0 allows no perturbation.
+    epsilon: radius in input units (inputs lie in [0, 1]), a number or text such as "8/255", which
+        becomes the number; 0 allows no perturbation.
+    Raises CurvactError for an unknown norm, for what is no radius, and for linf radii of 1 and
+    more, which would allow every image.
 
     Methods take `epsilon`, a tensor of N radii, in the place of the threat model's one.
 
@@ -35,7 +82,11 @@ class ThreatModel:
     """
 
     norm: Norm
-    epsilon: float
+    epsilon: Annotated[float, _Radius()]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, norm: Norm, epsilon: float | str) -> None: ...
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
@@ -43,12 +94,29 @@ class ThreatModel:
                 f"norm={self.norm!r} of a threat model: allowed are {', '.join(get_args(Norm))}"
                 + nearest(str(self.norm), get_args(Norm))
             )
-        given: object = self.epsilon
-        number = isinstance(given, Real) and not isinstance(given, bool)
-        if not (number and math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise CurvactError(
-                f"epsilon={self.epsilon!r} of a threat model: a finite number >= 0, in input units"
-            )
+        what = f"epsilon={self.epsilon!r} of a threat model"
+        object.__setattr__(self, "epsilon", as_radius(self.epsilon, what))
+        if self.norm == "linf" and self.epsilon >= 1:
+            meant = f"; did you mean {self.epsilon:g}/255?" if 1 <= self.epsilon < 255 else ""
+            raise CurvactError(f"{what}: below 1 in linf, because images lie in [0, 1]{meant}")
+
+    def __str__(self) -> str:
+        """Such as "linf ε = 8/255"."""
+        return f"{self.norm} ε = {radius_text(self.epsilon)}"
+
+    def excess(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """‖x_adv − x‖ − ε less the room for rounding, N, float64: above 0 (or NaN) outside the ball.
+
+        The room, for float32: 1e-6 in linf (x ± ε rounds by 6e-8); 1e-6 + 1e-5·ε in l2;
+        1e-5 + 1e-4·ε in l1, where thousands of roundings add up. In half precision an image may
+        round by the machine epsilon at each coordinate.
+        """
+        epsilon = self.epsilon
+        room = {"linf": 1e-6, "l2": 1e-6 + 1e-5 * epsilon, "l1": 1e-5 + 1e-4 * epsilon}[self.norm]
+        if x_adv.dtype in (torch.float16, torch.bfloat16):
+            share = {"linf": 1.0, "l2": math.sqrt(x[0].numel()), "l1": float(x[0].numel())}[self.norm]
+            room += torch.finfo(x_adv.dtype).eps * share
+        return distance(x_adv.double(), x.double(), self.norm) - (epsilon + room)
 
     def project(self, x_adv: Tensor, x: Tensor, epsilon: Tensor | None = None) -> Tensor:
         """An allowed point near x_adv: the nearest one (linf, l1), or the cut to [0, 1] of the
@@ -99,7 +167,7 @@ class ThreatModel:
     ) -> Tensor:
         """One step of ascent of length `step` in the norm of the threat model; not projected.
 
-        linf: the sign of the gradient. l2: its direction.
+        linf: the sign of the gradient, 0 where it is NaN. l2: its direction.
         l1: equal steps along its signs in the coordinates where it is largest, walls of [0, 1] that
         it pushes against left out (SLIDE, arXiv 1904.13000).
         x, gradient: N×…. step: one length, or N.
@@ -126,6 +194,18 @@ class ThreatModel:
             return self.epsilon
         check_per_sample("epsilon", epsilon, x)
         return epsilon.to(x).view(_column(x))
+
+
+def ball(norm: Norm, epsilon: float) -> ThreatModel:
+    """A threat model of any radius ≥ 0, for searches whose ball may hold every image.
+
+    >>> ball("linf", 1.0).project(torch.tensor([[1.5]]), torch.tensor([[0.0]]))
+    tensor([[1.]])
+    """
+    made = object.__new__(ThreatModel)
+    object.__setattr__(made, "norm", norm)
+    object.__setattr__(made, "epsilon", as_radius(epsilon, f"radius {epsilon!r} of a ball"))
+    return made
 
 
 def check_per_sample(name: str, value: Tensor, x: Tensor) -> None:
@@ -198,124 +278,3 @@ def _onto_l1_ball_and_box(delta: Tensor, x: Tensor, radius: float | Tensor) -> T
     inside = torch.minimum(size, wall).double().sum(1, keepdim=True) <= limit
     lam = torch.where(inside, 0.0, lam.clamp_min(0)).to(x.dtype)
     return delta.sign() * torch.minimum((size - lam).clamp_min(0), wall).view_as(delta)
-
-
-def check_images(x: Tensor) -> None:
-    """CurvactError unless x is floating point in [0, 1] and has no NaN. Reads the values: call it
-    once, outside loops.
-    """
-    if not x.is_floating_point():
-        raise CurvactError(
-            f"images are {x.dtype}: attacks take floating-point inputs in [0, 1] (divide bytes by 255)"
-        )
-    if x.numel() == 0:
-        return
-    low, high = (float(v) for v in torch.aminmax(x))
-    if not (low >= 0 and high <= 1):
-        raise CurvactError(
-            f"images lie in [{low:.4g}, {high:.4g}]: attacks take inputs in [0, 1] (normalize in the model)"
-        )
-
-
-def check_labels(y: Tensor, count: int) -> None:
-    """CurvactError unless y is int64 and names classes 0 … count − 1. Reads the values: call it
-    once, outside loops.
-    """
-    if y.dtype != torch.int64:
-        raise CurvactError(f"labels are {y.dtype}: int64, one class an image")
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= count:
-        raise CurvactError(
-            f"labels lie in {low} … {high}, the model has {count} classes: labels 0 … {count - 1}"
-        )
-
-
-def cuts_graph(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether no gradient leads from the outputs to the inputs, as after a comparison. One pass, on
-    x.
-
-    >>> cuts_graph(lambda x: (x > 0.5).float(), torch.rand(1, 4)), cuts_graph(lambda x: 2 * x, torch.rand(1, 4))
-    (True, False)
-    """
-    with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        outputs = model(leaf)
-        return (
-            not outputs.requires_grad
-            or torch.autograd.grad(outputs.sum(), leaf, allow_unused=True)[0] is None
-        )
-
-
-def connected(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same outputs, with a gradient of zero where the model cuts the graph."""
-
-    def joined(x: Tensor) -> Tensor:
-        outputs = model(x)
-        if wrong_shape(outputs, len(x)):
-            return outputs
-        return outputs + 0 * x.flatten(1).sum(1, keepdim=True)
-
-    return joined
-
-
-def check_model(model: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
-    """Reasons to doubt attacks on the model, one line each; empty if there is none. One forward
-    pass.
-
-    Checked: parts in training mode, outputs that are not N×classes, not finite, or already
-    probabilities.
-
-    >>> check_model(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softmax(1)).eval(), torch.rand(8, 1, 2, 2))
-    ['the outputs are probabilities (each row lies in [0, 1] and sums to 1): attacks need the logits
-    before the softmax']"""
-    with torch.no_grad():
-        outputs = model(x)
-    wrong = wrong_shape(outputs, len(x))
-    return training_parts(model) + ([wrong] if wrong else suspect_logits(outputs))
-
-
-def training_parts(model: Callable[[Tensor], Tensor]) -> list[str]:
-    """A line if any module of the model is in training mode."""
-    if not isinstance(model, nn.Module):
-        return []
-    names = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if not names:
-        return []
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return [
-        f"'{names[0]}'{more} in training mode: dropout and batch norm make the outputs depend on chance and batch"
-    ]
-
-
-def wrong_shape(outputs: object, count: int) -> str:
-    """A line if the outputs are not a tensor of count×classes logits with classes ≥ 2, else an
-    empty string.
-    """
-    if not isinstance(outputs, Tensor):
-        return f"the model returns {type(outputs).__name__}: attacks need one tensor of logits"
-    if outputs.dim() != 2 or len(outputs) != count or outputs.shape[1] < 2:
-        return (
-            f"the outputs have shape {tuple(outputs.shape)}: attacks need {count}×classes, at least 2 classes"
-        )
-    return ""
-
-
-def suspect_logits(logits: Tensor) -> list[str]:
-    """A line for logits that are not finite, one for logits that are already probabilities. Reads
-    the values.
-    """
-    if len(logits) == 0:
-        return []
-    finite = logits.isfinite().all(1)
-    # A softmax in float32 sums to 1 within 1e-6; in half precision within 1e-2.
-    near = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
-    rows = logits.detach().double()
-    stochastic = ((rows >= 0) & (rows <= 1)).all() & ((rows.sum(1) - 1).abs() < near).all()
-    lines = []
-    if not bool(finite.all()):
-        lines.append(f"{int((~finite).sum())} of {len(logits)} rows of logits hold NaN or infinity")
-    elif bool(stochastic):
-        lines.append(
-            "the outputs are probabilities (each row lies in [0, 1] and sums to 1): attacks need the logits before the softmax"
-        )
-    return lines

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_
 
 from curvact.activations import activation
 from curvact.activations.registry import parse_name
-from curvact.attacks import PGD, ThreatModel
+from curvact.attacks import PGD, ThreatModel, as_radius, radius_text
 from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, nearest
 from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
@@ -294,8 +294,12 @@ class RunSpec(Strict):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
-        """The spec as YAML, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
+        """The spec as YAML, every default written out. A radius such as 8/255 is written so."""
+        content = self.model_dump(mode="json")
+        text = radius_text(self.threat_model.epsilon)
+        if "/" in text and as_radius(text, "epsilon") == self.threat_model.epsilon:
+            content["threat_model"]["epsilon"] = text
+        return yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
 
 
 @cache

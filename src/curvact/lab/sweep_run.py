@@ -266,10 +266,7 @@ def _provenance(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], fold
     evaluations = sum(r.gradient_evaluations for _, r in records)
     seconds = sum(r.seconds for _, r in records)
     data = {f"{r.spec.data.name} (test sha256 {r.data_sha256['test'][:12]})" for _, r in records}
-    attacks = {
-        f"{r.spec.evaluation.attack}, {r.spec.threat_model.norm} ε = {r.spec.threat_model.epsilon:.4g}"
-        for _, r in records
-    }
+    attacks = {f"{r.spec.evaluation.attack}, {r.spec.threat_model}" for _, r in records}
     return {
         "sweep": spec.name,
         "seeds": ", ".join(map(str, spec.grid["seed"])),

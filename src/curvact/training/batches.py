@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from curvact.attacks.threat import wrong_shape
+from curvact.attacks.batch import wrong_shape
 from curvact.data import (
     Augmentation,
     Dataset,

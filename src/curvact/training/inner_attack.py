@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curvact.attacks import LOSSES, PGD, AttackLoss, Model, Start, ThreatModel, attack_loss, pgd
+from curvact.attacks.batch import checked
 from curvact.errors import CurvactError, nearest
 from curvact.models.modes import frozen, mode
 
@@ -76,6 +77,8 @@ class InnerAttack:
     gradient_scale: a factor of the attack's loss, so that float16 gradients do not vanish. Steps do
         not depend on it, up to rounding. Losses are computed in float32 for float16 and bfloat16
         logits.
+    check: looks at the values of images and labels at every call, as `pgd` does. `fit` checks its
+        data once, before the first step, and switches this off.
 
     Raises CurvactError for a gradient_scale that is not a finite number > 0, or an unknown mode.
 
@@ -93,6 +96,7 @@ class InnerAttack:
     batch_norm: BatchNorm | None = None
     view: Callable[[Any], Model] = field(default=same)
     gradient_scale: float = 1.0
+    check: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.gradient_scale < float("inf"):
@@ -115,6 +119,8 @@ class InnerAttack:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, maximization: Maximization) -> Tensor:
         """Attacked images, N×…, in [0, 1], detached. The model's mode is restored after."""
+        if self.check:
+            x, y, _ = checked(x, y, "a training attack", threat_model=self.threat_model)
         x = x.detach()
         training = (self.batch_norm or maximization.batch_norm) == "train"
         with mode(model, training=training), frozen(model):
@@ -131,6 +137,7 @@ class InnerAttack:
                 noise=maximization.noise,
                 generator=self.generator,
                 loss=self._loss(maximization.loss, attacked, x),
+                check=False,
             )
 
     def _loss(self, loss: str | AttackLoss, attacked: Model, x: Tensor) -> AttackLoss:

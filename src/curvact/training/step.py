@@ -150,6 +150,7 @@ class Trainer:
             batch_norm=mode,
             view=self._view,
             gradient_scale=FP16_SCALE if precision(self.fabric).startswith("16") else 1.0,
+            check=False,
         )
 
     def _view(self, model: Any) -> Any:

@@ -25,6 +25,7 @@ from curvact.attacks.autoattack.apgd import checkpoints
 from curvact.attacks.autoattack.ensemble import chosen_steps, ensemble_name, version_steps
 from curvact.attacks.autoattack.fab import onto_plane
 from curvact.attacks.autoattack.shard import allowed
+from curvact.attacks.threat import ball
 from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.models.folding import folded
@@ -94,7 +95,7 @@ def test_fast_mode_is_sound_and_no_weaker_where_it_can_be_known(
         )
 
 
-@pytest.mark.filterwarnings("ignore::curvact.attacks.threat.SuspectModelWarning")
+@pytest.mark.filterwarnings("ignore::curvact.attacks.SuspectModelWarning")
 def test_a_masked_gradient_does_not_mislead(net: Any, images: Any) -> None:
     """PGD on the cross-entropy takes the model for robust; the ensembles do not."""
     model, (x, y) = net("hard"), images()
@@ -124,7 +125,7 @@ def test_fast_mode_does_not_depend_on_batch_or_shard_size(net: Any, images: Any)
         assert float((other.x_adv != first.x_adv).flatten(1).any(1).float().mean()) < 0.5
 
 
-@pytest.mark.filterwarnings("ignore::curvact.attacks.threat.SuspectModelWarning")
+@pytest.mark.filterwarnings("ignore::curvact.attacks.SuspectModelWarning")
 def test_a_lying_twin_breaks_nothing(
     net: Any, images: Any, assert_sound: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,4 +356,4 @@ def test_only_the_ball_and_the_box_are_allowed(size: float, seed: int, norm: Any
     for bad in (math.nan, math.inf, -1e-7, 1 + 1e-6):
         spoilt = x.clone()
         spoilt[0, 0, 0, 0] = bad
-        assert not bool(allowed(spoilt, x, ThreatModel(norm, 100.0)))
+        assert not bool(allowed(spoilt, x, ball(norm, 100.0)))

@@ -51,7 +51,7 @@ def _reference(
     return made
 
 
-@pytest.mark.filterwarnings("ignore::curvact.attacks.threat.SuspectModelWarning")
+@pytest.mark.filterwarnings("ignore::curvact.attacks.SuspectModelWarning")
 @pytest.mark.parametrize(
     ("name", "norm"),
     [*[(name, norm) for name in ("relu", "hard") for norm in EPSILON], ("rctaf(curvature=6)", "linf")],
@@ -100,7 +100,7 @@ def test_a_version_sets_its_attacks_as_the_reference_does(net: Any, norm: Any, v
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::curvact.attacks.threat.SuspectModelWarning")
+@pytest.mark.filterwarnings("ignore::curvact.attacks.SuspectModelWarning")
 @pytest.mark.parametrize(
     ("name", "norm", "version"),
     [

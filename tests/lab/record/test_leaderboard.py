@@ -11,7 +11,6 @@ import pytest
 from curvact.errors import CurvactError
 from curvact.lab.record.leaderboard import (
     boards,
-    epsilon_text,
     export_boards,
     export_model_info,
     model_info,
@@ -142,9 +141,3 @@ def test_what_cannot_be_exported() -> None:
     for key in ("lnk", "autoattack_acc"):
         with pytest.raises(CurvactError, match=f"'{key}' cannot be given"):
             model_info(_record(), {key: "99"})
-
-
-def test_epsilon_text_is_exact() -> None:
-    assert epsilon_text(0.03137254901960784) == "8/255"
-    assert epsilon_text(0.0314) == "0.0314"
-    assert epsilon_text(0) == "0"

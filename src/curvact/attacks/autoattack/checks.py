@@ -8,22 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from curvact.attacks.autoattack.shard import Job, Unit, model_device
+from curvact.attacks.batch import Batch, Guarded, checked, suspect_logits
 from curvact.attacks.pgd import Model
-from curvact.attacks.threat import ThreatModel, check_images, check_labels, suspect_logits, wrong_shape
+from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
 
 
-def check_data(model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel) -> None:
-    """CurvactError unless images, labels, radius and parameters are such that AutoAttack can run."""
+def checked_data(model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel) -> Batch:
+    """Images and labels, as AutoAttack takes them. CurvactError unless images, labels, radius and
+    parameters are such that it can run.
+    """
     if not isinstance(x, Tensor) or x.dim() != 4 or len(x) == 0:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise CurvactError(f"x of autoattack is {shape}: a tensor N×C×H×W of at least one image")
-    if x.dtype != torch.float32:
-        raise CurvactError(f"x of autoattack is {x.dtype}: float32 in [0, 1]")
-    if not isinstance(y, Tensor) or y.shape != (len(x),) or y.dtype != torch.int64:
-        found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise CurvactError(f"y of autoattack is {found}: int64 of shape ({len(x)},), one label an image")
-    check_images(x)
+        remedy = ""
+        if isinstance(x, Tensor) and x.dim() == 2:
+            remedy = "; for vectors use pgd, or ensemble without square on x.view(N, 1, 1, D)"
+        raise CurvactError(f"x of autoattack is {shape}: a tensor N×C×H×W of at least one image{remedy}")
+    if x.is_floating_point() and x.dtype != torch.float32:
+        raise CurvactError(f"x of autoattack is {x.dtype}: float32 in [0, 1] (x.float())")
+    batch = checked(x, y, "autoattack")
     if threat_model.epsilon == 0:
         raise CurvactError("epsilon=0 of autoattack: nothing to search, robust accuracy is clean accuracy")
     if isinstance(model, nn.Module):
@@ -32,6 +35,7 @@ def check_data(model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel) ->
                 raise CurvactError(
                     f"parameter '{name}' is {parameter.dtype}: autoattack confirms in float32, use model.float()"
                 )
+    return batch
 
 
 def devices_of(model: Model, devices: Sequence[str | torch.device] | None) -> list[torch.device]:
@@ -57,26 +61,23 @@ def devices_of(model: Model, devices: Sequence[str | torch.device] | None) -> li
 
 
 def probe(
-    model: Model, x: Tensor, y: Tensor, device: torch.device, randomized: bool
+    model: Model, x: Tensor, highest: int, device: torch.device, randomized: bool
 ) -> tuple[Tensor, list[str]]:
     """Logits of the first 32 points, on the CPU, and a line for each reason to doubt them.
 
-    CurvactError for outputs that are no float32 logits, or not finite, or for labels beyond their
-    classes.
+    highest: the highest label. CurvactError for outputs that are no float32 logits, or not finite,
+    or for labels beyond their classes.
     """
     few = x[:32].to(device)
     with torch.no_grad():
-        logits = model(few)
+        logits = Guarded(model, "autoattack", highest)(few)
         again = model(few)
-    if wrong := wrong_shape(logits, len(few)):
-        raise CurvactError(wrong)
     if logits.dtype != torch.float32:
         raise CurvactError(
             f"the model's logits are {logits.dtype}: autoattack confirms in float32, use model.float()"
         )
     if not bool(logits.isfinite().all()):
         raise CurvactError(f"{suspect_logits(logits)[0]}: no accuracy is defined on them")
-    check_labels(y, logits.shape[1])
     suspicions = suspect_logits(logits)
     changes = float((logits - again).abs().max()) > 1e-4 * float(logits.abs().max())
     if randomized and not changes:

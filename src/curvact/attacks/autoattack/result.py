@@ -94,9 +94,8 @@ class AutoAttackResult:
         return torch.tensor([by is None for by in self.broken_by])
 
     def __str__(self) -> str:
-        where = f"{self.threat_model.norm} ε = {self.threat_model.epsilon:.4g}"
         return (
-            f"{self.name}, {where}: clean {self.clean_accuracy:.2%}, robust {self.robust_accuracy:.2%} "
+            f"{self.name}, {self.threat_model}: clean {self.clean_accuracy:.2%}, robust {self.robust_accuracy:.2%} "
             f"({len(self.broken_by)} points)"
         )
 

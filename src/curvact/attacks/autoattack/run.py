@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
-from curvact.attacks.autoattack.checks import check_data, devices_of, late_suspicions, probe
+from curvact.attacks.autoattack.checks import checked_data, devices_of, late_suspicions, probe
 from curvact.attacks.autoattack.ensemble import (
     QUERIES,
     STEPS,
@@ -43,8 +43,15 @@ from curvact.attacks.autoattack.store import (
     unit_path,
     write_unit,
 )
+from curvact.attacks.batch import (
+    SuspectModelWarning,
+    cuts_graph,
+    differentiable,
+    radius_doubt,
+    training_parts,
+)
 from curvact.attacks.pgd import Model, OnStep
-from curvact.attacks.threat import SuspectModelWarning, ThreatModel, cuts_graph, training_parts
+from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError, nearest
 from curvact.files import atomic_write
 from curvact.models.hashing import model_hash
@@ -134,7 +141,7 @@ def autoattack(
     model: maps N×C×H×W images in [0, 1] to N×classes logits in float32. It is evaluated in eval
         mode (restored after; "rand" leaves it as it is), and its parameters and gradients are not
         touched.
-    x: N×C×H×W, float32, in [0, 1]. y: N, int64. threat_model: its epsilon in input units.
+    x: N×C×H×W, float32, in [0, 1]. y: N, whole numbers. threat_model: its epsilon in input units.
     version: "standard", "plus", or "rand" for randomized models. With fewer than 10 classes every
         other class is a target once.
     seed: 0.
@@ -278,6 +285,7 @@ class AutoAttack:
         return self.run(model, x, y, threat_model, seed=seed).x_adv
 
 
+@differentiable()
 def _run(
     model: Model,
     x: Tensor,
@@ -289,17 +297,17 @@ def _run(
 ) -> AutoAttackResult:
     """choose: the attacks, from the number of classes."""
     started = time.perf_counter()
-    check_data(model, x, y, threat_model)
+    x, y, highest = checked_data(model, x, y, threat_model)
     devices = devices_of(model, chosen.devices)
     randomized = version == "rand"
-    suspicions: list[str] = []
+    suspicions = [doubt] if (doubt := radius_doubt(threat_model, x)) else []
     evaluating: AbstractContextManager[None] = nullcontext()
     if isinstance(model, nn.Module) and not randomized:
         suspicions += [f"{line}; attacked in evaluation mode" for line in training_parts(model)]
         evaluating = mode(model, training=False)
     with evaluating, global_randomness_kept(devices[0]):
         local = on_device(model, devices[0])
-        logits, doubts = probe(local, x, y, devices[0], randomized)
+        logits, doubts = probe(local, x, highest, devices[0], randomized)
         suspicions += doubts
         steps = choose(logits.shape[1])
         if chosen.mode == "plain" and any(step.attack == "square" for step in steps):

@@ -21,9 +21,10 @@ from curvact.attacks.autoattack.reference import ZeroGradients, reference_attack
 from curvact.attacks.autoattack.search import Counted, Twin, adaptive_batch, search_twin
 from curvact.attacks.autoattack.square import square
 from curvact.attacks.autoattack.windows import Windowed, windowed
+from curvact.attacks.batch import connected
 from curvact.attacks.losses import classes
 from curvact.attacks.pgd import Model
-from curvact.attacks.threat import ThreatModel, connected
+from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
 from curvact.models.modes import frozen
 from curvact.random import generator
@@ -101,19 +102,11 @@ def shard_seed(seed: int, shard: int) -> int:
 
 
 def allowed(x_adv: Tensor, x: Tensor, threat_model: ThreatModel) -> Tensor:
-    """Which x_adv are finite, in [0, 1], and in the ball, measured in float64 with room for float32
-    rounding. Bool, N.
-
-    The room: 1e-6 in l∞ (x ± ε rounds by 6e-8); 1e-6 + 1e-5·ε in l2; 1e-5 + 1e-4·ε in l1, where
-    thousands of roundings add up.
+    """Which x_adv are finite, in [0, 1], and in the ball, measured in float64 with the room for
+    rounding of `ThreatModel.excess`. Bool, N.
     """
-    delta = (x_adv.double() - x.double()).flatten(1)
-    order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[threat_model.norm]
-    epsilon = threat_model.epsilon
-    room = {"linf": 1e-6, "l2": 1e-6 + 1e-5 * epsilon, "l1": 1e-5 + 1e-4 * epsilon}[threat_model.norm]
-    near = torch.linalg.vector_norm(delta, ord=order, dim=1) <= epsilon + room
     flat = x_adv.flatten(1)
-    inside: Tensor = near & ((flat >= 0) & (flat <= 1)).all(1)
+    inside: Tensor = (threat_model.excess(x_adv, x) <= 0) & ((flat >= 0) & (flat <= 1)).all(1)
     return inside
 
 

@@ -197,9 +197,7 @@ def _show(record: EvaluationRecord, checks: list[Finding], path: Path) -> None:
         "(95 % intervals, from the choice of images)"
     )
     threat = record.threat_model
-    console.print(
-        f"{printable(record.attack)}, {threat.norm} ε = {threat.epsilon:.6g}, {record.seconds:,.1f} s"
-    )
+    console.print(f"{printable(record.attack)}, {threat}, {record.seconds:,.1f} s")
     if record.rounded_accuracy is not None:
         console.print(f"attacked images rounded to 8 bits: robust {100 * record.rounded_accuracy:.1f} %")
     if len(record.by_class) > 1:

@@ -229,15 +229,9 @@ def radius(option: str, text: str, *, above_zero: bool = False) -> float:
     >>> radius("--epsilon", "8/255") == 8 / 255
     True
     """
-    numerator, slash, denominator = text.partition("/")
-    try:
-        value = float(numerator) / float(denominator) if slash else float(text)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not (math.isfinite(value) and (value > 0 or (value == 0 and not above_zero))):
-        least = "> 0" if above_zero else ">= 0"
-        raise CurvactError(f"{option} {text}: a number {least} in input units, such as 0.03 or 8/255")
-    return value
+    from curvact.attacks import as_radius
+
+    return as_radius(text, f"{option} {text}", above_zero=above_zero)
 
 
 def one_of(option: str, value: str, allowed: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvact.analysis import Loss
-from curvact.attacks import ThreatModel
+from curvact.attacks import ThreatModel, radius_text
 from curvact.data import Dataset, load
 from curvact.errors import CurvactError
 from curvact.lab.checkpoints import Checkpoint, open_checkpoint
@@ -48,7 +48,7 @@ class Subjects:
     def caption(self) -> str:
         """The images and the threat model, in words."""
         threat = self.threat_model
-        radius = "" if threat is None else f", {NORMS[threat.norm]} ε = {threat.epsilon:.4g}"
+        radius = "" if threat is None else f", {NORMS[threat.norm]} ε = {radius_text(threat.epsilon)}"
         return f"{self.images.name}, {len(self.images)} images{radius}"
 
 

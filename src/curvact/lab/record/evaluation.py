@@ -31,7 +31,7 @@ from curvact.attacks import (
     masking_report,
     named_attack,
 )
-from curvact.attacks.threat import connected, cuts_graph
+from curvact.attacks.batch import connected, cuts_graph
 from curvact.data import Dataset
 from curvact.errors import CurvactError, nearest
 from curvact.lab.environment import environment
@@ -317,9 +317,16 @@ def _simple(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SuspectModelWarning)
         found = accuracy(
-            model, images.inputs(), images.labels, run, batch_size=key.batch_size, on_batch=clock.batch
+            model,
+            images.inputs(),
+            images.labels,
+            run,
+            key.threat_model,
+            batch_size=key.batch_size,
+            on_batch=clock.batch,
         )
-    findings = [str(w.message) for w in caught if issubclass(w.category, SuspectModelWarning)]
+    said = [str(w.message) for w in caught if issubclass(w.category, SuspectModelWarning)]
+    findings = list(dict.fromkeys(said))
     if blind:
         findings.append(
             f"the outputs do not depend on the inputs by a differentiable way: {name} sees nothing"

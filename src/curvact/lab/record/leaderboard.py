@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from curvact.attacks import radius_text
 from curvact.errors import CurvactError
 from curvact.lab.record.record import WHOLE, EvaluationRecord, file_name, read_record, write_json
 
@@ -47,7 +48,7 @@ class Board:
             "plus": "AutoAttack (plus)",
             "rand": "AutoAttack (rand): APGD alone, for randomized models; no FAB-T, no Square",
         }[self.version]
-        return f"{self.data}, {self.norm} ε = {epsilon_text(self.epsilon)}: {kind}"
+        return f"{self.data}, {self.norm} ε = {radius_text(self.epsilon)}: {kind}"
 
 
 def read_records(folder: Path) -> list[EvaluationRecord]:
@@ -106,7 +107,7 @@ def model_info(record: EvaluationRecord, about: Mapping[str, Any] | None = None)
         "dataset": record.data.name.rpartition("/")[0] or record.data.name,
         "venue": "Unpublished",
         "architecture": str(record.model.architecture.get("name", record.model.name)),
-        "eps": epsilon_text(record.threat_model.epsilon),
+        "eps": radius_text(record.threat_model.epsilon),
         "clean_acc": f"{100 * record.clean_accuracy:.2f}",
         "reported": f"{100 * record.robust_accuracy:.2f}",
         "autoattack_acc": f"{100 * record.robust_accuracy:.2f}",
@@ -171,14 +172,3 @@ def _target(record: EvaluationRecord, folder: Path, name: str) -> Path:
 
 def _mode(record: EvaluationRecord) -> str:
     return " (fast mode)" if record.mode == "fast" else ""
-
-
-def epsilon_text(epsilon: float) -> str:
-    """A radius as text: k/255 where this is exact and the decimal is long.
-
-    >>> epsilon_text(8 / 255), epsilon_text(0.2), epsilon_text(0.031)
-    ('8/255', '0.2', '0.031')
-    """
-    text, steps = f"{epsilon:g}", epsilon * 255
-    exact = round(steps) >= 1 and abs(steps - round(steps)) < 1e-9
-    return f"{round(steps)}/255" if exact and len(text) > 5 else text
