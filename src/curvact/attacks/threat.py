@@ -24,13 +24,15 @@ def as_radius(value: object, what: str, *, above_zero: bool = False) -> float:
     >>> as_radius("8/255", "epsilon") == 8 / 255
     True
     """
-    number = math.nan
+    number: float
     try:
         if isinstance(value, str):
             numerator, slash, denominator = value.partition("/")
             number = float(numerator) / float(denominator) if slash else float(value)
-        elif isinstance(value, Real) and not isinstance(value, bool):
-            number = value if isinstance(value, int) and math.isfinite(value) else float(value)
+        elif isinstance(value, bool) or not isinstance(value, (int, Real)):
+            number = math.nan
+        else:
+            number = value if isinstance(value, int) and float(value) == value else float(value)
     except (ValueError, ZeroDivisionError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and (number > 0 or (number == 0 and not above_zero))):
