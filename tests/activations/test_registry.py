@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -209,3 +210,233 @@ def test_factories_and_modules() -> None:
     assert name_of(nn.Tanh()) == "Tanh()"
     with pytest.raises(CurvactError, match="no activation"):
         as_factory(3)  # type: ignore[arg-type]
+
+
+# ---- anything as an activation, and any text ----
+
+
+class Args(Activation):
+    """A class from outside with arguments of every kind."""
+
+    def __init__(
+        self, k: float = 2.0, *, kind: str = "soft", hard: bool = False, most: float | None = None
+    ) -> None:
+        super().__init__()
+        self.k, self.kind, self.hard, self.most = k, kind, hard, most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.k * x)
+
+
+class Forgetful(Activation):
+    def __init__(self, k: float = 2.0) -> None:
+        super().__init__()
+        self.factor = k
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.factor * x)
+
+
+class Needs(Forgetful):
+    def __init__(self, k: float) -> None:
+        super().__init__(k)
+
+
+def half(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * x
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_the_name_of_a_class_from_outside_has_its_arguments() -> None:
+    register("with_args", Args)
+    for act, text in (
+        (Args(), "with_args"),
+        (Args(5.0), "with_args(k=5.0)"),
+        (Args(5, kind="hard", hard=True, most=3.5), "with_args(k=5, kind='hard', hard=True, most=3.5)"),
+    ):
+        assert str(act) == text
+        again = activation(text)
+        assert isinstance(again, Args)
+        assert vars(again).items() >= {k: getattr(act, k) for k in ("k", "kind", "hard", "most")}.items()
+    for act in (Args(most=[1]), Args(float("inf"))):  # type: ignore[arg-type]
+        with pytest.raises(
+            CurvactError, match=r"with_args has no name that parses back: its argument '(most|k)' is"
+        ):
+            str(act)
+        assert repr(act) == "with_args(...)"
+    with pytest.raises(
+        CurvactError, match=r"cannot register 'forgetful': `str` of a Forgetful .* argument 'k'"
+    ):
+        register("forgetful", Forgetful)
+    register("needs", Needs)
+    with pytest.raises(
+        CurvactError, match=r"needs has no name that parses back: its argument 'k' is no attribute"
+    ):
+        str(activation("needs(k=3)"))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_function_by_name() -> None:
+    register("halved", half)
+    act = activation("halved")
+    assert str(act) == "halved"
+    assert torch.equal(act(torch.ones(2)), torch.full((2,), 0.5))
+    with pytest.raises(CurvactError, match="not elementwise"):
+        register("softmax", lambda x: torch.softmax(x, -1))
+
+
+LIKE = [
+    torch.tanh,
+    nn.functional.silu,
+    half,
+    lambda x: x.sin(),
+    partial(nn.functional.leaky_relu, negative_slope=0.3),
+    nn.GELU,
+    partial(nn.Softplus, beta=3),
+    lambda: nn.Tanh(),
+    RCTAF,
+    nn.ELU(),
+    "rctaf(curvature=6)",
+]
+
+
+@pytest.mark.parametrize("like", LIKE)
+def test_whatever_is_an_activation_is_one_at_every_door(like: object) -> None:
+    from curvact.activations.describe import describe
+    from curvact.analysis.shape import activation_shape
+    from curvact.models import build
+
+    x = torch.linspace(-2, 2, 12).view(2, 6)
+    made = activation(like)  # type: ignore[arg-type]
+    want = made(x)
+    assert isinstance(made, nn.Module)
+    assert torch.equal(act_layer(like)(inplace=True)(x), want)  # type: ignore[arg-type]
+    assert torch.equal(as_factory(like)()(x), want)  # type: ignore[arg-type]
+    net = nn.Sequential(nn.ReLU())
+    swap_activations(net, "ReLU", like)  # type: ignore[arg-type]
+    assert torch.equal(net(x), want)
+    assert torch.equal(build("mini_resnet", activation=like, width=2).act(x), want)
+    kappa = max_curvature(made).value
+    for again in (describe(like).max_curvature.value, activation_shape(like).max_curvature):  # type: ignore[arg-type]
+        assert again == pytest.approx(kappa, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("like", "says"),
+    [
+        (3, "3 is no activation"),
+        (None, "None is no activation"),
+        (int, "is no activation"),
+        (lambda x: torch.softmax(x, 0), "it is not elementwise"),
+        (lambda x: x.sum(), "it is not elementwise"),
+        (torch.dropout, "given a tensor it fails"),
+        (lambda x, y: x + y, "given a tensor it fails"),
+        (lambda: 3, "made a int: it must make an nn.Module"),
+        (lambda: 1 / 0, "fails: division by zero"),
+        (b"relu", "is no activation"),
+    ],
+)
+def test_what_is_no_activation_is_one_line(like: object, says: str) -> None:
+    for door in (
+        activation,
+        lambda f: act_layer(f)(),
+        lambda f: swap_activations(nn.Sequential(nn.ReLU()), to=f),
+    ):
+        with pytest.raises(CurvactError) as caught:
+            door(like)  # type: ignore[operator]
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CurvactError, match=says):
+        activation(like)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rctaf(beta=1e400)",
+        "squareplus(curvature=1e308)",
+        "squareplus(curvature=1e-320)",
+        "rctaf(curvature=1e308)",
+        "rctaf(alpha={{}})",
+        "rctaf(alpha=[1])",
+        "rctaf(alpha=1j)",
+        "rctaf(beta=1, beta=2)",
+        "rctaf(**x)",
+        "rctaf(alpha=" + "-" * 900 + "1)",
+        "rctaf(alpha=" + "-" * 3000 + "1)",
+        "rctaf(alpha=" + "(" * 400 + "1" + ")" * 400 + ")" * 2,
+        "sparta(channels=1000000000)",
+        "sparta(channels=5000, variant=full)",
+        "pelu(centered=1.5)",
+        "pelu(centered=1000000000)",
+        "rctaf(learnable=1)",
+        "rctaf(alpha=1e300, learnable=True)",
+        "squareplus(b=1e-300, learnable=True)",
+        "pssilu(beta=0.9999999999, learnable=True)",
+        "rctaf(alpha=\x00)",
+        "relu\n",
+        "\ud800",
+        "rctaf(alpha=9" + "9" * 700 + ")",
+    ],
+)
+def test_a_name_out_of_bounds_is_one_short_line_at_once(text: str) -> None:
+    start = time.perf_counter()
+    if text == "relu\n":
+        assert str(activation(text)) == "relu"
+    else:
+        with pytest.raises(CurvactError) as caught:
+            activation(text)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+    assert time.perf_counter() - start < 1.0
+
+
+_VALUE = st.one_of(
+    st.floats().map(repr),
+    st.integers(-5, 5).map(str),
+    st.sampled_from(
+        ["True", "False", "None", "full", "depthwise", "1e999", "-1e308", "''", "[]", "{{}}", "1j", "x"]
+    ),
+)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=60),
+        st.builds(
+            lambda name, given: f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})",
+            st.sampled_from(activation_names()),
+            st.dictionaries(
+                st.sampled_from(
+                    [
+                        "alpha",
+                        "beta",
+                        "b",
+                        "n",
+                        "gamma",
+                        "curvature",
+                        "learnable",
+                        "centered",
+                        "channels",
+                        "variant",
+                        "norm",
+                    ]
+                ),
+                _VALUE,
+                max_size=3,
+            ),
+        ),
+    )
+)
+@settings(max_examples=300, deadline=1000)
+def test_any_text_is_an_activation_that_parses_back_or_one_line(text: str) -> None:
+    said = []
+    try:
+        act = activation(text)
+    except CurvactError as error:
+        said = str(error).splitlines()
+    assert len(said) == 1 or str(activation(str(act))) == str(act)

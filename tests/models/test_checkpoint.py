@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from curvact.activations import Activation, register, registry, swap_activations
 from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.models.checkpoint import (
@@ -42,15 +43,25 @@ def test_a_network_and_back() -> None:
         ({"name": ["mini_resnet"]}, "here: the architecture lacks its name"),
         ({"name": "mini_resnet2"}, "here: unknown model 'mini_resnet2'; did you mean 'mini_resnet'?"),
         ({"depth": 3}, "here: mini_resnet has no argument 'depth'"),
-        ({"width": 3}, "here does not fit its architecture: .*size mismatch"),
+        (
+            {"width": 3},
+            r"here does not fit its architecture: wrong shape of .*\(2, 1, 3, 3\), not \(3, 1, 3, 3\)",
+        ),
+        (
+            {"classes": 7},
+            r"here does not fit its architecture: wrong shape of linear.weight \(10, \d+\), not \(7, \d+\)",
+        ),
+        ({"width": 10000}, "here does not fit its architecture: wrong shape of"),
+        ({"blocks": 60004}, "here: blocks=60004 for 45 tensors of weights"),
+        ({"name": "wide_resnet", "depth": 60004, "width": 2}, "here: depth=60004 for "),
         ({"width": "2"}, "here: mini_resnet got .*width='2'"),
         ({"activation": "sparrta"}, "here: unknown activation 'sparrta'"),
         ({"activation": None}, "here: None is no activation"),
         ({"scope": ["network"]}, "here: activation scope"),
         ({"mean": ["a"]}, "here does not fit its architecture"),
         ({"generator": 3}, "here does not fit its architecture"),
-        ({"classes": 10**12}, "here does not fit its architecture"),
-        ({"classes": 10**30}, "here does not fit its architecture"),
+        ({"classes": 10**12}, "here: mini_resnet got classes=1000000000000: the largest is 1048576"),
+        ({"classes": 10**30}, "here: mini_resnet got classes="),
     ],
 )
 def test_a_description_that_is_wrong_is_one_line(changes: dict[str, Any], message: str) -> None:
@@ -62,8 +73,8 @@ def test_a_description_that_is_wrong_is_one_line(changes: dict[str, Any], messag
 
 
 def test_a_long_list_of_misfits_is_cut() -> None:
-    with pytest.raises(CurvactError, match=r"…$"):
-        rebuild({**ARGUMENTS, "blocks": 9}, {}, "here")
+    with pytest.raises(CurvactError, match=r"missing .* and 42 more; unexpected a$"):
+        rebuild(ARGUMENTS, {"a": torch.ones(1)}, "here")
 
 
 def test_files_that_are_not_there_or_something_else(tmp_path: Path) -> None:
@@ -124,10 +135,124 @@ def test_bad_checkpoints_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(CurvactError, match="truncated or damaged") as caught:
             load_checkpoint(file)
         assert "\n" not in str(caught.value)
-    save_checkpoint(file, build(**ARGUMENTS), {**ARGUMENTS, "width": 3}, {})
+    save_checkpoint(file, build(**ARGUMENTS), ARGUMENTS, {})
+    file.with_suffix(".json").write_text(json.dumps({"architecture": {**ARGUMENTS, "width": 3}}))
     with pytest.raises(CurvactError, match="does not fit its architecture") as caught:
         load_checkpoint(file)
     assert "\n" not in str(caught.value)
-    file.with_suffix(".json").write_text("{")
-    with pytest.raises(CurvactError, match="not readable JSON"):
-        load_checkpoint(file)
+    for text in ("{", "[" * 200_000):
+        file.with_suffix(".json").write_text(text)
+        with pytest.raises(CurvactError, match="not readable JSON"):
+            load_checkpoint(file)
+
+
+# ---- what could not be loaded is not saved ----
+
+
+class Scaled(Activation):
+    """An activation from outside with an argument."""
+
+    def __init__(self, k: float = 2.0) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.k * x)
+
+
+def test_the_arguments_of_an_activation_from_outside_survive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curvact.activations.registry._REGISTRY", dict(registry._REGISTRY))
+    register("scaled_k", Scaled)
+    file, act = tmp_path / "a.safetensors", Scaled(5.0)
+    assert str(act) == "scaled_k(k=5.0)"
+    arguments = {"name": "mini_resnet", "width": 2, "channels": 1}
+    model = build(**arguments, activation=act).eval()
+    with pytest.raises(
+        CurvactError, match=r"act is scaled_k\(k=5.0\) and its architecture gives scaled_k there"
+    ):
+        save_checkpoint(file, model, {**arguments, "activation": "scaled_k"}, {})
+    with pytest.raises(CurvactError, match=r"activation=scaled_k\(k=5.0\) is no text"):
+        save_checkpoint(file, model, {**arguments, "activation": act}, {})
+    assert list(tmp_path.iterdir()) == []
+    save_checkpoint(file, model, {**arguments, "activation": str(act)}, {})
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(load_checkpoint(file)(x), model(x))
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    file, model = tmp_path / "a.safetensors", build(**ARGUMENTS)
+    for architecture, message in (
+        ({"name": "theirs"}, "no architecture is named 'theirs'; give its class a name by register_model"),
+        ({}, "no architecture is named None"),
+        ({**ARGUMENTS, "width": 3}, "its weights are not those of its architecture: wrong shape of"),
+        ({**ARGUMENTS, "activation": "relu"}, "unexpected act.weight"),
+    ):
+        with pytest.raises(CurvactError, match=message) as error:
+            save_checkpoint(file, model, architecture, {})
+        assert "\n" not in str(error.value)
+    arguments = {**ARGUMENTS, "activation": "relu"}
+    swapped = swap_activations(build(**arguments), to="rctaf(curvature=6)").model
+    with pytest.raises(CurvactError, match="act is a RCTAF and its architecture gives a ReLU there"):
+        save_checkpoint(file, swapped, arguments, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
+    model, before = build(**ARGUMENTS), torch.get_rng_state()
+    save_checkpoint(tmp_path / "a.safetensors", model, ARGUMENTS, {})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- into a network of the caller ----
+
+
+class Theirs(nn.Module):
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.body, self.bn, self.head = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.bn(self.body(x)))
+        return out
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net.module."])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_go_into_a_network_of_the_caller(tmp_path: Path, prefix: str, wrapped: bool) -> None:
+    source, file = Theirs().eval(), tmp_path / "a.pt"
+    weights: dict[str, Any] = {prefix + name: value for name, value in source.state_dict().items()}
+    if prefix:
+        weights["criterion.weight"] = torch.ones(3)  # as in files of Lightning
+    torch.save({"epoch": 3, "state_dict": weights, "callbacks": {}} if wrapped else weights, file)
+    mine = Theirs()
+    assert load_checkpoint(file, model=mine) is mine
+    assert not mine.training
+    x = torch.rand(6, 4)
+    assert torch.equal(mine(x), source(x))
+
+
+def test_weights_that_do_not_fit_a_network_change_nothing(tmp_path: Path) -> None:
+    file, mine = tmp_path / "a.pt", Theirs(7)
+    torch.save(Theirs().state_dict(), file)
+    before = {name: value.clone() for name, value in mine.state_dict().items()}
+    with pytest.raises(
+        CurvactError, match=r"do not fit this Theirs: wrong shape of head.weight \(3, 5\), not \(7, 5\)"
+    ):
+        load_checkpoint(file, model=mine)
+    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
+    with pytest.raises(CurvactError, match=r"give an nn\.Module"):
+        load_checkpoint(file, model="mine")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "page", ["<!DOCTYPE html>\n<html>Sign in</html>", "version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_what_a_failed_download_leaves_is_named(tmp_path: Path, suffix: str, page: str) -> None:
+    file = tmp_path / f"a{suffix}"
+    file.write_text(page)
+    with pytest.raises(CurvactError, match=r"a (web page|pointer of Git LFS)") as error:
+        load_checkpoint(file, model=Theirs())
+    assert "\n" not in str(error.value)

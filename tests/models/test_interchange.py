@@ -344,7 +344,10 @@ def test_files_that_are_not_weights(tmp_path: Path) -> None:
         read_state_dict(tmp_path)
     page = tmp_path / "quota.pt"
     page.write_text("<!DOCTYPE html><html>Google Drive: quota exceeded</html>")
-    with pytest.raises(CurvactError, match=r"no file of torch.save"):
+    with pytest.raises(CurvactError, match="is a web page, not a file of weights"):
+        read_state_dict(page)
+    page.write_text("quota exceeded")
+    with pytest.raises(CurvactError, match=r"no file of torch\.save"):
         read_state_dict(page)
     torch.save({"state_dict": {}, "args": argparse.Namespace(lr=0.1)}, page)
     with pytest.raises(CurvactError, match=r"more than tensors \(argparse.Namespace\)"):

@@ -165,7 +165,7 @@ def test_dropout_seeds_are_drawn_last() -> None:
         (lambda: Dropout(1.0), "dropout=1.0: must be a number in"),
         (lambda: Dropout("half"), "dropout='half'"),  # type: ignore[arg-type]
         (lambda: Dropout(float("nan")), "dropout=nan"),
-        (lambda: ActivationSource(lambda: 3, "layer")(0), "made 3: it must make an nn.Module"),  # type: ignore[arg-type, return-value]
+        (lambda: ActivationSource(lambda: 3, "layer")(0), "made a int: it must make an nn.Module"),  # type: ignore[arg-type, return-value]
         (lambda: ActivationSource("relu", "block"), "scope 'block': allowed are network, stage, layer"),  # type: ignore[arg-type]
     ],
 )

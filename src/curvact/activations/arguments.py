@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable
 from typing import TypeGuard, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from curvact.activations.kernels.shape import Scale
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 Number = TypeVar("Number", bound=Scale)
 
@@ -48,6 +50,40 @@ def one_of(value: int, allowed: range, name: str, where: str) -> int:
     return int(_checked(value, lambda v: v == int(v) and int(v) in allowed, name, where, numbers))
 
 
+def flag(value: object, name: str, where: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise CurvactError(f"{name}={shortened(value)} in {where}: {name} must be True or False")
+    return value
+
+
+def trainable(
+    value: float,
+    name: str,
+    where: str,
+    check: Callable[[float, str, str], float],
+    *,
+    shape: tuple[int, ...] = (),
+) -> nn.Parameter:
+    """The number as a parameter. It must also pass the check as torch's default type keeps it."""
+    kept = torch.tensor(value, device="cpu")
+    try:
+        check(float(kept), name, where)
+    except CurvactError:
+        raise CurvactError(
+            f"{name}={value!r} in {where}: a learned {name} is kept as {str(kept.dtype).removeprefix('torch.')}, "
+            f"where it is {float(kept)!r}"
+        ) from None
+    return nn.Parameter(torch.full(shape, value))
+
+
+def reached(scale: float, curvature: float, where: str) -> float:
+    """The scale that gives a curvature, if floating point has it."""
+    if not 0 < scale < float("inf"):
+        raise CurvactError(f"curvature={curvature!r} in {where}: no finite parameter > 0 gives it")
+    return scale
+
+
 def _is_number(value: object) -> TypeGuard[float]:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
@@ -58,7 +94,7 @@ def _checked(value: Number, holds: Callable[[float], bool], name: str, where: st
     if isinstance(value, Tensor):
         return value
     if not (_is_number(value) and holds(value)):
-        raise CurvactError(f"{name}={value!r} in {where}: {name} must be {allowed}")
+        raise CurvactError(f"{name}={shortened(value)} in {where}: {name} must be {allowed}")
     return float(value)  # type: ignore[return-value]
 
 

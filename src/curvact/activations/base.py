@@ -7,16 +7,18 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from curvact.activations.arguments import nonzero, positive, present, written
+from curvact.activations.arguments import flag, nonzero, positive, present, reached, trainable, written
 from curvact.activations.curvature import Peak, max_curvature
 from curvact.activations.kernels.autograd import apply, derivative
 from curvact.activations.kernels.shape import Scale, Shape
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +32,8 @@ class Activation(nn.Module):
 
     `slope`, `curvature` and `max_curvature` follow from `forward` by automatic differentiation and
     a numerical search; a family that has closed forms overrides them. `str(act)` is a name that
-    `curvact.activation` parses back to an equal activation. Every subclass also takes `inplace` and
+    `curvact.activation` parses back to an equal activation: it has the arguments of the constructor,
+    from the attributes of the same names. Every subclass also takes `inplace` and
     ignores it, so that it can stand for `nn.ReLU` in other people's networks.
 
     >>> class Cubic(Activation):
@@ -90,8 +93,8 @@ class Activation(nn.Module):
 
     @classmethod
     def family(cls) -> str:
-        """The name of the family, in lower case."""
-        return cls._family or cls.__name__.lower()
+        """The name of the family, in lower case: the registered one, else that of the class."""
+        return str(vars(cls).get("_family") or cls.__name__.lower())
 
     @property
     def name(self) -> str:
@@ -127,9 +130,37 @@ class Activation(nn.Module):
         """Bring learned parameters back to their domain, in place, after an optimizer step."""
 
     def __repr__(self) -> str:
+        try:
+            return self.name
+        except CurvactError:
+            return f"{self.family()}(...)"
+
+    def __str__(self) -> str:
         return self.name
 
-    __str__ = __repr__
+    def extra_repr(self) -> str:
+        """The arguments of the constructor that differ from their defaults, as `key=value`.
+
+        Each is read from the attribute of its name. Raises CurvactError where there is none, or
+        where its value cannot be written in a name.
+        """
+        parts = []
+        for key, default in _arguments_of(type(self)).items():
+            value = getattr(self, key, _MISSING)
+            if isinstance(value, Tensor) and (value.numel() == 1 or self._channels):
+                value = present(value)
+            kinds = (bool, int, float, str, NoneType)
+            if value is not default and not (
+                isinstance(value, kinds) and value not in (math.inf, -math.inf) and value == value
+            ):
+                lacks = "is no attribute of it" if value is _MISSING else f"is {shortened(value)}"
+                raise CurvactError(
+                    f"{self.family()} has no name that parses back: its argument '{key}' {lacks}; write self.{key} = "
+                    f"{key} in __init__ with a number or a word, or an extra_repr"
+                )
+            if type(value) is not type(default) or value != default:
+                parts.append(f"{key}={value!r}")
+        return ", ".join(parts)
 
     def _described(self, *names: str) -> str:
         """`name=value` of these parameters, and the options that differ from their defaults."""
@@ -139,13 +170,40 @@ class Activation(nn.Module):
         return ", ".join(parts + ["centered=True"] * self.centered)
 
 
+_MISSING = object()
+
+
+def _kind(of: Any) -> Any:
+    """The class of an activation, or the class itself."""
+    return of if isinstance(of, type) else type(of)
+
+
+def _arguments_of(kind: type) -> dict[str, Any]:
+    """The named arguments of a constructor, with their defaults; `channels` is the caller's."""
+    parameters = inspect.signature(kind).parameters.values()
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {p.name: p.default for p in named if p.name != "inplace"}
+
+
 def _without_inplace(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A constructor that also takes `inplace`, and ignores it. Its signature stays as it was."""
-    if "inplace" in inspect.signature(method).parameters:
+    """A constructor that also takes `inplace`, and ignores it. Its signature stays as it was.
+
+    Its switches `learnable` and `centered` are checked: anything but True and False is an error.
+    """
+    parameters = inspect.signature(method).parameters
+    if "inplace" in parameters:
         return method
+    switches = [
+        key
+        for key in ("learnable", "centered")
+        if key in parameters and isinstance(parameters[key].default, bool)
+    ]
 
     @functools.wraps(method)
     def made(self: Any, *arguments: Any, inplace: bool = False, **options: Any) -> Any:
+        for key in switches:
+            if key in options:
+                flag(options[key], key, _kind(self).family())
         return method(self, *arguments, **options)
 
     return made
@@ -182,13 +240,14 @@ class ScaledActivation(Activation):
         self.shape = replace(shape, centered=True) if centered else shape
         self.centered = centered
         self.learnable = learnable
-        self.alpha = nn.Parameter(torch.tensor(alpha)) if learnable else alpha
+        self.alpha = trainable(alpha, self.scale_name, self.family(), check) if learnable else alpha
 
     @classmethod
     def from_curvature(cls, curvature: float, *, learnable: bool = False, centered: bool = False) -> Self:
         """The member with κ = `curvature` exactly. Training keeps that κ unless `learnable`."""
         kappa = positive(curvature, "curvature", cls.family())
-        return cls(kappa / cls.formula.peak, learnable=learnable, centered=centered)
+        alpha = reached(kappa / cls.formula.peak, kappa, cls.family())
+        return cls(alpha, learnable=learnable, centered=centered)
 
     def unit_shape(self) -> Shape:
         """φ and its derivatives, for the other parameters of this activation."""
@@ -243,6 +302,8 @@ class Elementwise(Activation):
 
     def __init__(self, function: Callable[[Tensor], Tensor], *, centered: bool = False) -> None:
         super().__init__()
+        if not callable(function):
+            raise CurvactError(f"Elementwise got {shortened(function)}: it takes a function of one tensor")
         self.function = function
         self.centered = centered
 

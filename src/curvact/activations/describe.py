@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from curvact.activations.base import Activation, Elementwise
 from curvact.activations.curvature import Peak
-from curvact.activations.registry import activation, name_of
+from curvact.activations.registry import ActivationLike, activation, name_of
 
 FAR = 1e4
 """The limits are read at ±FAR."""
@@ -47,8 +47,8 @@ class Description:
     largest_on_negative: float
 
 
-def describe(module: nn.Module | str) -> Description:
-    """Measure an activation given as a module or a name.
+def describe(module: ActivationLike) -> Description:
+    """Measure an activation given as a module, a name, a class or a function of a tensor.
 
     >>> report = describe("rctaf(curvature=6)")
     >>> report.max_curvature.value, report.slope_high, report.monotone, report.positive_on_negative
@@ -65,7 +65,7 @@ def describe(module: nn.Module | str) -> Description:
     negative = x < 0
     largest = float(value[negative].max())
     return Description(
-        name=name_of(module) if isinstance(module, nn.Module) else str(act),
+        name=name_of(module) if isinstance(module, nn.Module) else repr(act),
         max_curvature=peak,
         at_zero=float(act(zero)),
         slope_at_zero=float(act.slope(zero)),
@@ -80,11 +80,9 @@ def describe(module: nn.Module | str) -> Description:
     )
 
 
-def as_activation(module: nn.Module | str) -> Activation:
+def as_activation(activation_like: ActivationLike) -> Activation:
     """The activation in float64, detached from training; any other module is wrapped."""
-    if isinstance(module, str):
-        module = activation(module)
-    module = copy.deepcopy(module).double().requires_grad_(False).eval()
+    module = copy.deepcopy(activation(activation_like)).double().requires_grad_(False).eval()
     return module if isinstance(module, Activation) else Elementwise(module)
 
 

@@ -156,7 +156,8 @@ def _harmless(call: ast.Call, statements: list[ast.stmt], parent: nn.Module, me:
         return _makes_new(getattr(parent, _attribute_of(given.func, me) or " ", None))
     if not isinstance(given, ast.Name):
         return False
-    named = [(s, s.targets[0].id) for s in statements if isinstance(s, ast.Assign) and _one_name(s)]
+    assigned = [s for s in statements if isinstance(s, ast.Assign)]
+    named = [(s, name) for s in assigned if (name := _one_name(s)) is not None]
     copies = any(isinstance(s.value, ast.Name) and s.value.id == given.id for s, _ in named)
     same = any(s.value is call and target == given.id for s, target in named)
     earlier = [s for s, target in named if target == given.id and s.lineno < call.lineno]
@@ -168,8 +169,10 @@ def _harmless(call: ast.Call, statements: list[ast.stmt], parent: nn.Module, me:
     )
 
 
-def _one_name(statement: ast.Assign) -> bool:
-    return len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name)
+def _one_name(statement: ast.Assign) -> str | None:
+    """`name` of the statement `name = ...`."""
+    target = statement.targets[0]
+    return target.id if len(statement.targets) == 1 and isinstance(target, ast.Name) else None
 
 
 def _attribute_of(node: ast.expr, me: str) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from curvact.activations.base import Activation
+from curvact.activations.arguments import flag
+from curvact.activations.base import Activation, Elementwise, ScaledActivation
 from curvact.activations.families.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
 from curvact.activations.families.power_gate import PowerGate
 from curvact.activations.families.pssilu import FixedPSSiLU, PSSiLU, SSiLU
@@ -21,9 +23,10 @@ from curvact.activations.families.squareplus import Squareplus
 from curvact.activations.families.standard import ELU, GELU, Mish, ReLU, Softplus
 from curvact.activations.families.swish import SiLU, Swish
 from curvact.errors import CurvactError, nearest
+from curvact.names import parse_call, shortened
 
 Factory = Callable[..., nn.Module]
-ActivationLike = str | Callable[..., nn.Module] | nn.Module
+ActivationLike = str | Callable[..., nn.Module] | Callable[[Tensor], Tensor] | nn.Module
 Parameter = float | int | bool | str | None
 
 _REGISTRY: dict[str, Factory] = {
@@ -65,44 +68,116 @@ def register(name: str, factory: Factory) -> None:
 
     factory: a class or function that returns a module. Its parameters are those of the name. If it
         has a classmethod `from_curvature`, `name(curvature=…)` calls that. If it has a parameter
-        `channels`, an architecture gives it the number of channels at the activation's place.
-    Raises CurvactError for a name that is taken or is no identifier.
+        `channels`, an architecture gives it the number of channels at the activation's place. A
+        function of one tensor becomes an `Elementwise` without parameters.
+    `str` of an activation of a registered class has the values of its parameters, from the
+    attributes of the same names.
+    Raises CurvactError for a name that is taken or is no identifier, and for a class whose
+    parameters are no attributes.
 
     >>> import torch
-    >>> from curvact.activations import Elementwise
-    >>> register("tanh_doctest", lambda: Elementwise(torch.tanh))
+    >>> register("tanh_doctest", torch.tanh)
     >>> round(activation("tanh_doctest").max_curvature.at, 6)
     0.658479
     """
-    if not name.isidentifier():
-        raise CurvactError(f"cannot register {name!r}: a name has letters, digits and underscores only")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise CurvactError(
+            f"cannot register {shortened(name)}: a name has letters, digits and underscores only"
+        )
     if name.lower() in _REGISTRY:
         raise CurvactError(f"cannot register {name!r}: that name is taken")
+    if isinstance(factory, (str, nn.Module)):
+        raise CurvactError(f"cannot register {shortened(factory)} as {name!r}: give a class or a function")
+    factory = as_factory(factory)
+    if isinstance(factory, type) and issubclass(factory, Activation):
+        _check_named(name, factory)
+        if "_family" not in vars(factory):
+            factory._family = name.lower()
+    elif isinstance(factory, partial) and factory.func is Elementwise:
+        factory = partial(_named_elementwise, name.lower(), *factory.args)
     _REGISTRY[name.lower()] = factory
 
 
-def activation(name: str) -> nn.Module:
+class _Named(Elementwise):
+    """A registered function: its name is the registered one."""
+
+    def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(function)
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+
+def _named_elementwise(name: str, function: Callable[[Tensor], Tensor]) -> nn.Module:
+    return _Named(name, function)
+
+
+def _check_named(name: str, kind: type[Activation]) -> None:
+    """Raise CurvactError for a class whose `str` would leave out an argument of its constructor."""
+    arguments = [key for key in inspect.signature(kind).parameters if key != "inplace"]
+    said: list[str] = []
+    if issubclass(kind, ScaledActivation) and kind.extra_repr is ScaledActivation.extra_repr:
+        said = [kind.scale_name, *kind.others, "learnable", "centered"]
+    elif kind.extra_repr is Activation.extra_repr and kind.name is Activation.name:
+        try:
+            made = kind()
+        except Exception:  # it needs arguments, or channels: `str` looks then
+            return
+        said = [key for key in arguments if hasattr(made, key)]
+    else:
+        return
+    for key in arguments:
+        if key not in said:
+            raise CurvactError(
+                f"cannot register {name!r}: `str` of a {kind.__name__} would not say its argument '{key}'; write "
+                f"self.{key} = {key} in __init__, or an extra_repr"
+            )
+
+
+def activation(activation_like: ActivationLike) -> nn.Module:
     """Build an activation from its name, such as `relu` or `rctaf(curvature=6, beta=1)`.
 
     Parameters are keywords with numbers, True or False, or a word if the family takes one
-    (`sparta(variant=full)`); `curvature=κ` calls the family's `from_curvature`.
+    (`sparta(variant=full)`); `curvature=κ` calls the family's `from_curvature`. A module is
+    returned as it is, a class or factory is called, and an elementwise function of a tensor becomes
+    an `Elementwise`.
     Raises CurvactError that names what is unknown and the nearest allowed name.
 
     >>> activation("rctaf(curvature=6, beta=1)")
     rctaf(alpha=16.0, beta=1)
     """
-    return _build(name, {})
+    if isinstance(activation_like, str):
+        return _build(activation_like, {})
+    return made_by(as_factory(activation_like))
+
+
+def made_by(factory: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """The module that a factory makes. Raises CurvactError if it fails or makes something else."""
+    try:
+        made: object = factory(**options)
+    except CurvactError:
+        raise
+    except Exception as error:
+        raise CurvactError(f"the factory {name_of(factory)} of activations fails: {_line(error)}") from None
+    if not isinstance(made, nn.Module):
+        raise CurvactError(
+            f"the factory {name_of(factory)} of activations made a {type(made).__name__}: it must make an nn.Module"
+        )
+    return made
 
 
 def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
     family, parameters = parse_name(name)
     parameters |= more
     factory = _REGISTRY[family]
+    shown = shortened(name)
     if "curvature" in parameters:
         by_curvature = getattr(factory, "from_curvature", None)
         if by_curvature is None:
             able = ", ".join(n for n in activation_names() if hasattr(_REGISTRY[n], "from_curvature"))
-            raise CurvactError(f"'{family}' has no curvature to choose in {name!r}: these have: {able}")
+            raise CurvactError(f"'{family}' has no curvature to choose in {shown}: these have: {able}")
         factory = by_curvature
     signature = [
         p
@@ -115,12 +190,14 @@ def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
     for key in parameters:
         if key not in allowed:
             raise CurvactError(
-                f"unknown parameter '{key}' in {name!r}: allowed are {', '.join(allowed) or 'none'}{nearest(key, allowed)}"
+                f"unknown parameter '{key}' in {shown}: allowed are {', '.join(allowed) or 'none'}{nearest(key, allowed)}"
             )
     for p in signature:
         if p.default is p.empty and p.name not in parameters:
-            raise CurvactError(f"{name!r} lacks the parameter '{p.name}': write {family}({p.name}=...)")
-    return factory(**parameters)
+            raise CurvactError(f"{shown} lacks the parameter '{p.name}': write {family}({p.name}=...)")
+        if isinstance(p.default, bool) and p.name in parameters:
+            flag(parameters[p.name], p.name, family)
+    return made_by(factory, **parameters)
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:
@@ -131,39 +208,24 @@ def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:
     >>> parse_name("RCTAF(curvature=6, beta=1)")
     ('rctaf', {'curvature': 6, 'beta': 1})
     """
-    form = "write it as family(parameter=number, ...), such as rctaf(curvature=6, beta=1)"
-    try:
-        node = ast.parse(name.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
-        raise CurvactError(f"cannot read the activation {name!r}: {form}") from None
-    given: dict[str, ast.expr] = {}
-    if isinstance(node, ast.Call):
-        if node.args or not isinstance(node.func, ast.Name) or any(k.arg is None for k in node.keywords):
-            raise CurvactError(f"cannot read the activation {name!r}: {form}")
-        given = {str(keyword.arg): keyword.value for keyword in node.keywords}
-        node = node.func
-    if not isinstance(node, ast.Name):
-        raise CurvactError(f"cannot read the activation {name!r}: {form}")
-    family = node.id.lower()
+    form = "family(parameter=number, ...), such as rctaf(curvature=6, beta=1)"
+    given, parameters = parse_call(name, "activation", form)
+    family = given.lower()
+    if not given.isidentifier():
+        raise CurvactError(f"cannot read the activation {shortened(name)}: write it as {form}")
     if family not in _REGISTRY:
         known = activation_names()
         raise CurvactError(
-            f"unknown activation '{node.id}'{nearest(family, known)}; known are {', '.join(known)}"
+            f"unknown activation {shortened(given)}{nearest(family, known)}; known are {', '.join(known)}"
         )
-    defaults = {key: p.default for key, p in inspect.signature(_REGISTRY[family]).parameters.items()}
-    parameters: dict[str, Parameter] = {}
-    for key, value in given.items():
-        words = isinstance(defaults.get(key), str)
-        if words and isinstance(value, ast.Name):
-            parameters[key] = value.id
-            continue
-        try:
-            parameters[key] = ast.literal_eval(value)
-        except ValueError:
-            raise CurvactError(f"cannot read a parameter of the activation {name!r}: {form}") from None
+    signature = inspect.signature(_REGISTRY[family]).parameters
+    for key, value in parameters.items():
+        words = key in signature and isinstance(signature[key].default, str)
         kinds = (bool, int, float, str) if words else (bool, int, float)
-        if not (parameters[key] is None or isinstance(parameters[key], kinds)):
-            raise CurvactError(f"cannot read a parameter of the activation {name!r}: {form}")
+        if not (value is None or isinstance(value, kinds)):
+            raise CurvactError(
+                f"cannot read a parameter of the activation {shortened(name)}: write it as {form}"
+            )
     return family, parameters
 
 
@@ -180,7 +242,8 @@ def takes_channels(factory: Callable[..., nn.Module]) -> bool:
 def as_factory(activation_like: ActivationLike) -> Callable[..., nn.Module]:
     """What a network calls for each activation that it needs.
 
-    activation_like: a name, a factory, or a module, which every place then shares.
+    activation_like: a name, a factory (a class, too), an elementwise function of a tensor, or a
+    module, which every place then shares.
     If `takes_channels` is true of the result, it is called with `channels=`, the number of channels
     at the place.
 
@@ -201,9 +264,64 @@ def as_factory(activation_like: ActivationLike) -> Callable[..., nn.Module]:
     if isinstance(activation_like, nn.Module):
         module = activation_like
         return lambda: module
-    if callable(activation_like):
-        return activation_like
-    raise CurvactError(f"{activation_like!r} is no activation: give a name, a factory or a module")
+    given: Any = activation_like
+    if _makes_modules(given):
+        return given  # type: ignore[no-any-return]
+    if callable(given) and not isinstance(given, type):
+        _check_function(given)
+        return partial(Elementwise, given)
+    raise CurvactError(
+        f"{shortened(activation_like)} is no activation: give a name, a factory, a module or an elementwise function"
+    )
+
+
+def _makes_modules(value: Any) -> bool:
+    """Whether a callable is a factory of modules. Otherwise it is a function of a tensor.
+
+    A factory needs no argument, or `channels` only.
+    """
+    made_by_class = value
+    while isinstance(made_by_class, partial):
+        made_by_class = made_by_class.func
+    if isinstance(made_by_class, type):
+        return issubclass(made_by_class, nn.Module)
+    if not callable(value):
+        return False
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):  # of C code, such as torch.relu
+        return False
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p.name for p in named if p.default is p.empty]
+    if required:
+        return required == ["channels"]
+    if not parameters:
+        return True
+    try:
+        return isinstance(value(), nn.Module)
+    except Exception:
+        return False
+
+
+def _check_function(function: Callable[..., Any]) -> None:
+    """Raise CurvactError unless it maps tensors elementwise, the same at every call."""
+    x = torch.linspace(-2.0, 2.0, 7)
+    what = f"the function {name_of(function)} is no activation"
+    try:
+        with torch.no_grad():
+            whole, part = function(x.clone()), function(x[2:].clone().view(1, 5))
+    except CurvactError:
+        raise
+    except Exception as error:
+        raise CurvactError(f"{what}: given a tensor it fails, {_line(error)}") from None
+    shapes = isinstance(whole, Tensor) and whole.shape == x.shape and part.shape == (1, 5)
+    if not shapes or not torch.allclose(whole[2:], part[0], equal_nan=True):
+        raise CurvactError(f"{what}: it is not elementwise, or differs from call to call")
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's text, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module]:
@@ -221,7 +339,7 @@ def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module
             f"{activation_like!r} in {where} needs the number of channels at each place, which is not known: "
             "write channels=... if all places have as many, or build one of curvact's architectures with it"
         )
-    return factory
+    return partial(made_by, factory)
 
 
 def act_layer(activation_like: ActivationLike) -> partial[nn.Module]:
@@ -231,7 +349,7 @@ def act_layer(activation_like: ActivationLike) -> partial[nn.Module]:
     module each time and ignores all arguments. It is a `functools.partial` because timm takes no
     other callable objects.
 
-    activation_like: a name, a factory or a module, which is copied.
+    activation_like: a name, a factory, an elementwise function or a module, which is copied.
     Raises CurvactError for a bad name, and for an activation that needs the number of channels of
     its place.
 
@@ -264,5 +382,7 @@ def name_of(module: nn.Module | Callable[..., object]) -> str:
     'ReLU()'
     """
     if isinstance(module, Activation):
-        return module.name
-    return str(module) if isinstance(module, nn.Module) else getattr(module, "__name__", repr(module))
+        return repr(module)
+    if isinstance(module, nn.Module):
+        return str(module)
+    return str(getattr(module, "__name__", None) or shortened(module))

@@ -187,7 +187,7 @@ class _Maker:
         self.model = model
         if not (isinstance(to, str) or callable(to)):
             raise CurvactError(f"to={to!r} in swap_activations: give a name, a factory or a module")
-        self.factory: Callable[[], Any] = fresh(to, "swap_activations")
+        self.factory: Callable[[], nn.Module] = fresh(to, "swap_activations")
         if isinstance(to, nn.Module) and shared == "one":
             self.factory = lambda: to
 
@@ -202,10 +202,6 @@ class _Maker:
         if key is not None and key in self.by_old:
             return self.by_old[key]
         new = self.factory()
-        if not isinstance(new, nn.Module):
-            raise CurvactError(
-                f"the factory for swap_activations made a {type(new).__name__}: it must make an nn.Module"
-            )
         tensors = chain(_tensors(parent), _tensors(self.model))
         near = next((t for t in tensors if t.is_floating_point()), None)
         if near is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvact.activations import ActivationLike
 from curvact.activations.describe import as_activation, describe
 from curvact.analysis.calls import call_sites, identity_of
 from curvact.analysis.matching import PGD_20
@@ -134,9 +135,9 @@ class ShapeTable:
         return {"settings": dict(self.settings), "rows": [row.as_dict() for row in self.rows]}
 
 
-def activation_shape(module: nn.Module | str | Callable[[Tensor], Tensor]) -> ActivationShape:
-    """The shape of any activation: a name, a module or a function of one tensor, measured in
-    float64.
+def activation_shape(module: ActivationLike) -> ActivationShape:
+    """The shape of any activation: a name, a module, a class or a function of one tensor, measured
+    in float64.
 
     Raises CurvactError for what is not elementwise.
 
@@ -144,9 +145,7 @@ def activation_shape(module: nn.Module | str | Callable[[Tensor], Tensor]) -> Ac
     >>> shape.max_curvature, shape.positive_on_negative, round(shape.curvature_near_zero, 9), shape.slope_high
     (inf, False, 1.0, 1.0)
     """
-    from curvact.activations import Elementwise
-
-    act = as_activation(module if isinstance(module, (str, nn.Module)) else Elementwise(module))
+    act = as_activation(module)
     known = describe(act)
     grid = torch.linspace(
         -NEAR_ZERO, NEAR_ZERO, 200_002, dtype=torch.float64

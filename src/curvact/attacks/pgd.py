@@ -13,10 +13,10 @@ from torch import Tensor
 
 from curvact.attacks.batch import Guarded, checked, checked_labels, differentiable, normal
 from curvact.attacks.losses import AttackLoss, attack_loss, succeeded
-from curvact.attacks.names import called, parse_call
 from curvact.attacks.threat import ThreatModel, ball, check_per_sample
 from curvact.errors import CurvactError, nearest
 from curvact.models.modes import frozen
+from curvact.names import called, parse_call
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from curvact.attacks.autoattack import ATTACKS, AutoAttack
-from curvact.attacks.names import called, parse_call
 from curvact.attacks.pgd import FGSM, PGD, Model, OnStep
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError, nearest
+from curvact.names import called, parse_call
 
 
 class NamedAttack(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from curvact.activations import Activation
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.models.registry import build
+from curvact.models.registry import build, is_known, skeleton
+from curvact.names import shortened
 
 SIDECAR_KEYS = ("run", "epoch", "data", "threat_model", "activation_from")
 """Keys of a sidecar, beside `schema` and `architecture`, that published models keep."""
@@ -33,16 +35,84 @@ def save_checkpoint(
 
     architecture: `name` and the arguments of `curvact.models.build`. about: further entries of the
     sidecar, such as those in `SIDECAR_KEYS`.
+    Raises CurvactError if `load_checkpoint` could not build this model again from the architecture:
+    for a network that has no name (`register_model` gives one), for weights of other shapes, and
+    for activations other than those that the architecture names.
     """
     path = Path(path)
+    check_rebuilds(model, architecture)
     sidecar = {"schema": 1, "architecture": dict(architecture), **about}
-    atomic_write(path.with_suffix(".json"), json.dumps(sidecar, indent=2, sort_keys=True) + "\n")
+    try:
+        text = json.dumps(sidecar, indent=2, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CurvactError(f"{path.with_suffix('.json')} cannot be written as JSON: {error}") from None
+    atomic_write(path.with_suffix(".json"), text + "\n")
     atomic_write(path, save_tensors(state_of(model)))
 
 
-def load_checkpoint(path: str | Path) -> nn.Module:
+def check_rebuilds(model: nn.Module, architecture: Mapping[str, Any]) -> None:
+    """CurvactError unless the architecture gives this model, up to its learned values."""
+    where = f"cannot save this {type(model).__name__}"
+    name, activation = architecture.get("name"), architecture.get("activation", "relu")
+    if not is_known(name):
+        raise CurvactError(
+            f"{where}: no architecture is named {shortened(name)}; give its class a name by register_model, or keep "
+            "its weights by torch.save(model.state_dict(), ...) and load them by load_checkpoint(path, model=...)"
+        )
+    if not isinstance(activation, str):
+        raise CurvactError(
+            f"{where}: activation={shortened(activation)} is no text; write its name, str(...)"
+        )
+    plan = skeleton(architecture)
+    if plan is None:
+        return
+    wrong = misfits(dict(model.state_dict()), plan.state_dict())
+    if wrong:
+        raise CurvactError(f"{where}: its weights are not those of its architecture: {'; '.join(wrong)}")
+    planned = dict(plan.named_modules())
+    for place, module in model.named_modules():
+        like = planned.get(place)
+        if like is None or type(like) is not type(module):
+            raise CurvactError(
+                f"{where}: {place or 'it'} is a {type(module).__name__} and its architecture gives "
+                f"{f'a {type(like).__name__}' if like is not None else 'none'} there"
+            )
+        if isinstance(module, Activation) and not module.state_dict() and repr(module) != repr(like):
+            raise CurvactError(f"{where}: {place} is {module!r} and its architecture gives {like!r} there")
+
+
+def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with weights, for a message: missing, unexpected, and of another shape."""
+    shapes = [
+        f"{name} {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    found = (
+        ("missing", [name for name in wanted if name not in given]),
+        ("unexpected", [name for name in given if name not in wanted]),
+        ("wrong shape of", shapes),
+    )
+    return [f"{what} {some(names)}" for what, names in found if names]
+
+
+def some(names: Iterable[str]) -> str:
+    """The first three and how many more.
+
+    >>> some("abcde")
+    'a, b, c and 2 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def load_checkpoint(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The model of a checkpoint file, or of a run folder (its best weights), in eval mode.
 
+    model: a network of yours, which gets the weights of the file, all or none; the file is then any
+        file of `read_state_dict`, also of torch.save or Lightning. Its names may begin with
+        "module.", "model." or the like. It is returned.
     Raises CurvactError for a file that is missing, truncated, or does not fit its architecture.
 
     >>> import tempfile
@@ -51,10 +121,33 @@ def load_checkpoint(path: str | Path) -> nn.Module:
     >>> save_checkpoint(file, build(**arguments), arguments, {})
     >>> load_checkpoint(file).act
     swish(beta=1.0)
+    >>> load_checkpoint(file, model=build(**arguments)).training
+    False
     """
     path = find_weights(path)
+    if model is not None:
+        return _filled(model, path)
     architecture = read_sidecar(path)["architecture"]
     return rebuild(architecture, read_tensors(path), f"the checkpoint {path}")
+
+
+def _filled(model: nn.Module, path: Path) -> nn.Module:
+    from curvact.models.interchange import read_state_dict  # it imports this module
+
+    if not isinstance(model, nn.Module):
+        raise CurvactError(f"model={shortened(model)} of load_checkpoint: give an nn.Module")
+    given, own = read_state_dict(path), model.state_dict()
+    if own:
+        first = next(iter(own))
+        roots = {name.removesuffix(first) for name in given if name.endswith(first)}
+        fits = [root for root in sorted(roots, key=len) if all(root + name in given for name in own)]
+        if "" not in fits and len(fits) == 1:
+            given = {name: given[fits[0] + name] for name in own}
+    wrong = misfits(given, own)
+    if wrong:
+        raise CurvactError(f"the weights {path} do not fit this {type(model).__name__}: {'; '.join(wrong)}")
+    model.load_state_dict(given)
+    return model.eval()
 
 
 def find_weights(path: str | Path) -> Path:
@@ -80,7 +173,7 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
         content = json.loads(sidecar.read_text())
         if not isinstance(content["architecture"], dict):
             raise TypeError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CurvactError(
             f"the checkpoint's description {sidecar} is not readable JSON with an 'architecture'"
         ) from None
@@ -120,21 +213,37 @@ def read_run_record(weights: Path) -> RunRecord | None:
         environment = dict(json.loads((folder / "environment.json").read_text()))
         attack, images = str(spec["evaluation"]["attack"]), int(content["test_images"])
         return RunRecord(spec, environment, clean, robust, attack, images, dict(content["data_sha256"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. CurvactError if it cannot be read or is damaged."""
     try:
-        return load_tensors(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise CurvactError(f"cannot read {path}: {error.strerror}") from None
+    refuse_page(path, content)
+    try:
+        return load_tensors(content)
     except SafetensorError as error:
         raise CurvactError(
             f"the weights {path} are truncated or damaged ({path.stat().st_size} bytes; {error}): "
             "write them again"
         ) from None
+
+
+def refuse_page(path: Path, content: bytes) -> None:
+    """Raise CurvactError for what a failed download leaves in place of weights."""
+    start = content[:200].lstrip().lower()
+    for beginning, kind in (
+        (b"<!doctype", "a web page"),
+        (b"<html", "a web page"),
+        (b"<?xml", "a web page"),
+        (b"version https://git-lfs", "a pointer of Git LFS"),
+    ):
+        if start.startswith(beginning):
+            raise CurvactError(f"{path} is {kind}, not a file of weights: download the file itself")
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -171,6 +280,21 @@ def rebuild(
     arguments = dict(architecture)
     if not isinstance(arguments.get("name"), str):
         raise CurvactError(f"{where}: the architecture lacks its name")
+    for key in ("depth", "blocks"):
+        if isinstance(arguments.get(key), int) and arguments[key] > max(len(tensors), 1):
+            raise CurvactError(
+                f"{where}: {key}={shortened(arguments[key])} for {len(tensors)} tensors of weights"
+            )
+    try:
+        plan = skeleton(arguments)
+        wrong = [] if plan is None else misfits(tensors, plan.state_dict())
+        if wrong:
+            raise CurvactError(f"{where} does not fit its architecture: {'; '.join(wrong)}")
+    except CurvactError as error:
+        text = str(error)
+        raise CurvactError(text if text.startswith(where) else f"{where}: {text}") from None
+    except _FAULTS as error:
+        raise _misfit(where, error) from None
     try:
         model = build(**arguments)
         for name, place in model.state_dict(keep_vars=True).items() if keep_types else ():
@@ -179,8 +303,15 @@ def rebuild(
         model.load_state_dict(dict(tensors))
     except CurvactError as error:
         raise CurvactError(f"{where}: {error}") from None
-    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        short = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}…"
-        raise CurvactError(f"{where} does not fit its architecture: {short}") from None
+    except _FAULTS as error:
+        raise _misfit(where, error) from None
     return model.eval()
+
+
+_FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError)
+
+
+def _misfit(where: str, error: Exception) -> CurvactError:
+    why = " ".join(str(error).split()) or type(error).__name__
+    short = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}…"
+    return CurvactError(f"{where} does not fit its architecture: {short}")

@@ -20,6 +20,7 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.models.checkpoint import (
     SIDECAR_KEYS,
+    check_rebuilds,
     find_weights,
     read_run_record,
     read_sidecar,
@@ -82,6 +83,7 @@ def save_pretrained(
                 "save_pretrained of a model needs architecture=, the name and arguments of curvact.models.build"
             )
         _require_dict("architecture", architecture)
+        check_rebuilds(source, architecture)
         tensors, known = state_of(source), {"architecture": dict(architecture)}
     else:
         tensors, known, measured = _read_checkpoint(find_weights(source))
@@ -138,7 +140,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
             raise TypeError
     except OSError:
         raise CurvactError(f"{folder} holds no model: {CONFIG} is missing") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CurvactError(f"{file} does not describe a model of curvact") from None
     return dict(content)
 

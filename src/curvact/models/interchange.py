@@ -21,7 +21,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from curvact.activations import Activation, ActivationLike, PSSiLU, ReLU, name_of
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.models.checkpoint import copy_of, read_tensors
+from curvact.models.checkpoint import copy_of, misfits, read_tensors, refuse_page, some
 from curvact.models.layers import Dropout, Normalize
 from curvact.models.registry import build
 
@@ -71,11 +71,15 @@ def read_state_dict(path: PathLike) -> StateDict:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
+        with path.open("rb") as stream:
+            refuse_page(path, stream.read(200))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CurvactError(f"cannot read {path}: {error.strerror or error}") from None
+    except CurvactError:
+        raise
     except Exception as error:
         wanted = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
         if isinstance(error, UnpicklingError) and wanted:
@@ -131,7 +135,7 @@ def unwrap(content: Any, where: str = "the state dict") -> StateDict:
     odd = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if odd or not content:
         raise CurvactError(
-            f"{where} holds no state dict: {_some(odd) + ' no tensor' if odd else 'it is empty'}; "
+            f"{where} holds no state dict: {some(odd) + ' no tensor' if odd else 'it is empty'}; "
             f"looked for tensors, also under {', '.join(WRAPPERS)}"
         )
     return {str(key): value for key, value in content.items()}
@@ -179,7 +183,7 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 "classes": _classes(state, "linear"),
             }
     raise CurvactError(
-        f"weights of an unknown network ({_some(list(state))}): known are RobustBench's ResNet-18 and -34, "
+        f"weights of an unknown network ({some(list(state))}): known are RobustBench's ResNet-18 and -34, "
         "PreActResNet-18, WideResNet and PAF_WideResNet"
     )
 
@@ -202,7 +206,7 @@ def _tidy(state: StateDict) -> StateDict:
         roots = [root for root in roots if f"{root}fc.weight" in state or f"{root}linear.weight" in state]
     if len(roots) > 1:
         raise CurvactError(
-            f"the weights of {len(roots)} networks in one state dict, under {_some(map(repr, roots))}: give "
+            f"the weights of {len(roots)} networks in one state dict, under {some(map(repr, roots))}: give "
             "those of one"
         )
     root = roots[0] if roots else ""
@@ -264,22 +268,7 @@ def from_robustbench(
     for name, tensor in own.items():
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, torch.zeros_like(tensor))
-    problems = [
-        f"{what} {_some(names)}"
-        for what, names in (
-            ("missing", [name for name in own if name not in given]),
-            ("unexpected", [name for name in given if name not in own]),
-            (
-                "wrong shape of",
-                [
-                    f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
-                    for name in own
-                    if name in given and given[name].shape != own[name].shape
-                ],
-            ),
-        )
-        if names
-    ]
+    problems = misfits(given, own)
     if problems:
         raise CurvactError(f"weights do not fit this {type(model).__name__}: {'; '.join(problems)}")
     if not bool((given["normalize.std"] > 0).all()):
@@ -399,10 +388,3 @@ def _shared_pssilu(model: nn.Module) -> PSSiLU | None:
             'share one; build it with scope="network"'
         )
     return shaped[0] if shaped else None
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first three and how many more."""
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations import Activation, ActivationLike, as_factory, default_scope, takes_channels
+from curvact.activations.registry import made_by
 from curvact.errors import CurvactError, nearest
+from curvact.names import shortened
 
 Scope = Literal["network", "stage", "layer", "channel"]
 Layout = Literal["maps", "vectors", "tokens"]
@@ -77,8 +79,13 @@ def prepare(model: str, activation: ActivationLike, common: Common, **sizes: obj
     return Frame(channels, classes, size, normalize, source, common.get("generator"))
 
 
+LARGEST = {"depth": 1000, "blocks": 1000, "heads": 1000}
+"""The largest value of a size. Others: `LARGEST_OTHER`."""
+LARGEST_OTHER = 2**20
+
+
 def require_sizes(model: str, **sizes: object) -> None:
-    """Raise CurvactError unless every size is a whole number >= 1.
+    """Raise CurvactError unless every size is a whole number >= 1, and not absurdly large.
 
     >>> require_sizes("vit", width=0, depth=6)
     Traceback (most recent call last):
@@ -86,8 +93,12 @@ def require_sizes(model: str, **sizes: object) -> None:
     curvact.errors.CurvactError: vit got width=0, depth=6: each must be a whole number >= 1
     """
     if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sizes.values()):
-        got = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
+        got = ", ".join(f"{name}={shortened(value)}" for name, value in sizes.items())
         raise CurvactError(f"{model} got {got}: each must be a whole number >= 1")
+    for name, value in sizes.items():
+        most = LARGEST.get(name, LARGEST_OTHER)
+        if isinstance(value, int) and value > most:
+            raise CurvactError(f"{model} got {name}={shortened(value)}: the largest is {most}")
 
 
 def require_square(model: str, x: Tensor, size: int) -> None:
@@ -202,9 +213,7 @@ class ActivationSource:
         return self._shared[key]
 
     def _make(self, channels: int | None, layout: Layout) -> nn.Module:
-        module: object = self._factory(channels=channels) if self._sized else self._factory()
-        if not isinstance(module, nn.Module):
-            raise CurvactError(f"the activation's factory made {module!r}: it must make an nn.Module")
+        module = made_by(self._factory, **({"channels": channels} if self._sized else {}))
         if isinstance(module, Activation):
             self._check(module, layout)
         if self.scope == "channel":
@@ -282,7 +291,10 @@ def initialize(
     generator: None means torch's global generator. activations: modules that keep their values.
     fan: of the convolutions. "fan_in" keeps the scale of the forward pass without batch norm.
     lecun: convolutions and linear layers get normal weights of variance 1/fan-in and biases 0.
+    A model on the device "meta" has no weights to draw.
     """
+    if any(p.is_meta for p in model.parameters()):
+        return
     if generator is None:
         generator = torch.default_generator
     left = {id(module) for activation in activations for module in activation.modules()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from curvact.errors import CurvactError, nearest
@@ -18,6 +19,7 @@ from curvact.models.small_cnn import SmallCNN
 from curvact.models.vgg import VGG
 from curvact.models.vit import ViT
 from curvact.models.wide_resnet import WideResNet
+from curvact.names import shortened
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mini_resnet": MiniResNet,
@@ -32,6 +34,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit": ViT,
 }
 """Builders by name. An argument that a `partial` fixes belongs to the name: `build` refuses it."""
+
+_OURS = tuple(MODELS.values())
 
 COMMON = ("activation", *Common.__annotations__)
 """The arguments that every model takes."""
@@ -53,8 +57,14 @@ def register_model(name: str, builder: Callable[..., nn.Module]) -> None:
     Linear(in_features=64, out_features=10, bias=True)
     >>> del MODELS["linear"]
     """
+    if not isinstance(name, str) or not name.strip():
+        raise CurvactError(f"name={shortened(name)} of an architecture: give a word")
     if name in MODELS:
         raise CurvactError(f"a model named '{name}' exists: choose another name")
+    if not callable(builder) or isinstance(builder, nn.Module):
+        raise CurvactError(
+            f"the builder of '{name}' is {shortened(builder)}: give a class or a function that makes a module"
+        )
     parameters = inspect.signature(builder).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         lacking = [key for key in COMMON if key not in parameters]
@@ -78,7 +88,37 @@ def build(name: str, **arguments: Any) -> nn.Module:
             raise CurvactError(
                 f"{name} has no argument '{key}'{nearest(key, allowed)}; allowed are {', '.join(allowed)}"
             )
-    return MODELS[name](**arguments)
+    model: object = MODELS[name](**arguments)
+    if not isinstance(model, nn.Module):
+        raise CurvactError(
+            f"the builder of '{name}' made a {type(model).__name__}: it must make an nn.Module"
+        )
+    return model
+
+
+def is_known(name: object) -> bool:
+    """Whether an architecture has this name."""
+    return isinstance(name, str) and name in MODELS
+
+
+def skeleton(arguments: Mapping[str, Any]) -> nn.Module | None:
+    """The model that `build(**arguments)` makes, without weights (on the device "meta"), in no time.
+
+    None where the code of a registered architecture cannot do without weights. Draws no random
+    numbers. Raises CurvactError as `build` does.
+
+    >>> skeleton({"name": "resnet18", "width": 4096}).conv1.weight.device
+    device(type='meta')
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return build(**{**arguments, "generator": torch.Generator(device="cpu")})
+    except CurvactError:
+        raise
+    except Exception:
+        if MODELS.get(str(arguments.get("name"))) in _OURS:
+            raise
+        return None
 
 
 def arguments_of(name: str) -> dict[str, Any]:
@@ -87,8 +127,9 @@ def arguments_of(name: str) -> dict[str, Any]:
     >>> arguments_of("resnet18")
     {'width': 64, 'stem': None}
     """
-    if name not in MODELS:
-        raise CurvactError(f"unknown model '{name}'{nearest(name, MODELS)}; known are {', '.join(MODELS)}")
+    if not is_known(name):
+        near = nearest(name, MODELS) if isinstance(name, str) else ""
+        raise CurvactError(f"unknown model {shortened(name)}{near}; known are {', '.join(MODELS)}")
     builder = MODELS[name]
     fixed = builder.keywords if isinstance(builder, partial) else {}
     return {

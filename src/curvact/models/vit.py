@@ -118,7 +118,8 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, frame.classes)
         frame.initialize(self, lecun=True)
-        nn.init.normal_(self.pos_embed, std=POSITIONS, generator=frame.generator)
+        if not self.pos_embed.is_meta:
+            nn.init.normal_(self.pos_embed, std=POSITIONS, generator=frame.generator)
 
     def forward(self, x: Tensor) -> Tensor:
         require_square("vit", x, self.size)

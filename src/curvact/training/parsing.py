@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from curvact.attacks.names import parse_call
 from curvact.errors import CurvactError, nearest
+from curvact.names import parse_call
 
 Settings = Mapping[str, Any]
 

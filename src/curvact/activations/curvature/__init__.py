@@ -16,7 +16,7 @@ __all__ = ["Peak", "max_curvature"]
 
 
 def max_curvature(
-    f: nn.Module | Callable[[Tensor], Tensor] | Callable[[float], float],
+    f: str | type[nn.Module] | nn.Module | Callable[[Tensor], Tensor] | Callable[[float], float],
     *,
     domain: tuple[float, float] = (-1e4, 1e4),
     resolution: float = 1e-6,
@@ -24,7 +24,8 @@ def max_curvature(
 ) -> Peak:
     """κ = sup|f''| over the domain, and the place where it is attained.
 
-    f: an elementwise module, or a function of tensors, arrays or Python floats.
+    f: an elementwise module, or a function of tensors, arrays or Python floats; a name of an
+       activation, or a class of modules, which is made with its defaults.
     domain: finite (low, high).
     resolution: of the slope, > 0.
     max_evaluations: of f, at single points.
@@ -70,6 +71,10 @@ def max_curvature(
     >>> round(max_curvature(nn.SiLU()).value, 9)
     0.5
     """
+    if isinstance(f, (str, type)):
+        from curvact.activations.registry import activation  # it imports this module
+
+        f = activation(f)
     low, high = _checked_domain(domain)
     if not (math.isfinite(resolution) and resolution > 0):
         raise CurvactError(f"resolution={resolution!r} in max_curvature: it must be a finite number > 0")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.activations.arguments import finite, nonzero
+from curvact.activations.arguments import finite, nonzero, trainable
 from curvact.activations.base import Activation, ScaledActivation, size
 from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
@@ -171,7 +171,7 @@ class _AffineActivation(Activation):
         alpha = finite(alpha, "alpha", self.family())
         self.learnable = learnable
         self.centered = centered
-        self.alpha = nn.Parameter(torch.tensor(alpha)) if learnable else alpha
+        self.alpha = trainable(alpha, "alpha", self.family(), finite) if learnable else alpha
 
     def forward(self, x: Tensor) -> Tensor:
         return _affine(x, self.alpha, self.parts)

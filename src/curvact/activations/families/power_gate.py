@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvact.activations.arguments import one_of, positive
+from curvact.activations.arguments import one_of, positive, reached
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import fade, over, scaled_softplus, sigmoids
 from curvact.activations.kernels.autograd import apply
@@ -103,4 +103,4 @@ class PowerGate(ScaledActivation):
         """The member with κ = `curvature`: α = κ(1 + 1/n)^(n+1)."""
         kappa = positive(curvature, "curvature", "powergate")
         peak = _shape(one_of(n, POWERS, "n", "powergate")).peak
-        return cls(kappa / peak, n, learnable=learnable, centered=centered)
+        return cls(reached(kappa / peak, kappa, "powergate"), n, learnable=learnable, centered=centered)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from curvact.activations.arguments import below_one, nonzero, positive
+from curvact.activations.arguments import below_one, nonzero, positive, reached, trainable
 from curvact.activations.base import Activation, away_from_zero_, size
 from curvact.activations.curvature import Peak
 from curvact.activations.families.swish import SWISH
@@ -223,14 +223,14 @@ class PSSiLU(_Shifted):
         alpha, beta = nonzero(alpha, "alpha", "pssilu"), below_one(beta, "beta", "pssilu")
         self.learnable = learnable
         self.centered = centered
-        if learnable and beta == 0:
+        if learnable and not bool(torch.tensor(beta, device="cpu")):
             raise CurvactError(
-                "beta=0 in a learnable pssilu: |β| has no gradient at 0 and would never move; start at 1e-8"
+                f"beta={beta:g} in a learnable pssilu: |β| has no gradient at 0 and would never move; start at 1e-8"
             )
         if learnable:
             self.default_scope = "network"
-        self.alpha = nn.Parameter(torch.tensor([alpha])) if learnable else alpha
-        self.beta = nn.Parameter(torch.tensor([beta])) if learnable else beta
+        self.alpha = trainable(alpha, "alpha", "pssilu", nonzero, shape=(1,)) if learnable else alpha
+        self.beta = trainable(beta, "beta", "pssilu", below_one, shape=(1,)) if learnable else beta
 
     @classmethod
     def from_curvature(
@@ -239,7 +239,7 @@ class PSSiLU(_Shifted):
         """The member with κ = `curvature`: α = 2κ(1 − |β|)."""
         kappa = positive(curvature, "curvature", "pssilu")
         alpha = 2 * kappa * (1 - abs(below_one(beta, "beta", "pssilu")))
-        return cls(alpha, beta, learnable=learnable, centered=centered)
+        return cls(reached(alpha, kappa, "pssilu"), beta, learnable=learnable, centered=centered)
 
 
 class FixedPSSiLU(_Shifted):
@@ -270,7 +270,7 @@ class FixedPSSiLU(_Shifted):
         self.beta = below_one(beta, "beta", self._family)
         self.learnable = learnable
         self.centered = centered
-        self.alpha = nn.Parameter(torch.tensor(alpha)) if learnable else alpha
+        self.alpha = trainable(alpha, "alpha", self._family, nonzero) if learnable else alpha
 
     @classmethod
     def from_curvature(
@@ -279,7 +279,7 @@ class FixedPSSiLU(_Shifted):
         """The member with κ = `curvature`: α = 2κ(1 − β). Training keeps α unless `learnable`."""
         kappa = positive(curvature, "curvature", cls._family)
         alpha = 2 * kappa * (1 - below_one(beta, "beta", cls._family))
-        return cls(alpha, beta, learnable=learnable, centered=centered)
+        return cls(reached(alpha, kappa, cls._family), beta, learnable=learnable, centered=centered)
 
 
 class SSiLU(_Shifted):

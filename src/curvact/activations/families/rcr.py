@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from curvact.activations.arguments import positive
+from curvact.activations.arguments import positive, reached
 from curvact.activations.base import Activation
 from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
@@ -58,7 +58,8 @@ class RCRAF(Activation):
     @classmethod
     def from_curvature(cls, curvature: float, *, centered: bool = False) -> Self:
         """The unclipped member with κ = `curvature`: α = 4κ."""
-        return cls(4 * positive(curvature, "curvature", "rcraf"), centered=centered)
+        kappa = positive(curvature, "curvature", "rcraf")
+        return cls(reached(4 * kappa, kappa, "rcraf"), centered=centered)
 
     def forward(self, x: Tensor) -> Tensor:
         out = apply(x, self.alpha, self.shape)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvact.activations.arguments import one_of, positive
+from curvact.activations.arguments import one_of, positive, reached
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import decay, fade, over, ramp, scaled_softplus
 from curvact.activations.kernels.autograd import apply
@@ -141,4 +141,4 @@ class RCTAF(ScaledActivation):
         """The member with κ = `curvature` exactly: α = 4κ(2/3)^β."""
         kappa = positive(curvature, "curvature", "rctaf")
         peak = rct_shape(one_of(beta, BETAS, "beta", "rctaf")).peak
-        return cls(kappa / peak, beta, learnable=learnable, centered=centered)
+        return cls(reached(kappa / peak, kappa, "rctaf"), beta, learnable=learnable, centered=centered)

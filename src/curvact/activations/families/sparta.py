@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -9,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvact.activations.arguments import finite, written
+from curvact.activations.arguments import finite, trainable, written
 from curvact.activations.base import Activation
 from curvact.activations.curvature import Peak
 from curvact.activations.kernels.shape import floating, wide
 from curvact.errors import CurvactError, nearest
+
+MOST_KERNELS = 2**24
+"""Kernels of one gate, 3×3 each: 600 MB."""
 
 VARIANTS = ("depthwise", "full", "agnostic")
 
@@ -80,8 +84,15 @@ class Sparta(Activation):
             raise CurvactError(f"channels={channels!r} in sparta: channels must be a whole number >= 1")
         if not isinstance(norm, bool) or (norm and variant != "full"):
             raise CurvactError(f"norm={norm!r} in sparta: True or False, and True for variant=full only")
+        count = channels or 0
+        if count * (count if variant == "full" else 1) > MOST_KERNELS:
+            raise CurvactError(
+                f"channels={channels!r} in sparta: at most {math.isqrt(MOST_KERNELS) if variant == 'full' else MOST_KERNELS} "
+                f"for variant={variant}"
+            )
         self.variant = variant
         self.start = finite(beta, "beta", "sparta")
+        trainable(self.start, "beta", "sparta", finite)
         self.norm = norm
         self.learnable = learnable
         self.centered = centered
@@ -97,8 +108,9 @@ class Sparta(Activation):
             self.weight = nn.Parameter(torch.zeros(1, 2, 3, 3))
         elif channels is not None:
             weight = torch.zeros(channels, channels if variant == "full" else 1, 3, 3)
-            index = torch.arange(channels)
-            weight[index, index if variant == "full" else 0, 1, 1] = 1.0 if norm else self.start
+            if not weight.is_meta:
+                index = torch.arange(channels)
+                weight[index, index if variant == "full" else 0, 1, 1] = 1.0 if norm else self.start
             self.weight = nn.Parameter(weight)
             if norm:
                 self.bn = nn.BatchNorm2d(channels)

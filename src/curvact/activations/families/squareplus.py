@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvact.activations.arguments import positive
+from curvact.activations.arguments import positive, reached, trainable
 from curvact.activations.base import ScaledActivation
 from curvact.activations.gates import ramp
 from curvact.activations.kernels.autograd import apply
@@ -77,13 +77,21 @@ class Squareplus(ScaledActivation):
 
     def __init__(self, b: float = 4.0, *, learnable: bool = False, centered: bool = False) -> None:
         self._b = positive(b, "b", "squareplus")
-        super().__init__(1 / math.sqrt(self._b), learnable=learnable, centered=centered)
+        alpha = 1 / math.sqrt(self._b)
+        if learnable:
+            trainable(alpha, "1/√b", "squareplus", positive)
+        super().__init__(alpha, learnable=learnable, centered=centered)
 
     @classmethod
     def from_curvature(cls, curvature: float, *, learnable: bool = False, centered: bool = False) -> Self:
         """The member with κ = `curvature`: b = 1/(4κ²)."""
         kappa = positive(curvature, "curvature", "squareplus")
-        return cls(0.25 / kappa**2, learnable=learnable, centered=centered)
+        within = 1e-154 < kappa < 1e154  # beyond, κ² leaves floating point
+        return cls(
+            reached(0.25 / kappa**2 if within else 0.0, kappa, "squareplus"),
+            learnable=learnable,
+            centered=centered,
+        )
 
     def _constructor_scale(self) -> float:
         return 1 / self.scale**2 if self.learnable else self._b

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import nn
 
+from curvact.activations import ActivationLike
 from curvact.activations.describe import as_activation
 from curvact.files import atomic_write
 
 
-def draw_activations(modules: Sequence[nn.Module | str], path: Path, reach: float | None = None) -> Path:
+def draw_activations(modules: Sequence[ActivationLike], path: Path, reach: float | None = None) -> Path:
     """Draw σ, σ' and σ'' of several activations side by side, and return the path.
 
     path: a .png, .svg or .pdf file. reach: half the width of the x axis; by default it shows the
@@ -33,7 +33,7 @@ def draw_activations(modules: Sequence[nn.Module | str], path: Path, reach: floa
     axes = figure.subplots(1, 3)
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     for index, (module, act) in enumerate(zip(modules, acts, strict=True)):
-        label = module if isinstance(module, str) else str(act)
+        label = module if isinstance(module, str) else repr(act)
         peak = act.max_curvature
         kappa = "∞" if math.isinf(peak.value) else f"{peak.value:.4g}"
         style = {
