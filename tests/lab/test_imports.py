@@ -19,10 +19,12 @@ from curvact.lab import imports
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.imports import CodeWarning, given_code, import_code, load_plugins, trust_code
 from curvact.lab.run import execute
+from curvact.lab.settings import check_settings
 from curvact.lab.spec import RunSpec, canonical_activation, read_spec
 from curvact.lab.store import read_record
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import report, run_sweep
+from curvact.models.named import FILES
 from curvact.workers import Event, Send, run_jobs
 
 QUIET = Console(quiet=True)
@@ -78,6 +80,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         OBJECTIVES,
         models.MODELS,  # type: ignore[list-item]
         imports._RUN,
+        FILES,  # type: ignore[list-item]
     ]
     kept = [dict(table) for table in tables]
 
@@ -254,3 +257,49 @@ def test_an_installed_plugin(
     assert load_plugins() == {"plugged": "plugged 1.2"}
     assert canonical_activation("plugged") == "plugged"
     assert isinstance(sys.modules.pop("plugged"), types.ModuleType)
+
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10, in_channels=3, width=4):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(width, num_classes)
+    def forward(self, x):
+        return self.fc(self.body(x))
+"""
+
+
+def test_a_network_of_a_file(mine: Path, fresh: Callable[[], None]) -> None:
+    (mine / "nets").mkdir()
+    (mine / "nets" / "net.py").write_text(NET)
+    content = yaml.safe_load((mine / "run.yaml").read_text())
+    content |= {"model": {"name": "nets/net.py:Net", "width": 3}, "activation": "silu"}
+    (mine / "run.yaml").write_text(yaml.safe_dump(content))
+    spec = read_spec(mine / "run.yaml")
+    assert spec.model.name == "net.py:Net"
+    assert [item.file for item in spec.imports] == ["my.py", "net.py"]
+    execute(spec, mine / "run")
+    fresh()
+    with trust_code():
+        checkpoint = open_checkpoint(mine / "run")
+    assert checkpoint.model(record_input()).shape == (1, 10)
+    assert checkpoint.architecture["width"] == 3
+    with pytest.raises(CurvactError, match=r"imports lacks net\.py"):
+        check_settings(RunSpec, {"model": "net.py:Net"}, "here")
+    fresh()
+    sweep = {
+        "name": "nets",
+        "imports": ["question.py"],
+        "base": {"model.width": 2},
+        "grid": {"model": ["nets/net.py:Net", "mini_resnet"], "seed": [0]},
+    }
+    (mine / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    runs = read_sweep(mine / "sweep.yaml").planned
+    assert [run.spec.model.name for run in runs] == ["net.py:Net", "mini_resnet"]
+    (mine / "nets" / "net.py").write_text(NET + "# another\n")
+    fresh()
+    changed = read_sweep(mine / "sweep.yaml").planned
+    assert changed[0].id != runs[0].id

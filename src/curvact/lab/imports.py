@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import types
 import warnings
@@ -31,6 +32,7 @@ from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
 from curvact.lab.settings import Strict
 from curvact.models import MODELS
+from curvact.models.named import FILES
 from curvact.training import OBJECTIVES
 from curvact.workers import at_start
 
@@ -173,9 +175,44 @@ def load_imports(content: Mapping[str, Any], folder: Path, *, ask: bool) -> dict
     done = [_of_folder(item, folder) if ask else _of_spec(item, folder) for item in wanted]
     if not ask:
         done += [item for item in _given.get() if item.sha256 not in {d.sha256 for d in done}]
+    plain = {key: value for key, value in content.items() if key != "imports"}
+    if not ask:
+        rest = _run_networks(plain, folder, done)
+    else:
+        rest = plain
     _check_names(done)
-    rest = {key: value for key, value in content.items() if key != "imports"}
     return {**rest, "imports": [item.model_dump() for item in done]} if done else rest
+
+
+def network_name(text: str, folder: Path) -> tuple[str, Import | None]:
+    """A network's name, and the import that it needs: `path/my.py:Net` is `my.py:Net` of that file."""
+    match = _OF_A_FILE.fullmatch(text)
+    if match is None:
+        return text, None
+    path = folder / Path(match["file"]).expanduser()
+    given = next((i for i in _given.get() if i.file == match["file"]), None)
+    needed = given if given is not None and not path.is_file() else import_code(path)
+    return f"{path.name}:{match['name']}{match['rest']}", needed
+
+
+_OF_A_FILE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_]\w*)(?P<rest>.*)", re.DOTALL)
+
+
+def _run_networks(content: Any, folder: Path, done: list[Import], key: str = "") -> Any:
+    """The settings with every network by the name of its file, which is run and added to `done`."""
+    if isinstance(content, dict):
+        return {
+            k: _run_networks(v, folder, done, "model.name" if (key, k) == ("model", "name") else k)
+            for k, v in content.items()
+        }
+    if isinstance(content, list):
+        return [_run_networks(value, folder, done, key) for value in content]
+    if key not in ("model", "model.name") or not isinstance(content, str):
+        return content
+    name, needed = network_name(content, folder)
+    if needed is not None and needed.sha256 not in {item.sha256 for item in done}:
+        done.append(needed)
+    return name
 
 
 def hashes(imports: Any) -> dict[str, str]:
@@ -200,9 +237,16 @@ def check_loaded(imports: Any) -> None:
             )
 
 
-def changing_runs(imports: Iterable[Import]) -> tuple[Import, ...]:
-    """Those on which a run's numbers can depend: not files that only add questions and engines."""
-    return tuple(i for i in imports if i.sha256 not in _RUN or _RUN[str(i.sha256)].changes_runs)
+def changing_runs(imports: Iterable[Import], model: str = "") -> tuple[Import, ...]:
+    """Those on which a run's numbers can depend: not files that only add questions and engines.
+
+    model: the name of its network, which may be one of a file.
+    """
+    return tuple(
+        i
+        for i in imports
+        if i.sha256 not in _RUN or _RUN[str(i.sha256)].changes_runs or model.startswith(f"{i.file}:")
+    )
 
 
 def copy_code(imports: Iterable[Import], folder: Path) -> None:
@@ -273,6 +317,10 @@ def _check_names(imports: list[Import]) -> None:
 def _run(path: Path, source: bytes) -> Import:
     sha256 = hashlib.sha256(source).hexdigest()
     if sha256 not in _RUN:
+        if path.name in FILES:
+            raise CurvactError(
+                f"another {path.name} was run in this process already: one process knows one file of a name"
+            )
         _run_here(path, source, sha256)
         at_start(_run_here, path, source, sha256)
     return Import(path=str(path), sha256=sha256)
@@ -294,6 +342,7 @@ def _run_here(path: Path, source: bytes, sha256: str) -> None:
         del sys.modules[name]
         raise CurvactError(f"{path}: it ends the process: leave out sys.exit") from None
     only_others = _names_of_runs() == before and _other_names() != others
+    FILES[path.name] = module
     _RUN[sha256] = Code(path, sha256, source, changes_runs=not only_others)
     if path.stem not in sys.modules and importlib.util.find_spec(path.stem) is None:
         sys.modules[path.stem] = module  # for a file that is imported after it

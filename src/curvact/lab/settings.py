@@ -121,7 +121,7 @@ def plain_of(text: str | bytes, where: str) -> Any:
             count = _values_in(node, {}, where)
             if count > MOST_VALUES:
                 raise CurvactError(f"{where} holds more than {MOST_VALUES:,} values, aliases written out")
-            content = loader.construct_document(node)  # type: ignore[no-untyped-call]
+            content = loader.construct_document(node)
         finally:
             loader.dispose()
         _check_plain(content, where, "")

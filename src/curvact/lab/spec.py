@@ -20,6 +20,7 @@ from curvact.errors import CurvactError, nearest
 from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
 from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key, read_settings
 from curvact.models import MODELS, arguments_of
+from curvact.models.registry import takes_any_argument
 from curvact.training import Recipe
 
 SCHEMA = 4
@@ -77,7 +78,7 @@ class DataSpec(Strict):
 
 class ModelSpec(Strict):
     """The network: a name in `curvact.models.MODELS`, and the arguments of that network, such as
-    width.
+    width. `my.py:Net` names a class or function of a file, `timm:NAME` and `hf:NAME` one of a library.
 
     scope: where one activation module is shared. None: what suits the activation.
     """
@@ -101,12 +102,12 @@ class ModelSpec(Strict):
         for key, value in content.items():
             if key in ("name", "scope"):
                 continue
-            if key not in defaults:
+            if key not in defaults and not takes_any_argument(name):
                 allowed = ", ".join(["scope", *defaults])
                 raise ValueError(
                     f"{name} has no argument '{key}'{nearest(str(key), defaults)}; allowed are {allowed}"
                 )
-            problem = argument_problem(key, value, defaults[key])
+            problem = argument_problem(key, value, defaults.get(key))
             if problem:
                 raise ValueError(problem)
         return {"name": name, "scope": None, **defaults, **content}
@@ -114,7 +115,7 @@ class ModelSpec(Strict):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return choice(name, list(MODELS))
+        return name if name in MODELS else choice(name, list(MODELS))
 
 
 class ActivationFrom(Strict):
@@ -268,6 +269,13 @@ class RunSpec(Strict):
             content["activation"] = canonical_activation(family, curvature, centered)
         return content
 
+    @model_validator(mode="after")
+    def _imports_its_network(self) -> RunSpec:
+        file, colon, _ = self.model.name.partition(":")
+        if colon and file.endswith(".py") and file not in {item.file for item in self.imports}:
+            raise ValueError(f"model.name={self.model.name!r}: imports lacks {file}")
+        return self
+
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits: the hash of everything that determines the run's numbers.
@@ -276,7 +284,7 @@ class RunSpec(Strict):
         the path of a learned activation do not count.
         """
         content = self.model_dump(mode="json", exclude={"name", "about", "logging", "imports"})
-        code = changing_runs(self.imports)
+        code = changing_runs(self.imports, self.model.name)
         if code:
             content["imports"] = sorted(str(item.sha256) for item in code)
         del content["hardware"]["accelerator"]

@@ -269,9 +269,6 @@ class SweepSpec(Strict):
     def _spec(self, settings: Settings, where: str) -> RunSpec:
         content = copy.deepcopy(self.base)
         content.setdefault("name", self.name)
-        shared = [item.model_dump() for item in changing_runs(self.imports)]
-        if shared:
-            content["imports"] = shared
         origin: Any = None
         for key, value in settings.items():
             if key == "activation_from" and isinstance(value, dict) and "source" in value:
@@ -295,6 +292,11 @@ class SweepSpec(Strict):
             override_in(content, "model.scope", source.model.scope, where)
             rest = {key: value for key, value in origin.items() if key != "source"}
             content["activation_from"] = {**rest, "run": source.id}
+        model = content.get("model")
+        name = str(model.get("name", "") if isinstance(model, dict) else model)
+        code = changing_runs(self.imports, name)
+        if code:
+            content["imports"] = [item.model_dump() for item in code]
         spec = check_settings(RunSpec, content, where)
         taken = spec.activation_from
         if taken is not None and taken.path is not None and taken.sha256 is None:

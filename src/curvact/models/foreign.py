@@ -73,7 +73,7 @@ def logits_of(
     if (mean is None) != (std is None):
         raise CurvactError(f"logits_of got mean={mean}, std={std}: give both or neither")
     if mean is None or std is None:
-        mean, std = _carried_constants(model)
+        mean, std = carried_constants(model)
     shape = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
     if shape is not None and (len(shape) != 2 or not all(isinstance(s, int) and s >= 1 for s in shape)):
         raise CurvactError(f"logits_of got size={size}: give a whole number >= 1, or (height, width)")
@@ -84,7 +84,7 @@ def logits_of(
     return Foreign(model, normalize, shape).eval()
 
 
-def _carried_constants(model: nn.Module) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+def carried_constants(model: nn.Module) -> tuple[Sequence[float] | None, Sequence[float] | None]:
     """Mean and std in the configuration that timm's models carry."""
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, Mapping):

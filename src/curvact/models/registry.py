@@ -13,6 +13,7 @@ from torch import nn
 from curvact.errors import CurvactError, nearest
 from curvact.models.layers import Common
 from curvact.models.mini_resnet import MiniResNet
+from curvact.models.named import named_network, takes_any
 from curvact.models.preact_resnet import PreActResNet
 from curvact.models.resnet import ResNet
 from curvact.models.small_cnn import SmallCNN
@@ -21,19 +22,38 @@ from curvact.models.vit import ViT
 from curvact.models.wide_resnet import WideResNet
 from curvact.names import shortened
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mini_resnet": MiniResNet,
-    "small_cnn": SmallCNN,
-    "resnet18": partial(ResNet, depth=18),
-    "resnet34": partial(ResNet, depth=34),
-    "preact_resnet18": PreActResNet,
-    "wide_resnet": WideResNet,
-    "wrn-28-10": partial(WideResNet, depth=28),
-    "wrn-34-10": partial(WideResNet, depth=34),
-    "vgg16_bn": VGG,
-    "vit": ViT,
-}
-"""Builders by name. An argument that a `partial` fixes belongs to the name: `build` refuses it."""
+
+class _Models(dict[str, Callable[..., nn.Module]]):
+    """Builders by name; it knows the names of `named_network` too."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and named_network(name) is not None)
+
+    def __missing__(self, name: str) -> Callable[..., nn.Module]:
+        found = named_network(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = _Models(
+    {
+        "mini_resnet": MiniResNet,
+        "small_cnn": SmallCNN,
+        "resnet18": partial(ResNet, depth=18),
+        "resnet34": partial(ResNet, depth=34),
+        "preact_resnet18": PreActResNet,
+        "wide_resnet": WideResNet,
+        "wrn-28-10": partial(WideResNet, depth=28),
+        "wrn-34-10": partial(WideResNet, depth=34),
+        "vgg16_bn": VGG,
+        "vit": ViT,
+    }
+)
+"""Builders by name. An argument that a `partial` fixes belongs to the name: `build` refuses it.
+
+`FILE.py:NAME`, `timm:NAME` and `hf:NAME` are names too, see `named_network`.
+"""
 
 _OURS = tuple(MODELS.values())
 
@@ -84,7 +104,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     """
     allowed = [*COMMON, *arguments_of(name)]
     for key in arguments:
-        if key not in allowed:
+        if key not in allowed and not takes_any(MODELS[name]):
             raise CurvactError(
                 f"{name} has no argument '{key}'{nearest(key, allowed)}; allowed are {', '.join(allowed)}"
             )
@@ -137,3 +157,8 @@ def arguments_of(name: str) -> dict[str, Any]:
         for key, parameter in inspect.signature(builder).parameters.items()
         if key not in COMMON and key not in fixed and parameter.kind is not parameter.VAR_KEYWORD
     }
+
+
+def takes_any_argument(name: str) -> bool:
+    """Whether the model takes more arguments than `arguments_of` says: one of a library."""
+    return takes_any(MODELS[name])
