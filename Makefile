@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO ?= runs/digits
+DEMO ?= runs/demo
 
 .PHONY: demo test slow lint bench second-opinion setup clean
 
 demo: $(READY)
-	$(BIN)/curvact sweep run sweeps/digits.yaml --out $(DEMO) --resume
+	$(BIN)/curvact sweep run sweeps/demo.yaml --out $(DEMO) --resume
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -q

@@ -14,6 +14,7 @@ from curvact.random import generator
 from curvact.training import Recipe, fit
 
 TINY: dict[str, dict[str, int]] = {
+    "mlp": {"width": 3},
     "mini_resnet": {"width": 2, "blocks": 1},
     "small_cnn": {"width": 2},
     "resnet18": {"width": 2},

@@ -11,6 +11,7 @@ from curvact.models import build
 from curvact.random import generator
 
 TINY: dict[str, dict[str, Any]] = {
+    "mlp": {"width": 5},
     "mini_resnet": {"width": 2},
     "small_cnn": {"width": 2, "hidden": 7},
     "resnet18": {"width": 2},

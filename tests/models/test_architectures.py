@@ -98,6 +98,7 @@ def test_published_numbers_of_parameters(name: str, arguments: dict[str, Any], p
         ("vit", {"size": 28, "width": 6}, "patch_embed 6,7,7"),
         ("vit", {"size": 224, "width": 6}, "patch_embed 6,14,14"),
         ("vit", {"size": 8, "width": 6}, "patch_embed 6,4,4"),
+        ("mlp", {"size": 8, "width": 6, "depth": 3}, "hidden.1 6 hidden.7 6 linear 10"),
         ("mini_resnet", {"size": 32, "width": 3, "blocks": 1}, "stages 3,32,32"),
         (
             "mini_resnet",
@@ -116,6 +117,18 @@ def test_feature_maps(name: str, arguments: dict[str, Any], shapes: str) -> None
         )
     model(images(1, 3, arguments["size"]))
     assert seen == dict(zip(paths, expected, strict=True))
+
+
+def test_mlp_is_linear_norm_activation_twice() -> None:
+    """Against the same network written by hand, in float64."""
+    model = build("mlp", activation="swish(beta=2)", channels=1, size=4, width=5).double().train()
+    x = images(6, 1, 4).double()
+    h = (x.flatten(1) - 0.5) / 0.5
+    for linear, norm in ((model.hidden[0], model.hidden[1]), (model.hidden[3], model.hidden[4])):
+        a = h @ linear.weight.T
+        a = (a - a.mean(0)) / (a.var(0, unbiased=False) + norm.eps).sqrt()
+        h = a * torch.sigmoid(2 * a)
+    torch.testing.assert_close(model(x), h @ model.linear.weight.T + model.linear.bias)
 
 
 def test_stored_results_of_mini_resnet_still_hold() -> None:

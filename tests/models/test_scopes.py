@@ -22,6 +22,7 @@ from curvact.models import ActivationSource
 from curvact.random import generator
 
 LAYERS = {
+    "mlp": [5, 5],
     "mini_resnet": [2, 2, 2, 4, 4],
     "small_cnn": [2, 2, 4, 4, 7],
     "resnet18": [2] * 5 + [4] * 4 + [8] * 4 + [16] * 4,
@@ -32,7 +33,7 @@ LAYERS = {
     "vit": [24, 24],
 }
 """Channels at every place of an activation, counted by hand from the published figures."""
-STAGES = {"mini_resnet": 3, "small_cnn": 3, "preact_resnet18": 4, "wide_resnet": 4, "vit": 2}
+STAGES = {"mlp": 2, "mini_resnet": 3, "small_cnn": 3, "preact_resnet18": 4, "wide_resnet": 4, "vit": 2}
 """Stages that have activations. The others have 5."""
 
 

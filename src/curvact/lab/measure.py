@@ -70,7 +70,7 @@ def _part_of_autoattack(model: nn.Module, images: Dataset, test: Accuracy, spec:
             some.labels,
             spec.threat_model,
             attacks=spec.evaluation.autoattack_parts,
-            mode="fast",
+            mode=spec.evaluation.autoattack_mode,
             seed=spec.seed,
         )
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,7 @@ class SweepBars:
 
     def __init__(self, console: Console, name: str, *, total: int, finished: int) -> None:
         self.console, self.total, self.finished = console, total, finished
+        self.before, self.began = finished, time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -105,11 +107,21 @@ class SweepBars:
             self.console.print(f"[red]failed[/] {escape(label)}: {escape(record.cause)}", soft_wrap=True)
         else:
             robust, clean = record.metrics["robust_accuracy"], record.metrics["clean_accuracy"]
-            note = f"last: robust {robust:.1%}"
+            strong = record.metrics.get("subset_robust_accuracy")
+            accuracies = f"robust {robust:.1%}"
+            if strong is not None:
+                accuracies += f" ({strong:.1%} by {'+'.join(record.spec.evaluation.autoattack_parts)})"
+            note = f"last: {accuracies}"
             if not self.console.is_terminal:
                 self.console.print(
-                    f"{self.finished}/{self.total} {escape(label)}: robust {robust:.1%}, clean {clean:.1%}, "
-                    f"{record.seconds:.1f} s",
+                    f"{self.finished}/{self.total} {escape(label)}: {accuracies}, clean {clean:.1%}, "
+                    f"{record.seconds:.1f} s{self._time_left()}",
                     soft_wrap=True,
                 )
         self.progress.update(self.sweep, completed=self.finished, note=note)
+
+    def _time_left(self) -> str:
+        """At the rate of the runs that have finished since the sweep began or went on."""
+        each = (time.monotonic() - self.began) / (self.finished - self.before)
+        seconds = round(each * (self.total - self.finished))
+        return f"; about {seconds // 60} min {seconds % 60:02} s left" if seconds else ""

@@ -145,8 +145,9 @@ class EvaluationSpec(Strict):
     attack: the PGD on the test split and on the first `train_images` of the training split.
     images: at most so many images of the test split. None: all of them.
     weights: "last" measures the last weights; "both" the weights of the best validation epoch too.
-    autoattack_images: parts of AutoAttack (`autoattack_parts`, fast mode) attack so many test
-    images as well.
+    autoattack_images: parts of AutoAttack (`autoattack_parts`) attack so many test images as well.
+    autoattack_mode: "plain" is the reference image by image. "fast" is faster on images from 16
+    pixels on.
     activations: κ and effective curvature before and after training, and the parameters of the
     activations.
     """
@@ -160,6 +161,7 @@ class EvaluationSpec(Strict):
         "apgd-ce",
         "apgd-t",
     )
+    autoattack_mode: Literal["plain", "fast"] = "fast"
     activations: bool = False
 
 
@@ -288,6 +290,8 @@ class RunSpec(Strict):
         if code:
             content["imports"] = sorted(str(item.sha256) for item in code)
         del content["hardware"]["accelerator"]
+        if self.evaluation.autoattack_mode == "fast":  # the default before there was a choice
+            del content["evaluation"]["autoattack_mode"]
         for key in ("activation_from", "analyses"):
             if content[key] is None:
                 del content[key]

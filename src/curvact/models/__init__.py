@@ -14,6 +14,7 @@ from curvact.models.learned import (
     write_learned,
 )
 from curvact.models.mini_resnet import MiniResNet
+from curvact.models.mlp import MLP
 from curvact.models.outputs import select_outputs
 from curvact.models.preact_resnet import PreActResNet
 from curvact.models.registry import MODELS, arguments_of, build, register_model
@@ -24,6 +25,7 @@ from curvact.models.vit import ViT
 from curvact.models.wide_resnet import WideResNet
 
 __all__ = [
+    "MLP",
     "MODELS",
     "VGG",
     "ActivationSource",

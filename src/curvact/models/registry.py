@@ -13,6 +13,7 @@ from torch import nn
 from curvact.errors import CurvactError, nearest
 from curvact.models.layers import Common
 from curvact.models.mini_resnet import MiniResNet
+from curvact.models.mlp import MLP
 from curvact.models.named import named_network, takes_any
 from curvact.models.preact_resnet import PreActResNet
 from curvact.models.resnet import ResNet
@@ -38,6 +39,7 @@ class _Models(dict[str, Callable[..., nn.Module]]):
 
 MODELS: dict[str, Callable[..., nn.Module]] = _Models(
     {
+        "mlp": MLP,
         "mini_resnet": MiniResNet,
         "small_cnn": SmallCNN,
         "resnet18": partial(ResNet, depth=18),
