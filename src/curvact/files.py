@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -49,6 +50,15 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
             raise CurvactError(f"disk full while writing {path}") from error
         raise CurvactError(f"cannot write {path}: {error.strerror or error}") from error
     _sync_folder(path.parent)
+
+
+def hash_of_file(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal digits."""
+    found = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

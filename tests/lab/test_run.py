@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from lightning_fabric import Fabric
 from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab import run as run_module
-from curvact.lab.run import execute, launched
+from curvact.lab.run import execute, launched, prepare
 from curvact.lab.spec import RunSpec, read_spec
 from curvact.lab.store import Record, finished, locked, read_history, read_record
 from curvact.models.checkpoint import load_checkpoint
@@ -365,3 +366,35 @@ def test_specs_are_values(run_spec: Any) -> None:
     with pytest.raises(ValueError, match="frozen"):
         spec.seed = 3
     assert spec.model_copy(update={"training": replace(spec.training, epochs=2)}).id != spec.id
+
+
+def test_start_weights(run_spec: Any, tmp_path: Path) -> None:
+    """They decide the numbers, their sha256 is part of the id, and a head may be left out."""
+    first = run_spec(evaluation={"attack": "pgd-1", "train_images": 20, "weights": "last"})
+    execute(first, tmp_path / "first")
+    start = {"init_from": str(tmp_path / "first")}
+    tuned = run_spec(**start, training={"learning_rate": 1e-12, "warmup": 0})
+    moved = tmp_path / "moved.safetensors"
+    shutil.copy(tmp_path / "first" / "best.safetensors", moved)
+    assert run_spec(**{"init_from": str(moved)}, training={"learning_rate": 1e-12, "warmup": 0}).id == tuned.id
+    assert run_spec(training={"learning_rate": 1e-12, "warmup": 0}).id != tuned.id
+    model = prepare(tuned).model
+    trained = load_checkpoint(tmp_path / "first")
+    for name, value in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    narrow = {"name": "mini_resnet", "width": 3, "blocks": 1}
+    with pytest.raises(CurvactError, match=r"do not fit: wrong shape of .*leave_out leaves names out"):
+        prepare(run_spec(**start, model=narrow))
+    head = run_spec(init_from={"path": str(moved), "leave_out": ["linear"]})
+    assert head.id != tuned.id
+    untrained = prepare(run_spec()).model.state_dict()
+    for name, value in prepare(head).model.state_dict().items():
+        source = untrained if name.startswith("linear") else trained.state_dict()
+        assert torch.equal(value, source[name]), name
+    with pytest.raises(CurvactError, match="no weight begins with 'head'"):
+        prepare(run_spec(init_from={"path": str(moved), "leave_out": ["head"]}))
+    shutil.copy(tmp_path / "first" / "spec.yaml", moved)
+    with pytest.raises(CurvactError, match="has changed: its sha256 is"):
+        prepare(head)
+    with pytest.raises(CurvactError, match="no checkpoint file"):
+        run_spec(init_from=str(tmp_path / "none.pt"))

@@ -199,7 +199,15 @@ _OF_A_FILE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_]\w*)(?P<rest>.*)
 
 
 def _run_networks(content: Any, folder: Path, done: list[Import], key: str = "") -> Any:
-    """The settings with every network by the name of its file, which is run and added to `done`."""
+    """The settings with every network by the name of its file, which is run and added to `done`.
+
+    Start weights get their path from the folder.
+    """
+    if key in ("init_from", "init_from.path"):
+        if isinstance(content, str):
+            return str(folder / Path(content).expanduser())
+        if isinstance(content, dict) and isinstance(content.get("path"), str):
+            return {**content, "path": str(folder / Path(content["path"]).expanduser())}
     if isinstance(content, dict):
         return {
             k: _run_networks(v, folder, done, "model.name" if (key, k) == ("model", "name") else k)

@@ -21,13 +21,13 @@ from curvact.activations import activation, known_curvature
 from curvact.attacks import SuspectModelWarning
 from curvact.data import ExtraImages, Splits, batches_per_epoch, load, open_extra
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, hash_of_file
 from curvact.lab.environment import environment
 from curvact.lab.imports import copy_code
 from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
 from curvact.lab.measure import measure, of_activations, test_accuracies
 from curvact.lab.settings import check_settings
-from curvact.lab.spec import SPEC_FILE, HardwareSpec, RunSpec
+from curvact.lab.spec import SPEC_FILE, HardwareSpec, InitFrom, RunSpec
 from curvact.lab.store import (
     ACTIVATION_FILE,
     ENVIRONMENT_FILE,
@@ -45,7 +45,9 @@ from curvact.lab.store import (
     write_record,
 )
 from curvact.models import build
-from curvact.models.checkpoint import load_checkpoint, save_checkpoint
+from curvact.models.checkpoint import find_weights, load_checkpoint, misfits, save_checkpoint
+from curvact.models.foreign import Foreign
+from curvact.models.interchange import read_state_dict
 from curvact.models.learned import (
     LearnedActivation,
     extract_activation,
@@ -293,6 +295,8 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         "std": data.train.std,
     }
     model = build(**architecture, generator=generator(spec.seed, "initialization"))
+    if spec.init_from is not None:
+        start_from(model, spec.init_from)
     if learned is not None and spec.activation_from is not None:
         inputs = data.train.inputs(slice(0, 1))
         insert_activation(model, learned, freeze=spec.activation_from.frozen, inputs=inputs)
@@ -303,6 +307,42 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         )
     check_fit(model, data, extra)
     return Prepared(data, extra, architecture, model)
+
+
+def start_from(model: nn.Module, start: InitFrom) -> None:
+    """Put the start weights into the model, all of them, or all but those that are left out.
+
+    A file of the network inside a `Foreign` fits too. Raises CurvactError for another file than the
+    spec means, and for weights that do not fit.
+    """
+    path = find_weights(start.path)
+    try:
+        found = hash_of_file(path)
+    except OSError as error:
+        raise CurvactError(f"init_from: cannot read {path}: {error.strerror}") from None
+    if found != start.sha256:
+        raise CurvactError(
+            f"init_from: {path} has changed: its sha256 is {found[:12]}…, the spec has {str(start.sha256)[:12]}…"
+        )
+    given = read_state_dict(path)
+    if isinstance(model, Foreign) and not any(name in given for name in model.state_dict()):
+        model = model.model
+    for prefix in start.leave_out:
+        if not any(name.startswith(prefix) for name in (*given, *model.state_dict())):
+            raise CurvactError(
+                f"init_from.leave_out: no weight begins with {prefix!r} in {path} or in the network"
+            )
+    own = model.state_dict()
+    left = {name for name in (*own, *given) if any(name.startswith(prefix) for prefix in start.leave_out)}
+    wrong = misfits(
+        {name: value for name, value in given.items() if name not in left},
+        {name: value for name, value in own.items() if name not in left},
+    )
+    if wrong:
+        raise CurvactError(
+            f"init_from: the weights {path} do not fit: {'; '.join(wrong)}; init_from.leave_out leaves names out"
+        )
+    model.load_state_dict({**own, **{name: value for name, value in given.items() if name not in left}})
 
 
 def _in_memory_format(model: nn.Module, spec: RunSpec, width: int) -> nn.Module:

@@ -17,9 +17,11 @@ from curvact.activations.registry import parse_name
 from curvact.attacks import PGD, ThreatModel, as_radius, radius_text
 from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, nearest
+from curvact.files import hash_of_file
 from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
 from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key, read_settings
 from curvact.models import MODELS, arguments_of
+from curvact.models.checkpoint import find_weights
 from curvact.models.registry import takes_any_argument
 from curvact.training import Recipe
 
@@ -139,6 +141,33 @@ class ActivationFrom(Strict):
         return self
 
 
+class InitFrom(Strict):
+    """Weights that the network starts with, instead of random ones.
+
+    path: a run's folder, a checkpoint, or a file of weights (.safetensors, .pt, .pth).
+    leave_out: weights whose names begin so keep their random values, such as [fc] where there are
+    other classes. sha256: of the file; filled in when the spec is read.
+    """
+
+    path: str
+    leave_out: tuple[str, ...] = ()
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_hash(cls, content: Any) -> Any:
+        if isinstance(content, str):
+            content = {"path": content}
+        if not isinstance(content, dict) or not isinstance(content.get("path"), str):
+            return content
+        if content.get("sha256") is not None:
+            return content
+        try:
+            return {**content, "sha256": hash_of_file(find_weights(content["path"]))}
+        except OSError as error:
+            raise CurvactError(f"cannot read {content['path']}: {error.strerror}") from None
+
+
 class EvaluationSpec(Strict):
     """How the trained network is attacked.
 
@@ -235,6 +264,7 @@ class RunSpec(Strict):
     beta=1)".
     imports: files of Python that register what the spec names, such as `[my.py]`. They have to be
     run first: `read_spec` does, see `curvact.lab.imports`.
+    init_from: weights to start with, such as those of another run.
     seed: of everything random.
     """
 
@@ -245,6 +275,7 @@ class RunSpec(Strict):
     model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
     activation: str = "relu"
     activation_from: ActivationFrom | None = None
+    init_from: InitFrom | None = None
     threat_model: ThreatModel = ThreatModel("linf", 0.2)
     training: Training = Recipe()
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -292,9 +323,11 @@ class RunSpec(Strict):
         del content["hardware"]["accelerator"]
         if self.evaluation.autoattack_mode == "fast":  # the default before there was a choice
             del content["evaluation"]["autoattack_mode"]
-        for key in ("activation_from", "analyses"):
+        for key in ("activation_from", "analyses", "init_from"):
             if content[key] is None:
                 del content[key]
+        if self.init_from is not None:
+            del content["init_from"]["path"]
         if self.activation_from is not None:
             # The learned activation decides these two.
             del content["activation"], content["model"]["scope"]

@@ -5,7 +5,6 @@ damaged.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, hash_of_file
 from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
 from curvact.lab.spec import SPEC_FILE, RunSpec
@@ -102,7 +101,7 @@ def finished(folder: Path, run: str) -> Record | None:
         path = folder / name
         if not path.is_file():
             raise CurvactError(f"{path} is missing: delete {folder} and run it again")
-        if _sha256(path) != sha256:
+        if hash_of_file(path) != sha256:
             raise CurvactError(
                 f"{path} is damaged (its sha256 is not the recorded one): delete {folder} and run it again"
             )
@@ -112,11 +111,7 @@ def finished(folder: Path, run: str) -> Record | None:
 def hash_of(folder: Path) -> dict[str, str]:
     """sha256 of the last and the best weights in the folder."""
     files = [folder / f"{name}.safetensors" for name in ("last", "best")]
-    return {file.name: _sha256(file) for file in files if file.is_file()}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {file.name: hash_of_file(file) for file in files if file.is_file()}
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
