@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,46 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Forget all code: as in a new process. Nothing that a test registers stays."""
+    from curvact import workers
+    from curvact.activations import registry as activations
+    from curvact.lab import imports
+    from curvact.lab.engines import engine
+    from curvact.lab.spec import canonical_activation
+    from curvact.lab.statistics import QUESTIONS
+    from curvact.models import registry as models
+    from curvact.models.named import FILES
+    from curvact.training.objectives import OBJECTIVES
+
+    tables: list[dict[str, Any]] = [
+        activations._REGISTRY,
+        engine.ENGINES,
+        QUESTIONS,  # type: ignore[list-item]
+        OBJECTIVES,
+        models.MODELS,  # type: ignore[list-item]
+        imports._RUN,
+        FILES,  # type: ignore[list-item]
+    ]
+    kept = [dict(table) for table in tables]
+
+    def forget() -> None:
+        for table, before in zip(tables, kept, strict=True):
+            table.clear()
+            table.update(before)
+        workers._AT_START.clear()
+        canonical_activation.cache_clear()
+        for name in [
+            n for n in sys.modules if n.startswith("curvact_code_") or n in ("my", "net", "helper", "theirs")
+        ]:
+            del sys.modules[name]
+
+    forget()
+    yield forget  # type: ignore[misc]
+    forget()
 
 
 ROOT = Path(__file__).parents[2]

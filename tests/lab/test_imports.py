@@ -13,7 +13,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from curvact import workers
 from curvact.errors import CurvactError
 from curvact.lab import imports
 from curvact.lab.checkpoints import open_checkpoint
@@ -24,7 +23,6 @@ from curvact.lab.spec import RunSpec, canonical_activation, read_spec
 from curvact.lab.store import read_record
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import report, run_sweep
-from curvact.models.named import FILES
 from curvact.workers import Event, Send, run_jobs
 
 QUIET = Console(quiet=True)
@@ -62,40 +60,6 @@ def here(jobs, workers, on_event):
 register_question("count", Count)
 register_engine("here", here)
 """
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Forget all code: as in a new process. Nothing that a test registers stays."""
-    from curvact.activations import registry as activations
-    from curvact.lab.engines import engine
-    from curvact.lab.statistics import QUESTIONS
-    from curvact.models import registry as models
-    from curvact.training.objectives import OBJECTIVES
-
-    tables: list[dict[str, Any]] = [
-        activations._REGISTRY,
-        engine.ENGINES,
-        QUESTIONS,  # type: ignore[list-item]
-        OBJECTIVES,
-        models.MODELS,  # type: ignore[list-item]
-        imports._RUN,
-        FILES,  # type: ignore[list-item]
-    ]
-    kept = [dict(table) for table in tables]
-
-    def forget() -> None:
-        for table, before in zip(tables, kept, strict=True):
-            table.clear()
-            table.update(before)
-        workers._AT_START.clear()
-        canonical_activation.cache_clear()
-        for name in [n for n in sys.modules if n.startswith("curvact_code_") or n in ("my", "helper")]:
-            del sys.modules[name]
-
-    forget()
-    yield forget  # type: ignore[misc]
-    forget()
 
 
 @pytest.fixture

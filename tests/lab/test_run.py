@@ -376,7 +376,9 @@ def test_start_weights(run_spec: Any, tmp_path: Path) -> None:
     tuned = run_spec(**start, training={"learning_rate": 1e-12, "warmup": 0})
     moved = tmp_path / "moved.safetensors"
     shutil.copy(tmp_path / "first" / "best.safetensors", moved)
-    assert run_spec(**{"init_from": str(moved)}, training={"learning_rate": 1e-12, "warmup": 0}).id == tuned.id
+    assert (
+        run_spec(**{"init_from": str(moved)}, training={"learning_rate": 1e-12, "warmup": 0}).id == tuned.id
+    )
     assert run_spec(training={"learning_rate": 1e-12, "warmup": 0}).id != tuned.id
     model = prepare(tuned).model
     trained = load_checkpoint(tmp_path / "first")

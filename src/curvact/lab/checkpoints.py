@@ -14,11 +14,15 @@ from torch import nn
 
 from curvact.attacks import ThreatModel
 from curvact.errors import CurvactError
-from curvact.lab.imports import load_imports
+from curvact.lab.imports import load_imports, network_name
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec
 from curvact.models.checkpoint import find_weights, load_checkpoint, read_sidecar
+from curvact.models.foreign import Foreign
 from curvact.models.interchange import model_from_robustbench
+from curvact.models.named import ALIASES
+from curvact.models.registry import build
+from curvact.names import parse_call
 
 IMAGES = ("name", "size", "train", "validation", "test")
 """The settings of a data set that decide which images there are."""
@@ -89,12 +93,43 @@ class Checkpoint:
         return CurvactError(f"{self._file}: {key}={shown}: {why}; correct it or give {remedy}")
 
 
-def open_checkpoint(path: str | Path, weights: str = "best") -> Checkpoint:
+@dataclass(frozen=True)
+class Network:
+    """The network of weights that come without a description.
+
+    model: a name of `build` with settings, such as "resnet18(width=32)", `my.py:Net` or
+        "timm:resnet50(num_classes=10)"; the file is run.
+    mean, std: of its normalization, one number for each channel; None: of the network itself.
+    activation: a name; None: the network's own.
+    """
+
+    model: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    activation: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """The sidecar of such weights: `architecture`, and `imports` where a file is run."""
+        name, needed = network_name(self.model, Path())
+        name, settings = parse_call(name, "network", "name(argument=value), such as my.py:Net(width=8)")
+        if (self.mean is None) != (self.std is None):
+            raise CurvactError(f"mean={self.mean}, std={self.std} of {name}: give both or neither")
+        own = ":" in name
+        given = {"mean": self.mean, "std": self.std, "activation": self.activation}
+        settings |= {key: value for key, value in given.items() if value is not None}
+        if own:
+            settings = {"activation": None, **{ALIASES.get(key, key): v for key, v in settings.items()}}
+        imports = {} if needed is None else {"imports": [needed.model_dump()]}
+        return {"architecture": {"name": name, **settings}, **imports}
+
+
+def open_checkpoint(path: str | Path, weights: str = "best", network: Network | None = None) -> Checkpoint:
     """The model of a run folder or of a file, in eval mode.
 
     path: a run folder, a folder of `save_pretrained`, a checkpoint (safetensors with its JSON), or
     weights in RobustBench's naming (.pt, .pth, .safetensors; never arbitrary pickles).
-    weights: "best" or "last" of a run folder.
+    weights: "best" or "last" of a run folder. network: of weights without a description; the names in
+    the file are those of the network without its normalization.
     Code that the model needs runs only if it is trusted, see `curvact.lab.imports`.
     Raises CurvactError for a file that is missing, damaged, or does not fit its architecture.
 
@@ -110,6 +145,11 @@ def open_checkpoint(path: str | Path, weights: str = "best") -> Checkpoint:
     """
     path = Path(path)
     path = find_weights(path / "last.safetensors" if path.is_dir() and weights == "last" else path)
+    if network is not None:
+        sidecar = network.described()
+        model = build(**sidecar["architecture"])
+        load_checkpoint(path, model=model.model if isinstance(model, Foreign) else model)
+        return Checkpoint(path, model.eval(), sidecar)
     if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
         sidecar = read_sidecar(path)
         load_imports(sidecar, path.parent, ask=True)

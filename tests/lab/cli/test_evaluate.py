@@ -341,3 +341,40 @@ def test_what_a_file_does_not_say_has_to_be_given(curvact: Run, save: Save, tmp_
         code, out, err = curvact("evaluate", *arguments, "--out", tmp_path / "out")
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err
+
+
+def test_weights_without_a_description(
+    curvact: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: Any
+) -> None:
+    """--model names the network, from a file of the user too, with its normalization."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, num_classes=10, width=8):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))\n"
+    )
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.ReLU(), torch.nn.Linear(5, 10)
+    )
+    torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "w.pt")
+    command = ["evaluate", "w.pt", "--data", "digits", "--epsilon", "0.05", "--attack", "pgd-1", "--n", "50"]
+    network = ["--model", "theirs.py:Net(width=5)", "--mean", "0.3", "--std", "0.4"]
+    done = curvact(*command, *network, "--masking", "none", "--out", "records")
+    assert done.code == 0, done.err
+    images = load("digits").test.first(50)
+    wanted = (theirs((images.inputs() - 0.3) / 0.4).argmax(1) == images.labels).double().mean().item()
+    record = json.loads(next((tmp_path / "records").glob("*.json")).read_text())
+    assert record["clean_accuracy"] == pytest.approx(wanted)
+    for extra, problem in (
+        (["--model", "theirs.py:Net"], "wrong shape of 1.weight"),
+        (["--model", "theirs.py:Net(width=5)", "--mean", "0.3"], "give both or neither"),
+        (["--model", "theirs.py:Nett"], "did you mean 'Net'"),
+        (["--model", "none.py:Net"], "none.py is no file of Python"),
+        (["--mean", "0.3"], "--mean 0.3: it belongs to --model"),
+    ):
+        done = curvact(*command, *extra)
+        assert done.code == 2
+        assert problem in done.err
+        assert done.err.count("\n") == 1

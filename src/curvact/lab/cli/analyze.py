@@ -430,7 +430,7 @@ def curvature(
     earlier: dict[nn.Module, nn.Module] = {}
     for checkpoint in found.subjects.checkpoints.values():
         if before is not None:
-            first = open_checkpoint(before, subject.weights)
+            first = open_checkpoint(before, subject.weights, subject.network)
             first.model.to(device)
             check_fit(first, found.subjects)
             earlier[checkpoint.model] = first.model

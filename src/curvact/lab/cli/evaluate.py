@@ -84,7 +84,7 @@ def evaluate(
         if given and not whole:
             raise CurvactError(f"{option}: for AutoAttack and its parts, not for {subject.attack}")
     device = subject.torch_device
-    opened = open_checkpoint(checkpoint, subject.weights)
+    opened = open_checkpoint(checkpoint, subject.weights, subject.network)
     data, threat_model = data_of([opened], subject), threat_model_of([opened], subject)
     images = getattr(load(data.name, size=data.size), subject.split).first(subject.n)
     model, mode = _with_outputs(opened.model, outputs).to(device), _mode(fast)

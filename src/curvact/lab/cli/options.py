@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from curvact.attacks import PGD
+    from curvact.lab.checkpoints import Network
 
 SPLITS = ("train", "validation", "test")
 WEIGHTS = ("best", "last")
@@ -57,12 +58,37 @@ class Subject:
     seed: Annotated[int, typer.Option(help="The seed of all random numbers.")] = 0
     batch_size: Annotated[int, typer.Option(help="The number of images in a batch.")] = 128
     device: Annotated[str, typer.Option(help="The device: cpu, cuda or cuda:N.")] = "cpu"
+    model: Annotated[
+        str | None,
+        typer.Option(help='The network of weights without a description, such as "my.py:Net(width=8)".'),
+    ] = None
+    mean: Annotated[str | None, typer.Option(help="Of --model, one number a channel: 0.5,0.5,0.5.")] = None
+    std: Annotated[str | None, typer.Option(help="Of --model, one number a channel.")] = None
+    activation: Annotated[str | None, typer.Option(help="The activation of --model; by default its own.")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         one_of("--weights", self.weights, WEIGHTS)
         one_of("--split", self.split, SPLITS)
         at_least("--n", self.n, 1)
         at_least("--batch-size", self.batch_size, 1)
+
+    @property
+    def network(self) -> Network | None:
+        """`model` with its normalization and its activation."""
+        from curvact.lab.checkpoints import Network
+
+        if self.model is None:
+            for option in ("mean", "std", "activation"):
+                if getattr(self, option) is not None:
+                    raise CurvactError(f"--{option} {getattr(self, option)}: it belongs to --model")
+            return None
+        mean, std = (
+            None if text is None else tuple(numbers(option, text))
+            for option, text in (("--mean", self.mean), ("--std", self.std))
+        )
+        return Network(self.model, mean, std, self.activation)
 
     @property
     def torch_device(self) -> torch.device:
@@ -185,14 +211,14 @@ def with_code(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def config_of(context: typer.Context) -> dict[str, Any]:
-    """Every option of a command, as plain values; those about code only where they are used."""
+    """Every option of a command, as plain values; those about your own code only where used."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [plain(part) for part in value]
         return str(value) if isinstance(value, Path) else value
 
-    code = ("imports", "trust_code")
+    code = ("imports", "trust_code", "model", "mean", "std", "activation")
     return {name: plain(value) for name, value in context.params.items() if value or name not in code}
 
 

@@ -58,7 +58,7 @@ def open_subjects(command: str, paths: Sequence[Path], options: Subject) -> Subj
     command: its name, for messages. options: `Attacked` where a threat model is needed, with ε > 0.
     """
     device = options.torch_device
-    checkpoints = _by_name([open_checkpoint(path, options.weights) for path in paths])
+    checkpoints = _by_name([open_checkpoint(path, options.weights, options.network) for path in paths])
     opened = list(checkpoints.values())
     threat = threat_model_of(opened, options) if isinstance(options, Attacked) else None
     if threat is not None and threat.epsilon == 0:
