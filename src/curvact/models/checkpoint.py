@@ -72,7 +72,7 @@ def check_rebuilds(model: nn.Module, architecture: Mapping[str, Any]) -> None:
     planned = dict(plan.named_modules())
     for place, module in model.named_modules():
         like = planned.get(place)
-        if like is None or type(like) is not type(module):
+        if like is None or not isinstance(module, type(like)):
             raise CurvactError(
                 f"{where}: {place or 'it'} is a {type(module).__name__} and its architecture gives "
                 f"{f'a {type(like).__name__}' if like is not None else 'none'} there"

@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_exit_2_and_no_files(
         (
             "CHECKPOINT",
             lambda b, j: (b, {"architecture": {**j["architecture"], "width": 3}}),
-            "size mismatch",
+            "wrong shape of",
         ),
         (
             "CHECKPOINT",
