@@ -238,10 +238,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "scalar": (lambda f: _npz(f, image=np.uint8(1)), r"images of \(\)"),
     "no images": (lambda f: _npz(f, image=_pixels(0)), "is empty"),
     "fortran": (lambda f: _npz(f, image=np.asfortranarray(_pixels(3))), "Fortran order"),
-    "objects": (lambda f: _npz(f, image=np.array([None, 1], dtype=object)), "Python objects"),
+    "objects": (lambda f: _npz(f, image=np.array([None, 1], dtype=object)), "holds object"),
     "object labels": (
         lambda f: _npz(f, image=_pixels(2), label=np.array([None, 1], dtype=object)),
-        "allow_pickle",
+        "holds object",
     ),
     "range": (
         lambda f: _npz(f, image=_pixels(3), label=np.array([0, 10, 1])),

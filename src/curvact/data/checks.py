@@ -38,8 +38,7 @@ def labelled(
     labels: whole numbers, N or N×1, below `classes` if given.
     """
     found = whole_images(path, channels_first(path, as_tensor(path, images)))
-    column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    targets = whole_labels(label_path or path, column, len(images), path)
+    targets = whole_labels(label_path or path, without_column(labels), len(images), path)
     if classes is not None:
         check_labels(label_path or path, targets, classes)
     return found, targets
@@ -156,6 +155,11 @@ def whole_images(where: Path | str, images: Tensor) -> Tensor:
     if images.dtype == dtype:
         return images.contiguous()
     return torch.cat([stored_as(part, dtype) for part in parts]).contiguous()
+
+
+def without_column(labels: Array) -> Array:
+    """Labels of a file, N×1 as N."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def whole_labels(path: Path | str, labels: Array, count: int, images: Path | str) -> Tensor:

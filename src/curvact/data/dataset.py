@@ -51,7 +51,7 @@ class Dataset:
 
         Name, mean and std stay the same. The hash is that of the chosen images.
         """
-        _check_count(f"the first {count!r} images of {self.name}", count)
+        check_count(f"the first {count!r} images of {self.name}", count)
         if count is None or count >= len(self):
             return self
         images, labels = chosen(self.images, slice(count)), self.labels[:count]
@@ -78,11 +78,12 @@ class Splits:
         Raises CurvactError for anything but whole numbers >= 1.
         """
         for label, count in (("train", train), ("validation", validation), ("test", test)):
-            _check_count(f"{label}={count!r} images of {self.train.name}", count)
+            check_count(f"{label}={count!r} images of {self.train.name}", count)
         return Splits(self.train.first(train), self.validation.first(validation), self.test.first(test))
 
 
-def _check_count(what: str, count: object) -> None:
+def check_count(what: str, count: object) -> None:
+    """CurvactError for anything but None and whole numbers >= 1."""
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise CurvactError(f"{what}: a whole number >= 1")
 

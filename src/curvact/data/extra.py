@@ -11,21 +11,27 @@ import secrets
 import shutil
 import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from curvact.data.checks import Array, check_labels, whole_labels
+from curvact.data.checks import Array, check_labels, whole_labels, without_column
 from curvact.data.images import read_rows
-from curvact.data.pictures import short
 from curvact.data.progress import Progress, track
+from curvact.data.reading import (
+    check_expansion,
+    check_stored,
+    file_size,
+    npy_header,
+    npz_members,
+    read_member,
+    reading,
+)
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.random import generator
@@ -147,8 +153,9 @@ def open_extra(
     another shape or type, or with labels out of range.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise CurvactError(f"no file of extra images {path}: an .npz with 'image' and 'label', or an .npy")
+    file_size(path)
     given: Array | None
     if path.suffix == ".npz":
         images, given = _open_npz(path)
@@ -161,12 +168,13 @@ def open_extra(
     source = path
     if labels is not None:
         source = Path(labels)
-        if not source.is_file():
+        if source.is_dir() or not source.exists():
             raise CurvactError(f"no file of labels {source}")
+        file_size(source)
         given = _map_npy(source)
     checked = None
     if given is not None:
-        checked = whole_labels(source, given, len(images), path)
+        checked = whole_labels(source, without_column(given), len(images), path)
         check_labels(source, checked, classes)
     return ExtraImages(path, images, checked, channels_first, _hash(images, checked), fraction)
 
@@ -180,6 +188,8 @@ def pseudo_label(
     Shows progress on standard error. Raises CurvactError, before any work, if `path` is not a file
     in an existing folder.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise CurvactError(f"batch_size={batch_size!r} of pseudo_label: a whole number >= 1")
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
         raise CurvactError(f"labels cannot be written to {path}: a file in a folder that exists")
@@ -205,32 +215,17 @@ def pseudo_label(
 
 
 def _open_npz(path: Path) -> tuple[NDArray[np.uint8], Array | None]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
-            image = members.get("image") or members.get("images")
-            label = members.get("label") or members.get("labels")
-            if image is None:
-                raise CurvactError(f"{path} has no 'image'; it holds {', '.join(members) or 'nothing'}")
-            labels = None
-            if label is not None:
-                with archive.open(label) as file:
-                    labels = npy.read_array(file, allow_pickle=False)
-            if image.compress_type == zipfile.ZIP_STORED:
-                return _map_member(path, image), labels
-            return _map_npy(_unpacked(path, archive, image)), labels
-    except CurvactError:
-        raise
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        struct.error,
-        OSError,
-    ) as error:
-        raise CurvactError(f"{path} is truncated or no .npz: {short(error)}") from None
+    with reading(path, ".npz") as file, zipfile.ZipFile(file) as archive:
+        members = npz_members(archive)
+        image = members.get("image") or members.get("images")
+        label = members.get("label") or members.get("labels")
+        if image is None:
+            raise CurvactError(f"{path} has no 'image'; it holds {', '.join(members) or 'nothing'}")
+        labels = None if label is None else read_member(path, archive, label)
+        if image.compress_type == zipfile.ZIP_STORED:
+            return _map_member(path, image), labels
+        check_expansion(path, image.file_size, file_size(path))
+        return _map_npy(_unpacked(path, archive, image)), labels
 
 
 def _map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
@@ -241,8 +236,10 @@ def _map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise CurvactError(f"{path} is truncated or damaged: '{member.filename}' is not at its place")
         name, more = struct.unpack("<HH", header[26:30])
-        file.seek(member.header_offset + 30 + name + more)
-        return _map_array(path, file, file.tell() + member.file_size)
+        start = member.header_offset + 30 + name + more
+        check_stored(path, file, start, member)
+        file.seek(start)
+        return _map_array(path, file, start + member.file_size)
 
 
 def _map_npy(path: Path) -> NDArray[np.uint8]:
@@ -252,14 +249,9 @@ def _map_npy(path: Path) -> NDArray[np.uint8]:
 
 def _map_array(path: Path, file: IO[bytes], stop: int | None = None) -> NDArray[np.uint8]:
     """The array that begins here and ends before `stop`, or before the end of the file."""
-    try:
-        version = npy.read_magic(file)
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise CurvactError(f"{path} holds no numpy array: {short(error)}") from None
-    if dtype.hasobject or fortran:
-        raise CurvactError(f"{path}: arrays of Python objects or in Fortran order are not read")
+    shape, fortran, dtype = npy_header(file, path)
+    if fortran:
+        raise CurvactError(f"{path}: arrays in Fortran order are not read")
     needed = math.prod(shape) * dtype.itemsize
     size = path.stat().st_size
     if file.tell() + needed > min(size, size if stop is None else stop):

@@ -10,13 +10,13 @@ import glob
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
 import secrets
 import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,20 @@ import torch
 from torch import Tensor
 
 from curvact.data import pictures
-from curvact.data.checks import Array, Labelled, labelled, whole_images
+from curvact.data.checks import CLASSES, Array, Labelled, labelled, whole_images
+from curvact.data.matlab import read_mat
 from curvact.data.pictures import short
 from curvact.data.progress import track
+from curvact.data.reading import (
+    Bounded,
+    check_size,
+    file_size,
+    npz_members,
+    read_member,
+    read_npy,
+    reading,
+    whole_file,
+)
 from curvact.errors import CurvactError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -42,20 +53,24 @@ def cifar_batch(
     The file is a pickle, and a pickle can run code. This unpickler admits arrays only.
     data: the bytes of the file, if it lies inside an archive.
     """
-    content = _plain_pickle(path, _bytes(path) if data is None else data)
+    content = _plain_pickle(path, whole_file(path) if data is None else data)
     if not isinstance(content, dict):
         raise CurvactError(f"{path} is no CIFAR batch: it holds a {type(content).__name__}")
-    entries = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
+    entries = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in content.items()}
     missing = [key for key in ("data", label_key) if key not in entries]
     if missing:
         raise CurvactError(f"{path} is no CIFAR batch: it has no '{missing[0]}'")
-    pixels = np.asarray(entries["data"])
+    pixels, targets = entries["data"], entries[label_key]
+    if not isinstance(pixels, np.ndarray):
+        raise CurvactError(f"{path} is no CIFAR batch: its data are a {type(pixels).__name__}")
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise CurvactError(f"{path}: images are {pixels.dtype} of shape {pixels.shape}, not uint8 of N×3072")
-    try:
-        targets = np.asarray(entries[label_key])
-    except ValueError:
-        raise CurvactError(f"{path}: labels are no list of whole numbers") from None
+    if isinstance(targets, list):
+        if not all(type(label) is int and abs(label) < CLASSES for label in targets):
+            raise CurvactError(f"{path}: labels are no list of whole numbers below {CLASSES:,}")
+        targets = np.array(targets, np.int64)
+    if not isinstance(targets, np.ndarray):
+        raise CurvactError(f"{path} is no CIFAR batch: its labels are a {type(targets).__name__}")
     return labelled(path, pixels.reshape(-1, 3, 32, 32), targets, classes=classes)
 
 
@@ -63,17 +78,24 @@ def cifar(place: Path, files: Sequence[str], label_key: str, classes: int = 10) 
     """Python batches one after the other, from a folder or from the .tar.gz of their publisher."""
     packed: dict[str, bytes] = {}
     if not place.is_dir():
-        try:
-            with tarfile.open(place) as archive:
+        size = file_size(place)
+        with reading(place, "archive") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream: Any = Bounded(gzip.GzipFile(fileobj=file) if zipped else file, place, size)
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
-                    stream = archive.extractfile(member) if Path(member.name).name in files else None
-                    if stream is not None:
-                        packed[Path(member.name).name] = stream.read()
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise CurvactError(f"{place} is truncated or no archive: {short(error)}") from None
-        for file in files:
-            if file not in packed:
-                raise CurvactError(f"{place} holds no {file}")
+                    name = Path(member.name).name
+                    if name not in files or not member.isfile():
+                        continue
+                    check_size(place, member.size, size)
+                    content = archive.extractfile(member)
+                    packed[name] = b"" if content is None else content.read()
+                    if len(packed) == len(files):
+                        break
+        for wanted in files:
+            if wanted not in packed:
+                raise CurvactError(f"{place} holds no {wanted}")
     parts = [
         cifar_batch(place / file, label_key=label_key, classes=classes, data=packed.get(file))
         for file in files
@@ -88,16 +110,11 @@ def idx(images: Path, labels: Path, classes: int | None = None) -> Labelled:
 
 def svhn(path: Path) -> Labelled:
     """SVHN's cropped digits in a .mat file: X is H×W×C×N, and the label 10 means the digit 0."""
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path)
-    except Exception as error:  # scipy raises many kinds for a damaged file
-        raise CurvactError(f"{path} is truncated or no .mat file: {short(error)}") from None
+    content = read_mat(path, ("X", "y"))
     missing = [key for key in ("X", "y") if key not in content]
     if missing:
         raise CurvactError(f"{path} is not SVHN's: it has no '{missing[0]}'")
-    pixels, labels = np.asarray(content["X"]), np.asarray(content["y"]).reshape(-1)
+    pixels, labels = content["X"], content["y"].reshape(-1)
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise CurvactError(f"{path}: X is {pixels.dtype} of shape {pixels.shape}, not uint8 of H×W×C×N")
     if labels.size and (labels.min() < 1 or labels.max() > 10):
@@ -108,19 +125,21 @@ def svhn(path: Path) -> Labelled:
 def npz(path: Path, images: Sequence[str], labels: Sequence[str]) -> Labelled:
     """Two arrays of an .npz, each under the first of the given keys that the file has."""
     arrays = []
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            for keys in (images, labels):
-                key = next((key for key in keys if key in archive.files), None)
-                if key is None:
-                    held = ", ".join(archive.files) or "nothing"
-                    raise CurvactError(f"{path} has none of {', '.join(keys)}; it holds {held}")
-                arrays.append(archive[key])
-    except CurvactError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise CurvactError(f"{path} is truncated or no .npz: {short(error)}") from None
-    return labelled(path, *arrays)
+    with reading(path, ".npz") as file, zipfile.ZipFile(file) as archive:
+        members = npz_members(archive)
+        for keys in (images, labels):
+            key = next((key for key in keys if key in members), None)
+            if key is None:
+                held = ", ".join(members) or "nothing"
+                raise CurvactError(f"{path} has none of {', '.join(keys)}; it holds {held}")
+            arrays.append(read_member(path, archive, members[key]))
+    return labelled(path, arrays[0], arrays[1])
+
+
+def npz_keys(path: Path) -> set[str]:
+    """The names of the arrays of an .npz."""
+    with reading(path, ".npz") as file, zipfile.ZipFile(file) as archive:
+        return set(npz_members(archive))
 
 
 def npy(images: Path, labels: Path, classes: int | None = None) -> Labelled:
@@ -130,7 +149,15 @@ def npy(images: Path, labels: Path, classes: int | None = None) -> Labelled:
 
 def folder_classes(folder: Path) -> tuple[str, ...]:
     """The names of the class folders of an image folder, sorted."""
-    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise CurvactError(
+                f"{folder} has a class folder whose name is no UTF-8: {os.fsencode(name)!r}"
+            ) from None
+    return tuple(names)
 
 
 def image_folder(folder: Path, classes: Sequence[str], size: int | None) -> Labelled:
@@ -213,18 +240,28 @@ class _ArraysOnly(pickle._Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed: dict[tuple[str, str], Any] = {
-            ("_codecs", "encode"): __import__("_codecs").encode,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return getattr(np.empty(0), "__reduce__")()[0]  # noqa: B009
+            return _empty_array
         if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
             return np.empty(0).__reduce_ex__(5)[0]
+        allowed: dict[tuple[str, str], Any] = {
+            ("_codecs", "encode"): _encoded,
+            ("numpy", "ndarray"): "numpy.ndarray",
+            ("numpy", "dtype"): np.dtype,
+        }
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it wants {module}.{name}, and data files need arrays only")
         return allowed[module, name]
+
+
+def _empty_array(kind: object, shape: object, code: object) -> Array:
+    """What numpy's `_reconstruct` makes of its usual arguments; others could ask for any memory."""
+    return np.empty(0, np.uint8)
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    """The bytes that Python 2's strings became; no other codec is needed."""
+    return text.encode("latin-1")
 
 
 def _plain_pickle(path: Path, data: bytes) -> Any:
@@ -235,41 +272,36 @@ def _plain_pickle(path: Path, data: bytes) -> Any:
 
 
 def _idx_array(path: Path, dimensions: int) -> Array:
-    raw = _bytes(path)
-    try:
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CurvactError(f"{path} is truncated or not gzip: {short(error)}") from None
-    header = 4 + 4 * dimensions
-    if len(data) < header or data[:2] != b"\0\0" or data[2] != 8 or data[3] != dimensions:
-        raise CurvactError(
-            f"{path} is no IDX file of bytes in {dimensions} dimension{'s' * (dimensions > 1)}"
-        )
-    shape = struct.unpack(f">{dimensions}I", data[4:header])
-    needed, given = int(np.prod(shape, dtype=np.int64)), len(data) - header
-    if given != needed:
-        raise CurvactError(f"{path} is truncated or too long: {shape} needs {needed:,} bytes, not {given:,}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise CurvactError(f"there is no {path}") from None
-    except OSError as error:
-        raise CurvactError(f"cannot read {path}: {error.strerror}") from None
+    size = file_size(path)
+    with reading(path, "gzip or IDX file") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream: Any = gzip.GzipFile(fileobj=file) if zipped else file
+        header = 4 + 4 * dimensions
+        data = stream.read(header)
+        if len(data) < header or data[:2] != b"\0\0" or data[2] != 8 or data[3] != dimensions:
+            raise CurvactError(
+                f"{path} is no IDX file of bytes in {dimensions} dimension{'s' * (dimensions > 1)}"
+            )
+        shape = struct.unpack(f">{dimensions}I", data[4:])
+        needed = math.prod(shape)
+        if not zipped and header + needed != size:
+            raise CurvactError(
+                f"{path} is truncated or too long: {shape} needs {needed:,} bytes, not {size - header:,}"
+            )
+        check_size(path, needed, size if zipped else None)
+        content = stream.read(needed + 1)
+        if len(content) != needed:
+            given = f"{len(content):,}" if len(content) < needed else "more"
+            raise CurvactError(
+                f"{path} is truncated or too long: {shape} needs {needed:,} bytes, not {given}"
+            )
+        return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _npy_array(path: Path) -> Array:
-    try:
-        with path.open("rb") as file:
-            array: Array = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise CurvactError(f"there is no {path}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise CurvactError(f"{path} is truncated or no .npy: {short(error)}") from None
-    return array
+    with reading(path, ".npy") as file:
+        return read_npy(file, file_size(path), path)
 
 
 def _decoded(files: Sequence[Path], size: int | None) -> Array:
@@ -285,7 +317,9 @@ def _decoded(files: Sequence[Path], size: int | None) -> Array:
             raise CurvactError(
                 f"{path} has {height}×{width} pixels, {files[0]} has {shape[0]}×{shape[1]}: give a size"
             )
-    out: Array = np.empty((len(files), *shape, *([] if grey else [3])), np.uint8)
+    whole = (len(files), *shape, *([] if grey else [3]))
+    check_size(files[0].parent.parent, math.prod(whole))
+    out: Array = np.empty(whole, np.uint8)
     for number, path in enumerate(track(files, "decoding images")):
         out[number] = _picture(path, size, grey=grey)
     return out

@@ -7,17 +7,21 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from curvact.data import layouts
 from curvact.data.catalog import data_root, entry_of
 from curvact.data.checks import Labelled, check_labels, numbered_classes
-from curvact.data.dataset import Splits, cut
+from curvact.data.dataset import Splits, check_count, cut
+from curvact.data.reading import check_size, file_size
 from curvact.errors import CurvactError
 
 Found = tuple[Labelled, Labelled | None, tuple[str, ...]]
 """Training images, test images if there are any, and the names of the classes."""
+
+
+SIZE = 4096
+"""The largest side in pixels that images are scaled to."""
 
 
 class OtherDataWarning(UserWarning):
@@ -60,8 +64,10 @@ def load(
     >>> len(splits.train), len(splits.validation), len(splits.test)
     (1258, 180, 359)
     """
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise CurvactError(f"size={size!r} of {name}: a whole number of pixels >= 1")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= SIZE):
+        raise CurvactError(f"size={size!r} of {name}: a whole number of pixels in 1 … {SIZE}")
+    for label, count in (("train", train), ("validation", validation), ("test", test)):
+        check_count(f"{label}={count!r} images of {name}", count)
     if names_a_place(name):
         place = name if name.startswith("hf:") else str(Path(name).expanduser().absolute())
         whole = _load_place(place, size)
@@ -111,13 +117,15 @@ def _load_place(name: str, size: int | None) -> Splits:
         found = from_hub(name.removeprefix("hf:"), size)
     elif not path.exists():
         raise CurvactError(f"no data at {path}: class folders of images, an .npz, or a folder of .npy files")
-    elif path.suffix != ".npz" and path.is_file():
+    elif not path.is_dir() and path.suffix != ".npz":
+        file_size(path)
         raise CurvactError(f"{path}: a file of data is an .npz with images and labels")
-    elif path.is_file() or any(not p.name.startswith(".") for p in path.glob("*.npy")):
+    elif not path.is_dir() or any(not p.name.startswith(".") for p in path.glob("*.npy")):
         found = _read_arrays(path)
     else:
         found = _read_folder(path, size)
-    return _splits(name if name.startswith("hf:") else path.name, *found, size)
+    shown = path.name.encode("utf-8", "backslashreplace").decode()
+    return _splits(name if name.startswith("hf:") else shown, *found, size)
 
 
 def _read_arrays(path: Path) -> Found:
@@ -131,9 +139,7 @@ def _read_arrays(path: Path) -> Found:
         images = ("x_train", "train_images", "images", "image", "x", "data")
         labels = ("y_train", "train_labels", "labels", "label", "y", "targets")
         training = layouts.npz(path, images, labels)
-        with np.load(path, allow_pickle=False) as archive:
-            has_test = bool({"x_test", "test_images"} & set(archive.files))
-        if has_test:
+        if {"x_test", "test_images"} & layouts.npz_keys(path):
             testing = layouts.npz(path, ("x_test", "test_images"), ("y_test", "test_labels"))
     others = [] if testing is None else [testing[1]]
     return training, testing, numbered_classes(path, training[1], *others)
@@ -161,7 +167,10 @@ def _splits(
     size: int | None,
 ) -> Splits:
     def sized(images: Tensor) -> Tensor:
-        return images if size is None else layouts.resize(images, size)
+        if size is None:
+            return images
+        check_size(name, len(images) * images.shape[1] * size**2 * images.element_size())
+        return layouts.resize(images, size)
 
     images, labels = training
     if len(images) < 10:

@@ -16,6 +16,7 @@ from curvact.activations import activation
 from curvact.activations.registry import parse_name
 from curvact.attacks import PGD, ThreatModel, as_radius, radius_text
 from curvact.data import DATASETS, names_a_place
+from curvact.data.loading import SIZE
 from curvact.errors import CurvactError, nearest
 from curvact.files import hash_of_file
 from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
@@ -60,7 +61,7 @@ class DataSpec(Strict):
     """
 
     name: str = "digits"
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1, le=SIZE)
     train: int | None = Field(None, ge=1)
     validation: int | None = Field(None, ge=1)
     test: int | None = Field(None, ge=1)
