@@ -69,10 +69,13 @@ def check_rebuilds(model: nn.Module, architecture: Mapping[str, Any]) -> None:
     wrong = misfits(dict(model.state_dict()), plan.state_dict())
     if wrong:
         raise CurvactError(f"{where}: its weights are not those of its architecture: {'; '.join(wrong)}")
-    planned = dict(plan.named_modules())
+    planned, inside = dict(plan.named_modules()), " "
     for place, module in model.named_modules():
+        if place.startswith(inside):  # of an activation, whose parts may be frozen
+            continue
         like = planned.get(place)
-        if like is None or not isinstance(module, type(like)):
+        inside = f"{place}." if isinstance(module, Activation) else inside
+        if like is None or type(like) is not type(module):
             raise CurvactError(
                 f"{where}: {place or 'it'} is a {type(module).__name__} and its architecture gives "
                 f"{f'a {type(like).__name__}' if like is not None else 'none'} there"
