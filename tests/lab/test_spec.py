@@ -169,6 +169,6 @@ def test_files_that_hold_no_spec(tmp_path: Path, text: str) -> None:
 )
 def test_bad_overrides(override: str) -> None:
     with pytest.raises(
-        CurvactError, match=r"write it as key.key=value|holds a value, not keys|not valid YAML"
+        CurvactError, match=r"write it as key.key=value|holds a value, not keys|not valid YAML|no timestamp"
     ):
         read_spec("digits", [override])

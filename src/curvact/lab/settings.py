@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -16,24 +17,17 @@ from curvact.errors import CurvactError, nearest, short
 
 Settings = TypeVar("Settings", bound=BaseModel)
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-NOT_YAML = (
-    yaml.YAMLError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
-"""What PyYAML raises: ValueError too, for a date such as 2024-13-45, a number of 5000 digits, or bytes
-that are not UTF-8, RecursionError for brackets a thousand deep, and the others for tags such as
-`!!int ''`, `!!bool x` and `!!timestamp x`."""
-
 MOST_BYTES = 200_000
 """A larger file of settings is refused."""
 
-MOST_VALUES = 100_000
+MOST_VALUES = 10_000
 """Settings of more values, every alias written out, are refused."""
+
+MOST_LEVELS = 50
+"""Settings that are nested deeper are refused."""
+
+LONGEST_MESSAGE = 1000
+"""A longer message is cut."""
 
 
 class Strict(BaseModel):
@@ -84,6 +78,9 @@ def read_settings(
     return check_settings(kind, prepare(content), str(path))
 
 
+_TOO_DEEP = re.compile(rf"(?:[\[{{]\s*){{{MOST_LEVELS + 1}}}")
+
+
 def read_plain(path: Path) -> Any:
     """The content of a YAML file as plain data. Every key is text.
 
@@ -113,29 +110,56 @@ def plain_of(text: str | bytes, where: str) -> Any:
     curvact.errors.CurvactError: here: the key 1 in 'a' is no text: write it in quotes
     """
     try:
-        loader = yaml.SafeLoader(text.decode("utf-8") if isinstance(text, bytes) else text)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if _TOO_DEEP.search(text):  # PyYAML takes seconds for them
+            raise CurvactError(f"nested more than {MOST_LEVELS} levels deep")
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
-            count = _values_in(node, {}, where)
-            if count > MOST_VALUES:
-                raise CurvactError(f"{where} holds more than {MOST_VALUES:,} values, aliases written out")
+            if _values_in(node, {}) > MOST_VALUES:
+                raise CurvactError(f"more than {MOST_VALUES:,} values, aliases written out")
             content = loader.construct_document(node)
         finally:
             loader.dispose()
-        _check_plain(content, where, "")
-    except CurvactError:
-        raise
-    except RecursionError:
-        raise CurvactError(f"{where} is nested too deeply") from None
-    except NOT_YAML as error:
+        _check_plain(content, "")
+    except CurvactError as error:
+        raise CurvactError(f"{where}: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise CurvactError(f"{where} is not valid YAML: {short(why)}") from None
     return content
 
 
-def _values_in(node: yaml.Node, known: dict[int, int], where: str) -> int:
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no more of them, nor deeper, than settings have."""
+
+    depth = values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        self.values += 1
+        if self.depth > MOST_LEVELS:
+            raise CurvactError(f"nested more than {MOST_LEVELS} levels deep")
+        if self.values > MOST_VALUES:
+            raise CurvactError(f"more than {MOST_VALUES:,} values")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (CurvactError, yaml.YAMLError):
+            raise
+        # Of Python, for `!!int x`, `!!bool x`, a date such as 2001-99-99 or a number of 5000 digits.
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+            kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise CurvactError(f"line {line}: {short(repr(node.value))} is no {kind}") from None
+
+
+def _values_in(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node holds, every alias written out."""
     found = known.get(id(node))
     if found is None:
@@ -145,29 +169,31 @@ def _values_in(node: yaml.Node, known: dict[int, int], where: str) -> int:
             children = list(node.value)
         elif isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
-        found = known[id(node)] = 1 + sum(_values_in(child, known, where) for child in children)
+        found = known[id(node)] = 1 + sum(_values_in(child, known) for child in children)
     elif found == 0:
-        raise CurvactError(f"{where} has an alias to what holds it")
+        raise CurvactError("an alias stands inside what it means")
     return found
 
 
-def _check_plain(content: Any, where: str, place: str) -> None:
+def _check_plain(content: Any, place: str) -> None:
     if isinstance(content, dict):
         for key, value in content.items():
             if not isinstance(key, str):
                 inside = f" in '{short(place)}'" if place else ""
-                raise CurvactError(
-                    f"{where}: the key {short(repr(key))}{inside} is no text: write it in quotes"
-                )
-            _check_plain(key, where, place)
-            _check_plain(value, where, f"{place}.{key}" if place else key)
+                raise CurvactError(f"the key {short(repr(key))}{inside} is no text: write it in quotes")
+            _check_plain(key, place)
+            _check_plain(value, f"{place}.{key}" if place else key)
     elif isinstance(content, list):
         for value in content:
-            _check_plain(value, where, place)
+            _check_plain(value, place)
+    elif isinstance(content, int) and abs(content) > 10**300:
+        raise CurvactError(
+            f"'{short(place)}' has a number of {content.bit_length():,} bits, which is too large"
+        )
     elif (
         isinstance(content, str) and not content.isascii() and any("\ud800" <= c <= "\udfff" for c in content)
     ):
-        raise CurvactError(f"{where}: '{short(place)}' has half a surrogate pair, which is no text")
+        raise CurvactError(f"'{short(place)}' has half a surrogate pair, which is no text")
 
 
 def check_settings(kind: type[Settings], content: dict[str, Any], where: str) -> Settings:
@@ -175,7 +201,7 @@ def check_settings(kind: type[Settings], content: dict[str, Any], where: str) ->
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise CurvactError(f"{where}: {first_problem(kind, error)}") from None
+        raise CurvactError(short(f"{where}: {first_problem(kind, error)}", LONGEST_MESSAGE)) from None
 
 
 def first_problem(kind: type[BaseModel], error: ValidationError) -> str:

@@ -269,7 +269,7 @@ class RunSpec(Strict):
     seed: of everything random.
     """
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     about: str = ""
     imports: tuple[Import, ...] = ()
     data: DataSpec = DataSpec()
@@ -284,7 +284,7 @@ class RunSpec(Strict):
     analyses: AnalysesSpec | None = None
     hardware: HardwareSpec = HardwareSpec()
     logging: LoggingSpec = LoggingSpec()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="before")
     @classmethod

@@ -93,7 +93,7 @@ class SweepSpec(Strict):
     suits the axes.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     question: str = ""
     imports: tuple[Import, ...] = ()
     base: Settings = Field(default_factory=dict)
