@@ -276,7 +276,10 @@ def spoiled() -> nn.Module:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: input_flatness(Loss(nn.Identity(), 2 + X, Y), {"l2": BALL}), r"images lie in \[2"),
+        (
+            lambda: input_flatness(Loss(nn.Identity(), 2 + X, Y), {"l2": BALL}),
+            r"images of linearity_error lie in \[2",
+        ),
         (lambda: input_flatness(Loss(spoiled(), X, Y)), "'bias' of the model holds NaN in input_flatness"),
         (
             lambda: input_flatness(Loss(nn.Identity(), X / 0, Y)),
@@ -286,7 +289,7 @@ def spoiled() -> nn.Module:
             lambda: input_gradient(Loss(nn.Identity(), X.byte(), Y)),
             "inputs of torch.uint8 in input_gradient: they must be floating point",
         ),
-        (lambda: linearity_error(Loss(nn.Identity(), X - 1, Y), BALL), "images lie in"),
+        (lambda: linearity_error(Loss(nn.Identity(), X - 1, Y), BALL), "images of linearity_error lie in"),
         (
             lambda: input_gradient(Loss(spoiled(), X, Y)),
             "the gradient of example 0 is not finite in input_gradient",

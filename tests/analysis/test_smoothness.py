@@ -708,11 +708,11 @@ def without(name: str) -> dict[str, Tensor]:
         (lambda: report(x=IMAGES * math.nan), "the inputs in smoothness_report hold NaN"),
         (
             lambda: report(x=IMAGES - 0.5, attacks=ATTACKS),
-            r"images lie in \[-.*attacks take inputs in \[0, 1\]",
+            r"images of .* lie in \[-.*attacks take inputs in \[0, 1\]",
         ),
         (
             lambda: report(x=2 * IMAGES, flatness=True, threat_models={"l2": ThreatModel("l2", 0.1)}),
-            "images lie in",
+            r"images of .* lie in",
         ),
         (lambda: report(model=spoiled("5.bias")), "'5.bias' of the model holds NaN in smoothness_report"),
         (lambda: report(model=spoiled("1.running_var")), "'1.running_var' of the model holds NaN"),
@@ -725,7 +725,7 @@ def without(name: str) -> dict[str, Tensor]:
             r"returned \(2, 1, 4, 4\) for inputs \(6, 1, 4, 4\)",
         ),
         (lambda: report(attacks={"a": lambda net, images, labels: None}), "returned NoneType"),
-        (lambda: trajectory([without("")] * 2, x=1 - 2 * IMAGES, attacks=ATTACKS), "images lie in"),
+        (lambda: trajectory([without("")] * 2, x=1 - 2 * IMAGES, attacks=ATTACKS), r"images of .* lie in"),
         (lambda: trajectory([without("")] * 2, model=spoiled("0.bias")), "'0.bias' of the model holds NaN"),
         (
             lambda: trajectory([without(""), spoiled("5.weight").state_dict()]),
@@ -742,7 +742,7 @@ def without(name: str) -> dict[str, Tensor]:
             lambda: trajectory([without("")] * 2, loss=lambda o, t: ce(o, t) / 0),
             "is inf in trajectory_smoothness, at point 0",
         ),
-        (lambda: match(x=IMAGES + 1, rule="corners"), "images lie in"),
+        (lambda: match(x=IMAGES + 1, rule="corners"), r"images of .* lie in"),
         (lambda: match(model=spoiled("0.weight")), "'0.weight' of the model holds NaN in match_radii"),
         (lambda: match(loss=lambda o, t: ce(o, t) / 0), "the loss rises by nan in match_radii"),
         (lambda: trajectory([vector(network()[0])]), "1 points in trajectory_smoothness: at least 2"),

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from curvact.activations import name_of
 from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher
+from curvact.attacks.batch import checked_module, first_outputs
 from curvact.errors import CurvactError
 from curvact.models.modes import mode
 
@@ -55,12 +56,15 @@ def call_sites(model: nn.Module, x: Tensor, *, match: Selector | None = None) ->
     ['0', '2']
     """
     calls: list[tuple[str, Function]] = []
+    model = checked_module(model, "call_sites")
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        raise CurvactError(f"inputs of call_sites are a {type(x).__name__}: a tensor (N, …)")
     with (
         torch.no_grad(),
         mode(model, training=False),
         watched(model, matcher(match), lambda frame, function, _: calls.append((frame, function))),
     ):
-        model(x)
+        first_outputs(model, x, "call_sites")
     if not calls:
         kinds = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
         raise CurvactError(f"no activation was called in the forward pass; modules seen: {kinds}")

@@ -26,7 +26,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from curvact.activations import max_curvature
 from curvact.activations.selection import Selector, matcher
 from curvact.analysis.calls import CallSite, Function, call_sites, curvature_at, identity_of, watched
+from curvact.analysis.loss import check_dense
 from curvact.analysis.records import OnProgress, finite, plain
+from curvact.attacks.batch import check_number, checked_module, differentiable, normal
 from curvact.errors import CurvactError
 from curvact.models.modes import mode
 
@@ -107,6 +109,7 @@ class EffectiveCurvatureChange:
         return {"before": self.before.as_dict(), "after": self.after.as_dict(), "ratio": ratios}
 
 
+@differentiable()
 def effective_curvature(
     model: nn.Module,
     x: Batches,
@@ -143,13 +146,16 @@ def effective_curvature(
     >>> result.sites[0].spread, round(result.sites[0].effective, 9), result.sites[0].curved_half
     (3.0, 1.5, 0.0)
     """
-    if batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size} in effective_curvature: it must be at least 1")
+    check_number(batch_size, "batch_size", "effective_curvature")
+    model = checked_module(model, "effective_curvature")
     total: int | None = None
     source: Iterator[Tensor | Sequence[Tensor]]
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) and x.dim():
+        check_dense(x, "x of effective_curvature")
         total = -(-len(x) // batch_size)
         source = iter(torch.tensor_split(x, total) if total else ())
+    elif not isinstance(x, Iterable) or isinstance(x, (str, bytes, Tensor)):
+        raise CurvactError(f"x of effective_curvature is a {type(x).__name__}: a tensor, or batches")
     else:
         total = len(x) if isinstance(x, Sequence) else None
         source = iter(x)
@@ -210,6 +216,9 @@ def effective_curvature_change(
     >>> list(effective_curvature_change(old, new, torch.rand(8, 2)).as_dict()["ratio"])
     ['1']
     """
+    check_number(batch_size, "batch_size", "effective_curvature_change")
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        raise CurvactError(f"x of effective_curvature_change is a {type(x).__name__}: a tensor (N, …)")
     both = []
     for number, model in enumerate((before, after)):
         offset = number * -(-len(x) // batch_size)
@@ -242,7 +251,14 @@ def effective_curvature_change(
 
 
 def _inputs(batch: Tensor | Sequence[Tensor]) -> Tensor:
-    images = batch if isinstance(batch, Tensor) else batch[0]
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor) or images.dim() == 0:
+        raise CurvactError(
+            f"a batch in effective_curvature is a {type(images).__name__}: a tensor of inputs (N, …), or a sequence "
+            "that starts with one"
+        )
+    check_dense(images, "a batch in effective_curvature")
+    images = normal(images)
     if len(images) == 0:
         raise CurvactError("an empty batch in effective_curvature: every batch needs at least one input")
     return images

@@ -103,6 +103,7 @@ def average_flatness(
     with moving(loss, where, normalization=False) as weights:
         batches = loss.inputs()
         start = mean_loss(loss, batches, attack)
+        check_start(start, where)
         losses = []
         for draw in range(draws):
             weights.set(weights.direction(generator(seed, "flatness", draw), radius=radius))
@@ -181,6 +182,7 @@ def worst_case_flatness(
 
         still = [torch.zeros_like(p) for p in weights.start]
         reference = highest(still, near, 0.0)
+        check_start(reference, where)
         found = []
         for restart in range(restarts):
             offsets, points = still, near
@@ -210,6 +212,12 @@ def worst_case_flatness(
 # ---- losses ----
 
 
+def check_start(value: Tensor, where: str) -> None:
+    """CurvactError for a loss of the model itself that is not finite. Waits for the device."""
+    if not math.isfinite(value.item()):
+        raise CurvactError(f"the loss is {value.item()} in {where}: it must be finite")
+
+
 def mean_loss(loss: Loss, batches: Sequence[Batch], attack: Attack | None) -> Tensor:
     """The mean loss over attacked batches, a scalar in float64 on the device of the data. It does
     not wait for the device.
@@ -221,7 +229,7 @@ def mean_loss(loss: Loss, batches: Sequence[Batch], attack: Attack | None) -> Te
 def losses_at(loss: Loss, batches: Sequence[Batch], points: Iterable[Tensor]) -> Tensor:
     """The loss of every example at its point, (N,), in float64."""
     pairs = zip(points, batches, strict=True)
-    return torch.cat([loss.each(loss.model(point), y).double() for point, (_, y) in pairs])
+    return torch.cat([loss.each(loss.outputs(point), y).double() for point, (_, y) in pairs])
 
 
 # ---- the joint ascent ----
@@ -275,14 +283,14 @@ class _Ascent:
             if last:
                 with torch.no_grad():
                     value = (
-                        value + self.loss.each(self.loss.model(point), y).double().sum() / self.loss.images
+                        value + self.loss.each(self.loss.outputs(point), y).double().sum() / self.loss.images
                     )
                 continue
             threat = self.threat_model
             point = point.detach().requires_grad_(threat is not None)
             wanted = [*parameters, *([point] if threat is not None else [])]
             with torch.enable_grad():
-                losses = self.loss.each(self.loss.model(point), y)
+                losses = self.loss.each(self.loss.outputs(point), y)
                 gradients = torch.autograd.grad(
                     losses.sum(), wanted, allow_unused=True, materialize_grads=True
                 )

@@ -147,7 +147,7 @@ def input_gradient(loss: Loss) -> Tensor:
     with loss.running("input_gradient", twice=False), frozen(loss.model), torch.enable_grad():
         for x, y in loss.inputs():
             point = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(loss.each(loss.model(point), y).sum(), point)
+            slope = _slope(loss.each(loss.outputs(point), y), point)
             slopes.append(slope.detach())
     return _finite(torch.cat(slopes), "gradient", "input_gradient")
 
@@ -177,7 +177,7 @@ def input_spectrum(loss: Loss, *, steps: int = 20, random: torch.Generator | Non
         for x, y in loss.inputs():
             random = generator(0, "input spectrum", device=x.device) if random is None else random
             point = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(loss.each(loss.model(point), y).sum(), point, create_graph=True)
+            slope = _slope(loss.each(loss.outputs(point), y), point, again=True)
 
             def product(v: Tensor, slope: Tensor = slope, point: Tensor = point) -> Tensor:
                 if not slope.requires_grad:
@@ -242,15 +242,15 @@ def _furthest(
     """`linearity_error` of one batch."""
     length = 2.5 * threat_model.epsilon / steps
     start = x.clone().requires_grad_()
-    here = loss.each(loss.model(start), y)
-    (slope,) = torch.autograd.grad(here.sum(), start)
+    here = loss.each(loss.outputs(start), y)
+    slope = _slope(here, start)
     here, flat = here.detach().double(), slope.flatten(1).double()
     worst = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for _ in range(restarts):
         point = threat_model.random_start(x, random)
         for step in range(steps + 1):
             point = point.detach().requires_grad_()
-            there = loss.each(loss.model(point), y)
+            there = loss.each(loss.outputs(point), y)
             moved = (point.detach() - x).flatten(1).double()
             error = there.detach().double() - here - (moved * flat).sum(1)
             worst = torch.maximum(worst, error.abs())
@@ -297,6 +297,18 @@ def _lanczos(
             basis = torch.cat([basis, v[:, None]], 1)
     values, vectors = torch.linalg.eigh(t)
     return InputSpectrum(values[:, -1], values[:, 0], last.double() * vectors[:, -1, -1].abs())
+
+
+def _slope(losses: Tensor, point: Tensor, *, again: bool = False) -> Tensor:
+    """The gradient of the losses in the inputs. again: to be differentiated once more. CurvactError
+    where autograd finds no way.
+    """
+    found = None
+    if losses.requires_grad:
+        (found,) = torch.autograd.grad(losses.sum(), point, allow_unused=True, create_graph=again)
+    if found is None:
+        raise CurvactError("the loss does not depend on the inputs by a differentiable way in input_flatness")
+    return found
 
 
 def _finite(values: Tensor, what: str, where: str) -> Tensor:

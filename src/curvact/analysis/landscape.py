@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvact.analysis.flatness import mean_loss
+from curvact.analysis.flatness import check_start, mean_loss
 from curvact.analysis.loss import Loss
 from curvact.analysis.records import OnProgress, plain
 from curvact.analysis.weights import Weights, moving
@@ -115,6 +115,7 @@ def loss_landscape(
                 adversarial.append(mean_loss(loss, batches, attack))
             if on_progress is not None:
                 on_progress(done, points**count)
+    check_start(clean[len(clean) // 2], where)
     flat = [torch.cat([part.double().reshape(-1) for part in axis if part is not None]) for axis in axes]
     norms = [axis.norm().item() for axis in flat]
     return Landscape(

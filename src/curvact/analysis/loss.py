@@ -22,6 +22,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvact.analysis.products import Graph, differentiate, flatten
+from curvact.attacks.batch import (
+    WRAP,
+    alike,
+    check_classes,
+    check_number,
+    checked_module,
+    differentiable,
+    first_outputs,
+    normal,
+)
 from curvact.attacks.losses import ce
 from curvact.attacks.pgd import Attack
 from curvact.errors import CurvactError, nearest
@@ -43,9 +53,10 @@ Exclude = Callable[[str], bool] | Collection[str]
 class Loss:
     """The mean loss of a model over data, as a function of its P parameters.
 
-    model: any module that maps x to the first argument of `loss`. Second derivatives need the
-        module itself, not the one that `torch.compile` returns.
-    x, y: inputs (N, …) and targets (N, …).
+    model: any module that maps x to the first argument of `loss`. Of one that `torch.compile`
+        returned, the module behind it is taken, which can be differentiated twice.
+    x, y: inputs (N, …) and targets (N, …). For cross-entropy targets are classes of any integer
+        dtype, or probabilities in the shape of the outputs.
     batches: the data as pairs (x, y), instead of x and y. They are read many times and must hold
         the same examples each time, in any order. The losses are averaged over the examples.
     loss: a `LossFunction`. The analyses that attack the model (flatness, smoothness, landscape)
@@ -57,7 +68,9 @@ class Loss:
         count unless excluded. Tied parameters count once.
     training: the mode of the model while an analysis runs.
 
-    Raises CurvactError for data that do not fit together and for an unknown name in `exclude`.
+    Raises CurvactError for data that do not fit together, an unknown name in `exclude`, a model
+    without values, and, with cross-entropy, labels that are no classes (torch would leave out
+    those of −100). A model that fails on the inputs is one line too, when the first analysis runs.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.ones_(model.weight)
@@ -68,6 +81,7 @@ class Loss:
     tensor([[2., 2.]])
     """
 
+    @differentiable()
     def __init__(
         self,
         model: nn.Module,
@@ -80,16 +94,20 @@ class Loss:
         exclude: Exclude = (),
         training: bool = False,
     ) -> None:
-        check_model(model)
-        if batch_size is not None and batch_size < 1:
-            raise CurvactError(f"batch_size={batch_size} in Loss: it must be at least 1")
+        model = checked_module(model, "Loss")
+        if batch_size is not None:
+            check_number(batch_size, "batch_size", "Loss")
+        if not callable(loss):
+            raise CurvactError(f"loss={loss!r} in Loss: a function of outputs and targets")
         self.model = model
         self.function = loss
         self.training = training
         self._source = _source(x, y, batches, batch_size)
         self._excluded = excluder(model, exclude, "Loss")
         self._places = _places(model)
-        self.images = len(x) if x is not None else sum(len(inputs) for inputs, _ in self._source())
+        self._highest = -1
+        self._passed = False
+        self.images = self._look_at_targets()
         if self.images == 0:
             raise CurvactError("no images in the batches of Loss: at least 1 is needed")
         self._single = x is not None and (batch_size is None or batch_size >= self.images)
@@ -157,7 +175,11 @@ class Loss:
         self._where = where
         self._divide()
         try:
-            with mode(self.model, self.training), sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+            with (
+                differentiable(),
+                mode(self.model, self.training),
+                sdpa_kernel(SDPBackend.MATH) if twice else nullcontext(),
+            ):
                 yield
         finally:
             self._where = ""
@@ -170,7 +192,7 @@ class Loss:
         fixed = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         free: dict[str, Tensor] = {}
         for param, same in names_of(self.model).items():
-            if any(self._excluded(name) for name in same):
+            if not param.is_floating_point() or any(self._excluded(name) for name in same):
                 fixed[same[0]] = param.detach()
             else:
                 free[same[0]] = param.detach().requires_grad_()
@@ -182,8 +204,45 @@ class Loss:
         everywhere = {place: value for name, value in state.items() for place in self._places[name]}
         # Without tie_weights, which leaves its tensors behind in a module that the model holds
         # under two names (torch 2.13).
-        out: Tensor = torch.func.functional_call(self.model, everywhere, (x,), tie_weights=False)
+        return self._first(
+            lambda x: torch.func.functional_call(self.model, everywhere, (x,), tie_weights=False), x
+        )
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The model's outputs, with its own parameters."""
+        return self._first(self.model, x)
+
+    def _first(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """call(x). The first time, every fault of model and inputs is one line."""
+        if self._passed:
+            return call(x)
+        out = first_outputs(call, x, self.where, self.model)
+        if self.function is F.cross_entropy:
+            if not isinstance(out, Tensor) or out.dim() < 2:
+                got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+                raise CurvactError(f"the outputs in {self.where} are {got}: N×classes logits ({WRAP})")
+            check_classes(self._highest, out.shape[1], self.where)
+        self._passed = True
         return out
+
+    def _look_at_targets(self) -> int:
+        """The number of examples. CurvactError for targets that cross-entropy cannot take. Waits for
+        the device.
+        """
+        count, ends = 0, []
+        for x, y in self._source():
+            count += len(x)
+            if self.function is F.cross_entropy and not y.is_floating_point() and y.numel():
+                ends.append(torch.stack(torch.aminmax(y.long())).cpu())
+        if ends:
+            low, high = (int(v) for v in (torch.stack(ends)[:, 0].min(), torch.stack(ends)[:, 1].max()))
+            if low < 0:
+                raise CurvactError(
+                    f"labels in Loss lie in {low} … {high}: classes are numbered from 0 (leave such examples out, "
+                    "or give a loss function of your own)"
+                )
+            self._highest = high
+        return count
 
     def batches(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         """(share of all examples, x, y), on the device of the parameters."""
@@ -191,6 +250,8 @@ class Loss:
         seen = 0
         for x, y in self._source():
             seen += len(x)
+            if self.function is F.cross_entropy and not y.is_floating_point():
+                y = y.long()
             yield len(x) / self.images, x.to(device), y.to(device)
         if seen != self.images:
             raise CurvactError(
@@ -241,13 +302,7 @@ class Loss:
             return x
         with frozen(self.model):
             points = attack(self.model, x, y)
-        if not isinstance(points, Tensor) or points.shape != x.shape:
-            got = tuple(points.shape) if isinstance(points, Tensor) else type(points).__name__
-            raise CurvactError(
-                f"an attack in {self.where} returned {got} for inputs {tuple(x.shape)}: "
-                "it must return one point for each, of its shape"
-            )
-        return points.detach()
+        return alike(points, x, self.where)
 
     def check_values(self) -> None:
         """CurvactError for NaN in a parameter or buffer of the model; the message names it. Waits
@@ -262,6 +317,7 @@ class Loss:
 
     def value(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar."""
+        self._check_targets(outputs, y)
         losses = self.function(outputs, y)
         return losses.mean() if losses.shape == (len(y),) else losses
 
@@ -269,13 +325,28 @@ class Loss:
         """The loss of each example, (N,). CurvactError for a loss function that gives only their
         mean.
         """
+        self._check_targets(outputs, y)
         losses = (ce if self.function is F.cross_entropy else self.function)(outputs, y)
+        if not isinstance(losses, Tensor):
+            raise CurvactError(f"the loss is a {type(losses).__name__} in {self.where}: a tensor")
         if losses.shape != (len(y),):
             raise CurvactError(
                 f"the loss has shape {tuple(losses.shape)} for {len(y)} examples in {self.where}: "
                 f"it must be one number for each example, shape ({len(y)},)"
             )
         return losses
+
+    def _check_targets(self, outputs: Tensor, y: Tensor) -> None:
+        """CurvactError for targets that do not fit the outputs. Looks at shapes only."""
+        if self.function is not F.cross_entropy:
+            return
+        wanted = outputs.shape if y.is_floating_point() else (len(outputs), *outputs.shape[2:])
+        if y.shape != wanted:
+            kind = "probabilities" if y.is_floating_point() else "classes"
+            raise CurvactError(
+                f"targets in {self.where} are {y.dtype} of shape {tuple(y.shape)}, the outputs {tuple(outputs.shape)}: "
+                f"{kind} have shape {tuple(wanted)}"
+            )
 
     def graphs(self, *, residual: bool = False) -> Iterator[tuple[float, Graph]]:
         """(share of all examples, graph of the loss) by batch. The graph of a single batch is kept
@@ -406,7 +477,7 @@ def _source(
             raise CurvactError("no data in Loss: give x and y, or batches")
         check_examples(x, y, "Loss")
         size = len(x) if batch_size is None else batch_size
-        pieces = list(zip(torch.split(x.detach(), size), torch.split(y.detach(), size), strict=True))
+        pieces = list(zip(torch.split(normal(x), size), torch.split(normal(y), size), strict=True))
         return lambda: iter(pieces)
     if x is not None or y is not None or batch_size is not None:
         raise CurvactError("batches together with x, y or batch_size in Loss: give the one or the other")
@@ -426,17 +497,14 @@ def _source(
                 raise CurvactError(
                     "a batch in Loss is no pair of tensors (x, y) of the same length, at least 1"
                 )
-            yield batch[0].detach(), batch[1].detach()
+            for part in batch:
+                check_dense(part, "a batch in Loss")
+            yield normal(batch[0]), normal(batch[1])
 
     return pairs
 
 
 # ---- checks ----
-
-
-def check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise CurvactError(f"a model of type {type(model).__name__} in Loss: it must be an nn.Module")
 
 
 def check_examples(x: Tensor, y: Tensor, where: str) -> None:
@@ -445,5 +513,14 @@ def check_examples(x: Tensor, y: Tensor, where: str) -> None:
         if not isinstance(value, Tensor) or value.dim() == 0:
             got = "one number" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise CurvactError(f"{name} in {where} is {got}: a tensor with one row for each example")
+        check_dense(value, f"{name} in {where}")
     if len(x) != len(y) or len(x) == 0:
         raise CurvactError(f"{len(x)} inputs and {len(y)} targets in {where}: as many of each, at least 1")
+
+
+def check_dense(value: Tensor, name: str) -> None:
+    """CurvactError for tensors without values, sparse ones, and complex ones."""
+    if value.is_meta or value.layout != torch.strided or value.is_complex():
+        raise CurvactError(
+            f"{name} is {value.dtype}, {value.layout}, on {value.device}: a dense tensor of real numbers with values"
+        )

@@ -109,7 +109,7 @@ def match_radii(
             for x, y in batches:
                 for inputs, sign in ((loss.attack(run, x, y), 1), (x, -1)):
                     with torch.no_grad():
-                        outputs = loss.model(inputs)
+                        outputs = loss.outputs(inputs)
                         each = loss.each(outputs, y) if rule == "loss" else (outputs.argmax(1) != y)
                         worst = worst + sign * each.double().sum()
             return worst.item() / loss.images

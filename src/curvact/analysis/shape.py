@@ -21,7 +21,9 @@ from curvact.analysis.calls import call_sites, identity_of
 from curvact.analysis.matching import PGD_20
 from curvact.analysis.records import OnProgress, plain
 from curvact.attacks import PGD, ThreatModel, accuracy, ensemble, minimum_radius
+from curvact.attacks.batch import check_number, checked_images, differentiable, first_outputs, wrong_shape
 from curvact.attacks.pgd import Model, pgd
+from curvact.attacks.threat import as_radius
 from curvact.errors import CurvactError
 from curvact.models.modes import mode
 from curvact.random import generator
@@ -167,6 +169,7 @@ def activation_shape(module: ActivationLike) -> ActivationShape:
     )
 
 
+@differentiable()
 def empirical_lipschitz(
     model: Model,
     x: Tensor,
@@ -191,14 +194,19 @@ def empirical_lipschitz(
     >>> empirical_lipschitz(model, torch.full((2, 4), 0.5), radius=0.1)
     tensor([12., 12.])
     """
-    if not (math.isfinite(radius) and radius > 0) or steps < 1:
-        raise CurvactError(f"empirical_lipschitz got radius={radius}, steps={steps}: radius > 0, steps >= 1")
-    if batch_size < 1:
-        raise CurvactError(f"batch_size={batch_size} in empirical_lipschitz: it must be at least 1")
+    where = "empirical_lipschitz"
+    radius = as_radius(radius, f"radius={radius!r} of {where}", above_zero=True)
+    check_number(steps, "steps", where)
+    check_number(batch_size, "batch_size", where)
+    x = checked_images(x, where)
     ratios = []
     for number, images in enumerate(torch.split(x.detach(), batch_size)):
         with torch.no_grad():
-            clean = model(images)
+            clean = first_outputs(model, images, where)
+        if wrong := wrong_shape(clean, len(images)):
+            raise CurvactError(wrong)
+        if not bool(clean.isfinite().all()):
+            raise CurvactError(f"the model's logits are not finite in {where}")
         best = torch.zeros(len(images), dtype=clean.dtype, device=clean.device)
 
         def apart(logits: Tensor, _y: Tensor, _targets: Tensor | None, clean: Tensor = clean) -> Tensor:
@@ -221,6 +229,7 @@ def empirical_lipschitz(
             generator=generator(seed, "empirical lipschitz", number, device=images.device),
             loss=apart,
             on_step=note,
+            check=False,
         )
         with torch.no_grad():
             note(steps, last, apart(model(last), torch.empty(0), None))

@@ -382,7 +382,7 @@ class _Bench:
         value = torch.zeros((), dtype=torch.float64, device=points[0].device)
         for point, (_, y) in zip(points, self.batches, strict=True):
             with torch.enable_grad():
-                losses = self.loss.each(self.loss.model(point), y)
+                losses = self.loss.each(self.loss.outputs(point), y)
                 parts = torch.autograd.grad(
                     losses.sum() / self.loss.images,
                     self.weights.parameters,

@@ -15,11 +15,11 @@ from curvact.attacks.batch import (
     ROUNDING,
     Guarded,
     SuspectModelWarning,
+    alike,
     check_number,
     checked,
     differentiable,
-    suspect_logits,
-    training_parts,
+    warn_of,
 )
 from curvact.attacks.losses import classes
 from curvact.attacks.pgd import Attack, Model
@@ -97,9 +97,9 @@ def accuracy(
             with torch.no_grad():
                 logits = guarded(images)
             if not clean:
-                _inspect(model, logits)
+                warn_of(model, logits, where)
             right = classes(logits) == labels
-            x_adv = _of_shape(run(model, images.clone(), labels), images)
+            x_adv = alike(run(model, images.clone(), labels), images, where)
             with torch.no_grad(), mode(model, training=False):
                 distances.append(_outside(x_adv, images, threat_model))
                 if len(distances) == 1:
@@ -146,19 +146,6 @@ def _attack(attack: Any, threat_model: ThreatModel | None) -> Attack:
     return lambda model, x, y: attack(model, x, y, threat_model)
 
 
-def _of_shape(x_adv: object, x: Tensor) -> Tensor:
-    if not isinstance(x_adv, Tensor):
-        raise CurvactError(f"the attack of accuracy returned a {type(x_adv).__name__}: a tensor of images")
-    for what in ("shape", "dtype", "device"):
-        got, wanted = getattr(x_adv, what), getattr(x, what)
-        if got != wanted:
-            got, wanted = (tuple(v) if what == "shape" else v for v in (got, wanted))
-            raise CurvactError(
-                f"the attack of accuracy returned images of {what} {got} for {wanted}: one for each, alike"
-            )
-    return x_adv.detach()
-
-
 def _outside(x_adv: Tensor, x: Tensor, threat_model: ThreatModel | None) -> Tensor:
     """How far beyond ball and box each image is, N; NaN where it is no image."""
     flat = x_adv.flatten(1).double()
@@ -183,8 +170,3 @@ def _check_distances(distances: list[Tensor], threat_model: ThreatModel | None) 
         f"the attack of accuracy left the allowed images at {len(bad)} of {len(beyond)}: image {bad[0]} {what}; "
         "project onto them (ThreatModel.project)"
     )
-
-
-def _inspect(model: Model, logits: Tensor) -> None:
-    for line in training_parts(model) + suspect_logits(logits):
-        warnings.warn(line, SuspectModelWarning, stacklevel=4)

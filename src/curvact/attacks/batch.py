@@ -143,6 +143,25 @@ def radius_doubt(threat_model: ThreatModel, x: Tensor) -> str:
     )
 
 
+def checked_module(model: object, where: str) -> nn.Module:
+    """The module; of one that `torch.compile` returned, the module behind it. CurvactError for
+    anything else, and for one whose tensors have no values or were made in inference mode.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise CurvactError(f"a model of type {type(model).__name__} in {where}: it must be an nn.Module")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise CurvactError(
+                f"{name!r} of the model in {where} is on the meta device, which holds no values"
+            )
+        if tensor.is_inference():
+            raise CurvactError(
+                f"{name!r} of the model in {where} was made in inference mode: make it outside"
+            )
+    return model
+
+
 class Guarded:
     """A model whose first outputs are looked at: every fault of model and images is one line.
 
@@ -170,11 +189,14 @@ class Guarded:
         return outputs
 
 
-def first_outputs(model: Callable[[Tensor], Tensor], x: Tensor, where: str) -> Tensor:
-    """model(x), or a CurvactError that says what about x the model may not take."""
-    weight = None
-    if isinstance(model, nn.Module):
-        weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+def first_outputs(model: Callable[[Tensor], Tensor], x: Tensor, where: str, owner: object = None) -> Tensor:
+    """model(x), or a CurvactError that says what about x the model may not take.
+
+    owner: the module whose parameters are used; the model itself where None.
+    """
+    weight, owner = None, model if owner is None else owner
+    if isinstance(owner, nn.Module):
+        weight = next((p for p in owner.parameters() if p.is_floating_point()), None)
     hint = ""
     if weight is not None and weight.is_meta:
         hint = " (its weights are on the meta device, which holds no values)"
@@ -195,6 +217,22 @@ def first_outputs(model: Callable[[Tensor], Tensor], x: Tensor, where: str) -> T
     if isinstance(outputs, Tensor) and outputs.is_meta and not x.is_meta:
         raise CurvactError(fault)
     return outputs
+
+
+def alike(x_adv: object, x: Tensor, where: str) -> Tensor:
+    """What an attack returned, detached. CurvactError unless it is a tensor of the shape, dtype and
+    device of the images. Reads no values.
+    """
+    if not isinstance(x_adv, Tensor):
+        raise CurvactError(f"the attack of {where} returned a {type(x_adv).__name__}: a tensor of images")
+    for what in ("shape", "dtype", "device"):
+        got, wanted = getattr(x_adv, what), getattr(x, what)
+        if got != wanted:
+            got, wanted = (tuple(v) if what == "shape" else v for v in (got, wanted))
+            raise CurvactError(
+                f"the attack of {where} returned images of {what} {got} for {wanted}: one for each, alike"
+            )
+    return x_adv.detach()
 
 
 def check_classes(highest: int, count: int, where: str) -> None:
@@ -260,6 +298,12 @@ def check_model(model: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
         outputs = model(x)
     wrong = wrong_shape(outputs, len(x))
     return training_parts(model) + ([wrong] if wrong else suspect_logits(outputs))
+
+
+def warn_of(model: Callable[[Tensor], Tensor], logits: Tensor, where: str) -> None:
+    """Warns of training mode and of logits that no accuracy is defined on. Reads the values."""
+    for line in training_parts(model) + suspect_logits(logits):
+        warnings.warn(f"{line} ({where})", SuspectModelWarning, stacklevel=4)
 
 
 def training_parts(model: Callable[[Tensor], Tensor]) -> list[str]:

@@ -10,9 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from curvact.attacks.batch import Guarded, check_number, checked, connected, differentiable
+from curvact.attacks.batch import (
+    Guarded,
+    check_number,
+    checked,
+    connected,
+    differentiable,
+    warn_of,
+)
 from curvact.attacks.black_box import random_search, small_network
-from curvact.attacks.losses import ce, margin, succeeded
+from curvact.attacks.losses import ce, classes, margin, succeeded
 from curvact.attacks.pgd import PGD, Model, Start
 from curvact.attacks.threat import ThreatModel, ball, distance
 from curvact.errors import CurvactError
@@ -128,8 +135,9 @@ def masking_report(
     with mode(model, training=False), frozen(model):
         with torch.no_grad():
             logits = Guarded(model, where, highest)(x)
+        warn_of(model, logits, where)
         model = connected(model)
-        right = logits.argmax(1) == y
+        right = classes(logits) == y
         if not bool(right.any()):
             raise CurvactError(
                 f"none of {len(x)} images is classified correctly: robust accuracy is 0 whatever the attack"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvact.attacks.batch import Guarded, check_number, checked, differentiable
+from curvact.attacks.batch import Guarded, check_number, checked, differentiable, warn_of
 from curvact.attacks.losses import succeeded
 from curvact.attacks.pgd import PGD, Model
 from curvact.attacks.threat import Norm, ThreatModel, as_radius, ball, distance
@@ -82,7 +82,9 @@ def minimum_radius(
         return torch.where(fooled, distance(x_adv, x[rows], norm), torch.inf)
 
     with torch.no_grad():
-        radius = torch.where(succeeded(guarded(x), y), 0.0, torch.inf).to(x.dtype)
+        logits = guarded(x)
+        warn_of(model, logits, where)
+        radius = torch.where(succeeded(logits, y), 0.0, torch.inf).to(x.dtype)
     rows = radius.nonzero().squeeze(1)
     if rows.numel() == 0:
         return radius

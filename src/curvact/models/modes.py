@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from curvact.errors import CurvactError
+
 
 @contextmanager
 def mode(model: Callable[[Tensor], Tensor], training: bool) -> Iterator[None]:
@@ -34,8 +36,14 @@ def mode(model: Callable[[Tensor], Tensor], training: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """No parameter of the model requires a gradient inside; the flags are restored after."""
+    """No parameter of the model requires a gradient inside; the flags are restored after.
+
+    CurvactError for a model that was made in torch's inference mode: autograd takes none of its
+    tensors.
+    """
     trained = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    if any(p.is_inference() for p in trained):
+        raise CurvactError("the parameters of the model were made in inference mode: make the model outside")
     for p in trained:
         p.requires_grad_(False)
     try:

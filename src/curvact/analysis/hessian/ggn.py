@@ -111,9 +111,16 @@ def ggn_diagonal(loss: Loss) -> Tensor:
         for weight, x, y in loss.batches():
             with torch.no_grad():
                 outputs = loss.forward(x)
+            with torch.enable_grad():
+                some = loss.forward(x[:2])
+            if isinstance(some, Tensor) and not some.requires_grad:
+                raise CurvactError("the outputs do not depend on any of the parameters in ggn_diagonal")
             if not isinstance(outputs, Tensor) or len(outputs) != len(x):
                 raise NotByExample("the model's output is no tensor with one row for each example")
-            values, vectors = torch.linalg.eigh(output_hessian(loss.value, outputs, y).double())
+            curved = output_hessian(loss.value, outputs, y).double()
+            if not bool(curved.isfinite().all()):
+                raise CurvactError("the loss or its Hessian in the outputs is not finite in ggn_diagonal")
+            values, vectors = torch.linalg.eigh(curved)
             largest = values.abs().amax()
             # Eigenvalues ascend in every example: an index that is negligible in all of them is
             # left out.

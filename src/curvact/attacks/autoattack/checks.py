@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from curvact.attacks.autoattack.shard import Job, Unit, model_device
-from curvact.attacks.batch import Batch, Guarded, checked, suspect_logits
+from curvact.attacks.batch import Batch, Guarded, checked, checked_module, suspect_logits
 from curvact.attacks.pgd import Model
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -30,6 +30,7 @@ def checked_data(model: Model, x: Tensor, y: Tensor, threat_model: ThreatModel) 
     if threat_model.epsilon == 0:
         raise CurvactError("epsilon=0 of autoattack: nothing to search, robust accuracy is clean accuracy")
     if isinstance(model, nn.Module):
+        checked_module(model, "autoattack")
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point() and parameter.dtype != torch.float32:
                 raise CurvactError(
