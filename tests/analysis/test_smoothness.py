@@ -722,9 +722,9 @@ def without(name: str) -> dict[str, Tensor]:
         ),
         (
             lambda: report(attacks={"a": lambda net, images, labels: images[:2]}),
-            r"returned \(2, 1, 4, 4\) for inputs \(6, 1, 4, 4\)",
+            r"shape \(2, 1, 4, 4\) for \(6, 1, 4, 4\)",
         ),
-        (lambda: report(attacks={"a": lambda net, images, labels: None}), "returned NoneType"),
+        (lambda: report(attacks={"a": lambda net, images, labels: None}), "returned a NoneType"),
         (lambda: trajectory([without("")] * 2, x=1 - 2 * IMAGES, attacks=ATTACKS), r"images of .* lie in"),
         (lambda: trajectory([without("")] * 2, model=spoiled("0.bias")), "'0.bias' of the model holds NaN"),
         (
