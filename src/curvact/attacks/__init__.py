@@ -15,6 +15,7 @@ from curvact.attacks.autoattack import (
     ensemble,
 )
 from curvact.attacks.batch import SuspectModelWarning, check_images, check_model, two_logits
+from curvact.attacks.corruption import CorruptionAccuracy, corruption_accuracy
 from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
 from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, pgd
@@ -34,6 +35,7 @@ __all__ = [
     "AutoAttack",
     "AutoAttackResult",
     "AutoAttackSettings",
+    "CorruptionAccuracy",
     "Finding",
     "FunctionAttack",
     "MaskingReport",
@@ -55,6 +57,7 @@ __all__ = [
     "ce",
     "check_images",
     "check_model",
+    "corruption_accuracy",
     "default_step",
     "distance",
     "dlr",

@@ -160,7 +160,7 @@ def open_extra(
     if path.suffix == ".npz":
         images, given = _open_npz(path)
     elif path.suffix == ".npy":
-        images, given = _map_npy(path), None
+        images, given = map_npy(path), None
     else:
         raise CurvactError(f"{path}: extra images come as .npz or .npy")
     channels_first = _channels_first(path, images, shape)
@@ -171,7 +171,7 @@ def open_extra(
         if source.is_dir() or not source.exists():
             raise CurvactError(f"no file of labels {source}")
         file_size(source)
-        given = _map_npy(source)
+        given = map_npy(source)
     checked = None
     if given is not None:
         checked = whole_labels(source, without_column(given), len(images), path)
@@ -225,7 +225,7 @@ def _open_npz(path: Path) -> tuple[NDArray[np.uint8], Array | None]:
         if image.compress_type == zipfile.ZIP_STORED:
             return _map_member(path, image), labels
         check_expansion(path, image.file_size, file_size(path))
-        return _map_npy(_unpacked(path, archive, image)), labels
+        return map_npy(_unpacked(path, archive, image)), labels
 
 
 def _map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
@@ -242,7 +242,9 @@ def _map_member(path: Path, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
         return _map_array(path, file, start + member.file_size)
 
 
-def _map_npy(path: Path) -> NDArray[np.uint8]:
+def map_npy(path: Path) -> NDArray[np.uint8]:
+    """The array of an .npy, mapped into memory. CurvactError where it is damaged."""
+    file_size(path)
     with path.open("rb") as file:
         return _map_array(path, file)
 

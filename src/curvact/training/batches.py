@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from curvact.attacks.batch import wrong_shape
+from curvact.attacks.batch import Guarded
 from curvact.data import (
     Augmentation,
     Dataset,
@@ -83,16 +83,8 @@ def check_fit(model: nn.Module, data: Splits, extra: ExtraImages | None = None) 
     train = data.train
     x = train.inputs(slice(0, 1))
     device = next((p.device for p in model.parameters()), x.device)
-    shape = "×".join(map(str, x.shape[1:]))
-    try:
-        with mode(model, training=False), torch.no_grad():
-            outputs = model(x.to(device))
-    except (RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CurvactError(f"the model does not take the images of {train.name}, {shape}: {reason}") from None
-    problem = wrong_shape(outputs, 1)
-    if problem:
-        raise CurvactError(problem)
+    with mode(model, training=False), torch.no_grad():
+        outputs = Guarded(model, "fit")(x.to(device))
     given = [("training", train.labels), ("validation", data.validation.labels)]
     if extra is not None and extra.labels is not None:
         given.append(("extra", extra.labels))

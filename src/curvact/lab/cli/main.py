@@ -19,6 +19,7 @@ from curvact._version import __version__
 from curvact.errors import CurvactError, printable
 from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
+from curvact.lab.cli.corruptions import corruptions
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluate, leaderboard
 from curvact.lab.cli.options import with_code
@@ -47,6 +48,7 @@ app.command("train")(train)
 app.add_typer(sweep_app, name="sweep")
 app.command("evaluate")(evaluate)
 app.command("leaderboard")(leaderboard)
+app.command("corruptions")(corruptions)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(transfer_app, name="transfer")
 
