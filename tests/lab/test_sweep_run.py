@@ -66,7 +66,7 @@ def _wait_for(condition: Any, seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_content: dict[str, Any]) -> tuple[Path, Path]:
-    """A spec and the folder of an unbroken run of it with one worker."""
+    """A spec and the folder of an unbroken run of it with one local worker."""
     folder = tmp_path_factory.mktemp("unbroken")
     spec = folder / "tiny.yaml"
     spec.write_text(yaml.safe_dump(tiny_content))
@@ -169,7 +169,7 @@ def test_a_sweep_grows(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(out, there)
     before = {p: p.stat().st_mtime_ns for p in there.glob("runs/*/record.json")}
     grown = read_sweep(spec, ["grid.curvature=[1,3,6]", "grid.seed=[0]"])
-    assert run_sweep(grown, there, workers=1, resume=True, console=QUIET) == []
+    assert run_sweep(grown, there, engine="inline", resume=True, console=QUIET) == []
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert len(list(there.glob("runs/*/record.json"))) == 5
     report(there)
@@ -204,7 +204,7 @@ def test_damaged_runs_are_named(unbroken: tuple[Path, Path], tmp_path: Path) -> 
 def test_a_failed_run_is_named(sweep_spec: Any, tmp_path: Path) -> None:
     wild = {"training.learning_rate": 1e30, "training.warmup": 0.0}
     spec = sweep_spec(grid={"seed": [0]}, cells={"rate": {"calm": {}, "wild": wild}})
-    run_sweep(spec, tmp_path, workers=1, console=QUIET)
+    run_sweep(spec, tmp_path, engine="inline", console=QUIET)
     report(tmp_path)
     rows = {row["rate"]: row for row in _csv_without_times(tmp_path / "results.csv")}
     assert rows["calm"]["status"] == "done"
@@ -229,7 +229,7 @@ LEARNED: dict[str, Any] = {
 def test_activations_move_from_sources_to_cells(sweep_spec: Any, tmp_path: Path) -> None:
     """The frozen one ends where its source ended, the warm one does not."""
     spec: SweepSpec = sweep_spec(**LEARNED)
-    assert run_sweep(spec, tmp_path, workers=1, console=QUIET) == []
+    assert run_sweep(spec, tmp_path, engine="inline", console=QUIET) == []
     kappa = {}
     for run in spec.planned:
         model = load_checkpoint(tmp_path / "runs" / run.id / "last.safetensors")
@@ -243,7 +243,7 @@ def test_activations_move_from_sources_to_cells(sweep_spec: Any, tmp_path: Path)
 
 def test_a_cell_fails_with_its_source(sweep_spec: Any, tmp_path: Path) -> None:
     spec = sweep_spec(**LEARNED, base={"training": {"learning_rate": 1e30, "warmup": 0.0, "epochs": 1}})
-    run_sweep(spec, tmp_path, workers=1, console=QUIET)
+    run_sweep(spec, tmp_path, engine="inline", console=QUIET)
     causes = {run.labels["from"]: record.cause for run, record in sweep_records(spec, tmp_path)}
     assert causes["frozen"].startswith("the run that learns its activation")
 
@@ -273,30 +273,43 @@ def test_nothing_is_written_where_a_run_cannot_start(
     """Data of the last cell, an activation that does not fit: found at once, not after an hour."""
     monkeypatch.setenv("CURVACT_DATA", str(tmp_path / "empty"))
     with pytest.raises(CurvactError, match=message) as caught:
-        run_sweep(sweep_spec(**change), tmp_path / "out", workers=1, console=QUIET)
+        run_sweep(sweep_spec(**change), tmp_path / "out", engine="inline", console=QUIET)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_grown_sweep_is_rehearsed_too(sweep_spec: Any, tmp_path: Path) -> None:
     grid: dict[str, Any] = {"curvature": [1], "seed": [0]}
-    run_sweep(sweep_spec(grid=grid), tmp_path, workers=1, console=QUIET)
+    run_sweep(sweep_spec(grid=grid), tmp_path, engine="inline", console=QUIET)
     before = (tmp_path / "sweep.yaml").read_bytes()
     grown = sweep_spec(grid={**grid, "training.crop": [0, 9]})
     with pytest.raises(CurvactError, match="crop=9 is larger than the images"):
-        run_sweep(grown, tmp_path, workers=1, resume=True, console=QUIET)
+        run_sweep(grown, tmp_path, engine="inline", resume=True, console=QUIET)
     assert (tmp_path / "sweep.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{"])
-def test_a_damaged_environment_is_one_line(sweep_spec: Any, tmp_path: Path, text: str | None) -> None:
-    spec = sweep_spec(grid={"curvature": [1], "seed": [0]})
-    run_sweep(spec, tmp_path, workers=1, console=QUIET)
-    file = tmp_path / "runs" / spec.planned[0].id / "environment.json"
+def test_a_damaged_environment_is_one_line(
+    unbroken: tuple[Path, Path], tmp_path: Path, text: str | None
+) -> None:
+    spec_path, out = unbroken
+    shutil.copytree(out, tmp_path / "run")
+    file = tmp_path / "run" / "runs" / read_sweep(spec_path).planned[0].id / "environment.json"
     file.unlink() if text is None else file.write_text(text)
     with pytest.raises(CurvactError, match=r"environment\.json.* delete .* and run it again") as caught:
-        report(tmp_path)
+        report(tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["inline"])
+def test_every_engine_gives_the_same_records(
+    unbroken: tuple[Path, Path], tmp_path: Path, engine: str
+) -> None:
+    """`unbroken` ran with the local engine."""
+    spec_path, out = unbroken
+    assert run_sweep(read_sweep(spec_path), tmp_path / "run", engine=engine, console=QUIET) == []
+    report(tmp_path / "run")
+    assert _csv_without_times(tmp_path / "run" / "results.csv") == _csv_without_times(out / "results.csv")
 
 
 def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,17 +330,9 @@ def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: py
     assert len(sweep_records(spec, tmp_path)) == 1
 
 
-def test_references_are_apart_from_the_curve(
-    tmp_path: Path, sweep_spec: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def here(jobs: Any, workers: int, on_event: Any) -> list[int]:
-        for number, job in enumerate(jobs):
-            on_event(Event("done", number, execute(job.spec, job.folder)))
-        return []
-
-    monkeypatch.setitem(ENGINES, "in-process", here)
+def test_references_are_apart_from_the_curve(tmp_path: Path, sweep_spec: Any) -> None:
     spec = sweep_spec(base={"hessian": None}, grid={"curvature": [1], "seed": [0]}, references=["relu"])
-    assert run_sweep(spec, tmp_path, engine="in-process", console=QUIET) == []
+    assert run_sweep(spec, tmp_path, engine="inline", console=QUIET) == []
     table = table_of(spec, sweep_records(spec, tmp_path))
     assert [row.labels for row in table.rows] == [{"curvature": 1, "seed": 0}]
     assert [(row.reference, row.labels) for row in table.references] == [("relu", {"seed": 0})]

@@ -27,7 +27,12 @@ def sweep_run(
     out: RunOut = None,
     workers: Workers = None,
     resume: Resume = False,
-    engine: Annotated[str, typer.Option(help="What executes the runs.")] = "local",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What executes the runs: local (worker processes) or inline (this process, for a debugger)."
+        ),
+    ] = "local",
 ) -> None:
     """Execute the runs of a sweep, then report on them.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from curvact.errors import CurvactError, nearest
+from curvact.lab.engines.inline import run_inline
 from curvact.lab.engines.job import Job
 from curvact.lab.engines.local import run_local
 from curvact.workers import Event
@@ -18,7 +19,7 @@ is "start", "epoch" (content: the epoch as a mapping), "done" (content: the `Rec
 again and again. It raises CurvactError for bad input.
 """
 
-ENGINES: dict[str, Engine] = {"local": run_local}
+ENGINES: dict[str, Engine] = {"local": run_local, "inline": run_inline}
 
 
 def register_engine(name: str, engine: Engine) -> None:

@@ -1,0 +1,40 @@
+"""The inline engine: one run after another in this process. A debugger and a profiler see them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from curvact.lab.engines.job import Job
+from curvact.workers import Event
+
+
+def run_inline(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None]) -> list[int]:
+    """Execute every job in this process, with one thread as a local worker has. `workers` is not used."""
+    from curvact.lab.run import execute
+    from curvact.training import Epoch
+
+    with _one_thread():
+        for index, job in enumerate(jobs):
+
+            def tell(event: Any, index: int = index) -> None:
+                if isinstance(event, Epoch):
+                    on_event(Event("epoch", index, event.as_dict()))
+
+            on_event(Event("start", index, os.getpid()))
+            on_event(Event("done", index, execute(job.spec, job.folder, on_event=tell)))
+    return []
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
