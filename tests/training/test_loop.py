@@ -33,6 +33,7 @@ Digits = Callable[[int], Splits]
 Model = Callable[..., nn.Module]
 
 METHODS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": "adamw", "weight_decay_on": "weights", "learning_rate": 1e-3},
     "sgd": {},
     "awp": {"perturbation": "awp(gamma=0.01, start=0.3)"},
     "sam": {"perturbation": "sam"},

@@ -651,6 +651,45 @@ def test_an_objective_from_outside_the_package_trains() -> None:
         del OBJECTIVES["worst"]
 
 
+def _doubled(model, x, y, attack, factor=2.0):  # type: ignore[no-untyped-def]
+    """A plain function: a loss and logits, and the attack without settings."""
+    logits = model(attack(model, x, y))
+    return factor * nn.functional.cross_entropy(logits, y), logits
+
+
+def test_a_plain_function_is_an_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the loss of PGD-AT gives the weights of twice its learning rate, at its cost."""
+    for name in ("doubled", "odd"):  # taken away afterwards
+        monkeypatch.setitem(OBJECTIVES, name, OBJECTIVES["standard"])
+        monkeypatch.delitem(OBJECTIVES, name)
+    register_objective("doubled", _doubled)
+    found = []
+    for name, rate in (("doubled", 0.01), ("pgd-at(batch_norm=eval)", 0.02)):
+        recipe = Recipe(
+            objective=name,
+            epochs=1,
+            batch_size=16,
+            attack="pgd-2",
+            learning_rate=rate,
+            weight_decay=0,
+            perturbation="awp",
+        )
+        model = MiniResNet("silu", channels=1, width=2, generator=generator(0, "initialization"))
+        (epoch,) = fit(model, load("digits", train=32, validation=8, test=8), recipe, LINF)
+        found.append((epoch.gradient_evaluations, epoch.train_accuracy, list(model.parameters())))
+    assert found[0][:2] == found[1][:2]
+    for a, b in zip(found[0][2], found[1][2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(CurvactError, match=r"label_smoothing=0\.1: the objective 'doubled' does not take it"):
+        Recipe(objective="doubled", label_smoothing=0.1)
+    for wrong in (lambda model, x, y: 0, lambda model, x, y, attack, z: 0, 3):
+        with pytest.raises(CurvactError, match="must take model, x, y, attack"):
+            register_objective("wrong", wrong)  # type: ignore[arg-type]
+    register_objective("odd", lambda model, x, y, attack: model(x).sum())
+    with pytest.raises(CurvactError, match="the objective 'odd' returned Tensor"):
+        objective("odd")(lambda x: x, torch.ones(1, 2), torch.tensor([0]), Fixed(torch.ones(1, 2)))  # type: ignore[arg-type]
+
+
 def test_entries_describe_their_objectives() -> None:
     published = {"trades": {"beta": 6.0, "batch_norm": "eval"}, "mart": {"beta": 6.0, "batch_norm": "eval"}}
     published |= {"standard": {}, "pgd-at": {"batch_norm": "train"}}

@@ -118,6 +118,84 @@ def test_awp_and_sam_by_hand(name: str, digits: Digits, small_model: Model) -> N
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw(beta2=0.95)"])
+@pytest.mark.parametrize("perturbation", ["none", "awp(gamma=0.02)"])
+def test_decay_groups_and_adamw_by_hand(
+    optimizer: str, perturbation: str, digits: Digits, small_model: Model
+) -> None:
+    """Two steps of one batch. Decay acts on convolutions and the linear layer only, AdamW's apart
+    from the gradient, and under AWP at w + ν.
+    """
+    data, rate, decay = digits(32), 0.01, 0.3
+    recipe = _recipe(
+        objective="standard",
+        epochs=2,
+        batch_size=32,
+        learning_rate=rate,
+        warmup=0.0,
+        schedule="constant",
+        weight_decay=decay,
+        weight_decay_on="weights",
+        optimizer=optimizer,
+        perturbation=perturbation,
+    )
+    trained = small_model("prelu")
+    fit(trained, data, recipe, THREAT, seed=3)
+
+    model = small_model("prelu").train()
+    named = dict(model.named_parameters())
+    decayed = {
+        f"{place}.weight" for place, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))
+    }
+    assert 0 < len(decayed) < len(named) - 3
+    first, second = ({key: torch.zeros_like(p) for key, p in named.items()} for _ in range(2))
+    for step in (1, 2):
+        order = torch.randperm(32, generator=generator(3, "shuffle", step))
+        x, y = data.train.images[order].float() / 255, data.train.labels[order]
+
+        def gradients(x: Tensor = x, y: Tensor = y) -> dict[str, Tensor]:
+            found = torch.autograd.grad(F.cross_entropy(model(x), y), list(named.values()))
+            return dict(zip(named, found, strict=True))
+
+        g, nu = gradients(), {key: torch.zeros_like(p) for key, p in named.items()}
+        if perturbation != "none":
+            for key, p in named.items():
+                if p.dim() > 1 and "weight" in key:
+                    nu[key] = 0.02 * p.detach().norm() * g[key] / g[key].norm()
+            with torch.no_grad():
+                for key, p in named.items():
+                    p.add_(nu[key])
+            g = gradients()
+        with torch.no_grad():
+            for key, p in named.items():
+                part = decay if key in decayed else 0.0
+                if optimizer == "sgd":
+                    first[key] = 0.9 * first[key] + (total := g[key] + part * p)
+                    p.sub_(rate * (total + 0.9 * first[key]))
+                else:
+                    first[key] = 0.9 * first[key] + 0.1 * g[key]
+                    second[key] = 0.95 * second[key] + 0.05 * g[key] ** 2
+                    p.mul_(1 - rate * part)
+                    mean, square = first[key] / (1 - 0.9**step), second[key] / (1 - 0.95**step)
+                    p.sub_(rate * mean / (square.sqrt() + 1e-8))
+                p.sub_(nu[key])
+    for (key, a), b in zip(trained.named_parameters(), model.parameters(), strict=True):
+        # AdamW divides by small gradients: a sign of rounding noise moves a weight by the rate.
+        far = ((a - b).abs() > 1e-5 + 1e-3 * b.abs()).double().mean()
+        assert far < 0.02, key
+
+
+def test_norms_of_any_shape_are_no_weights() -> None:
+    model = nn.Sequential(nn.LayerNorm((3, 4)), nn.Linear(4, 2), nn.PReLU(3))
+    recipe = _recipe(weight_decay_on="weights", weight_decay=0.1)
+    groups = step_module.make_optimizer(model, recipe, torch.Generator()).param_groups
+    assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [
+        [(2, 4)],
+        [(3, 4), (3, 4), (2,), (3,)],
+    ]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
 class Widened(nn.Module):
     """A network without batch norm, in float64."""
 

@@ -324,6 +324,8 @@ class RunSpec(Strict):
         del content["hardware"]["accelerator"]
         if self.evaluation.autoattack_mode == "fast":  # the default before there was a choice
             del content["evaluation"]["autoattack_mode"]
+        if self.training.weight_decay_on == "all":  # the default before there was a choice
+            del content["training"]["weight_decay_on"]
         for key in ("activation_from", "analyses", "init_from"):
             if content[key] is None:
                 del content[key]

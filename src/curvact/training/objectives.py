@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,8 @@ class ObjectiveValue:
     gradient_evaluations: int
     random_point: Tensor | None = None
 
+
+_PLAIN = Maximization()
 
 Objective = Callable[[nn.Module, Tensor, Tensor, TrainingAttack], ObjectiveValue]
 
@@ -222,22 +224,27 @@ def grad_align(
 class Entry:
     """An objective in the registry.
 
-    function: `(model, x, y, attack, *, label_smoothing, **parameters) -> ObjectiveValue`; its
-        keyword arguments and their default values are the parameters, as published.
+    function: `(model, x, y, attack, **parameters)`, which returns an `ObjectiveValue`, or the loss
+        and the logits of the images that were trained on; its arguments after `attack` and their
+        default values are the parameters, as published. It may take `label_smoothing` too.
     passes: gradient evaluations of the training loss itself. attack: "steps" (as many as the recipe
         has), "one" or "none".
     """
 
-    function: Callable[..., ObjectiveValue]
+    function: Callable[..., ObjectiveValue | tuple[Tensor, Tensor]]
     passes: int
     attack: Literal["steps", "one", "none"]
 
     @property
     def defaults(self) -> dict[str, float | str]:
         """The parameters with their published values."""
-        found = inspect.signature(self.function).parameters.values()
-        keywords = {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
-        return {name: value for name, value in keywords.items() if name != "label_smoothing"}
+        found = list(inspect.signature(self.function).parameters.values())
+        return {p.name: p.default for p in found[4:] if p.name != "label_smoothing"}
+
+    @property
+    def smooths_labels(self) -> bool:
+        """Whether the loss takes `label_smoothing`."""
+        return "label_smoothing" in inspect.signature(self.function).parameters
 
     @property
     def single_step(self) -> bool:
@@ -266,29 +273,62 @@ OBJECTIVES: dict[str, Entry] = {
 
 def register_objective(
     name: str,
-    function: Callable[..., ObjectiveValue],
+    function: Callable[..., ObjectiveValue | tuple[Tensor, Tensor]],
     *,
     passes: int = 1,
     attack: Literal["steps", "one", "none"] = "steps",
 ) -> None:
     """Make an objective known by name, so that a recipe can use it.
 
-    name: lower-case letters, digits and dashes. function, passes, attack: as in `Entry`.
-    Raises CurvactError for a name that is taken or has other characters.
+    name: lower-case letters, digits and dashes. function, passes, attack: as in `Entry`. A function
+    that returns a loss and logits may call `attack(model, x, y)`, or with a `Maximization` as the
+    fourth argument; its images and its cost are then known from these calls.
+    Raises CurvactError for a name that is taken or has other characters, and for a function of
+    another form.
 
-    >>> def doubled(model, x, y, attack, *, factor=2.0, label_smoothing=0.0):
-    ...     loss = pgd_at(model, x, y, attack, label_smoothing=label_smoothing)
-    ...     return ObjectiveValue(factor * loss.value, loss.logits, loss.x_adv, loss.gradient_evaluations)
+    >>> def doubled(model, x, y, attack, factor=2.0):
+    ...     logits = model(attack(model, x, y))
+    ...     return factor * F.cross_entropy(logits, y), logits
     >>> register_objective("doubled", doubled)
     >>> str(objective("doubled(factor=3)"))
     'doubled(factor=3)'
     >>> del OBJECTIVES["doubled"]
     """
+    parameters = list(inspect.signature(function).parameters.values()) if callable(function) else []
+    if len(parameters) < 4 or any(
+        p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) or p.default is p.empty for p in parameters[4:]
+    ):
+        raise CurvactError(
+            f"the function of the objective '{name}' must take model, x, y, attack, and then only arguments "
+            "with default values"
+        )
     if not name.replace("-", "").isalnum() or name != name.lower():
         raise CurvactError(f"name={name!r} of an objective: lower-case letters, digits and dashes")
     if name in OBJECTIVES:
         raise CurvactError(f"the objective '{name}' is known already: choose another name")
     OBJECTIVES[name] = Entry(function, passes, attack)
+
+
+class _Watched:
+    """A training attack that remembers its images, its random point and what its calls cost."""
+
+    def __init__(self, attack: TrainingAttack) -> None:
+        self.attack = attack
+        self.images: Tensor | None = None
+        self.point: Tensor | None = None
+        self.evaluations = 0
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor, maximization: Maximization = _PLAIN) -> Tensor:
+        self.images = self.attack(model, x, y, maximization)
+        self.evaluations += self.attack.cost(maximization)
+        return self.images
+
+    def cost(self, maximization: Maximization = _PLAIN) -> int:
+        return self.attack.cost(maximization)
+
+    def random_point(self, x: Tensor) -> Tensor:
+        self.point = self.attack.random_point(x)
+        return self.point
 
 
 @dataclass(frozen=True)
@@ -304,9 +344,27 @@ class ConfiguredObjective:
     label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: TrainingAttack) -> ObjectiveValue:
-        return self.entry.function(
-            model, x, y, attack, label_smoothing=self.label_smoothing, **dict(self.parameters)
-        )
+        entry, settings = self.entry, dict[str, Any](self.parameters)
+        if entry.smooths_labels:
+            settings["label_smoothing"] = self.label_smoothing
+        watched = _Watched(attack)
+        found: object = entry.function(model, x, y, watched, **settings)
+        if isinstance(found, ObjectiveValue):
+            return found
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
+            raise CurvactError(
+                f"the objective '{self.name}' returned {type(found).__name__}: it must return an "
+                "ObjectiveValue, or a loss and logits"
+            )
+        loss, logits = found
+        if loss.dim() or logits.dim() != 2 or len(logits) != len(x):
+            raise CurvactError(
+                f"the objective '{self.name}' returned a loss of shape {tuple(loss.shape)} and logits of shape "
+                f"{tuple(logits.shape)} for {len(x)} images: it must return one number and N×classes"
+            )
+        images = x if watched.images is None else watched.images
+        cost = watched.evaluations + entry.passes
+        return ObjectiveValue(loss, logits.detach(), images, cost, watched.point)
 
     @property
     def entry(self) -> Entry:
@@ -331,6 +389,8 @@ def objective(text: str, label_smoothing: float = 0.0) -> ConfiguredObjective:
     True
     """
     name, given = method("objective", text, {name: entry.defaults for name, entry in OBJECTIVES.items()})
+    if label_smoothing and not OBJECTIVES[name].smooths_labels:
+        raise CurvactError(f"label_smoothing={label_smoothing!r}: the objective '{name}' does not take it")
     parameters = {key: _checked(text, key, value) for key, value in given.items()}
     if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
         raise CurvactError(

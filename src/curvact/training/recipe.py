@@ -13,6 +13,7 @@ from curvact.training.parsing import Settings, is_number, method
 METHODS: dict[str, dict[str, Settings]] = {
     "optimizer": {
         "sgd": {},
+        "adamw": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
         "entropy-sgd": {
             "inner_steps": 20,
             "inner_lr": 0.1,
@@ -47,9 +48,12 @@ class Recipe:
     schedule: "cosine" (down to `final_rate`), "piecewise" (times `decay` at each of `milestones`),
         "one-cycle" (linearly down to `final_rate`) or "constant". Before it the rate rises linearly
         over the part `warmup` of all steps. milestones: parts of all steps, in (0, 1), rising.
-    momentum, nesterov, weight_decay: of SGD. clip_norm: the largest global norm of the gradient.
-    optimizer: "sgd" or "entropy-sgd(inner_steps=20, gamma=0.03, …)", whose outer rate is
-        `learning_rate`.
+    momentum, nesterov: of SGD. clip_norm: the largest global norm of the gradient.
+    weight_decay: of SGD it is a part of the gradient, of AdamW it shrinks the weights apart from it.
+    weight_decay_on: "all", or "weights": parameters with two dimensions or more, without those of
+        norm layers and of activations. Biases are then left out too.
+    optimizer: "sgd", "adamw(beta1=0.9, beta2=0.999, eps=1e-8)" (a usual rate is 1e-3), or
+        "entropy-sgd(inner_steps=20, gamma=0.03, …)", whose outer rate is `learning_rate`.
     perturbation: "none", "awp(gamma=0.01, start=0)" (from the part `start` of all steps on) or
         "sam(rho=0.05)".
     averaging: "none", "ema(decay=0.995)" or "swa(start=0.75)" (over the ends of epochs after the
@@ -84,6 +88,7 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
+    weight_decay_on: Literal["all", "weights"] = "all"
     clip_norm: float | None = None
     optimizer: str = "sgd"
     perturbation: str = "none"
@@ -109,6 +114,10 @@ class Recipe:
         schedules = ("cosine", "piecewise", "one-cycle", "constant")
         if self.schedule not in schedules:
             raise CurvactError(f"schedule={self.schedule!r} of a recipe: allowed are {', '.join(schedules)}")
+        if self.weight_decay_on not in ("all", "weights"):
+            raise CurvactError(
+                f"weight_decay_on={self.weight_decay_on!r} of a recipe: allowed are all and weights"
+            )
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if list(self.milestones) != sorted(set(self.milestones)) or not all(
             0 < m < 1 for m in self.milestones
@@ -118,8 +127,20 @@ class Recipe:
             )
         self._read_attacks()
         for kind, known in METHODS.items():
-            method(kind, getattr(self, kind), known)
-        objective(self.objective)
+            name, settings = method(kind, getattr(self, kind), known)
+            if name == "adamw":
+                self._check_adamw(settings)
+        objective(self.objective, self.label_smoothing)
+
+    def _check_adamw(self, settings: dict[str, Any]) -> None:
+        if (self.momentum, self.nesterov) != (0.9, True):
+            raise CurvactError(
+                f"momentum={self.momentum!r}, nesterov={self.nesterov!r} of a recipe: they are of SGD; adamw has beta1"
+            )
+        for key, value in settings.items():
+            if not (value > 0 if key == "eps" else 0 <= value < 1):
+                allowed = "a number > 0" if key == "eps" else "a number in [0, 1)"
+                raise CurvactError(f"{key}={value!r} in optimizer={self.optimizer!r}: {allowed}")
 
     def _read_attacks(self) -> None:
         for name in ("attack", "validation"):

@@ -194,12 +194,21 @@ def make_optimizer(model: nn.Module, recipe: Recipe, random: torch.Generator) ->
     name, settings = method("optimizer", recipe.optimizer, METHODS["optimizer"])
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
-    own = {id(p) for p in activation_parameters(model)}
-    if not recipe.decay_activations and own:
+    left_out = _not_decayed(model, recipe)
+    if left_out:
         groups = [
-            {"params": [p for p in trained if id(p) not in own]},
-            {"params": [p for p in trained if id(p) in own], "weight_decay": 0.0},
+            {"params": [p for p in trained if id(p) not in left_out]},
+            {"params": [p for p in trained if id(p) in left_out], "weight_decay": 0.0},
         ]
+    if name == "adamw":
+        betas = (settings["beta1"], settings["beta2"])
+        return torch.optim.AdamW(
+            groups,
+            lr=recipe.learning_rate,
+            betas=betas,
+            eps=settings["eps"],
+            weight_decay=recipe.weight_decay,
+        )
     shared: dict[str, Any] = {
         "lr": recipe.learning_rate,
         "momentum": recipe.momentum,
@@ -208,6 +217,20 @@ def make_optimizer(model: nn.Module, recipe: Recipe, random: torch.Generator) ->
     if name == "entropy-sgd":
         return EntropySGD(groups, **shared, **settings, generator=random)
     return torch.optim.SGD(groups, **shared, nesterov=recipe.nesterov and recipe.momentum > 0)
+
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def _not_decayed(model: nn.Module, recipe: Recipe) -> set[int]:
+    """The ids of the parameters on which weight decay does not act."""
+    found = set()
+    if recipe.weight_decay_on == "weights":
+        norms = [p for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)]
+        found = {id(p) for p in (*norms, *(p for p in model.parameters() if p.dim() < 2))}
+    if recipe.weight_decay_on == "weights" or not recipe.decay_activations:
+        found |= {id(p) for p in activation_parameters(model)}
+    return found
 
 
 def _twin(model: nn.Module, example: Tensor) -> FollowingTwin | None:
