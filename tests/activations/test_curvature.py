@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 
 import numpy as np
@@ -370,6 +371,9 @@ def test_a_module_with_dropout_counts_as_in_eval_mode():
         (nn.SiLU(), {"domain": (-math.inf, 1)}, "domain="),
         (nn.SiLU(), {"domain": "wide"}, "domain="),
         (nn.SiLU(), {"resolution": 0}, "resolution="),
+        (nn.SiLU(), {"resolution": "fine"}, "resolution='fine'"),
+        (nn.SiLU(), {"max_evaluations": 0}, "max_evaluations=0"),
+        (nn.SiLU(), {"domain": (-(10**400), 1)}, "domain="),
         (lambda x: torch.sin(1e5 * x), {"max_evaluations": 100_000}, "bends in too many places"),
         (3.0, {}, "takes a module or a function"),
     ],
@@ -407,3 +411,106 @@ def test_warnings_of_the_function_do_not_escape_the_attempts():
         warnings.simplefilter("error")
         max_curvature(np.tanh)
         max_curvature(math.tanh)
+
+
+# ---- what a search can miss ----
+
+
+def bend(place: float, width: float, jump: float):
+    """σ' = jump·sigmoid((x − place)/width), with κ = jump/(4·width) at the place."""
+
+    def value(x):
+        z = (x - place) / width
+        return -jump * width * F.logsigmoid(-z)
+
+    return value
+
+
+class _BySlope(torch.autograd.Function):
+    """A bend that gives its slope and no more: autograd takes the slope for a constant."""
+
+    @staticmethod
+    def forward(ctx, x, place, width, jump):
+        ctx.save_for_backward(x)
+        ctx.settings = place, width, jump
+        return bend(place, width, jump)(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        place, width, jump = ctx.settings
+        return grad * jump * torch.sigmoid((ctx.saved_tensors[0] - place) / width), None, None, None
+
+
+BENDS = [(-2.826, 5.75e-7, 0.03), (-1023.8, 3.06e-5, 4.6e-4), (0.65, 1 / 240, 1.0), (12.3, 1e-6, 1e-3)]
+
+
+@pytest.mark.parametrize(("place", "width", "jump"), BENDS)
+@pytest.mark.parametrize("by_slope", [False, True])
+def test_a_narrow_bend_given_by_its_values_or_its_slope(place, width, jump, by_slope):
+    f = (lambda x: _BySlope.apply(x, place, width, jump)) if by_slope else bend(place, width, jump)
+    close(max_curvature(f), jump / (4 * width), place, slack=1e-4)
+
+
+@given(
+    place=PLACES,
+    log_width=st.floats(-7, -3),
+    log_jump=st.floats(-3.5, 0.5),
+    by_slope=st.booleans(),
+    gaussian=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_random_bends_are_within_the_stated_error(place, log_width, log_jump, by_slope, gaussian):
+    """Widths from the narrowest that float64 resolves at |x| = 1e4, by the slope or by the values."""
+    width, jump = max(10**log_width, 1e-10 * abs(place)), 10**log_jump
+    kappa = jump / (4 * width)
+    f = (lambda x: _BySlope.apply(x, place, width, jump)) if by_slope else bend(place, width, jump)
+    if gaussian and not by_slope:
+        kappa = jump / (width * math.sqrt(2 * math.pi))
+
+        def f(x):
+            z = (x - place) / width
+            density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+            return jump * width * (z * (1 + torch.erf(z / math.sqrt(2))) / 2 + density)
+
+    peak = max_curvature(f)
+    assert abs(peak.value - kappa) <= peak.error + 1e-9 * kappa, (peak, kappa)
+    assert peak.error <= 0.05 * kappa
+
+
+@pytest.mark.parametrize("place", [-50.0, 3.0, 777.0])
+def test_a_bump_of_the_value_between_the_samples(place):
+    """exp(−((x − p)/w)²): nothing of it is left a few widths away; κ = 2/w² at its top."""
+    width = 1e-3 * abs(place) / 2
+    close(max_curvature(lambda x: torch.exp(-(((x - place) / width) ** 2))), 2 / width**2, place)
+
+
+def test_what_is_not_covered_is_said():
+    peak = max_curvature(lambda x: torch.exp(-(((x + 50) / 1e-6) ** 2)))
+    assert peak.value == 0  # too narrow to see
+    assert 1e-6 / 50 < peak.unseen < 2e-3
+    from curvact.activations import RCTAF
+
+    assert RCTAF().max_curvature.unseen == 0
+
+
+def test_a_jump_of_the_curvature_has_a_finite_error():
+    """SmoothReLU, x − log(1 + αx)/α for x > 0: κ = α, a supremum approached at 0 from above."""
+    for alpha in (0.5, 2.0, 30.0):
+        peak = max_curvature(lambda x, a=alpha: F.relu(x) - torch.log1p(F.relu(x) * a) / a)
+        close(peak, alpha, 0.0, slack=1e-6)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: torch.sin(1e5 * x), lambda x: torch.sin(100 * x), math.sin, np.sin, torch.sin],
+)
+def test_an_answer_or_a_refusal_soon(f):
+    """In processor time: a search ends after about a second, whatever the function."""
+    start = time.process_time()
+    try:
+        peak = max_curvature(f)
+    except CurvactError:
+        peak = None
+    assert peak is None or abs(peak.value - 1) <= peak.error
+    assert time.process_time() - start < 10  # ten times what it takes here

@@ -15,8 +15,8 @@ from curvact.errors import CurvactError
 
 Order = Literal[0, 1, 2]
 
-LADDER = 0.1 * 0.25 ** np.arange(12)
-"""Steps of the finite differences: from 0.1 to 2.4e-8."""
+LADDERS: dict[Order, Array] = {1: 0.1 * 0.25 ** np.arange(16), 0: 0.1 * 0.25 ** np.arange(12)}
+"""Steps of the finite differences of slopes, from 0.1 to 9e-11, and of values, to 2.4e-8."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Probe:
     def reach(self, x: Array) -> Array:
         """How far from a jump of the curvature finite differences can be wrong; 0 with autograd."""
         size = np.sqrt(np.maximum(1.0, np.abs(x)))
-        return 0.0 * x if self.order == 2 else 8 * np.maximum(self.width(x), 1.2e-7 * size)
+        if self.order == 2:
+            return 0.0 * x
+        return 8 * np.maximum(self.width(x), (6e-9 if self.order == 1 else 1.2e-7) * size)
 
     def consistent(self) -> bool:
         """Whether autograd's slope and curvature fit the values at 99 % of the points or more."""
@@ -102,24 +104,25 @@ class Probe:
             self.call.spend(len(x))
             value, slope, curvature = self._autograd(x, 2)
             return Points(x, value, slope, curvature, none, none)
-        count = 1 + 4 * len(LADDER)
+        ladder = LADDERS[self.order]
+        count = 1 + 4 * len(ladder)
         if self.order == 1:
             self.call.spend(len(x) * count)
             value, slope, _ = self._autograd(x, 1)
-            steps = self._steps(x)
+            steps = self._steps(x, ladder)
             around = [self._autograd(p, 1)[1] for p in steps.points]
-            curvature, error = _first_difference(slope, around, steps.gaps, self.eps)
+            curvature, error = _first_difference(x, slope, around, steps.gaps, self.eps, strict=True)
             return Points(x, value, slope, curvature, none, error)
         self.call.spend(len(x) * count)
         value = self.call.values(x)
-        steps = self._steps(x)
+        steps = self._steps(x, ladder)
         around = [self.call.values(p) for p in steps.points]
-        slope, slope_error = _first_difference(value, around, steps.gaps, self.eps)
+        slope, slope_error = _first_difference(x, value, around, steps.gaps, self.eps, strict=False)
         curvature, error = _second_difference(value, around, steps.gaps, self.eps)
         return Points(x, value, slope, curvature, slope_error, error)
 
-    def _steps(self, x: Array) -> _Steps:
-        ladder = LADDER * (1.0 if self.call.dtype is torch.float64 else 8.0)
+    def _steps(self, x: Array, ladder: Array) -> _Steps:
+        ladder = ladder * (1.0 if self.call.dtype is torch.float64 else 8.0)
         h = np.broadcast_to(ladder[:, None], (len(ladder), len(x)))
         if self.call.dtype is not torch.float64:
             h = np.maximum(h, 8 * self.eps * np.abs(x))
@@ -146,6 +149,8 @@ class Probe:
                     (curvature,) = torch.autograd.grad(slope.sum(), t, allow_unused=True)
             except RuntimeError:
                 raise NoDerivative from None
+        if order == 2 and slope is not None and not slope.requires_grad and bool((slope != slope[0]).any()):
+            raise NoDerivative  # a slope that varies and has no derivative: cut off from x, or steps
         return (
             value,
             zero if slope is None else np.asarray(slope.detach().double().cpu().numpy(force=True)),
@@ -159,25 +164,37 @@ class _Steps:
     gaps: Array
 
 
-def _first_difference(here: Array, around: list[Array], h: Array, eps: float) -> tuple[Array, Array]:
+def _first_difference(
+    x: Array, here: Array, around: list[Array], h: Array, eps: float, *, strict: bool
+) -> tuple[Array, Array]:
     """Derivative and error from values at x ± h and x ± 2h; h has shape (steps, points)."""
     a, b, c, d = (p.reshape(h.shape) for p in around)
     estimate = (8 * (c - b) - (d - a)) / (12 * h)
-    noise = 4 * eps * np.maximum(np.abs(here), np.maximum(np.abs(a), np.abs(d))) / h
-    return _best_step(estimate, noise)
+    size = np.maximum(np.abs(here), np.maximum(np.abs(a), np.abs(d)))
+    rounding = size + np.abs(x * estimate) if strict else size
+    return _best_step(estimate, 4 * eps * rounding / h, strict=strict)
 
 
 def _second_difference(here: Array, around: list[Array], h: Array, eps: float) -> tuple[Array, Array]:
     a, b, c, d = (p.reshape(h.shape) for p in around)
     estimate = (16 * ((b - here) + (c - here)) - ((a - here) + (d - here))) / (12 * h * h)
     noise = 12 * eps * np.maximum(np.abs(here), np.maximum(np.abs(a), np.abs(d))) / (h * h)
-    return _best_step(estimate, noise)
+    return _best_step(estimate, noise, strict=True)
 
 
-def _best_step(estimate: Array, noise: Array) -> tuple[Array, Array]:
-    """The estimate with the least error: its change over the next two steps, plus noise."""
+def _best_step(estimate: Array, noise: Array, *, strict: bool) -> tuple[Array, Array]:
+    """The estimate with the least error: its change over the next two steps, plus noise.
+
+    strict: a step that any smaller one contradicts, beyond the noise of that one, is wrong by that
+    much. Beside a bend that is narrower than the steps, several of them can agree.
+    """
     change = np.abs(np.diff(estimate, axis=0))
     error = change[:-1] + change[1:] + noise[:-2] + noise[1:-1]
+    # f may be noisier than its last digits: then the two smallest steps differ by that.
+    noise = np.fmax(noise, 4 * change[-1] * noise / noise[-1])
+    for step in range(len(error) if strict else 0):
+        against = np.abs(estimate[step + 1 :] - estimate[step]) - noise[step + 1 :]
+        error[step] = np.fmax(error[step], np.fmax.reduce(against, axis=0))
     error = np.where(np.isfinite(error), error, np.inf)
     best = np.argmin(error, axis=0)
     column = np.arange(estimate.shape[1])

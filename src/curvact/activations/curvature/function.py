@@ -35,6 +35,7 @@ class ScalarFunction:
     values: `x -> f(x)` for a 1-D float64 array.
     tensors: the function of tensors, or None if f takes only arrays or floats.
     differentiable: whether autograd reaches through f.
+    by_arrays: whether it takes many points at once; else each costs as much as four.
     eps: the precision in which f computes; inputs are rounded to it.
     """
 
@@ -47,6 +48,7 @@ class ScalarFunction:
         self.tensors: Callable[[Tensor], Tensor] | None = None
         self.values: Callable[[Array], Array] = self._unknown
         self.differentiable = False
+        self.by_arrays = True
 
     @staticmethod
     def of(f: Any, domain: tuple[float, float], max_evaluations: int) -> ScalarFunction:
@@ -75,7 +77,7 @@ class ScalarFunction:
         return np.asarray(torch.from_numpy(x).to(self.dtype).to(torch.float64).numpy())
 
     def spend(self, count: int) -> None:
-        self.left -= count
+        self.left -= count if self.by_arrays else 4 * count
         if self.left < 0:
             low, high = self.domain
             raise CurvactError(
@@ -109,6 +111,7 @@ class ScalarFunction:
                     failures.append(f"given {form}: {_line(error)}")
                     continue
                 self.values = values
+                self.by_arrays = dtype is not None or form == "an array"
                 if dtype is not None:
                     self._inspect(f, x, dtype)
                 break

@@ -9,7 +9,7 @@ seen.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from curvact.activations.curvature.derivatives import Points, Probe, join
 from curvact.activations.curvature.function import Array, NoDerivative, quiet, spread
+from curvact.errors import CurvactError
 
 NODES = np.array([0.28, 0.5, 0.72])
 """Places of the samples in a cell. A step J of the slope in the cell shows as ≥ 0.30 J at one."""
@@ -40,11 +41,14 @@ class Peak:
     value: κ = sup|σ''|; infinite for a kink, where the slope jumps.
     at: where it is attained, or approached; the place of the kink.
     error: bound on |value − κ|, see `max_curvature`; 0.0 for closed forms and for kinks.
+    unseen: the error does not cover bumps of the function that are narrower than this part of |x|
+        (of 0.01 near 0) and leave no trace beside them; 0.0 for closed forms.
     """
 
     value: float
     at: float
     error: float = 0.0
+    unseen: float = field(default=0.0, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,53 @@ class Record:
         return x, size[index], error[index]
 
 
+SCAN = 2**17
+"""Points of the last look: about 2e-4 of |x| apart."""
+
+
 def search(probe: Probe, resolution: float) -> Peak:
-    grid = np.unique(probe.call.snap(spread(probe.domain, CELLS + 1)))
+    """The peak, after a last look at the values between the samples of the search."""
+    none = np.zeros(0)
+    peak, start = _search(probe, resolution, none), none
+    width = math.inf
+    for _ in range(3):
+        start, width = _higher(probe, peak)
+        if not len(start):
+            return replace(peak, unseen=width)
+        peak = _search(probe, resolution, start)
+    raise CurvactError(
+        f"{probe.call.name} bends more sharply near x = {start[0]:.6g} than max_curvature can follow: give a "
+        "smaller domain=(low, high)"
+    )
+
+
+def _higher(probe: Probe, peak: Peak) -> tuple[Array, float]:
+    """Places of a larger curvature than the peak's, and the relative distance of the points looked at.
+
+    A second divided difference of the values is half a curvature that is attained between them.
+    """
+    count = SCAN if probe.call.by_arrays else SCAN // 64
+    low, high = probe.domain
+    width = 4 * (math.asinh(high / 1e-2) - math.asinh(low / 1e-2)) / count
+    if math.isinf(peak.value) or math.isinf(peak.error) or probe.call.dtype is not torch.float64:
+        return np.zeros(0), width
+    x = spread(probe.domain, count)
+    with quiet():
+        value = probe.call.values(x)
+        gap = np.diff(x)
+        slope = np.diff(value) / gap
+        wide = (gap[1:] + gap[:-1]) / 2
+        curvature = np.abs(np.diff(slope)) / wide
+        size = np.maximum(np.maximum(np.abs(value[:-2]), np.abs(value[2:])), np.abs(value[1:-1]))
+        size = size + np.abs(x[1:-1]) * np.maximum(np.abs(slope[:-1]), np.abs(slope[1:]))
+        noise = 16 * probe.eps * size / (np.minimum(gap[1:], gap[:-1]) * wide)
+        higher = np.flatnonzero(curvature > (peak.value + peak.error) * (1 + 1e-6) + noise)
+    best = higher[np.argsort(-(curvature - noise)[higher], kind="stable")[:64]]
+    return np.unique(np.concatenate([x[best], x[best + 1], x[best + 2]])), width
+
+
+def _search(probe: Probe, resolution: float, more: Array) -> Peak:
+    grid = np.unique(probe.call.snap(np.concatenate([spread(probe.domain, CELLS + 1), more])))
     grid = grid[(grid >= probe.domain[0]) & (grid <= probe.domain[1])]
     points = probe(grid)
     count = len(grid)
@@ -395,10 +444,12 @@ def _beside_jumps(probe: Probe, cells: Cells, best: float) -> float:
         ]
         near, mid, far = (np.abs(p.curvature) for p in points)
         if probe.order == 2:
+            # At both scales: a jump of the curvature between two of the points is no growth.
             grows = near - mid > np.maximum(0.3 * np.abs(mid - far), 1e-3 * near)
+            grows &= mid - far > 1e-3 * near
             if (grows & (near > 0.5 * best)).any():
                 return math.inf
-        upper = near + np.abs(near - mid) + points[0].curvature_error
+        upper = near + np.minimum(np.abs(near - mid), np.abs(mid - far)) + points[0].curvature_error
         ceiling = max(ceiling, float(upper.max()))
     return ceiling
 
