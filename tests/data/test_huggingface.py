@@ -48,7 +48,7 @@ def test_pictures_and_arrays(form: str) -> None:
         "channels first": list(IMAGES.astype(np.int64)),
         "lists": IMAGES.tolist(),
     }[form]
-    (images, labels), test, names = from_tables({"train": Table(rows, LABELS.tolist())}, "a/b", None)
+    (images, labels), test, names = from_tables({"train": Table(rows, LABELS.tolist())}, "hf:a/b", None)
     assert np.array_equal(images, IMAGES)
     assert labels.tolist() == LABELS.tolist()
     assert (images.dtype, labels.dtype, test, names) == (torch.uint8, torch.int64, None, NAMES)
@@ -60,13 +60,13 @@ def test_splits_columns_and_names() -> None:
         "train": Table(grey, LABELS, image="image", label="fine_label", names=None),
         "validation": Table(grey[:3], [2, 1, 0], image="image", label="fine_label", names=None),
     }
-    (images, _), test, names = from_tables(tables, "a/b", None)
+    (images, _), test, names = from_tables(tables, "hf:a/b", None)
     assert np.array_equal(images, IMAGES[:, :1])
     assert test is not None
     assert test[1].tolist() == [2, 1, 0]
     assert names == tuple(map(str, range(max(LABELS) + 1)))
     tables["test"] = Table(grey[:2], [1, 1], image="image", label="fine_label", names=None)
-    chosen = from_tables(tables, "a/b", None)[1]
+    chosen = from_tables(tables, "hf:a/b", None)[1]
     assert chosen is not None
     assert len(chosen[0]) == 2
 
@@ -76,13 +76,13 @@ def test_grey_among_colour_and_other_modes() -> None:
     rows[0] = rows[0].convert("L")
     rows[1] = rows[1].convert("RGBA")
     rows[2] = rows[2].convert("P")
-    images = from_tables({"train": Table(rows, LABELS)}, "a/b", None)[0][0]
+    images = from_tables({"train": Table(rows, LABELS)}, "hf:a/b", None)[0][0]
     assert images.shape == (12, 3, 32, 32)
     assert torch.equal(images[0, 0], images[0, 2])
     assert np.array_equal(images[1], IMAGES[1])
     # Grey training images, colour test images: three channels for both.
     grey = Table([r.convert("L") for r in rows], LABELS)
-    train, test, _ = from_tables({"train": grey, "test": Table(rows, LABELS)}, "a/b", None)
+    train, test, _ = from_tables({"train": grey, "test": Table(rows, LABELS)}, "hf:a/b", None)
     assert test is not None
     assert train[0].shape[1] == test[0].shape[1] == 3
 
@@ -93,8 +93,8 @@ def test_sizes() -> None:
     with pytest.raises(
         CurvactError, match=r"hf:a/b/train: images of 2 sizes, such as 32×32 and 40×64: give a size"
     ):
-        from_tables({"train": Table(rows, LABELS)}, "a/b", None)
-    images = from_tables({"train": Table(rows, LABELS)}, "a/b", 16)[0][0]
+        from_tables({"train": Table(rows, LABELS)}, "hf:a/b", None)
+    images = from_tables({"train": Table(rows, LABELS)}, "hf:a/b", 16)[0][0]
     assert images.shape == (12, 3, 16, 16)
 
 
@@ -115,7 +115,7 @@ def test_sizes() -> None:
 )
 def test_what_is_refused(rows: Any, labels: Any, message: str) -> None:
     with pytest.raises(CurvactError) as caught:
-        from_tables({"train": Table(rows, labels)}, "a/b", None)
+        from_tables({"train": Table(rows, labels)}, "hf:a/b", None)
     assert message in str(caught.value)
     assert str(caught.value).startswith("hf:a/b")
     assert "\n" not in str(caught.value)
@@ -124,11 +124,11 @@ def test_what_is_refused(rows: Any, labels: Any, message: str) -> None:
 def test_missing_splits_columns_and_damaged_rows() -> None:
     table = Table(pictures(), LABELS)
     with pytest.raises(CurvactError, match="no split 'train'; it has test"):
-        from_tables({"test": table}, "a/b", None)
+        from_tables({"test": table}, "hf:a/b", None)
     with pytest.raises(CurvactError, match=r"none of the columns image, img.*; it has photo, label"):
-        from_tables({"train": Table(pictures(), LABELS, image="photo")}, "a/b", None)
+        from_tables({"train": Table(pictures(), LABELS, image="photo")}, "hf:a/b", None)
     with pytest.raises(CurvactError, match=r"none of the columns label.*; it has img, kind"):
-        from_tables({"train": Table(pictures(), LABELS, label="kind")}, "a/b", None)
+        from_tables({"train": Table(pictures(), LABELS, label="kind")}, "hf:a/b", None)
 
     class Damaged(Table):
         def __iter__(self) -> Any:
@@ -136,14 +136,14 @@ def test_missing_splits_columns_and_damaged_rows() -> None:
             raise OSError("image file is\ntruncated")
 
     with pytest.raises(CurvactError, match="row 1 cannot be read: image file is truncated"):
-        from_tables({"train": Damaged(pictures(), LABELS)}, "a/b", None)
+        from_tables({"train": Damaged(pictures(), LABELS)}, "hf:a/b", None)
 
 
 def test_load_goes_through_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    asked: list[tuple[str, str | None, str | None]] = []
 
-    def load_dataset(name: str) -> dict[str, Table]:
-        asked.append(name)
+    def load_dataset(name: str, config: str | None, *, revision: str | None) -> dict[str, Table]:
+        asked.append((name, config, revision))
         if name != "owner/name":
             raise ConnectionError("no\nnetwork")
         return {"train": Table(pictures(), LABELS), "test": Table(pictures()[:4], LABELS[:4])}
@@ -155,7 +155,11 @@ def test_load_goes_through_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert splits.train.classes == NAMES
     with pytest.raises(CurvactError, match=r"^hf:other/name cannot be loaded: no network$"):
         load("hf:other/name")
-    assert asked == ["owner/name", "other/name"]
+    load("hf:owner/name:small@v1", size=8)
+    assert asked == [("owner/name", None, None), ("other/name", None, None), ("owner/name", "small", "v1")]
+    for bad in ("hf:", "hf:a/b:", "hf:a/b@"):
+        with pytest.raises(CurvactError, match="write hf:OWNER/NAME"):
+            load(bad)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +174,7 @@ def test_the_real_library() -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
     table = datasets.Dataset.from_dict({"img": pictures(), "label": LABELS.tolist()}, features=features)
-    (images, labels), _, names = from_tables(datasets.DatasetDict({"train": table}), "a/b", None)
+    (images, labels), _, names = from_tables(datasets.DatasetDict({"train": table}), "hf:a/b", None)
     assert np.array_equal(images, IMAGES)
     assert labels.tolist() == LABELS.tolist()
     assert names == NAMES

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from curvact.data import pictures
 from curvact.data.arrays import IMAGE_KEYS, LABEL_KEYS
-from curvact.data.checks import Array, Labelled, check_labels, labelled
+from curvact.data.checks import (
+    Array,
+    Labelled,
+    check_labels,
+    labelled,
+    names_of,
+    numbered_classes,
+)
 from curvact.data.layouts import same_channels
 from curvact.data.pictures import short
 from curvact.errors import CurvactError
@@ -17,7 +26,7 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 
 
 def from_hub(name: str, size: int | None) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
-    """Training images, test images and class names of `owner/name`.
+    """Training images, test images and class names of `owner/name`, `owner/name:config@revision`.
 
     Raises CurvactError if the library, the data set or the network is missing.
     """
@@ -25,44 +34,60 @@ def from_hub(name: str, size: int | None) -> tuple[Labelled, Labelled | None, tu
         import datasets
     except ImportError:
         raise CurvactError(f'hf:{name} needs the Hugging Face library: pip install "curvact[hub]"') from None
+    place, config, revision = hub_place(name)
     try:
-        found = datasets.load_dataset(name)
+        found = datasets.load_dataset(place, config, revision=revision)
     except Exception as error:  # the library raises many kinds
         raise CurvactError(f"hf:{name} cannot be loaded: {short(error)}") from None
-    return from_tables(found, name, size)
+    return from_tables(found, f"hf:{name}", size)
+
+
+def hub_place(name: str) -> tuple[str, str | None, str | None]:
+    """Data set, config and revision of a name such as "owner/name:config@revision".
+
+    >>> hub_place("zalando/mnist:fashion@v1.0"), hub_place("mnist")
+    (('zalando/mnist', 'fashion', 'v1.0'), ('mnist', None, None))
+    """
+    rest, at, revision = name.partition("@")
+    place, colon, config = rest.partition(":")
+    if not place or (at and not revision) or (colon and not config):
+        raise CurvactError(
+            f"hf:{name}: write hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:OWNER/NAME:CONFIG@REVISION"
+        )
+    return place, config or None, revision or None
 
 
 def from_tables(
-    tables: Any, name: str, size: int | None
+    tables: Any, where: str, size: int | None
 ) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
     """Training images, test images and class names of a mapping from splits to tables.
 
-    Each row of a table has a picture (a PIL image or an array) and a label.
+    Each row of a table has a picture (a PIL image, an array, or the bytes of a file) and a label.
+    where: for messages, such as "hf:owner/name".
     """
     if "train" not in tables:
-        raise CurvactError(f"hf:{name} has no split 'train'; it has {', '.join(tables)}")
+        raise CurvactError(f"{where} has no split 'train'; it has {', '.join(tables)}")
     columns = list(tables["train"].features)
-    image = _column(name, columns, IMAGE_KEYS)
-    label = _column(name, columns, LABEL_KEYS)
-    training = _read(tables["train"], f"hf:{name}/train", image, label, size)
+    image = _column(where, columns, IMAGE_KEYS)
+    label = _column(where, columns, LABEL_KEYS)
+    training = _read(tables["train"], f"{where}/train", image, label, size)
     split = next((s for s in TEST_SPLITS if s in tables), None)
-    testing = None if split is None else _read(tables[split], f"hf:{name}/{split}", image, label, size)
+    testing = None if split is None else _read(tables[split], f"{where}/{split}", image, label, size)
     training, testing = same_channels(training, testing)
     names = getattr(tables["train"].features[label], "names", None)
+    others = [] if testing is None else [testing[1]]
     if names is None:
-        count = 1 + max(int(labels.max()) for _, labels in (training, testing or training))
-        names = map(str, range(count))
-    classes = tuple(names)
-    for _, labels in (training, testing or training):
-        check_labels(f"hf:{name}", labels, len(classes))
-    return training, testing, classes
+        return training, testing, numbered_classes(where, training[1], *others)
+    for labels in (training[1], *others):
+        check_labels(where, labels, len(names))
+    return training, testing, names_of(names, where)
 
 
-def _column(name: str, columns: list[str], wanted: tuple[str, ...]) -> str:
+def _column(where: str, columns: list[str], wanted: tuple[str, ...]) -> str:
     for column in wanted:
         if column in columns:
             return column
-    raise CurvactError(f"hf:{name} has none of the columns {', '.join(wanted)}; it has {', '.join(columns)}")
+    raise CurvactError(f"{where} has none of the columns {', '.join(wanted)}; it has {', '.join(columns)}")
 
 
 def _read(table: Any, where: str, image: str, label: str, size: int | None) -> Labelled:
@@ -94,6 +119,10 @@ def _read(table: Any, where: str, image: str, label: str, size: int | None) -> L
 def _picture(value: Any, where: str, size: int | None) -> Any:
     from PIL import Image
 
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        value = value["bytes"]
+    if isinstance(value, bytes):
+        value = Image.open(io.BytesIO(value))
     if not isinstance(value, Image.Image):
         array: Array = np.asarray(value)
         if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:

@@ -13,6 +13,7 @@ from curvact.data import layouts
 from curvact.data.catalog import data_root, entry_of
 from curvact.data.checks import Labelled, check_labels, numbered_classes
 from curvact.data.dataset import Splits, check_count, cut
+from curvact.data.parquet import from_parquet, parquet_files
 from curvact.data.reading import check_size, file_size
 from curvact.errors import CurvactError
 
@@ -49,8 +50,9 @@ def load(
     """The three splits of a data set.
 
     name: a name in `DATASETS`; or the path of a folder with one folder a class, of a folder with
-        `train` and `test` (or `val`) folders, of an .npz, or of a folder of .npy files; or
-        `hf:owner/name` of the Hugging Face hub (extra `hub`).
+        `train` and `test` (or `val`) folders, of an .npz, of a folder of .npy files, or of .parquet
+        files (extra `parquet`); or `hf:owner/name` or `hf:owner/name:config@revision` of the
+        Hugging Face hub (extra `hub`).
     root: the folder of the named data sets. If None: the environment's CURVACT_DATA, else `data`.
     size: scale the images to size×size pixels.
     train, validation, test: at most so many images of each split.
@@ -116,10 +118,14 @@ def _load_place(name: str, size: int | None) -> Splits:
 
         found = from_hub(name.removeprefix("hf:"), size)
     elif not path.exists():
-        raise CurvactError(f"no data at {path}: class folders of images, an .npz, or a folder of .npy files")
+        raise CurvactError(
+            f"no data at {path}: class folders of images, an .npz, a .parquet, or a folder of .npy files"
+        )
+    elif path.suffix == ".parquet" or (path.is_dir() and parquet_files(path)):
+        found = from_parquet(path, size)
     elif not path.is_dir() and path.suffix != ".npz":
         file_size(path)
-        raise CurvactError(f"{path}: a file of data is an .npz with images and labels")
+        raise CurvactError(f"{path}: a file of data is an .npz or a .parquet with images and labels")
     elif not path.is_dir() or any(not p.name.startswith(".") for p in path.glob("*.npy")):
         found = _read_arrays(path)
     else:

@@ -58,6 +58,7 @@ def is_grey(image: Any) -> bool:
 
 def plain(image: Any, *, grey: bool) -> Any:
     """The picture in grey (L) or in RGB, without its alpha channel."""
+    image.load()  # a damaged picture has to fail here, where its place is known
     mode = "L" if grey else "RGB"
     return image if image.mode == mode else image.convert(mode)
 

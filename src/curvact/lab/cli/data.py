@@ -51,7 +51,7 @@ def data_list(
         table.add_row(name, shape, *counts, here, entry.source)
     console = plain_console()
     console.print(table)
-    others = "other data: ./a/folder/of/class/folders, ./arrays.npz, hf:owner/name"
+    others = "other data: ./a/folder/of/class/folders, ./arrays.npz, ./x.parquet, hf:owner/name"
     console.print(f"\nlooked in {place.absolute()}; {others}", soft_wrap=True)
     if problems:
         raise CurvactError("; ".join(problems))
