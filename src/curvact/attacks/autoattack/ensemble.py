@@ -142,9 +142,9 @@ def _fitting(steps: Sequence[Step], classes: int, what: str) -> tuple[Step, ...]
     for step in steps:
         needed = {"apgd-t": 4, "apgd-dlr": 3}.get(step.attack, 2)
         if classes < needed:
-            others = "apgd-ce, fab-t and square" if classes >= 2 else "a classifier"
+            others = ["apgd-ce", *(["apgd-dlr"] if classes >= 3 else []), "fab-t", "square"]
             raise CurvactError(
                 f"{step.attack} of {what} needs {needed} classes (its loss ranks that many logits), the model has {classes}: "
-                f"use ensemble with {others}"
+                f"use ensemble with attacks={others} (by name {'+'.join(others)})"
             )
     return tuple(replace(step, targets=min(step.targets, classes - 1)) for step in steps)

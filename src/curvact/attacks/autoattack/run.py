@@ -310,7 +310,8 @@ def _run(
         logits, doubts = probe(local, x, highest, devices[0], randomized)
         suspicions += doubts
         steps = choose(logits.shape[1])
-        if chosen.mode == "plain" and any(step.attack == "square" for step in steps):
+        by_reference = chosen.mode == "plain" or threat_model.norm == "l1"
+        if by_reference and any(step.attack == "square" for step in steps):
             check_square(x.shape[2], x.shape[3], threat_model)
         cut = cuts_graph(local, x[:1].to(devices[0]))
         if cut:

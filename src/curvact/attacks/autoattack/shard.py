@@ -22,7 +22,7 @@ from curvact.attacks.autoattack.search import Counted, Twin, adaptive_batch, sea
 from curvact.attacks.autoattack.square import square
 from curvact.attacks.autoattack.windows import Windowed, windowed
 from curvact.attacks.batch import connected
-from curvact.attacks.losses import classes
+from curvact.attacks.losses import ce, classes
 from curvact.attacks.pgd import Model
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -230,6 +230,8 @@ class Runner:
         for rows in torch.split(torch.arange(len(standing)), batch_size):
             points = standing[rows].to(x.device)
             images, labels = x[points].clone().to(self.device), y[points].clone().to(self.device)
+            if step.attack == "apgd-ce":
+                log.points += zero_gradients(self.model, images, labels)
             claims.judge(rows, attack(images, labels), images, labels)
         return log.points
 
@@ -339,6 +341,19 @@ class Runner:
             with _memory_named(step.key, self.device, 1):
                 self._batch_size = adaptive_batch(self.model, x[:1].to(self.device), self.job.shard_size)
         return self._batch_size
+
+
+def zero_gradients(model: Model, x: Tensor, y: Tensor) -> int:
+    """How many images have no gradient of the cross-entropy (or NaN). The reference looks only under
+    its other losses. It is not counted as work of the attack. Waits for the device.
+
+    >>> zero_gradients(lambda x: 1e5 * x, torch.eye(3), torch.arange(3))
+    3
+    """
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(ce(model(leaf), y).sum(), leaf)
+    return int((~(gradient.flatten(1).abs().amax(1) > 0)).sum())
 
 
 class _Claims:
