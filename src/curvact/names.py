@@ -56,9 +56,12 @@ def shortened(value: object) -> str:
 
 def called(name: str, factory: Callable[..., Made], settings: dict[str, Any]) -> Made:
     """factory(**settings). Raises CurvactError for unknown settings and for missing ones."""
-    parameters = inspect.signature(factory).parameters
+    parameters = dict(inspect.signature(factory).parameters)
+    free = [key for key, parameter in parameters.items() if parameter.kind == parameter.VAR_KEYWORD]
+    for key in free:
+        del parameters[key]
     for key in settings:
-        if key not in parameters:
+        if key not in parameters and not free:
             raise CurvactError(
                 f"{name} has no setting '{key}'{nearest(key, parameters)}; allowed are "
                 f"{', '.join(parameters) or 'none'}"

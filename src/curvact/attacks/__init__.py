@@ -1,6 +1,7 @@
 """Threat models, attacks on any callable model, and checks for gradient masking."""
 
 from curvact.attacks.accuracy import Accuracy, accuracy
+from curvact.attacks.adapters import Adapted, from_adv_lib, from_torchattacks
 from curvact.attacks.autoattack import (
     ATTACKS,
     CLEAN,
@@ -30,6 +31,7 @@ __all__ = [
     "LOSSES",
     "PGD",
     "Accuracy",
+    "Adapted",
     "Attack",
     "AttackLoss",
     "AutoAttack",
@@ -63,6 +65,8 @@ __all__ = [
     "dlr",
     "ensemble",
     "fgsm",
+    "from_adv_lib",
+    "from_torchattacks",
     "margin",
     "masking_report",
     "minimum_radius",

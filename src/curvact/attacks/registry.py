@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from curvact.attacks.adapters import from_adv_lib, from_torchattacks
 from curvact.attacks.autoattack import ATTACKS, AutoAttack
 from curvact.attacks.pgd import FGSM, PGD, Model, OnStep
 from curvact.attacks.threat import ThreatModel
@@ -43,6 +44,8 @@ _REGISTRY: dict[str, Callable[..., NamedAttack]] = {
     "autoattack": AutoAttack,
     "autoattack-plus": partial(AutoAttack, "plus"),
     "autoattack-rand": partial(AutoAttack, "rand"),
+    "torchattacks": from_torchattacks,
+    "adv-lib": from_adv_lib,
 }
 
 
