@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from curvact.attacks import PGD, ThreatModel, accuracy
 from curvact.data import Dataset, LazyImages, Splits, epoch_batches, from_arrays, load, split
 from curvact.data.pipeline import Augmentation
 from curvact.errors import CurvactError
+from curvact.lab.record import evaluate
 from curvact.models import MiniResNet
 from curvact.training import Recipe, fit
+from fake_data import memory_limit
 
 DIGITS = load("digits").train.first(200)
 BYTES, LABELS = DIGITS.images.numpy(), DIGITS.labels.numpy()
@@ -282,3 +285,34 @@ def test_lazy_images_are_read_in_parts() -> None:
     items.read.clear()
     next(epoch_batches(parts.train, 16, seed=0, epoch=1, augmentation=Augmentation(crop=1)))
     assert len(items.read) == 16
+
+
+def test_an_evaluation_on_record_takes_lazy_images(mapped: Any) -> None:
+    model = MiniResNet("silu", channels=1, width=2)
+    records = [
+        evaluate(
+            model,
+            from_arrays(mapped, LABELS, memory=memory).first(30),
+            THREAT,
+            attack="pgd-2",
+            masking="none",
+        )
+        for memory in (2**32, 0)
+    ]
+    assert records[0].key == records[1].key
+    assert records[0].robust_correct == records[1].robust_correct
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts otherwise elsewhere")
+def test_a_file_larger_than_the_memory(tmp_path: Path) -> None:
+    """100 MB of images, and 70 MB of memory: looked at, hashed, split and drawn from."""
+    images = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (1000, 3, 184, 184))
+    images[:, :, 0, 0] = (np.arange(1000) % 251)[:, None]
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    del images
+    labels = np.arange(1000) % 251 % 2
+    with memory_limit(70):
+        data = from_arrays(mapped, labels, test=0.2, memory=2**20)
+        x, y = next(epoch_batches(data.train, 16, seed=0, epoch=1))
+    assert x.shape == (16, 3, 184, 184)
+    assert torch.equal((x[:, 0, 0, 0] * 255).round().long() % 2, y)

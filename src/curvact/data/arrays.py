@@ -25,7 +25,7 @@ from curvact.data.checks import (
     whole_labels,
 )
 from curvact.data.dataset import Dataset, Splits, content_hash, cut, moments
-from curvact.data.images import CHUNK, Images, LazyImages, read_rows
+from curvact.data.images import Images, LazyImages, at_once, read_rows
 from curvact.errors import CurvactError
 
 MEMORY = 2**32
@@ -203,13 +203,9 @@ def _of_map(where: str, images: Array) -> LazyImages:
 
     places = torch.arange(len(images))
     channels_first(where, as_tensor(where, images[:1]) if len(images) else torch.zeros(images.shape))
-    return _looked_at(where, rows, places)
-
-
-def _looked_at(where: str, rows: Callable[[Tensor], Tensor], places: Tensor) -> LazyImages:
     look = Look(where)
     shape: tuple[int, ...] = ()
-    for part in places.split(CHUNK):  # type: ignore[no-untyped-call]
+    for part in places.split(at_once(images.shape[1:])):  # type: ignore[no-untyped-call]
         found = rows(part)
         look.at(found)
         shape = tuple(found.shape[1:])

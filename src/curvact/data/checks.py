@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from curvact.data.images import CHUNK
+from curvact.data.images import at_once
 from curvact.errors import CurvactError
 
 Labelled = tuple[Tensor, Tensor]
@@ -148,7 +148,7 @@ def stored_as(images: Tensor, dtype: torch.dtype) -> Tensor:
 def whole_images(where: Path | str, images: Tensor) -> Tensor:
     """N×C×H×W with checked values: uint8 where that keeps them exactly, else float32."""
     look = Look(where)
-    parts = images.split(CHUNK)  # type: ignore[no-untyped-call]
+    parts = images.split(at_once(images.shape[1:]))  # type: ignore[no-untyped-call]
     for part in parts:
         look.at(part)
     dtype = look.dtype()

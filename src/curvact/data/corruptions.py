@@ -29,7 +29,7 @@ from curvact.data.arrays import from_arrays
 from curvact.data.checks import as_bytes
 from curvact.data.dataset import Dataset, content_hash
 from curvact.data.extra import map_npy
-from curvact.data.images import CHUNK
+from curvact.data.images import at_once
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator
 
@@ -107,10 +107,10 @@ def corrupted(data: Dataset, name: str, severity: int, *, seed: int = 0) -> Data
     >>> corrupted(load("digits").test, "contrast", 5).name
     'digits/test, contrast 5'
     """
-    parts = []
-    for start in range(0, len(data), CHUNK):
-        places = torch.arange(start, min(start + CHUNK, len(data)))
-        parts.append(corrupt(data.images[places], name, severity, seed=seed, places=places))
+    parts = [
+        corrupt(data.images[places], name, severity, seed=seed, places=places)
+        for places in torch.arange(len(data)).split(at_once(data.images.shape[1:]))  # type: ignore[no-untyped-call]
+    ]
     images, labels = torch.cat(parts), data.labels.cpu()
     sha256 = content_hash(images, labels)
     return replace(data, name=f"{data.name}, {name} {severity}", images=images, labels=labels, sha256=sha256)

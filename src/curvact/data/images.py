@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 Array = NDArray[Any]
 CPU = torch.device("cpu")
-CHUNK = 1024
-"""Images that are looked at together, where all are looked at once."""
+VALUES = 2**20
+"""Values that are looked at together, where all images are looked at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +64,20 @@ def chosen(images: Images, index: Tensor | slice) -> Images:
     return images[index] if isinstance(images, Tensor) else images.only(index)
 
 
+def at_once(shape: Sequence[int]) -> int:
+    """How many images of a shape C×H×W are looked at together, at least one.
+
+    >>> at_once((3, 32, 32)), at_once((3, 224, 224))
+    (341, 6)
+    """
+    return max(1, VALUES // max(1, math.prod(shape)))
+
+
 def chunks(images: Images, index: Tensor | None = None) -> Iterator[Tensor]:
     """The images, or those of the index, in parts that fit into memory."""
-    count = len(images) if index is None else len(index)
-    for start in range(0, count, CHUNK):
-        part = slice(start, start + CHUNK)
+    count, size = len(images) if index is None else len(index), at_once(images.shape[1:])
+    for start in range(0, count, size):
+        part = slice(start, start + size)
         yield images[part] if index is None else images[index[part]]
 
 

@@ -19,7 +19,7 @@ from torch import distributed, nn
 
 from curvact.activations import activation, known_curvature
 from curvact.attacks import SuspectModelWarning
-from curvact.data import ExtraImages, Splits, batches_per_epoch, load, open_extra
+from curvact.data import ExtraImages, Splits, batches_per_epoch, open_extra
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, hash_of_file
 from curvact.lab.environment import environment
@@ -273,9 +273,7 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
     that does not suit the images.
     """
     wanted = spec.data
-    data = load(
-        wanted.name, size=wanted.size, train=wanted.train, validation=wanted.validation, test=wanted.test
-    )
+    data = wanted.load()
     channels, height, width = data.train.images.shape[1:]
     extra = None
     if wanted.extra is not None:

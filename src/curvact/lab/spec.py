@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_
 from curvact.activations import activation
 from curvact.activations.registry import parse_name
 from curvact.attacks import PGD, ThreatModel, as_radius, radius_text
-from curvact.data import DATASETS, names_a_place
+from curvact.data import DATASETS, Splits, load, names_a_place
 from curvact.data.loading import SIZE
 from curvact.errors import CurvactError, nearest
 from curvact.files import hash_of_file
@@ -77,6 +77,10 @@ class DataSpec(Strict):
     @classmethod
     def _known(cls, name: str) -> str:
         return name if names_a_place(name) else choice(name, list(DATASETS))
+
+    def load(self) -> Splits:
+        """The images, scaled and cut as the spec says."""
+        return load(self.name, size=self.size, train=self.train, validation=self.validation, test=self.test)
 
 
 class ModelSpec(Strict):

@@ -76,7 +76,9 @@ def corruptions(
         table.add_row(corruption, *(f"{100 * value:.2f}" for value in cells))
     first = "" if folder is not None else f", first {count:,} images"
     clean = "" if found.clean is None else f"clean {100 * found.clean:.2f} %, "
-    console.print(f"{name} on {images}{first}: {clean}corrupted {100 * found.mean:.2f} % in the mean")
+    console.print(
+        f"{name} on {images}{first}: {clean}corrupted {100 * found.mean:.2f} % in the mean", soft_wrap=True
+    )
     console.print(table)
     if out is not None:
         content = {

@@ -67,7 +67,6 @@ def evaluate(
     restarts=5)" and fgsm.
     """
     from curvact.attacks import AutoAttack, named_attack
-    from curvact.data import load
     from curvact.lab.checkpoints import open_checkpoint
     from curvact.lab.cli.subjects import data_of, threat_model_of
     from curvact.lab.record import evaluate as evaluate_on_record
@@ -86,7 +85,7 @@ def evaluate(
     device = subject.torch_device
     opened = open_checkpoint(checkpoint, subject.weights, subject.network)
     data, threat_model = data_of([opened], subject), threat_model_of([opened], subject)
-    images = getattr(load(data.name, size=data.size), subject.split).first(subject.n)
+    images = getattr(data.load(), subject.split).first(subject.n)
     model, mode = _with_outputs(opened.model, outputs).to(device), _mode(fast)
     size = min(subject.batch_size, len(images))
     key = record_key(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from curvact.analysis import Loss
 from curvact.attacks import ThreatModel, radius_text
-from curvact.data import Dataset, load
+from curvact.data import Dataset
 from curvact.errors import CurvactError
 from curvact.lab.checkpoints import Checkpoint, open_checkpoint
 from curvact.lab.cli.options import Attacked, Subject, agreed
@@ -63,9 +63,7 @@ def open_subjects(command: str, paths: Sequence[Path], options: Subject) -> Subj
     threat = threat_model_of(opened, options) if isinstance(options, Attacked) else None
     if threat is not None and threat.epsilon == 0:
         raise CurvactError(f"epsilon 0 in curvact {command}: an attack is needed, give --epsilon > 0")
-    data = data_of(opened, options)
-    splits = load(data.name, size=data.size, train=data.train, validation=data.validation, test=data.test)
-    images: Dataset = getattr(splits, options.split).first(options.n).to(device)
+    images: Dataset = getattr(data_of(opened, options).load(), options.split).first(options.n).to(device)
     subjects = Subjects(options, checkpoints, images, images.inputs(), images.labels, threat)
     for checkpoint in opened:
         checkpoint.model.to(device)
