@@ -92,7 +92,7 @@ class Rates:
             (uneven, str(self.false_peak_uneven), "at most 5 %"),
             ("“interior peak” for a curve with a valley, worst", str(self.false_peak_valley), "at most 5 %"),
             *((f"a real peak of {height:g} is found", str(rate), "") for height, rate in self.power),
-            ("a true plateau is shown within 0.02", str(self.plateau), ""),
+            ("a true plateau is shown, within 0.02 of its mean", str(self.plateau), ""),
         )
 
 
@@ -188,7 +188,7 @@ class _Studies:
         rise = (t.max(1) > self.threshold) & (-t.min(1) <= self.threshold)
         _, cautious, _ = engine.fit(self.plan, self.noise, PRIOR_DF)
         ends = [
-            verdicts.equivalent_end(verdicts.pair_bounds(self.plan, m, v, LEVEL), MARGIN) is not None
+            verdicts.equivalent_end(self.plan, m, v, LEVEL, MARGIN) is not None
             for m, v in zip(self.means + truth, cautious, strict=True)
         ]
         return _rate(rise & (np.maximum(peak, dip) <= self.threshold) & np.array(ends))

@@ -122,7 +122,7 @@ def shipped_table(name: str) -> Table:
     path = ROOT / "docs" / "results" / f"{name}.csv"
     lines = list(csv.DictReader(path.read_text().splitlines()))
     heads = list(lines[0])
-    axes = heads[1 : heads.index("status")]
+    axes = [head for head in heads[1 : heads.index("status")] if head != "reference"]
     words: dict[str, Value] = {"": None, "true": True, "false": False}
     rows = []
     for line in lines:
@@ -132,8 +132,15 @@ def shipped_table(name: str) -> Table:
             labels[axis] = float(text) if re.fullmatch(r"[\d.e-]+", text) else words.get(text.lower(), text)
         metrics = {k: float(line[k]) for k in heads[heads.index("cause") + 1 : -2] if line[k]}
         cost = int(float(line["gradient_evaluations"])), float(line["seconds"])
-        rows.append(Row(line["run"], labels, line["status"], line["cause"], metrics, *cost))
-    return Table(tuple(axes), tuple(rows))
+        reference = line.get("reference", "")
+        if reference:  # it has labels on the axes alone that do not choose the activation
+            labels = {axis: label for axis, label in labels.items() if label is not None}
+        rows.append(Row(line["run"], labels, line["status"], line["cause"], metrics, *cost, reference))
+    return Table(
+        tuple(axes),
+        tuple(row for row in rows if not row.reference),
+        tuple(row for row in rows if row.reference),
+    )
 
 
 def curve_table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -224,9 +225,14 @@ def report(folder: Path) -> SweepReport:
         expected=expected,
         titles=_titles(records),
         notes=_notes(spec, records),
-        more_seeds=f"curvact sweep run {folder} --set grid.seed=[{{seeds}}]",
+        more_seeds=_more_seeds(folder),
     )
     return report_sweep(table_of(spec, records), about, folder)
+
+
+def _more_seeds(folder: Path) -> str:
+    spec, out = shlex.quote(str(folder / SWEEP_FILE)), shlex.quote(str(folder))
+    return f'curvact sweep run {spec} --out {out} --resume --set "grid.seed=[{{seeds}}]"'
 
 
 def _titles(records: Sequence[tuple[Planned, Record]]) -> dict[str, str]:

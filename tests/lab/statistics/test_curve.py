@@ -15,8 +15,9 @@ import pytest
 
 from curvact.errors import CurvactError
 from curvact.lab.statistics import contrasts as engine
-from curvact.lab.statistics.curve import Curve, CurveAnswer
+from curvact.lab.statistics.curve import PRIMARY_NORM, Curve, CurveAnswer
 from curvact.lab.statistics.interval import Interval, curve_intervals, interval_text
+from curvact.lab.statistics.paired import holm
 from curvact.lab.statistics.power import bump
 from curvact.lab.statistics.strata import cells, strata
 from curvact.lab.statistics.verdict import peak_test
@@ -73,12 +74,102 @@ def test_the_demo_has_no_u_shape_after_holms_correction(digits: CurveAnswer) -> 
     """With 10,000 draws, one of the 12 tests seemed to be left (p = 0.036); with enough draws none
     is.
     """
-    answer = digits
-    p_values = {(s.stratum.name, m): p for s in answer.strata for m, p in s.u_tests.items()}
-    assert len(p_values) == 12
-    assert min(corrected for _, corrected in p_values.values()) > 0.05
-    assert sum(p <= 0.05 for p, _ in p_values.values()) == 4
-    assert any("none is left" in line for line in answer.sentences)
+    tests = {(s.stratum.name, m): test for s in digits.strata for m, test in s.u_tests.items()}
+    assert len(tests) == 12
+    primary = {key: test for key, test in tests.items() if key[1] == PRIMARY_NORM}
+    assert len(primary) == 2
+    alone, together = holm({k: t.p for k, t in primary.items()}), holm({k: t.p for k, t in tests.items()})
+    for key, test in tests.items():
+        assert test.p_holm == (alone if key in primary else together)[key]
+        assert test.p_holm > 0.05
+    assert sum(test.p <= 0.05 for test in tests.values()) == 4
+    closest = min(tests.values(), key=lambda test: test.p)
+    assert 12 * (closest.p - 4 * closest.error) > 0.05, "the simulation cannot change the decision"
+    assert any(line.startswith("The primary norm, ") and "in none after" in line for line in digits.sentences)
+    assert any(line.startswith("Secondary norms: ") and " ± 0.00" in line for line in digits.sentences)
+
+
+def test_fewer_draws_take_the_same_p_values() -> None:
+    """Scheffé's bound and the profiles that are left out change no count."""
+    plan = engine.design(np.ones((5, 3), dtype=bool))
+    statistics = np.array([2.0, 4.0, 7.0])
+    table = engine.null(plan).largest
+    precise = engine.precise_p_values(plan, statistics, 40_000)
+    plain = engine.p_values(table, statistics)
+    assert precise == pytest.approx(plain, abs=4 * np.sqrt(plain.max() * (1 / 10_000 + 1 / 40_000)))
+    noise = np.random.default_rng(3).standard_normal((400, 5, 3))
+    means, variances, _ = engine.fit(plan, noise)
+    wanted = (engine.studentised(plan, means, variances).max(1)[:, None] >= statistics).sum(0)
+    found = engine._exceeding(plan, statistics, np.ones(5), 400, np.random.default_rng(3))
+    assert found.tolist() == wanted.tolist()
+
+
+def with_references(table: Table, height: float, **labels: object) -> Table:
+    """The table with a ReLU of that robust accuracy, at the seeds of the table."""
+    rows = [
+        Row(
+            f"relu{seed}", {"seed": seed, **labels}, "done", "",
+            {"robust_accuracy": height + 0.002 * seed, "clean_accuracy": 0.9}, 1, 1.0, reference="relu",
+        )
+        for seed in (0, 1, 2)
+    ]  # fmt: skip
+    return replace(table, references=(*table.references, *rows))
+
+
+def test_references_stay_out_of_the_fit_and_are_compared(curves: Curves) -> None:
+    plain = curves({("a",): PEAK, ("b",): RISE}, points=tuple(GRID))
+    table = with_references(plain, 0.5)
+    one, other = Curve().answer(plain), Curve().answer(table)
+    assert [s.verdict for s in one.strata] == [s.verdict for s in other.strata]
+    assert all(list(s.stratum.references) == ["relu"] for s in other.strata)
+    for s in other.strata:
+        best = s.cells.points.tolist().index(s.verdict.best)
+        gap = float((s.cells.values[best] - [0.5, 0.502, 0.504]).mean())
+        against = s.against["relu"]
+        assert (against.difference, against.seeds) == (pytest.approx(gap), 3)
+        assert against.interval is not None
+        assert 0 < against.interval.low < gap < against.interval.high
+        assert any("lies above relu: difference 0." in line for line in s.beside)
+    grid = next(g for g in other.tables if g.title == "Against references")
+    assert [line[:2] for line in grid.lines] == [("a", "relu"), ("b", "relu")]
+    means = next(g for g in other.tables if g.title == "Means over seeds")
+    assert [line[:3] for line in means.lines if "relu" in line] == [("", "relu", "3")]
+    near = Curve().answer(with_references(plain, 0.698))
+    assert any("is not shown to differ from relu" in line for line in near.sentences)
+
+
+def test_a_reference_belongs_to_the_strata_it_agrees_with(curves: Curves) -> None:
+    plain = curves({("a",): PEAK, ("b",): RISE}, points=tuple(GRID))
+    found = strata(with_references(plain, 0.5, **{"data.name": "b"}), "curvature")
+    assert [list(s.references) for s in found] == [[], ["relu"]]
+
+
+def judged(table: Table, *, all_runs: bool = True) -> Table:
+    """The table with a stronger attack, which takes 0.1, and 0.02 more a decade of κ."""
+
+    def metrics(row: Row) -> dict[str, float]:
+        gap = 0.1 + 0.02 * math.log10(float(row.labels["curvature"] or 1))
+        robust = row.metrics["robust_accuracy"]
+        return {**row.metrics, "subset_robust_accuracy": robust - gap, "subset_pgd_accuracy": robust}
+
+    rows = [replace(row, metrics=metrics(row)) for row in table.rows]
+    return replace(table, rows=tuple(rows if all_runs else [*rows[:-1], table.rows[-1]]))
+
+
+def test_the_strongest_attack_judges(curves: Curves) -> None:
+    table = curves({("a",): PEAK}, points=tuple(GRID))
+    answer = Curve().answer(judged(table))
+    assert answer.question.outcome == "subset_robust_accuracy"
+    (s,) = answer.strata
+    assert s.verdict.means[0] == pytest.approx(s.cells.values[0].mean())
+    assert any("The gap changes by +2.0" in line for line in s.beside)
+    assert "PGD on the same images is" in " ".join(answer.sentences)
+    heads = next(g for g in answer.tables if g.title == "Means over seeds").heads
+    robust = [head for head in heads if "robust" in head or "pgd" in head]
+    assert robust[:3] == ["subset robust (%)", "subset pgd (%)", "robust (%)"]
+    assert Curve().answer(judged(table, all_runs=False)).question.outcome == "robust_accuracy"
+    assert Curve(outcome="robust_accuracy").answer(judged(table)).question.outcome == "robust_accuracy"
+    assert Curve().answer(table).question.outcome == "robust_accuracy"
 
 
 def test_precise_p_values_agree_with_the_null(shipped: Shipped) -> None:
@@ -134,8 +225,11 @@ def test_runs_without_a_place_on_the_axis_are_references(curves: Curves) -> None
         {"relu": ["rmnist0", "rmnist1"]},
         {"relu": ["rsvhn0", "rsvhn1"]},
     ]
-    lines = Curve().answer(table).tables[1].lines
-    assert [line for line in lines if line[0] == "relu"] == [("relu", "–", "2", "50.0", "–", "–")] * 2
+    answer = Curve().answer(table)
+    lines = next(grid for grid in answer.tables if grid.title == "Means over seeds").lines
+    assert [line for line in lines if line[1] == "relu"] == [
+        (data, "relu", "2", "50.0", "–", "–") for data in ("mnist", "svhn")
+    ]
 
 
 def test_another_outcome_along_another_axis(curves: Curves) -> None:

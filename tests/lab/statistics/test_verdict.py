@@ -31,8 +31,8 @@ from curvact.lab.statistics.verdict import (
     decide,
     difference,
     equivalent_end,
+    level_bounds,
     optimum_members,
-    pair_bounds,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
@@ -271,19 +271,30 @@ def test_power_grows_with_height_and_reaches_one(seeds: int) -> None:
 
 @pytest.mark.parametrize("seeds", [3, 10])
 @pytest.mark.parametrize("last", [1.0, 3.0])
-def test_a_plateau_is_seldom_claimed_over_a_step_of_the_margin(seeds: int, last: float) -> None:
+def test_a_plateau_is_seldom_claimed_where_a_point_lies_the_margin_away(seeds: int, last: float) -> None:
     rng = np.random.default_rng(5)
-    truth = np.where(np.arange(K) == K - 1, -0.02, 0.0)
+    truth = np.where(np.arange(K) == K - 1, -0.03, 0.0)  # 0.02 below the mean of the last three
     plan = engine.design(np.ones((K, seeds), dtype=bool))
     for sd in (0.002, 0.004, 0.008):
         noise = sd * np.where(np.arange(K) == K - 1, last, 1.0)
         table = truth[:, None] + noise[:, None] * rng.standard_normal((400, K, seeds))
         means, variances, _ = engine.fit(plan, table, PRIOR_DF)
         claims = [
-            equivalent_end(pair_bounds(plan, m, v, 0.95), 0.02) is not None
-            for m, v in zip(means, variances, strict=True)
+            equivalent_end(plan, m, v, 0.95, 0.02) is not None for m, v in zip(means, variances, strict=True)
         ]
         assert np.mean(claims) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_level_bounds_are_those_of_the_formula() -> None:
+    values = np.random.default_rng(0).standard_normal((4, 6))
+    plan = engine.design(np.ones((4, 6), dtype=bool))
+    means, variances, _ = engine.fit(plan, values[None], PRIOR_DF)
+    bounds = level_bounds(plan, means[0], variances[0], 0.9, 1, 4)
+    for i, k in enumerate((1, 2, 3)):
+        others = [j for j in (1, 2, 3) if j != k]
+        error = (variances[0][k] * (2 / 3) ** 2 + variances[0][others].sum() / 9) / 6
+        middle = abs(values[k].mean() - values[1:4].mean())
+        assert bounds[i] == pytest.approx(middle + stats.t.ppf(0.9, 15 / 4 + PRIOR_DF) * math.sqrt(error))
 
 
 # ---- verdicts ----

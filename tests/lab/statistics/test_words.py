@@ -83,7 +83,9 @@ def test_plateau_is_more_likely_than_a_peak() -> None:
     verdict, words = said(noisy(PLATEAU))
     assert verdict.kind == "plateau"
     assert words.startswith("An interior peak is not shown")
-    assert "A rise and a plateau are shown: κ = 2 to 200 lies within 0.02" in words
+    assert (
+        "A rise and a plateau are shown: each point of κ = 2 to 200 lies within 0.02 of their mean" in words
+    )
     assert "the best fit is a plateau from κ = " in words
     assert verdict.weight("rise then plateau") > 5 * verdict.weight("interior peak")
 

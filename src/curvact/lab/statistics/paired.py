@@ -15,7 +15,16 @@ from curvact.errors import CurvactError, nearest
 from curvact.lab.statistics.contrasts import Array
 from curvact.lab.statistics.interval import Interval, all_equal, interval_text, scale_of, student
 from curvact.lab.statistics.question import Answer, Grid, Question
-from curvact.lab.statistics.strata import SEED, by_seed, label_text, labels_of, name_of, varying
+from curvact.lab.statistics.strata import (
+    SEED,
+    STRONG,
+    by_seed,
+    label_text,
+    labels_of,
+    name_of,
+    strongest,
+    varying,
+)
 from curvact.lab.table import Row, Table, Value
 
 Name = TypeVar("Name")
@@ -35,9 +44,9 @@ class Measure:
 
 MEASURES = (
     Measure("clean_accuracy", "clean", "{:.1f}", percent=True),
-    Measure("robust_accuracy", "PGD", "{:.1f}", percent=True),
     Measure("subset_robust_accuracy", "part of AutoAttack", "{:.1f}", percent=True),
     Measure("subset_pgd_accuracy", "PGD, the same images", "{:.1f}", percent=True),
+    Measure("robust_accuracy", "PGD", "{:.1f}", percent=True),
     Measure("train_robust_accuracy", "PGD, training images", "{:.1f}", percent=True),
     Measure("curvature_start", "κ at start"),
     Measure("curvature_end", "κ at end"),
@@ -105,11 +114,12 @@ class Cell:
 @dataclass(frozen=True)
 class PairedAnswer(Answer):
     """The cells in the order of the runs, beside sentences and table. axes: those that tell the
-    cells apart."""
+    cells apart. judged_by: the metric of the strongest attack that all runs were measured with."""
 
     question: Paired
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    judged_by: str
 
 
 class Paired(Question):
@@ -182,11 +192,12 @@ class Paired(Question):
         against = list(dict.fromkeys(names[base] for base in own.values()))
         return PairedAnswer(
             "Differences to the baseline",
-            self._sentences(cells, against),
+            self._sentences(cells, against, strongest(table)),
             (paired_grid(shown, cells, self.outcomes),),
             self,
             tuple(shown),
             cells,
+            strongest(table),
         )
 
     def _baselines(
@@ -227,7 +238,7 @@ class Paired(Question):
                     found[key] = base
         return found
 
-    def _sentences(self, cells: Sequence[Cell], against: Sequence[str]) -> tuple[str, ...]:
+    def _sentences(self, cells: Sequence[Cell], against: Sequence[str], judge: str) -> tuple[str, ...]:
         tested = [d for cell in cells for d in cell.differences.values() if not math.isnan(d.p)]
         if not tested:
             return ("No difference can be tested: fewer than two seeds are in common with the baseline.",)
@@ -240,14 +251,15 @@ class Paired(Question):
             )
         ]
         robust = [
-            (cell.name, cell.differences["robust_accuracy"])
+            (cell.name, cell.differences[judge])
             for cell in cells
-            if "robust_accuracy" in cell.differences and cell.differences["robust_accuracy"].shown
+            if judge in cell.differences and cell.differences[judge].shown
         ]
         for word, sign in (("Higher", 1), ("Lower", -1)):
             names = [name for name, difference in robust if difference.mean.value * sign > 0]
             if names:
-                sentences.append(f"{word} robust accuracy is shown for {_few(names)}.")
+                by = " by the strongest attack measured" if judge == STRONG else ""
+                sentences.append(f"{word} robust accuracy{by} is shown for {_few(names)}.")
         return tuple(sentences)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -14,6 +15,14 @@ from curvact.lab.statistics.contrasts import Array
 from curvact.lab.table import Row, Table, Value
 
 SEED = "seed"
+QUICK, STRONG = "robust_accuracy", "subset_robust_accuracy"
+"""Robust accuracy under the PGD of the evaluation, and under parts of AutoAttack."""
+
+STRONGEST = "strongest"
+"""In a question: the robust accuracy under the strongest attack measured on all runs."""
+
+BESIDE: Mapping[str, str] = MappingProxyType({STRONG: "subset_pgd_accuracy"})
+"""The quick attack on the same images, beside the strong one."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Stratum:
 
     labels: the label on each of those axes. name: the labels that differ between strata, in words.
     rows: runs with a place on the curve. references: runs without one (a ReLU has no finite
-    curvature), by name.
+    curvature), by name; no fit and no test of the curve uses them.
     """
 
     name: str
@@ -39,6 +48,17 @@ class Cells:
     points: Array
     seeds: tuple[int, ...]
     values: Array
+
+
+def strongest(table: Table) -> str:
+    """The robust accuracy by the strongest attack that every finished run was measured with."""
+    done = [row for row in (*table.rows, *table.references) if row.status == "done"]
+    return STRONG if done and all(STRONG in row.metrics for row in done) else QUICK
+
+
+def metric_of(wanted: str, table: Table) -> str:
+    """The metric that a question names; `STRONGEST` stands for that of the strongest attack."""
+    return strongest(table) if wanted == STRONGEST else wanted
 
 
 def axis_name(axis: str) -> str:
@@ -94,9 +114,9 @@ def name_of(labels: Mapping[str, Value], axes: Iterable[str]) -> str:
 def strata(table: Table, axis: str) -> list[Stratum]:
     """The strata of a table for a curve along `axis`, in the order of the runs.
 
-    A run without a place on the axis is a reference of every stratum that agrees with it on the
-    other axes; an axis on which its label occurs in no stratum (such as the activation "relu") does
-    not count.
+    The table's references, and rows without a place on the axis, are references of every stratum
+    that agrees with them on the other axes. An axis on which such a run has no label, or one that
+    occurs in no stratum (such as the activation "relu"), does not count.
     """
     others = [name for name in table.axes if name not in (axis, SEED)]
     groups: dict[tuple[Value, ...], list[Row]] = {}
@@ -115,6 +135,9 @@ def strata(table: Table, axis: str) -> list[Stratum]:
                 own = [name for name, a, labels in zip(others, other, known, strict=True) if a not in labels]
                 name = name_of(lines[0].labels, own or [axis])
                 references[name] = references.get(name, ()) + tuple(lines)
+        for row in table.references:
+            if all(row.labels.get(name, label) == label for name, label in zip(others, key, strict=True)):
+                references[row.reference] = (*references.get(row.reference, ()), row)
         labels = dict(zip(others, key, strict=True))
         found.append(Stratum(name_of(labels, shown), labels, tuple(rows), references))
     return found

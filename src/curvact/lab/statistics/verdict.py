@@ -49,10 +49,10 @@ class Verdict:
     fits best.
 
     kind: "interior peak" (a run of curvatures lies above one on its left and one on its right), "U
-    shape" (its mirror), "plateau" (a rise or a fall is shown, and the best end of the curve, three
-    curvatures or more, lies within `margin`), "monotone rise" and "monotone fall" (shown, and the
-    optimum is one of the two curvatures at the best end of the curve), "flat" (the whole curve lies
-    within `margin`), "inconclusive". Words describe the curve as it is drawn, so for a Hessian norm
+    shape" (its mirror), "plateau" (a rise or a fall is shown, and at the best end of the curve, three
+    curvatures or more, each lies within `margin` of their mean), "monotone rise" and "monotone fall" (shown, and the
+    optimum is one of the two curvatures at the best end of the curve), "flat" (each curvature lies within
+    `margin` of the mean of all), "inconclusive". Words describe the curve as it is drawn, so for a Hessian norm
     (maximise=False) the shape with an interior optimum is "U shape".
     """
 
@@ -112,19 +112,34 @@ def pair_bounds(plan: Design, means: Array, variances: Array, level: float) -> A
     return result
 
 
-def equivalent_end(bounds: Array, margin: float) -> int | None:
-    """Lowest i such that the curvatures from i on lie within the margin; at least MIN_PLATEAU of
-    them.
+def level_bounds(plan: Design, means: Array, variances: Array, level: float, start: int, stop: int) -> Array:
+    """Upper bounds of how far each point from `start` to before `stop` lies from the mean of them
+    all, each at one-sided `level`."""
+    from scipy import stats
 
-    Each pair is tested at full level (intersection-union), and the set grows only while it passes
+    weights = np.zeros((stop - start, plan.count))
+    weights[:, start:stop] = np.eye(stop - start) - 1 / (stop - start)
+    quantile = stats.t.ppf(level, pair_df(plan.df, float(plan.df_each.min())))
+    result: Array = np.abs(weights @ means) + quantile * np.sqrt(plan.spread_of(weights) @ variances)
+    return result
+
+
+def equivalent_end(
+    plan: Design, means: Array, variances: Array, level: float, margin: float, *, first: bool = False
+) -> int | None:
+    """How many points at the end of the curve (its beginning, for `first`) are level: each lies
+    within the margin of their mean. None for fewer than MIN_PLATEAU.
+
+    Each point is tested at full level (intersection-union), and the set grows only while it passes
     (fixed sequence).
     """
-    start = None
-    for i in range(len(bounds) - MIN_PLATEAU, -1, -1):
-        if bounds[i:, i:].max() > margin:
+    found = None
+    for size in range(MIN_PLATEAU, plan.count + 1):
+        start, stop = (0, size) if first else (plan.count - size, plan.count)
+        if level_bounds(plan, means, variances, level, start, stop).max() > margin:
             break
-        start = i
-    return start
+        found = size
+    return found
 
 
 def decide(
@@ -257,20 +272,20 @@ def decide(
     likely = shape_weights(means, squared, float(plan.df), int(present.sum()))
     top = next((w for w in likely if w.shape in ("rise then plateau", "plateau then fall", "flat")), None)
     flat_part = np.arange(top.start, top.stop + 1) if top else np.arange(plan.count)
-    after_rise = equivalent_end(bounds, margin)
-    before_fall = equivalent_end(bounds[::-1, ::-1], margin)
+    after_rise = equivalent_end(plan, means, cautious[0], level, margin)
+    before_fall = equivalent_end(plan, means, cautious[0], level, margin, first=True)
     plateau = None
     if peak_p <= alpha:
         kind = "peak"
     elif dip_p <= alpha:
         kind = "dip"
     elif rise_p <= alpha < fall_p:
-        plateau = None if after_rise is None else Range(float(kappa[after_rise]), whole.high)
+        plateau = None if after_rise is None else Range(float(kappa[-after_rise]), whole.high)
         kind = "plateau" if plateau else "rise" if members[0] >= plan.count - 2 else "inconclusive"
     elif fall_p <= alpha < rise_p:
-        plateau = None if before_fall is None else Range(whole.low, float(kappa[::-1][before_fall]))
+        plateau = None if before_fall is None else Range(whole.low, float(kappa[before_fall - 1]))
         kind = "plateau" if plateau else "fall" if members[-1] <= 1 else "inconclusive"
-    elif min(rise_p, fall_p) > alpha and bounds.max() <= margin:
+    elif min(rise_p, fall_p) > alpha and _level(plan, means, cautious[0], level, margin):
         kind = "flat"
     else:
         kind = "inconclusive"
@@ -318,6 +333,11 @@ def decide(
         notes=tuple(notes),
         **common,  # type: ignore[arg-type]
     )
+
+
+def _level(plan: Design, means: Array, variances: Array, level: float, margin: float) -> bool:
+    """Whether the whole curve is level."""
+    return bool(level_bounds(plan, means, variances, level, 0, plan.count).max() <= margin)
 
 
 def optimum_members(plan: Design, t: Array, level: float) -> Mask:

@@ -16,6 +16,21 @@ from curvact.lab.statistics.verdict import Height, Range, Verdict, difference
 MOST_SEEDS = 200
 
 
+OUTCOMES = {
+    "subset_robust_accuracy": "robust accuracy",
+    "subset_pgd_accuracy": "robust accuracy under PGD",
+}
+
+
+def outcome_name(metric: str) -> str:
+    """A metric in words. Which attack judges is said beside it.
+
+    >>> outcome_name("robust_accuracy"), outcome_name("subset_robust_accuracy")
+    ('robust accuracy', 'robust accuracy')
+    """
+    return OUTCOMES.get(metric, metric.replace("_", " "))
+
+
 @dataclass(frozen=True)
 class Terms:
     """What the sentences call things. outcome: such as "robust accuracy"; symbol: of the axis, such
@@ -83,10 +98,11 @@ def _shape(verdict: Verdict, terms: Terms) -> str:
     outcome = terms.outcome[:1].upper() + terms.outcome[1:]
     words = {
         "plateau": f"{'A rise' if verdict.rise_p < verdict.fall_p else 'A fall'} and a plateau are shown: "
-        f"{terms.span(verdict.plateau)} lies within {verdict.margin:g} ({percent(verdict.level)}).",
+        f"each point of {terms.span(verdict.plateau)} lies within {verdict.margin:g} of their mean "
+        f"({percent(verdict.level)}).",
         "monotone rise": f"{outcome} rises with {terms.symbol}: its optimum is at {terms.span(verdict.optimum)}.",
         "monotone fall": f"{outcome} falls with {terms.symbol}: its optimum is at {terms.span(verdict.optimum)}.",
-        "flat": f"The curve is flat: all points lie within {verdict.margin:g}.",
+        "flat": f"The curve is flat: each point lies within {verdict.margin:g} of the mean of all.",
         "U shape": "The curve has a valley: it is lower in the interior than on both sides.",
         "interior peak": "The curve has a peak: it is higher in the interior than on both sides.",
     }

@@ -26,7 +26,7 @@ from curvact.lab.report.sweep.curves import (
     panel_figure,
 )
 from curvact.lab.statistics.curve import Curve, CurveAnswer
-from curvact.lab.statistics.interval import curve_intervals
+from curvact.lab.statistics.interval import curve_intervals, student
 from curvact.lab.table import Row, Table
 
 GRID = np.array((0.1, 1.0, 4.0, 10.0, 200.0))
@@ -131,13 +131,19 @@ def test_references_are_horizontal_lines(curves: Curves) -> None:
             1,
             1.0,
         )
-        for s, r in enumerate((0.55, 0.57))
+        for s, r in enumerate((0.55, 0.56, 0.57))
     ]
     chart = charts(Curve().answer(replace(table, rows=(*table.rows, *relu))))[0]
-    assert chart.panels[0].references == {"relu": pytest.approx(56.0)}
-    ((_, y),) = lines(axes_of(chart)[0], "reference")
+    (mean,) = chart.panels[0].references.values()
+    wanted = student([0.55, 0.56, 0.57], scale="fraction")
+    assert (mean.value, mean.low, mean.high) == pytest.approx((56.0, 100 * wanted.low, 100 * wanted.high))
+    (axes,) = axes_of(chart)
+    ((_, y),) = lines(axes, "reference")
     assert list(y) == pytest.approx([56.0, 56.0])
-    assert "relu (no finite value on this axis)" in [text for text, _ in legend_figures(chart)]
+    spans = [patch.get_bbox() for patch in axes.patches]
+    assert any((span.y0, span.y1) == pytest.approx((mean.low, mean.high)) for span in spans)
+    assert "relu" in [text.get_text() for text in axes.texts]
+    assert "relu (reference)" in [text for text, _ in legend_figures(chart)]
 
 
 def test_many_strata_make_several_figures(curves: Curves) -> None:

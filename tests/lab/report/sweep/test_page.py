@@ -111,6 +111,7 @@ def test_a_curve_in_two_strata(curves: Curves, tmp_path: Path) -> None:
     parts = [
         "A question?",
         "29 runs done of 31",
+        "3 seeds at a noise of 0.015 find a peak of 0.01 in ",
         "find a peak of 0.02 with a power of 80 %",
         "add --seeds 0,1,2,3,4,5",
         "Across strata",
@@ -282,3 +283,45 @@ def test_a_full_disk_leaves_no_half_file(
     with pytest.raises(CurvactError, match="disk full while writing"):
         report_sweep(curves({("a",): TRUTH}, points=POINTS, seeds=1), ABOUT, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_judging_attack_is_named_and_references_stand_beside(curves: Curves, tmp_path: Path) -> None:
+    table = curves({("a",): TRUTH}, points=POINTS)
+    rows = [
+        replace(
+            row,
+            metrics={
+                **row.metrics,
+                "subset_robust_accuracy": row.metrics["robust_accuracy"] - 0.1,
+                "subset_pgd_accuracy": row.metrics["robust_accuracy"],
+            },
+        )
+        for row in table.rows
+    ]
+    references = [
+        replace(row, run=f"r{k}", labels={"seed": k}, reference="relu") for k, row in enumerate(rows[6:9])
+    ]
+    titles = {
+        "robust_accuracy": "PGD-20",
+        "subset_robust_accuracy": "apgd-t, 50 images",
+        "subset_pgd_accuracy": "PGD-20, the same 50 images",
+    }
+    about = replace(ABOUT, titles=titles)
+    report = report_sweep(replace(table, rows=tuple(rows), references=tuple(references)), about, tmp_path)
+    reader = read(tmp_path)
+    for part in (
+        "Judged by apgd-t, 50 images.",
+        "The quick attack on the same images is a diagnostic",
+        "references: relu",
+        "Against references",
+        "Robust accuracy, PGD-20",
+    ):
+        assert part in reader.text
+    markdown = (tmp_path / "table.md").read_text()
+    heads = next(line for line in markdown.splitlines() if line.startswith("| κ | seeds |"))
+    assert (
+        heads.index("apgd-t, 50 images (%)") < heads.index("same 50 images (%)") < heads.index("| PGD-20 (%)")
+    )
+    assert any("relu" in sentence for sentence in report.sentences)
+    csv_lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert sum(",relu,done," in line for line in csv_lines) == 3

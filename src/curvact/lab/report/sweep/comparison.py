@@ -4,7 +4,7 @@ flatness."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,27 +22,39 @@ from curvact.lab.report.style import (
     title_text,
 )
 from curvact.lab.statistics.paired import Cell, Difference
+from curvact.lab.statistics.strata import BESIDE, QUICK
 
 CLEAN, ROBUST, DIFFERENCE = OKABE_ITO[:3]
+QUICK_COLOUR = OKABE_ITO[4]
 FLATNESS = "smoothness_input_top_eigenvalue"
 
 
-def comparison_figure(cells: Sequence[Cell], attack: str = "PGD", title: str = "") -> Figure | None:
+def comparison_figure(
+    cells: Sequence[Cell],
+    judge: str = QUICK,
+    titles: Mapping[str, str] | None = None,
+    title: str = "",
+) -> Figure | None:
     """A line for each cell, from the top: accuracies of every seed with a bar at their mean; paired
     differences.
 
-    attack: what robust accuracy was measured by. Filled marks: differences that are shown after
-    correction. None where no cell has a robust accuracy.
+    judge: the metric that robustness is judged by; the quick attack on the same images stands beside
+    it. titles: metric → attack. Filled marks: differences that are shown after correction. None
+    where no cell has that metric.
     """
-    if not any(cell.values.get("robust_accuracy") for cell in cells):
+    if not any(cell.values.get(judge) for cell in cells):
         return None
+    own = titles or {}
+    attack, beside = own.get(judge, "PGD" if judge == QUICK else "part of AutoAttack"), BESIDE.get(judge)
+    quick = own.get(beside or "", "PGD, the same images")
     with house_style():
         figure = Figure(figsize=(10.2, 1.5 + 0.3 * len(cells)), layout="constrained")
         accuracies, differences = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for row, cell in enumerate(cells):
             for metric, colour, marker in (
                 ("clean_accuracy", CLEAN, "s"),
-                ("robust_accuracy", ROBUST, "o"),
+                (judge, ROBUST, "o"),
+                (beside or "", QUICK_COLOUR, "x"),
             ):
                 values = [100 * value for value in cell.values.get(metric, {}).values()]
                 if values:
@@ -50,8 +62,8 @@ def comparison_figure(cells: Sequence[Cell], attack: str = "PGD", title: str = "
                     accuracies.plot(values, [row] * len(values), marker, **dots)
                     mean = math.fsum(values) / len(values)
                     accuracies.vlines(mean, row - 0.32, row + 0.32, color=colour, linewidth=2.2)
-            if "robust_accuracy" in cell.differences:
-                _draw_difference(differences, row, cell.differences["robust_accuracy"])
+            if judge in cell.differences:
+                _draw_difference(differences, row, cell.differences[judge])
         differences.axvline(0, color="#555555", linewidth=1.0)
         differences.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         accuracies.set_yticks(range(len(cells)), labels=[plain_text(cell.name) for cell in cells])
@@ -66,6 +78,20 @@ def comparison_figure(cells: Sequence[Cell], attack: str = "PGD", title: str = "
         handles = [
             Line2D([], [], color=CLEAN, marker="s", linestyle="none", label="clean"),
             Line2D([], [], color=ROBUST, marker="o", linestyle="none", label=attack),
+            *(
+                [
+                    Line2D(
+                        [],
+                        [],
+                        color=QUICK_COLOUR,
+                        marker="x",
+                        linestyle="none",
+                        label=f"{quick} (diagnostic)",
+                    )
+                ]
+                if beside is not None
+                else []
+            ),
             Line2D([], [], color=GREY, marker="|", linestyle="none", markersize=10, label="mean"),
             Line2D([], [], label="shown after correction", **mark),  # type: ignore[arg-type]
             Line2D([], [], label="not shown", markerfacecolor="white", **mark),  # type: ignore[arg-type]

@@ -30,16 +30,20 @@ from curvact.lab.report.style import (
     looks_of,
     plain_text,
 )
+from curvact.lab.statistics import words
 from curvact.lab.statistics.contrasts import Array
-from curvact.lab.statistics.curve import ACCURACIES, CurveAnswer, StratumAnswer
-from curvact.lab.statistics.interval import Scale, curve_intervals, scale_of
-from curvact.lab.statistics.strata import by_seed, cells
+from curvact.lab.statistics.curve import CurveAnswer, StratumAnswer
+from curvact.lab.statistics.interval import Interval, Scale, curve_intervals, scale_of
+from curvact.lab.statistics.paired import middle
+from curvact.lab.statistics.strata import BESIDE, QUICK, by_seed, cells
 
 PANELS = 12  # at most, in one figure; more make further figures
 INTERVAL_ROOM = 0.35  # of the range of the data, above and below it
 SIZE = (4.6, 3.4)  # of a panel, in inches
 FIRST = Look(OKABE_ITO[0], "o")
 SECOND = Look(OKABE_ITO[1], "s")
+QUICK_MARK = "quick: "
+"""Before the name of the quick attack, in a legend."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,7 @@ class Panel:
 
     title: str
     curves: tuple[Curve, ...]
-    references: Mapping[str, float]
+    references: Mapping[str, Interval]
     optimum: tuple[tuple[float, ...], float] | None = None
 
 
@@ -98,13 +102,37 @@ def charts(answer: CurveAnswer, titles: Mapping[str, str] | None = None) -> list
     normalization of the norms."""
     own = dict(titles or {})
     outcome = answer.question.outcome
-    name = answer.question.terms.outcome + (f", {own[outcome]}" if outcome in own else "")
+    accuracy = scale_of(outcome) == "fraction"
     hollow = replace(FIRST, dash="--", hollow=True)
-    unit = " (%)" if scale_of(outcome) == "fraction" else ""
-    lines = [("test set" if outcome in ACCURACIES else name, outcome, FIRST)]
-    if outcome in ACCURACIES:
+
+    def named(metric: str) -> str:
+        return words.outcome_name(metric) + (f", {own[metric]}" if metric in own else "")
+
+    def chart_of(metric: str, lines: list[tuple[str, str, Look]], *, optimum: bool = False) -> Chart | None:
+        name = named(metric)
+        axis = own.get(metric, name)
+        label = f"{axis} (%)" if scale_of(metric) == "fraction" else axis
+        return _chart(answer, metric, name[:1].upper() + name[1:], label, lines, optimum=optimum)
+
+    beside = BESIDE.get(outcome)
+    lines = [
+        ("test set" if accuracy and beside is None else own.get(outcome, named(outcome)), outcome, FIRST)
+    ]
+    if beside is not None:
+        lines.append(
+            (
+                f"{QUICK_MARK}{own.get(beside, 'PGD on the same images')}",
+                beside,
+                replace(SECOND, dash="--", hollow=True),
+            )
+        )
+    elif accuracy:
         lines.append(("training set", f"train_{outcome}", hollow))
-    found = [_chart(answer, outcome, name[:1].upper() + name[1:], f"{name}{unit}", lines, optimum=True)]
+    found = [chart_of(outcome, lines, optimum=True)]
+    if beside is not None:
+        found.append(
+            chart_of(QUICK, [("test set", QUICK, FIRST), ("training set", f"train_{QUICK}", hollow)])
+        )
     if outcome != "clean_accuracy":
         clean = own.get("clean_accuracy", "clean accuracy")
         lines = [("test set", "clean_accuracy", FIRST)]
@@ -179,15 +207,26 @@ def _curve(
     return Curve(label, look, table.points[keep], *parts), hidden
 
 
-def _references(s: StratumAnswer, metric: str, *, logarithmic: bool) -> dict[str, float]:
+def _references(s: StratumAnswer, metric: str, *, logarithmic: bool) -> dict[str, Interval]:
+    """The mean of each reference with its interval, in the units of the axis."""
     found = {}
+    unit = 100.0 if scale_of(metric) == "fraction" else 1.0
     for name, rows in s.stratum.references.items():
         values = [
             v for v in by_seed(rows, metric).values() if math.isfinite(v) and (v > 0 or not logarithmic)
         ]
-        if values:
-            mean = math.exp(np.mean(np.log(values))) if logarithmic else float(np.mean(values))
-            found[name] = mean * (100.0 if scale_of(metric) == "fraction" else 1.0)
+        if not values:
+            continue
+        if logarithmic:
+            mean, low, high = (
+                float(part[0]) for part in curve_intervals(np.array([values]), scale="positive")
+            )
+        else:
+            one = middle(metric, values)
+            mean, low, high = one.value, one.low, one.high
+        if len(values) < 3:
+            low = high = math.nan
+        found[name] = Interval(unit * mean, unit * low, unit * high, len(values))
     return found
 
 
@@ -199,7 +238,7 @@ def _limits(panels: Sequence[Panel], *, logarithmic: bool) -> tuple[tuple[float,
     INTERVAL_ROOM of the range.
     """
     curves = [curve for panel in panels for curve in panel.curves]
-    references = np.array([value for panel in panels for value in panel.references.values()])
+    references = np.array([mean.value for panel in panels for mean in panel.references.values()])
     points = _on_axis([*(part for c in curves for part in (c.values, c.mean)), references], logarithmic)
     ends = _on_axis([part for c in curves for part in (c.low, c.high)], logarithmic)
     low, high = float(points.min()), float(points.max())
@@ -336,9 +375,18 @@ def _draw(axes: Axes, chart: Chart, panel: Panel) -> None:
     axes.set_ylim(chart.limits)
     if chart.band is not None:
         axes.axvspan(*chart.band, color=BAND_COLOUR, linewidth=0, zorder=0.5)
-    for name, value in panel.references.items():
+    for name, mean in panel.references.items():
         look = _reference_looks(chart)[name]
-        axes.axhline(value, color=look.colour, linestyle=look.dash, linewidth=1.3, gid="reference")
+        if mean.bounded:
+            axes.axhspan(mean.low, mean.high, color=look.colour, alpha=0.1, linewidth=0, zorder=0.8)
+        axes.axhline(mean.value, color=look.colour, linestyle=look.dash, linewidth=1.3, gid="reference")
+        place = {
+            "xy": (0.995, mean.value),
+            "xycoords": axes.get_yaxis_transform(),
+            "textcoords": "offset points",
+        }
+        text = {"ha": "right", "va": "bottom", "fontsize": 8, "color": look.colour, "xytext": (0, 1)}
+        axes.annotate(plain_text(name), **place, **text)  # type: ignore[arg-type]
     for curve in panel.curves:
         _draw_curve(axes, curve)
     if panel.optimum is not None:
@@ -406,7 +454,7 @@ def _handles(chart: Chart) -> list[Artist]:
         for name, look in found.items()
     ]
     for name, look in _reference_looks(chart).items():
-        label = plain_text(f"{name} (no finite value on this axis)")
+        label = plain_text(f"{name} (reference)")
         style = {"color": look.colour, "linestyle": look.dash, "linewidth": 1.3}
         handles.append(Line2D([], [], label=label, **style))  # type: ignore[arg-type]
     if any(panel.optimum for panel in chart.panels):

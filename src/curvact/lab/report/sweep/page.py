@@ -15,6 +15,7 @@ from curvact.lab.report.style import to_svg, write_figure
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.comparison import comparison_figure, roughness_figure
 from curvact.lab.report.sweep.curves import (
+    QUICK_MARK,
     Chart,
     chart_figures,
     charts,
@@ -25,7 +26,7 @@ from curvact.lab.report.sweep.curves import (
 from curvact.lab.report.sweep.results import write_csv
 from curvact.lab.report.text import to_latex, to_markdown
 from curvact.lab.statistics import ask
-from curvact.lab.statistics.curve import CurveAnswer
+from curvact.lab.statistics.curve import OTHER_ATTACKS, CurveAnswer, accuracy_head
 from curvact.lab.statistics.interval import TEXTS
 from curvact.lab.statistics.paired import PairedAnswer, paired_grid
 from curvact.lab.statistics.question import Answer, Grid
@@ -120,7 +121,13 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _titled(answer: Answer, about: SweepAbout) -> Answer:
-    """The answer with the headings and the notes of this sweep in its table."""
+    """The answer with the headings and the notes of this sweep in its tables."""
+    if isinstance(answer, CurveAnswer):
+        heads = {accuracy_head(m): f"{title} (%)" for m, title in about.titles.items() if m in OTHER_ATTACKS}
+        return replace(
+            answer,
+            tables=tuple(replace(g, heads=tuple(heads.get(h, h) for h in g.heads)) for g in answer.tables),
+        )
     if not isinstance(answer, PairedAnswer):
         return answer
     question = answer.question
@@ -145,9 +152,9 @@ def _figures(answer: Answer, about: SweepAbout) -> dict[str, Figure]:
         optimum = optimum_figure(answer)
         return found if optimum is None else {"optimum": optimum, **found}
     if isinstance(answer, PairedAnswer):
-        attack = about.titles.get("robust_accuracy", "PGD")
+        title = about.question or about.name
         made = {
-            "comparison": comparison_figure(answer.cells, attack, about.question or about.name),
+            "comparison": comparison_figure(answer.cells, answer.judged_by, about.titles, title),
             "roughness": roughness_figure(answer.cells),
         }
         return {name: figure for name, figure in made.items() if figure is not None}
@@ -167,23 +174,27 @@ def _section(answer: Answer, about: SweepAbout, figures: Mapping[str, Figure]) -
 def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str, Figure]) -> Section:
     several = len(answer.strata) > 1
     opinions = tuple(
-        Opinion(s.stratum.name or answer.question.terms.outcome, s.verdict.kind, s.sentences, s.details)
+        Opinion(
+            s.stratum.name or answer.question.terms.outcome,
+            s.verdict.kind,
+            (*s.sentences, *s.beside),
+            s.details,
+        )
         for s in answer.strata
     )
     lead, command = _lead(answer, about)
-    plates = [_plate(chart) for chart in charts(answer, about.titles)]
+    plates = [_plate(chart, about) for chart in charts(answer, about.titles)]
     if "optimum" in figures:
         image = picture(to_svg(figures["optimum"]), "Confidence sets of the optimum, one line a stratum")
         caption = "A line a stratum; small grey ticks are its points. Two sets that overlap do not contradict each other."
         plates.insert(1, Plate("Where the optimum can be", caption, 1, (), (image,)))
     first = 2 if "optimum" in figures else 1
     across = tuple(
-        line
-        for line in answer.sentences
-        if not any(line.endswith(s) for o in opinions for s in o.sentences[:2])
+        line for line in answer.sentences if not any(line.endswith(s) for o in opinions for s in o.sentences)
     )
     tables = {grid.title: grid for grid in answer.tables}
     head = tables.pop("Verdict by stratum", None)
+    against = tables.pop("Against references", None)
     folded = list(tables.values())
     if answer.calibration is not None:
         c = answer.calibration
@@ -198,7 +209,7 @@ def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str,
         lead,
         command,
         across,
-        (head,) if several and head is not None else (),
+        tuple(grid for grid in (head if several else None, against) if grid is not None),
         tuple(plates[:first]),
         opinions,
         tuple(plates[first:]),
@@ -214,7 +225,7 @@ def _lead(answer: CurveAnswer, about: SweepAbout) -> tuple[tuple[str, ...], str]
     number = len(answer.strata)
     which = "The verdict is" if number == 1 else f"{len(open_)} of {number} verdicts are"
     have = max(v.seeds for v in open_)
-    text = f"{which} inconclusive with {count(have, 'seed')}."
+    text = f"{which} inconclusive with {count(have, 'seed')}. {_power(answer)}".strip()
     known = [v.seeds_for_peak for v in open_ if v.likely]
     if not known:
         return (f"{text} An error bar needs 2 seeds, a verdict 3 or more.",), ""
@@ -234,7 +245,21 @@ def _lead(answer: CurveAnswer, about: SweepAbout) -> tuple[tuple[str, ...], str]
     )
 
 
-def _plate(chart: Chart) -> Plate:
+def _power(answer: CurveAnswer) -> str:
+    """What so many seeds find, from the nearest design that was simulated."""
+    if answer.calibration is None:
+        return ""
+    mark = "a real peak of "
+    found = [
+        f"{line[0].removeprefix(mark).removesuffix(' is found')} in {line[1].partition(' ')[0]} %"
+        for line in answer.calibration.lines
+        if line[0].startswith(mark)
+    ]
+    c = answer.calibration
+    return f"{count(c.seeds, 'seed')} at a noise of {c.sd:g} find a peak of {', of '.join(found)} of sweeps."
+
+
+def _plate(chart: Chart, about: SweepAbout) -> Plate:
     panels = []
     for panel in chart.panels:
         curves = "; ".join(
@@ -248,12 +273,18 @@ def _plate(chart: Chart) -> Plate:
     caption = f"Lines: {means} over seeds. Shading: {INTERVALS}. Faint dots: single seeds."
     if not all(curve.bounded for panel in chart.panels for curve in panel.curves):
         caption += " Points of fewer than three seeds have no shading: an interval of two says nothing."
+    if chart.name in OTHER_ATTACKS and chart.name in about.titles:
+        caption = f"Judged by {about.titles[chart.name]}. {caption}"
+    if any(curve.label.startswith(QUICK_MARK) for panel in chart.panels for curve in panel.curves):
+        caption += (
+            " The quick attack on the same images is a diagnostic: where it lies far above, it flatters."
+        )
     if any(panel.optimum for panel in chart.panels):
         caption += " Bar below: the confidence set of the optimum, a tick at each of its points, a dot at the highest mean."
     if chart.logarithmic:
         caption += " The normalization decides what is seen; only the scale-invariant norm stays when layers are rescaled."
     if any(panel.references for panel in chart.panels):
-        caption += " Horizontal lines: means of runs that have no finite value on this axis."
+        caption += " Horizontal lines and their bands: references, which have no place on this axis."
     if chart.cut:
         caption += " Intervals wider than the frame go on beyond it."
     if chart.hidden:
@@ -266,6 +297,9 @@ def _facts(table: Table, about: SweepAbout) -> list[str]:
     done = sum(row.status == "done" for row in table.rows)
     expected = max(about.expected, len(table.rows))
     facts = [f"{count(done, 'run')} done" + ("" if done == expected else f" of {expected}")]
+    references = list(dict.fromkeys(row.reference for row in table.references))
+    if references:
+        facts.append(f"references: {', '.join(references)}")
     for axis in table.axes:
         labels = labels_of(table.rows, axis)
         name = axis_name(axis)
@@ -285,10 +319,10 @@ def _failures(table: Table) -> Grid:
     lines = tuple(
         (
             row.run,
-            *(label_text(axis, row.labels[axis]) for axis in axes),
+            *(label_text(axis, row.labels.get(axis, row.reference)) for axis in axes),
             row.cause or "no cause was recorded",
         )
-        for row in table.rows
+        for row in (*table.rows, *table.references)
         if row.status != "done"
     )
     return Grid("Failed runs", ("run", *axes, "cause"), lines, len(axes) + 2)
