@@ -2,7 +2,8 @@
 
 Without a compiler, or with CURVACT_NATIVE=0 in the environment, callers use tensor operations. The
 built library is in the folder CURVACT_CACHE, else in the user's cache folder. Its name has a hash
-of the source, the flags, the compiler and the processor.
+of the source, the flags, the compiler and the processor; a file beside it has its own hash. Only
+this user may be able to write to the folder and the files: a library runs code when it is loaded.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
 
 _FLAGS = (
     "-std=gnu11",
@@ -35,6 +41,10 @@ _TUNED = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("
 """Flags in the order of trial: some compilers and processors do not know the first ones."""
 
 _BUILD_SECONDS = 120
+
+
+class NativeCodeWarning(UserWarning):
+    """The chosen cache of native code is not used."""
 
 
 class Unavailable(Exception):
@@ -55,14 +65,39 @@ def compiled(source: Path, macros: Sequence[str] = ()) -> Path:
     ):
         key.update(hashlib.sha256(part).digest())
     library = _cache() / f"{source.stem.strip('_')}-{key.hexdigest()[:24]}.so"
-    if not library.exists():
+    if not _intact(library):
         build(compiler, source, macros, library)
     return library
 
 
+def _hash_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _intact(library: Path) -> bool:
+    """Whether a library and its hash are there, of this user, and belong together."""
+    beside = _hash_file(library)
+    try:
+        if not all(_is_own(file.lstat(), stat.S_ISREG) for file in (library, beside)):
+            return False
+        return hashlib.sha256(library.read_bytes()).hexdigest() == beside.read_text().strip()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_own(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
+    """Whether it is a file (or folder) of this user that nobody else can write to."""
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return kind(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & others
+
+
 def _compiler() -> list[str]:
     chosen = os.environ.get("CC")
-    for command in [shlex.split(chosen)] if chosen else [["cc"], ["gcc"], ["clang"]]:
+    try:
+        own = [shlex.split(chosen)] if chosen else []
+    except ValueError as error:
+        raise Unavailable(f"CC={chosen!r} is no command: {error}") from None
+    for command in own or [["cc"], ["gcc"], ["clang"]]:
         if command and shutil.which(command[0]):
             return command
     raise Unavailable(f"no C compiler {chosen}" if chosen else "no C compiler")
@@ -88,17 +123,22 @@ def _processor() -> bytes:
 
 
 def _cache() -> Path:
-    """A folder of this user that can be written to, else a new temporary one."""
+    """A folder that this user can write to and nobody else, else a new temporary one."""
     chosen = os.environ.get("CURVACT_CACHE")
-    if chosen:
-        folder = Path(chosen)
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "curvact"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "curvact"
+        folder = Path(chosen).absolute() if chosen else home.absolute()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = folder.stat().st_uid
-        if os.access(folder, os.W_OK | os.X_OK) and owner == os.getuid():
-            return folder
+        if _is_own(folder.stat(), stat.S_ISDIR):
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+        elif chosen:
+            warnings.warn(
+                f"CURVACT_CACHE={chosen} is a folder that others own or can write to: native code is built in a "
+                "temporary folder; chmod go-w makes it usable",
+                NativeCodeWarning,
+                stacklevel=2,
+            )
     except (OSError, RuntimeError, AttributeError):
         pass
     return Path(_scratch().name)
@@ -128,9 +168,13 @@ def build(compiler: list[str], source: Path, macros: Sequence[str], library: Pat
             ]
             done = subprocess.run(command, capture_output=True, timeout=_BUILD_SECONDS, check=False)
             if done.returncode == 0 and os.path.getsize(temporary) > 0:
+                os.chmod(temporary, 0o700)
+                digest = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()
                 os.replace(temporary, library)
+                atomic_write(_hash_file(library), digest + "\n")
+                os.chmod(_hash_file(library), 0o600)
                 return
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, CurvactError):
         pass
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from curvact.activations import (
     Squareplus,
     Swish,
     activation,
+    max_curvature,
 )
 from curvact.activations.families.rct import remainder
 from curvact.errors import CurvactError
@@ -498,3 +499,45 @@ def test_centered_is_zero_at_zero_and_changes_nothing_else(name: str) -> None:
     assert isinstance(plain, Activation)
     assert isinstance(centered, Activation)
     torch.testing.assert_close(plain.slope(x), centered.slope(x), rtol=0, atol=0)
+
+
+# ---- torch's own ----
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("tanh", torch.tanh),
+        ("tanh(alpha=3)", lambda x: torch.tanh(3 * x) / 3),
+        ("tanh(curvature=6)", None),
+        ("celu", torch.nn.functional.celu),
+        ("celu(alpha=0.25)", lambda x: torch.nn.functional.celu(x, 0.25)),
+        ("celu(curvature=6)", None),
+        ("selu", torch.nn.functional.selu),
+        ("leaky_relu", torch.nn.functional.leaky_relu),
+        ("leaky_relu(negative_slope=-0.5)", lambda x: torch.nn.functional.leaky_relu(x, -0.5)),
+        ("leaky_relu(negative_slope=1)", lambda x: x),
+        ("hardswish", torch.nn.functional.hardswish),
+        ("elu", torch.nn.functional.elu),
+        ("relu", torch.relu),
+    ],
+)
+def test_torchs_own_against_torch_and_its_curvature_measured(name, theirs):
+    act = activation(name)
+    peak = act.max_curvature
+    measured = max_curvature(theirs or (lambda x: act(x)))
+    assert peak.value == pytest.approx(measured.value, rel=1e-6)
+    assert abs(peak.at - measured.at) < 1e-6
+    if "curvature" in name:
+        assert peak.value == pytest.approx(6.0)
+    x = torch.linspace(-7.01, 6.97, 401, dtype=torch.float64).requires_grad_()
+    if theirs is not None:
+        torch.testing.assert_close(act(x), theirs(x), rtol=1e-12, atol=1e-14)
+        (slope,) = torch.autograd.grad(theirs(x).sum(), x, create_graph=True)
+        torch.testing.assert_close(act.slope(x), slope, rtol=1e-12, atol=1e-12)
+        if slope.requires_grad:
+            (bend,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+            bend = torch.zeros_like(x) if bend is None else bend
+            torch.testing.assert_close(act.curvature(x), bend, rtol=1e-10, atol=1e-12)
+    half = x.detach().half()
+    assert act(half).dtype is act.slope(half).dtype is act.curvature(half).dtype is torch.float16

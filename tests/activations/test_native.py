@@ -4,6 +4,7 @@ layouts, placement, building.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -372,14 +373,16 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_built_once_and_found_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_info().startswith("native (")
-    (built,) = fresh.iterdir()
+    built = sorted(fresh.iterdir())
+    assert [path.suffix for path in built] == [".sha256", ".so"]
+    assert [path.stat().st_mode & 0o077 for path in built] == [0, 0]
     monkeypatch.setattr(kernel, "_library", None)
     monkeypatch.setattr(native_code, "build", lambda *_: pytest.fail("built twice"))
     assert kernel_info().startswith("native (")
-    assert list(fresh.iterdir()) == [built]
+    assert sorted(fresh.iterdir()) == built
 
 
-@pytest.mark.parametrize("compiler", ["/bin/false", "/bin/true", "no-such-compiler-here"])
+@pytest.mark.parametrize("compiler", ["/bin/false", "/bin/true", "no-such-compiler-here", "'"])
 def test_without_a_working_compiler_plain_code_runs(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
 ) -> None:
@@ -402,6 +405,65 @@ def test_a_damaged_file_in_the_cache_is_built_anew(fresh: Path, monkeypatch: pyt
     path.write_bytes(b"not a library")
     assert kernel_info().startswith("native (")
     assert path.stat().st_size > 1000
+
+
+def planted(path: Path) -> Path:
+    """A library that leaves a mark when it is loaded, under the name that curvact would give it."""
+    mark = path.parent / "mark"
+    source = path.parent / "planted.c"
+    source.write_text(
+        f'#include <stdio.h>\n__attribute__((constructor)) static void mark(void) {{ fclose(fopen("{mark}", "w")); }}\n'
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+    return mark
+
+
+@pytest.mark.skipif(not Path("/usr/bin/cc").exists(), reason="the planted library needs cc")
+@pytest.mark.parametrize("how", ["no hash", "other hash", "link", "another owner", "written by others"])
+def test_a_planted_library_is_not_loaded(fresh: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    path = kernel._compiled()
+    beside = path.with_suffix(".sha256")
+    path.unlink()
+    mark = planted(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if how == "no hash":
+        beside.unlink()
+    elif how == "link":
+        beside.write_text(digest)
+        path.rename(fresh / "elsewhere.so")
+        path.symlink_to(fresh / "elsewhere.so")
+    elif how == "another owner":
+        if os.getuid():
+            pytest.skip("needs root to give a file away")
+        beside.write_text(digest)
+        os.chown(path, 12345, 12345)
+    elif how == "written by others":
+        beside.write_text(digest)
+        path.chmod(0o777)
+    assert kernel_info().startswith("native (")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    fresh.chmod(mode)
+    with pytest.warns(
+        native_code.NativeCodeWarning, match=r"others own or can write to: .* chmod go-w"
+    ) as said:
+        assert kernel_info().startswith("native (")
+    assert "\n" not in str(said[0].message)
+    assert list(fresh.iterdir()) == []
+
+
+def test_a_relative_cache_is_a_folder_of_the_working_directory(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(fresh)
+    monkeypatch.setenv("CURVACT_CACHE", ".")
+    assert kernel_info().startswith("native (")
+    assert len(list(fresh.iterdir())) == 2
 
 
 def test_a_kernel_that_computes_wrongly_is_refused(

@@ -12,6 +12,11 @@ from curvact.activations.families.paf import PReLUPlus as PReLUPlus
 from curvact.activations.families.paf import PSiLU as PSiLU
 from curvact.activations.families.paf import PSoftplus as PSoftplus
 from curvact.activations.families.paf import ReBLU as ReBLU
+from curvact.activations.families.pointwise import CELU as CELU
+from curvact.activations.families.pointwise import SELU as SELU
+from curvact.activations.families.pointwise import Hardswish as Hardswish
+from curvact.activations.families.pointwise import LeakyReLU as LeakyReLU
+from curvact.activations.families.pointwise import Tanh as Tanh
 from curvact.activations.families.power_gate import PowerGate as PowerGate
 from curvact.activations.families.pssilu import FixedPSSiLU as FixedPSSiLU
 from curvact.activations.families.pssilu import PSSiLU as PSSiLU

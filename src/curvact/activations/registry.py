@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from curvact.activations.arguments import flag
 from curvact.activations.base import Activation, Elementwise, ScaledActivation
 from curvact.activations.families.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
+from curvact.activations.families.pointwise import CELU, SELU, Hardswish, LeakyReLU, Tanh
 from curvact.activations.families.power_gate import PowerGate
 from curvact.activations.families.pssilu import FixedPSSiLU, PSSiLU, SSiLU
 from curvact.activations.families.rcr import RCRAF
@@ -51,6 +52,11 @@ _REGISTRY: dict[str, Factory] = {
     "silu": SiLU,
     "relu": ReLU,
     "elu": ELU,
+    "celu": CELU,
+    "selu": SELU,
+    "leaky_relu": LeakyReLU,
+    "tanh": Tanh,
+    "hardswish": Hardswish,
 }
 
 

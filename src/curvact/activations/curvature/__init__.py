@@ -59,8 +59,8 @@ def max_curvature(
 
     The error has three parts: the search (the highest upper estimate of any cell, about 1e-9·κ or
     less), rounding (8 times the scatter of the floats around the peak), and the step error of
-    finite differences. It is infinite if the curvature still grows at the smallest width. It is no
-    proof: it does not cover what the search misses.
+    finite differences. It is infinite if the curvature still grows at the smallest width, or if finite
+    differences cannot resolve it there. It is no proof: it does not cover what the search misses.
 
     Of equal peaks the result is the one nearest to 0, and of ±x the positive one.
     Raises CurvactError for a bad domain or resolution, and for an f that is not elementwise, that
