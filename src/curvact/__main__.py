@@ -6,7 +6,7 @@ import os
 import signal
 from types import FrameType
 
-STOPPED = "stopped; --resume goes on with a training run, a sweep or an evaluation"
+from curvact.lab.cli import STOPPED
 
 
 def main() -> None:

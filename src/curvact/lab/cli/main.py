@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from curvact.__main__ import STOPPED
 from curvact._version import __version__
 from curvact.errors import CurvactError, printable, short
+from curvact.lab.cli import STOPPED
 from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
 from curvact.lab.cli.corruptions import corruptions
