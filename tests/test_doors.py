@@ -105,9 +105,6 @@ ANALYSES: dict[str, Callable[[Given], Any]] = {
 }
 CURVATURES: dict[str, Callable[[Given], Any]] = {
     "effective_curvature": lambda g: analysis.effective_curvature(g.model, g.x).mean,
-    "effective_curvature_change": lambda g: (
-        analysis.effective_curvature_change(g.model, g.model, g.x).after.mean
-    ),
     "call_sites": lambda g: [site.name for site in analysis.call_sites(g.model, g.x)],
     "empirical_lipschitz": lambda g: analysis.empirical_lipschitz(g.model, g.x, radius=0.1, steps=2),
 }
@@ -312,6 +309,7 @@ ARGUMENTS: dict[str, Callable[[Given], Any]] = {
     "autoattack": lambda g: attacks.autoattack(g.model, g.x, g.y, "linf"),
     "high": lambda g: attacks.minimum_radius(g.model, g.x, g.y, high="wide"),
     "Loss.batch_size": lambda g: analysis.Loss(g.model, g.x, g.y, batch_size=True),
+    "no inputs": lambda g: analysis.effective_curvature_change(g.model, g.model, None),
     "no Loss": lambda g: analysis.diagonal_norms(g.model, exact=True),
     "probes": lambda g: analysis.diagonal_norms(_loss(g), probes=4.5, generator=_random()),
     "Hessian's generator": lambda g: analysis.trace(_loss(g), generator=3),
