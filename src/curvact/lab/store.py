@@ -21,6 +21,7 @@ from curvact.lab.environment import environment
 from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
 from curvact.lab.spec import SPEC_FILE, RunSpec
+from curvact.notebook import html_facts
 
 RECORD_FILE = "record.json"
 METRICS_FILE = "metrics.jsonl"
@@ -58,6 +59,18 @@ class Record(Strict):
     data_sha256: dict[str, str]
     files: dict[str, str]
     seconds: float
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "activation": self.spec.activation,
+            "network, data": f"{self.spec.model.name}, {self.spec.data.name}",
+            "seed, epochs": f"{self.spec.seed}, {self.epochs}",
+            "cause": self.cause or self.note,
+            **self.metrics,
+            "gradient evaluations": self.gradient_evaluations,
+            "seconds": self.seconds,
+        }
+        return html_facts(f"Run {self.run}: {self.status}", facts)
 
 
 def write_record(folder: Path, record: Record) -> None:
