@@ -64,6 +64,21 @@ def test_every_job_once_whatever_the_order() -> None:
     assert run_jobs(square, [], workers=2, on_event=seen.append) == []
 
 
+def test_jobs_that_are_appended_are_run_by_all_workers() -> None:
+    """The first result appends four jobs: the worker that has nothing to do begins with them too."""
+    jobs: list[float] = [1.0, 20.0]
+    done: dict[float, float] = {}
+
+    def on_event(event: Event) -> None:
+        if event.kind == "done":
+            done[jobs[event.job]] = event.content
+            if len(jobs) == 2:
+                jobs.extend([2.0, 3.0, 4.0, 5.0])
+
+    assert run_jobs(square, jobs, workers=2, on_event=on_event) == []
+    assert done == {job: job**2 for job in (1.0, 20.0, 2.0, 3.0, 4.0, 5.0)}
+
+
 def test_setup_devices_and_threads() -> None:
     seen: list[Any] = []
     run_jobs(

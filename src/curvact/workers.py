@@ -33,13 +33,12 @@ class Event:
 
     kind: "start" (content: the worker's process id), "done" (what the work returned), "died" (how
         often the job was started by then), or a kind that the work itself sent.
-    job: its index. cause: of "died", how the process ended, such as "killed by SIGKILL".
+    job: its index.
     """
 
     kind: str
     job: int
     content: Any = None
-    cause: str = ""
 
 
 def at_start(function: Callable[..., object], *arguments: object) -> None:
@@ -68,7 +67,7 @@ def run_jobs(
     work: a function that can be imported. `send(kind, content)` in it calls on_event in this
         process. What it returns is the content of "done".
     jobs: values that pickle. Each is pickled at each of its starts, so a list that on_event extends
-        is sent as it is then.
+        is sent as it is then. Jobs that on_event appends are run too.
     workers: processes, each with `threads` CPU threads. on_event: called in this process; an
         exception in it stops all.
     attempts: a job whose worker died so often is given up.
@@ -94,7 +93,7 @@ def run_jobs(
                     kind, content = pickle.loads(worker.connection.recv_bytes())
                 except (EOFError, OSError):
                     started = pool.started[index]
-                    on_event(Event("died", index, started, _end_of(worker.process)))
+                    on_event(Event("died", index, started))
                     (pool.waiting.appendleft if started < attempts else given_up.append)(index)
                     pool.replace(worker)
                     continue
@@ -104,6 +103,7 @@ def run_jobs(
                     raise CurvactError(f"{name(index)}: {content}")
                 on_event(Event(kind, index, content))
                 if kind == "done":
+                    pool.take_up_new()
                     pool.assign(worker)
     finally:
         pool.stop()
@@ -145,6 +145,15 @@ class _Pool:
         for worker in self.workers:
             self._begin(worker)
 
+    def take_up_new(self) -> None:
+        """Jobs that were appended wait too; workers without a job begin with them."""
+        for index in range(len(self.started), len(self.jobs)):
+            self.started.append(0)
+            self.waiting.append(index)
+        for worker in self.workers:
+            if worker.job is None and len(self.waiting) > 1:  # one is left to the worker that is done
+                self.assign(worker)
+
     def replace(self, worker: _Worker) -> None:
         _stop(worker)
         self.workers[self.workers.index(worker)] = new = self._new(worker.device)
@@ -165,12 +174,7 @@ class _Pool:
         starts = pickle.dumps(_AT_START)
         arguments = (theirs, os.getpid(), self.work, self.setup is not None, device, self.threads, starts)
         process = self.context.Process(target=_serve, args=arguments, daemon=True)
-        # A Ctrl-C is for this process: one that is still starting would show a traceback.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        process.start()
         theirs.close()
         return _Worker(process, ours, device)
 
@@ -178,19 +182,6 @@ class _Pool:
         if self.setup is not None:
             _send(worker, self.setup)
         self.assign(worker)
-
-
-def _end_of(process: BaseProcess) -> str:
-    """How a process ended, in words."""
-    process.join(timeout=5)
-    code = process.exitcode
-    if code is None:
-        return "its pipe was closed"
-    if code == -signal.SIGKILL:
-        return "killed by SIGKILL, as for want of memory"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
 
 
 def _send(worker: _Worker, content: bytes) -> None:

@@ -21,8 +21,7 @@ from curvact.analysis.calls import call_sites, identity_of
 from curvact.analysis.matching import PGD_20
 from curvact.analysis.records import OnProgress, plain
 from curvact.attacks import PGD, ThreatModel, accuracy, ensemble, minimum_radius
-from curvact.attacks.arguments import door
-from curvact.attacks.batch import check_number, checked_images, first_outputs, wrong_shape
+from curvact.attacks.batch import check_number, checked_images, differentiable, first_outputs, wrong_shape
 from curvact.attacks.pgd import Model, pgd
 from curvact.attacks.threat import as_radius
 from curvact.errors import CurvactError
@@ -170,12 +169,12 @@ def activation_shape(module: ActivationLike) -> ActivationShape:
     )
 
 
-@door
+@differentiable()
 def empirical_lipschitz(
     model: Model,
     x: Tensor,
     *,
-    radius: float | str,
+    radius: float,
     steps: int = 10,
     step: float | None = None,
     seed: int = 0,

@@ -27,10 +27,20 @@ def attacked(model: nn.Module, images: Dataset, spec: RunSpec, split: str) -> Ac
     return accuracy(model, images.inputs(), images.labels, attack)
 
 
-def test_accuracies(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
-    """Clean and robust accuracy on the test split."""
-    test = attacked(model, data.test.first(spec.evaluation.images), spec, "test")
-    return {"clean_accuracy": test.clean, "robust_accuracy": test.robust}
+def evaluated_images(data: Splits, spec: RunSpec) -> Dataset:
+    """The images of the split that the spec attacks."""
+    split = data.test if spec.evaluation.split == "test" else data.validation
+    return split.first(spec.evaluation.images)
+
+
+def accuracies(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
+    """Clean and robust accuracy on the split that the spec attacks."""
+    return _named(attacked(model, evaluated_images(data, spec), spec, spec.evaluation.split), spec)
+
+
+def _named(found: Accuracy, spec: RunSpec) -> Numbers:
+    name = spec.evaluation.metric
+    return {name("clean_accuracy"): found.clean, name("robust_accuracy"): found.robust}
 
 
 def measure(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
@@ -39,17 +49,16 @@ def measure(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
     Raises Diverged where a number of the trained network is not finite: that ends this run, not a
     sweep.
     """
-    test_images = data.test.first(spec.evaluation.images)
-    test = attacked(model, test_images, spec, "test")
+    images = evaluated_images(data, spec)
+    found = attacked(model, images, spec, spec.evaluation.split)
     train = attacked(model, data.train.first(spec.evaluation.train_images), spec, "train")
     numbers = {
-        "clean_accuracy": test.clean,
-        "robust_accuracy": test.robust,
+        **_named(found, spec),
         "train_clean_accuracy": train.clean,
         "train_robust_accuracy": train.robust,
     }
     if spec.evaluation.autoattack_images:
-        numbers |= _part_of_autoattack(model, test_images, test, spec)
+        numbers |= _part_of_autoattack(model, images, found, spec)
     if spec.hessian is not None:
         numbers |= _hessian(model, data, train, spec)
     if spec.analyses is not None:
@@ -60,8 +69,8 @@ def measure(model: nn.Module, data: Splits, spec: RunSpec) -> Numbers:
     return numbers
 
 
-def _part_of_autoattack(model: nn.Module, images: Dataset, test: Accuracy, spec: RunSpec) -> Numbers:
-    """Parts of AutoAttack on the first test images, and PGD's accuracy on the same images."""
+def _part_of_autoattack(model: nn.Module, images: Dataset, pgd: Accuracy, spec: RunSpec) -> Numbers:
+    """Parts of AutoAttack on the first images of the split, and PGD's accuracy on the same images."""
     some = images.first(spec.evaluation.autoattack_images)
     with mode(model, training=False):
         result = ensemble(
@@ -73,9 +82,10 @@ def _part_of_autoattack(model: nn.Module, images: Dataset, test: Accuracy, spec:
             mode=spec.evaluation.autoattack_mode,
             seed=spec.seed,
         )
+    name = spec.evaluation.metric
     return {
-        "subset_robust_accuracy": result.robust_accuracy,
-        "subset_pgd_accuracy": test.robust_correct[: len(some)].double().mean().item(),
+        name("subset_robust_accuracy"): result.robust_accuracy,
+        name("subset_pgd_accuracy"): pgd.robust_correct[: len(some)].double().mean().item(),
     }
 
 
@@ -126,4 +136,4 @@ def of_activations(model: nn.Module, data: Splits, spec: RunSpec, when: str) -> 
     return numbers
 
 
-__all__ = ["attacked", "measure", "of_activations", "test_accuracies"]
+__all__ = ["accuracies", "attacked", "evaluated_images", "measure", "of_activations"]

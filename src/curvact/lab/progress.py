@@ -62,6 +62,7 @@ class SweepBars:
 
     def __init__(self, console: Console, name: str, *, total: int, finished: int) -> None:
         self.console, self.total, self.finished = console, total, finished
+        self.total_is_known = True
         self.before, self.began = finished, time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -93,37 +94,49 @@ class SweepBars:
         if label in self.bars:  # not where another run of the same words has ended
             self.progress.update(self.bars[label], completed=epoch["epoch"], note=note)
 
-    def died(self, label: str, attempt: int, cause: str) -> None:
+    def died(self, label: str, attempt: int) -> None:
         self.console.print(
-            f"[yellow]a worker died[/] during {escape(label)}: attempt {attempt}, {escape(cause)}",
-            soft_wrap=True,
-            highlight=False,
+            f"[yellow]a worker died[/] during {escape(label)}: attempt {attempt}, it runs again"
         )
 
-    def done(self, label: str, record: Record) -> None:
+    def add(self) -> None:
+        """One run more than was known."""
+        self.total, self.total_is_known = self.total + 1, False
+        self.progress.update(self.sweep, total=self.total)
+
+    def done(self, label: str, record: Record | None) -> None:
+        """record: None where the run was stopped before its end."""
         self.finished += 1
         if label in self.bars:
             self.progress.remove_task(self.bars.pop(label))
         note = ""
-        if record.status == "failed":
+        if record is None:
+            self.console.print(f"{self._place()} {escape(label)}: stopped early", soft_wrap=True)
+        elif record.status == "failed":
             self.console.print(f"[red]failed[/] {escape(label)}: {escape(record.cause)}", soft_wrap=True)
         else:
-            robust, clean = record.metrics["robust_accuracy"], record.metrics["clean_accuracy"]
-            strong = record.metrics.get("subset_robust_accuracy")
+            name = record.spec.evaluation.metric
+            robust, clean = (record.metrics[name(f"{kind}_accuracy")] for kind in ("robust", "clean"))
+            strong = record.metrics.get(name("subset_robust_accuracy"))
             accuracies = f"robust {robust:.1%}"
             if strong is not None:
                 accuracies += f" ({strong:.1%} by {'+'.join(record.spec.evaluation.autoattack_parts)})"
             note = f"last: {accuracies}"
             if not self.console.is_terminal:
                 self.console.print(
-                    f"{self.finished}/{self.total} {escape(label)}: {accuracies}, clean {clean:.1%}, "
+                    f"{self._place()} {escape(label)}: {accuracies}, clean {clean:.1%}, "
                     f"{record.seconds:.1f} s{self._time_left()}",
                     soft_wrap=True,
                 )
         self.progress.update(self.sweep, completed=self.finished, note=note)
 
+    def _place(self) -> str:
+        return f"{self.finished}/{self.total}" if self.total_is_known else f"{self.finished}"
+
     def _time_left(self) -> str:
         """At the rate of the runs that have finished since the sweep began or went on."""
+        if not self.total_is_known:
+            return ""
         each = (time.monotonic() - self.began) / (self.finished - self.before)
         seconds = round(each * (self.total - self.finished))
         return f"; about {seconds // 60} min {seconds % 60:02} s left" if seconds else ""

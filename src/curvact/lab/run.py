@@ -25,9 +25,9 @@ from curvact.files import atomic_write, hash_of_file
 from curvact.lab.environment import environment
 from curvact.lab.imports import copy_code
 from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
-from curvact.lab.measure import measure, of_activations, test_accuracies
+from curvact.lab.measure import accuracies, evaluated_images, measure, of_activations
 from curvact.lab.settings import check_settings
-from curvact.lab.spec import SPEC_FILE, HardwareSpec, InitFrom, RunSpec
+from curvact.lab.spec import SPEC_FILE, DataSpec, HardwareSpec, InitFrom, RunSpec
 from curvact.lab.store import (
     ACTIVATION_FILE,
     ENVIRONMENT_FILE,
@@ -36,9 +36,7 @@ from curvact.lab.store import (
     RECORD_FILE,
     STATE_FILE,
     Record,
-    check_kernels,
     check_run_folder,
-    check_writable,
     finished,
     hash_of,
     locked,
@@ -95,8 +93,6 @@ def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: No
 
 def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> Record:
     check_loggers(spec)
-    if fabric.is_global_zero:
-        check_writable(folder)
     spec, learned, problem = settle(spec, folder)
     start = prepare(spec, learned)
     first = fabric.is_global_zero
@@ -108,8 +104,6 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
             if before is None or before.run != spec.id:
                 if before is not None:
                     _check_extension(before, spec, start, folder)
-                if (folder / STATE_FILE).exists():
-                    check_kernels(folder)
                 _begin(spec, folder, learned)
         fabric.barrier()
         if (folder / RECORD_FILE).is_file():
@@ -188,12 +182,12 @@ class _Run:
         )
 
     def _remember(self, epoch: Epoch) -> None:
-        self.on_event(epoch)
         self.history[epoch.epoch] = epoch.as_dict()
         if self.first:
             self._write_lines(line for number, line in sorted(self.history.items()) if number <= epoch.epoch)
             for logger in self.loggers:
                 log_epoch(logger, epoch)
+        self.on_event(epoch)  # last: what it raises ends a run whose files are whole
 
     def _write_history(self, epochs: list[Epoch]) -> None:
         """All epochs, from the state: a run killed between its state and its metrics loses no line."""
@@ -225,14 +219,15 @@ class _Run:
             save_checkpoint(self.folder / f"{name}.safetensors", model, self.start.architecture, about)
 
     def _best(self, data: Splits, epochs: list[Epoch], numbers: dict[str, float]) -> dict[str, float]:
-        """The test accuracies of the best validation epoch's weights."""
+        """The accuracies of the best validation epoch's weights."""
         best = max(epochs, key=lambda e: e.validation_robust_accuracy).epoch
-        accuracies = {key: numbers[key] for key in ("clean_accuracy", "robust_accuracy")}
+        name = self.spec.evaluation.metric
+        found = {key: numbers[key] for key in map(name, ("clean_accuracy", "robust_accuracy"))}
         if best != epochs[-1].epoch:
             model = load_checkpoint(self.folder / "best.safetensors").to(self.fabric.device)
             width = int(self.start.architecture["size"])
-            accuracies = test_accuracies(_in_memory_format(model, self.spec, width), data, self.spec)
-        return {**{f"best_{key}": value for key, value in accuracies.items()}, "best_epoch": best}
+            found = accuracies(_in_memory_format(model, self.spec, width), data, self.spec)
+        return {**{f"best_{key}": value for key, value in found.items()}, "best_epoch": best}
 
     def failed(self, cause: str, epochs: list[Epoch] | None = None) -> Record:
         """The record of a run that ended early. A diverged run has no metrics."""
@@ -254,7 +249,7 @@ class _Run:
             epochs=len(epochs),
             gradient_evaluations=epochs[-1].gradient_evaluations if epochs else 0,
             max_curvature=known_curvature(activation(self.spec.activation)),
-            test_images=len(data.test.first(self.spec.evaluation.images)),
+            test_images=len(evaluated_images(data, self.spec)) if self.spec.evaluation.split == "test" else 0,
             data_sha256=hashes,
             files=hash_of(self.folder) if self.first else {},
             seconds=round(time.perf_counter() - self.began, 3),
@@ -278,17 +273,8 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
     Raises CurvactError for data that are missing or damaged, and for a network or an augmentation
     that does not suit the images.
     """
-    wanted = spec.data
-    data = wanted.load()
+    data, extra = images_of(spec.data)
     channels, height, width = data.train.images.shape[1:]
-    extra = None
-    if wanted.extra is not None:
-        extra = open_extra(
-            wanted.extra,
-            classes=len(data.train.classes),
-            shape=(channels, height, width),
-            fraction=wanted.extra_fraction,
-        )
     architecture = {
         **spec.model.model_dump(mode="json"),
         "activation": spec.activation,
@@ -311,6 +297,21 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         )
     check_fit(model, data, extra)
     return Prepared(data, extra, architecture, model)
+
+
+def images_of(wanted: DataSpec) -> tuple[Splits, ExtraImages | None]:
+    """The images of a run, and its synthetic ones. CurvactError where they are missing or damaged."""
+    data = wanted.load()
+    if wanted.extra is None:
+        return data, None
+    channels, height, width = data.train.images.shape[1:]
+    extra = open_extra(
+        wanted.extra,
+        classes=len(data.train.classes),
+        shape=(channels, height, width),
+        fraction=wanted.extra_fraction,
+    )
+    return data, extra
 
 
 def start_from(model: nn.Module, start: InitFrom) -> None:

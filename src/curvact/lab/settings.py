@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -267,6 +268,19 @@ def override_in(content: dict[str, Any], key: str, value: Any, where: str) -> No
         if not isinstance(place, dict):
             raise CurvactError(f"{where}: '{parent}' holds a value, not keys")
     place[last] = value
+
+
+def override_all(content: dict[str, Any], settings: Mapping[str, Any], where: str) -> None:
+    """Set settings by dotted key. The name of a data set or a model alone leaves its other settings.
+
+    >>> content = {"data": {"name": "digits", "train": 100}}
+    >>> override_all(content, {"data": "fashion", "training.epochs": 2}, "example")
+    >>> content
+    {'data': {'name': 'fashion', 'train': 100}, 'training': {'epochs': 2}}
+    """
+    for key, value in settings.items():
+        short = key in ("data", "model") and isinstance(value, str)
+        override_in(content, f"{key}.name" if short else key, copy.deepcopy(value), where)
 
 
 def argument_problem(key: str, value: Any, default: Any) -> str:

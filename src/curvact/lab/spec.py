@@ -176,10 +176,12 @@ class InitFrom(Strict):
 class EvaluationSpec(Strict):
     """How the trained network is attacked.
 
-    attack: the PGD on the test split and on the first `train_images` of the training split.
-    images: at most so many images of the test split. None: all of them.
+    attack: the PGD on the split and on the first `train_images` of the training split.
+    split: "test", or "validation", which leaves the test images alone: the metrics of that split are
+    named `validation_robust_accuracy` and so on.
+    images: at most so many images of the split. None: all of them.
     weights: "last" measures the last weights; "both" the weights of the best validation epoch too.
-    autoattack_images: parts of AutoAttack (`autoattack_parts`) attack so many test images as well.
+    autoattack_images: parts of AutoAttack (`autoattack_parts`) attack so many images of the split.
     autoattack_mode: "plain" is the reference image by image. "fast" is faster on images from 16
     pixels on.
     activations: κ and effective curvature before and after training, and the parameters of the
@@ -187,6 +189,7 @@ class EvaluationSpec(Strict):
     """
 
     attack: Attack = PGD(20)
+    split: Literal["test", "validation"] = "test"
     images: int | None = Field(None, ge=1)
     train_images: int = Field(512, ge=1)
     weights: Literal["last", "both"] = "both"
@@ -197,6 +200,14 @@ class EvaluationSpec(Strict):
     )
     autoattack_mode: Literal["plain", "fast"] = "fast"
     activations: bool = False
+
+    def metric(self, name: str) -> str:
+        """The name in a record of what is measured on the attacked split.
+
+        >>> EvaluationSpec(split="validation").metric("robust_accuracy")
+        'validation_robust_accuracy'
+        """
+        return name if self.split == "test" else f"{self.split}_{name}"
 
 
 class HessianSpec(Strict):
@@ -330,6 +341,8 @@ class RunSpec(Strict):
             del content["evaluation"]["autoattack_mode"]
         if self.training.weight_decay_on == "all":  # the default before there was a choice
             del content["training"]["weight_decay_on"]
+        if self.evaluation.split == "test":
+            del content["evaluation"]["split"]
         for key in ("activation_from", "analyses", "init_from"):
             if content[key] is None:
                 del content[key]

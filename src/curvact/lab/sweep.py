@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from curvact.errors import CurvactError, nearest
 from curvact.lab.imports import Import, changing_runs, load_imports
-from curvact.lab.settings import Strict, check_settings, override_in, read_settings
+from curvact.lab.settings import Strict, check_settings, override_all, override_in, read_settings
 from curvact.lab.spec import RunSpec
 from curvact.lab.statistics import QUESTIONS
 from curvact.lab.statistics.question import Question, question
@@ -57,11 +57,27 @@ class Planned:
         """The run in words, for progress bars and messages."""
         if self.source is not None:
             return f"source {self.source}, seed {self.spec.seed}"
-        words = ", ".join(_in_words(axis, value) for axis, value in self.labels.items())
+        words = ", ".join(in_words(axis, value) for axis, value in self.labels.items())
         return words if self.reference is None else f"reference {self.reference}, {words}"
 
 
-def _in_words(axis: str, value: Value) -> str:
+def nested(base: Settings) -> Settings:
+    """Dotted keys and names alone, as mappings.
+
+    >>> nested({"model": "mlp", "training.epochs": 2})
+    {'model': {'name': 'mlp'}, 'training': {'epochs': 2}}
+    """
+    content: Settings = {}
+    override_all(content, base, "base")
+    return content
+
+
+def in_words(axis: str, value: Value) -> str:
+    """A value of an axis in words, such as κ=4.
+
+    >>> in_words("curvature", 4.0), in_words("training.epochs", 2)
+    ('κ=4', 'epochs 2')
+    """
     if isinstance(value, str):
         return value
     # Two values never share their words: a number is shortened only where nothing is lost.
@@ -71,6 +87,19 @@ def _in_words(axis: str, value: Value) -> str:
 
 def _chooses_activation(key: str) -> bool:
     return key.partition(".")[0] in ("activation", "curvature", "centered", "activation_from")
+
+
+def run_of(content: Settings, imports: Sequence[Import], where: str) -> RunSpec:
+    """The run with these nested settings, and with those of the imports that can change it.
+
+    Raises CurvactError that begins with `where`.
+    """
+    model = content.get("model")
+    name = str(model.get("name", "") if isinstance(model, dict) else model)
+    code = changing_runs(imports, name)
+    if code:
+        content = {**content, "imports": [item.model_dump() for item in code]}
+    return check_settings(RunSpec, content, where)
 
 
 class SweepSpec(Strict):
@@ -107,11 +136,7 @@ class SweepSpec(Strict):
     @classmethod
     def _nested(cls, base: Settings) -> Settings:
         """Dotted keys and names alone, as mappings."""
-        content: Settings = {}
-        for key, value in base.items():
-            short = key in ("data", "model") and isinstance(value, str)
-            override_in(content, key, {"name": value} if short else value, "base")
-        return content
+        return nested(base)
 
     @field_validator("grid")
     @classmethod
@@ -244,7 +269,7 @@ class SweepSpec(Strict):
 
     def _runs(self) -> Iterator[Planned]:
         for labels, settings in self._combinations(self.axes):
-            where = "the run " + ", ".join(_in_words(axis, value) for axis, value in labels.items())
+            where = "the run " + ", ".join(in_words(axis, value) for axis, value in labels.items())
             yield Planned(labels, self._spec(settings, where))
 
     def _references(self) -> Iterator[Planned]:
@@ -269,15 +294,11 @@ class SweepSpec(Strict):
     def _spec(self, settings: Settings, where: str) -> RunSpec:
         content = copy.deepcopy(self.base)
         content.setdefault("name", self.name)
-        origin: Any = None
-        for key, value in settings.items():
-            if key == "activation_from" and isinstance(value, dict) and "source" in value:
-                origin = value
-            else:
-                # A name alone leaves the base's other settings of the data and the model.
-                short = key in ("data", "model") and isinstance(value, str)
-                override_in(content, f"{key}.name" if short else key, copy.deepcopy(value), where)
-        if origin is not None:
+        origin = settings.get("activation_from")
+        if not isinstance(origin, dict) or "source" not in origin:
+            override_all(content, settings, where)
+        else:
+            override_all(content, {k: v for k, v in settings.items() if k != "activation_from"}, where)
             name = origin["source"]
             if not isinstance(name, str) or name not in self.sources:
                 allowed = ", ".join(self.sources) or "none"
@@ -292,12 +313,7 @@ class SweepSpec(Strict):
             override_in(content, "model.scope", source.model.scope, where)
             rest = {key: value for key, value in origin.items() if key != "source"}
             content["activation_from"] = {**rest, "run": source.id}
-        model = content.get("model")
-        name = str(model.get("name", "") if isinstance(model, dict) else model)
-        code = changing_runs(self.imports, name)
-        if code:
-            content["imports"] = [item.model_dump() for item in code]
-        spec = check_settings(RunSpec, content, where)
+        spec = run_of(content, self.imports, where)
         taken = spec.activation_from
         if taken is not None and taken.path is not None and taken.sha256 is None:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Adversarial training: a recipe says how, one loop does it for every objective and method."""
 
+from curvact.training.evaluation import most_evaluations
 from curvact.training.inner_attack import InnerAttack, Maximization, TrainingAttack
 from curvact.training.loop import fit
 from curvact.training.methods import EntropySGD
@@ -32,6 +33,7 @@ __all__ = [
     "extension_problem",
     "fit",
     "learning_rate",
+    "most_evaluations",
     "objective",
     "register_objective",
 ]

@@ -14,8 +14,10 @@ from curvact.data import Dataset
 from curvact.random import generator
 from curvact.training.batches import Batches
 from curvact.training.methods import batch_norm
+from curvact.training.objectives import objective
 from curvact.training.processes import average_buffers, process_mean, process_sum, rank_key
-from curvact.training.step import Trainer
+from curvact.training.recipe import Recipe
+from curvact.training.step import Trainer, step_cost
 
 RECALIBRATION_IMAGES = 512
 """Training images, attacked, that batch norm is recalibrated on."""
@@ -59,11 +61,31 @@ def recalibration_cost(trainer: Trainer, batches: Batches) -> int:
     """Gradient evaluations of one recalibration of batch norm; 0 where none is needed."""
     if not trainer.needs_recalibration:
         return 0
-    return trainer.objective.entry.cost(trainer.recipe.attack.steps) * _recalibration_batches(batches)
+    return trainer.objective.entry.cost(trainer.recipe.attack.steps) * _recalibration_batches(
+        batches.batch_size, batches.per_epoch
+    )
 
 
-def _recalibration_batches(batches: Batches) -> int:
-    return max(1, min(RECALIBRATION_IMAGES // batches.batch_size, batches.per_epoch))
+def _recalibration_batches(batch_size: int, per_epoch: int) -> int:
+    return max(1, min(RECALIBRATION_IMAGES // batch_size, per_epoch))
+
+
+def most_evaluations(recipe: Recipe, steps_per_epoch: int) -> int:
+    """At most so many gradient evaluations has a training: all its steps, and one recalibration of
+    batch norm where other weights than the trained ones are evaluated.
+
+    >>> most_evaluations(Recipe(epochs=2, attack="pgd-5"), 10)
+    120
+    >>> most_evaluations(Recipe(budget=100, attack="pgd-5"), 10)
+    100
+    """
+    cost, last = step_cost(recipe), 0
+    if recipe.averaging != "none" or recipe.optimizer.startswith("entropy-sgd"):
+        each = objective(recipe.objective).entry.cost(recipe.attack.steps)
+        last = each * _recalibration_batches(recipe.batch_size, steps_per_epoch)
+    if recipe.budget is None:
+        return recipe.epochs * steps_per_epoch * cost + last
+    return max(recipe.budget, cost + last)
 
 
 def _attacked_images(trainer: Trainer, batches: Batches, epoch: int) -> list[Tensor]:
@@ -75,7 +97,8 @@ def _attacked_images(trainer: Trainer, batches: Batches, epoch: int) -> list[Ten
     training = model.training
     model.train()
     with batch_norm.statistics_frozen(model), fabric.autocast():
-        for x, y in islice(batches.of(epoch), _recalibration_batches(batches)):
+        count = _recalibration_batches(batches.batch_size, batches.per_epoch)
+        for x, y in islice(batches.of(epoch), count):
             if len(y) > 1:
                 images.append(trainer.objective(trainer.forward, x, y, attack).x_adv.detach())
     model.train(training)

@@ -49,6 +49,21 @@ class Outcome:
     gradient_evaluations: int
 
 
+def step_cost(recipe: Recipe) -> int:
+    """Gradient evaluations of one step: the most, where weights are perturbed from some step on.
+
+    >>> step_cost(Recipe(attack="pgd-5")), step_cost(Recipe(attack="pgd-5", perturbation="awp"))
+    (6, 7)
+    """
+    entry = objective(recipe.objective, recipe.label_smoothing).entry
+    again = (
+        0
+        if method("perturbation", recipe.perturbation, METHODS["perturbation"])[0] == "none"
+        else entry.passes
+    )
+    return entry.cost(recipe.attack.steps) + again
+
+
 class Trainer:
     """A model with its objective, optimizer and average: everything that one training step changes.
 
@@ -95,8 +110,7 @@ class Trainer:
 
     def cost(self) -> int:
         """Gradient evaluations of one step."""
-        again = self.objective.entry.passes if self.perturbation != "none" else 0
-        return self.objective.entry.cost(self.recipe.attack.steps) + again
+        return step_cost(self.recipe)
 
     def step(
         self, x: Tensor, y: Tensor, *, whole: int, rate: float, perturbed: bool, random: torch.Generator

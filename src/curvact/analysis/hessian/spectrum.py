@@ -35,7 +35,6 @@ from curvact.analysis.hessian.probes import (
 )
 from curvact.analysis.loss import Loss
 from curvact.analysis.products import Operator
-from curvact.attacks.arguments import door
 from curvact.errors import CurvactError
 
 Ends = Literal["largest", "smallest", "both"]
@@ -112,7 +111,6 @@ class SpectralDensity:
         return each.mean().item(), error.item()
 
 
-@door
 def trace(
     loss: Loss,
     *,
@@ -172,7 +170,6 @@ def _mean(values: list[Tensor]) -> tuple[float, float]:
     return each.mean().item(), (each.std() / math.sqrt(len(each))).item()
 
 
-@door
 def top_eigenvalues(
     loss: Loss,
     *,
@@ -214,7 +211,6 @@ def top_eigenvalues(
         )
 
 
-@door
 def spectral_density(
     loss: Loss, *, probes: int = 4, steps: int = 64, generator: torch.Generator
 ) -> SpectralDensity:

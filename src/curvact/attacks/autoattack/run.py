@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
-from curvact.attacks.arguments import door
 from curvact.attacks.autoattack.checks import checked_data, devices_of, late_suspicions, probe
 from curvact.attacks.autoattack.ensemble import (
     QUERIES,
@@ -47,6 +46,7 @@ from curvact.attacks.autoattack.store import (
 from curvact.attacks.batch import (
     SuspectModelWarning,
     cuts_graph,
+    differentiable,
     radius_doubt,
     training_parts,
 )
@@ -126,7 +126,6 @@ class _Settings:
             )
 
 
-@door
 def autoattack(
     model: Model,
     x: Tensor,
@@ -185,7 +184,6 @@ def autoattack(
     return _run(model, x, y, threat_model, steps, version, chosen)
 
 
-@door
 def ensemble(
     model: Model,
     x: Tensor,
@@ -287,6 +285,7 @@ class AutoAttack:
         return self.run(model, x, y, threat_model, seed=seed).x_adv
 
 
+@differentiable()
 def _run(
     model: Model,
     x: Tensor,

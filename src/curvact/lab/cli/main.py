@@ -16,20 +16,19 @@ from typing import Annotated, Any
 import typer
 
 from curvact._version import __version__
-from curvact.errors import CurvactError, printable, short
-from curvact.lab.cli import STOPPED
+from curvact.errors import CurvactError, printable
 from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
 from curvact.lab.cli.corruptions import corruptions
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluate, leaderboard
 from curvact.lab.cli.options import with_code
+from curvact.lab.cli.search import search
 from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
 from curvact.lab.cli.transfer import transfer_app
 
-LONGEST_LINE = 2000
-"""A longer message is cut."""
+STOPPED = "stopped; --resume goes on with a training run, a sweep, a search or an evaluation"
 
 OF_THE_SYSTEM = (
     errno.ENOSPC,
@@ -48,6 +47,7 @@ app.command("activation")(activation)
 app.add_typer(data_app, name="data")
 app.command("train")(train)
 app.add_typer(sweep_app, name="sweep")
+app.command("search")(search)
 app.command("evaluate")(evaluate)
 app.command("leaderboard")(leaderboard)
 app.command("corruptions")(corruptions)
@@ -91,7 +91,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 
 def main() -> None:
-    """Run the command line. `curvact.__main__` does, after it has taken charge of Ctrl-C."""
+    """Run the command line; the entry point of `curvact` and of `python -m curvact`."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         _main()
@@ -115,6 +115,9 @@ def _main() -> None:
 
 
 def _end(message: str, code: int) -> None:
-    line = short(printable(" ".join(message.split())), LONGEST_LINE)
-    print(f"curvact: {line}", file=sys.stderr)
+    print(f"curvact: {printable(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

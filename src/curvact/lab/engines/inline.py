@@ -7,24 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from curvact.lab.engines.job import Job
+from curvact.lab.engines.job import Job, run_job
 from curvact.workers import Event
 
 
 def run_inline(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None]) -> list[int]:
     """Execute every job in this process, with one thread as a local worker has. `workers` is not used."""
-    from curvact.lab.run import execute
-    from curvact.training import Epoch
-
     with _one_thread():
         for index, job in enumerate(jobs):
 
-            def tell(event: Any, index: int = index) -> None:
-                if isinstance(event, Epoch):
-                    on_event(Event("epoch", index, event.as_dict()))
+            def tell(epoch: dict[str, Any], index: int = index) -> None:
+                on_event(Event("epoch", index, epoch))
 
             on_event(Event("start", index, os.getpid()))
-            on_event(Event("done", index, execute(job.spec, job.folder, on_event=tell)))
+            on_event(Event("done", index, run_job(job, tell)))
     return []
 
 

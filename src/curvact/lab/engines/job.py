@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from curvact.lab.spec import RunSpec
+
+if TYPE_CHECKING:
+    from curvact.lab.store import Record
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run and its folder."""
+    """A run and its folder.
+
+    stop_below: a run whose best validation robust accuracy so far is lower than entry e - 1 after
+    epoch e stops there: it keeps its state, and has no record. Epochs without an entry do not stop.
+    """
 
     spec: RunSpec
     folder: Path
+    stop_below: tuple[float, ...] = ()
+
+
+class _Stopped(Exception):
+    """The run is not worth its end."""
+
+
+def run_job(job: Job, on_epoch: Callable[[dict[str, Any]], None]) -> Record | None:
+    """Execute the job in this process: what a worker of an engine does.
+
+    on_epoch: called with each epoch as a mapping. Returns the record; None where `stop_below` stopped
+    the run.
+    """
+    from curvact.lab.run import execute
+    from curvact.lab.store import read_history
+    from curvact.training import Epoch
+
+    best = -1.0
+
+    def check(number: int, robust: float) -> None:
+        nonlocal best
+        best = max(best, robust)
+        if number <= len(job.stop_below) and best < job.stop_below[number - 1]:
+            raise _Stopped
+
+    def tell(event: object) -> None:
+        if isinstance(event, Epoch):
+            on_epoch(event.as_dict())
+            check(event.epoch, event.validation_robust_accuracy)
+
+    try:
+        if job.stop_below:
+            for epoch in read_history(job.folder):
+                check(epoch["epoch"], epoch["validation_robust_accuracy"])
+        return execute(job.spec, job.folder, on_event=tell)
+    except _Stopped:
+        return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from curvact.lab.engines.job import Job
+from curvact.lab.engines.job import Job, run_job
 from curvact.workers import Event, run_jobs
 
 
@@ -18,11 +19,4 @@ def run_local(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], Non
 
 def _execute(job: Job, send: Callable[[str, Any], None]) -> Any:
     """One run, inside a worker."""
-    from curvact.lab.run import execute
-    from curvact.training import Epoch
-
-    def tell(event: object) -> None:
-        if isinstance(event, Epoch):
-            send("epoch", event.as_dict())
-
-    return execute(job.spec, job.folder, on_event=tell)
+    return run_job(job, partial(send, "epoch"))

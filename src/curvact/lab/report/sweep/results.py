@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Sequence
 
 from curvact.files import atomic_write
 from curvact.lab.statistics.curve import ACCURACIES, HESSIAN_NORMS
@@ -16,27 +17,24 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
     """Write a line for each run, failed ones too, in the order of the table; atomically.
 
     Columns: run, one for each axis, reference (where the sweep has references), status, cause, the
-    metrics (accuracies, Hessian norms, then others by name), gradient_evaluations, seconds. A float
-    is the shortest text that reads back as the same number; None and NaN are empty.
+    metrics (accuracies, Hessian norms, then others by name), gradient_evaluations, seconds.
     """
     rows = [*table.rows, *table.references]
     marked = bool(table.references)
     found = {metric for row in rows for metric in row.metrics}
     metrics = [*(m for m in FIRST if m in found), *sorted(found - set(FIRST))]
+    heads = [
+        "run",
+        *table.axes,
+        *["reference"] * marked,
+        "status",
+        "cause",
+        *metrics,
+        "gradient_evaluations",
+        "seconds",
+    ]
     lines = [
         [
-            "run",
-            *table.axes,
-            *["reference"] * marked,
-            "status",
-            "cause",
-            *metrics,
-            "gradient_evaluations",
-            "seconds",
-        ]
-    ]
-    for row in rows:
-        values = [
             row.run,
             *(row.labels.get(axis) for axis in table.axes),
             *[row.reference] * marked,
@@ -46,8 +44,21 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
             row.gradient_evaluations,
             row.seconds,
         ]
-        lines.append([_cell(value) for value in values])
-    atomic_write(path, "".join(",".join(map(_quoted, line)) + "\n" for line in lines))
+        for row in rows
+    ]
+    atomic_write(path, csv_text([heads, *lines]))
+
+
+def csv_text(lines: Iterable[Sequence[object]]) -> str:
+    """Lines of values as CSV. A float is the shortest text that reads back as the same number; None
+    and NaN are empty.
+
+    >>> print(csv_text([["a", "b"], [0.1, None], [True, "x, y"]]), end="")
+    a,b
+    0.1,
+    true,"x, y"
+    """
+    return "".join(",".join(_quoted(_cell(value)) for value in line) + "\n" for line in lines)
 
 
 def _cell(value: object) -> str:

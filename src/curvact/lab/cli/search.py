@@ -1,0 +1,46 @@
+"""`curvact search`: the best value of any keys within a budget."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curvact.errors import printable
+from curvact.lab.cli.options import Resume, RunOut, Workers, plain_console
+
+
+def search(
+    spec: Annotated[Path, typer.Argument(help="A YAML file, or a search's folder to go on with.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key: budget=20000, base.training.epochs=5.")
+    ] = None,
+    out: RunOut = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    engine: Annotated[str, typer.Option(help="What executes the runs.")] = "local",
+) -> None:
+    """Search the best value of any keys within a budget.
+
+    The budget is in gradient evaluations. Trials are judged by robust accuracy on validation images.
+    At the end the winner and a baseline are attacked once on the test images. Needs pip install 'curvact[search]'.
+    """
+    from curvact.lab.search import read_search
+    from curvact.lab.search_result import conclude
+    from curvact.lab.search_run import run_search
+
+    wanted = read_search(spec, settings)
+    folder = out if out is not None else spec if spec.is_dir() else Path("runs") / wanted.name
+    problems = run_search(wanted, folder, workers=workers, resume=resume or folder == spec, engine=engine)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+    result, files = conclude(folder)
+    console = plain_console()
+    for sentence in result.sentences:
+        console.print(f"• {printable(sentence)}")
+    console.print(f"\n{result.command}", soft_wrap=True)
+    console.print("\n".join(f"{name}: {path}" for name, path in files.items()), soft_wrap=True)

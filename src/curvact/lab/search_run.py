@@ -1,0 +1,511 @@
+"""Run a search: ask Optuna for trials within a budget, run them side by side, judge the winner.
+
+The records in runs/ID are the truth. Optuna's storage, optuna.journal in the folder, says which trial has
+which run; deleted, it is made again from the same seed, and no finished run is repeated.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from curvact.data import batches_per_epoch
+from curvact.errors import CurvactError, short
+from curvact.files import atomic_write
+from curvact.lab.engines import Engine, Job, engine_named
+from curvact.lab.imports import copy_code, hashes
+from curvact.lab.progress import SweepBars
+from curvact.lab.run import images_of
+from curvact.lab.search import SEARCH_FILE, SearchSpec, read_search
+from curvact.lab.settings import read_plain
+from curvact.lab.spec import DataSpec, RunSpec
+from curvact.lab.store import Record, finished, locked, read_history
+from curvact.lab.sweep import Planned, in_words
+from curvact.lab.sweep_run import RUNS, check_empty, rehearse
+from curvact.lab.table import Value
+from curvact.random import generator
+from curvact.training import most_evaluations
+from curvact.workers import Event
+
+if TYPE_CHECKING:
+    import optuna
+
+STORAGE = "optuna.journal"
+STARTUP_TRIALS = 5
+"""Trials that are drawn at random before the estimator of "tpe" begins. [ours]"""
+
+PRUNE_AFTER = 4
+"""Completed trials before the first one is pruned. [ours]"""
+
+PRUNE_FROM = 1 / 3
+"""The part of its epochs that every trial may run: the learning rate rises in the first. [ours]"""
+
+MOST_IN_VAIN = 100
+"""The search ends after so many trials in turn that cost nothing: repetitions and impossible ones."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a search, as its storage knows it.
+
+    settings: by key of the space. state: "completed", "pruned", "failed" (its loss diverged, or its
+    settings cannot be together; `cause` says which), "running", or "left" where the budget did not
+    suffice.
+    accuracy: validation robust accuracy that it was judged by; of a pruned trial the last one of its
+    curve; of a diverged run 0. None where there is none.
+    curve: validation robust accuracy by epoch. evaluations: gradient evaluations that it cost.
+    """
+
+    number: int
+    settings: dict[str, Value]
+    run: str
+    state: str
+    accuracy: float | None
+    curve: dict[int, float]
+    evaluations: int
+    cause: str = ""
+
+    @property
+    def label(self) -> str:
+        """The trial in words."""
+        return ", ".join(in_words(key, value) for key, value in self.settings.items())
+
+
+def run_search(
+    spec: SearchSpec,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    resume: bool = False,
+    engine: str = "local",
+    console: Console | None = None,
+) -> list[str]:
+    """Execute trials until the budget is spent, and the baseline.
+
+    With one worker the same spec gives the same trials on the same machine with the same versions,
+    killed and resumed or not. With several, a trial is drawn from those that have ended by then, so
+    the trials depend on which ends first.
+
+    workers: runs at a time, one thread each. None: the number of cores.
+    resume: go on in a folder that holds this search. Its budget may have grown.
+    Returns one line for each run that did not finish because its worker died again and again.
+    Raises CurvactError for a missing Optuna, a budget too small for one run, a folder that holds
+    something else, a damaged record, or a full disk.
+    """
+    check_optuna()
+    console = console or Console(stderr=True)
+    run_engine = engine_named(engine)
+    workers = workers if workers is not None else os.cpu_count() or 1
+    if workers < 1:
+        raise CurvactError(f"--workers {workers}: must be >= 1")
+    _check_folder(folder, spec, resume)
+    _rehearse(spec)
+    with locked(folder):
+        copy_code(spec.imports, folder)
+        atomic_write(folder / SEARCH_FILE, spec.to_yaml())
+        (folder / RUNS).mkdir(exist_ok=True)
+        return _Driver(spec, folder, open_study(folder), workers, console).run(run_engine)
+
+
+def check_optuna() -> None:
+    """CurvactError where Optuna is missing."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise CurvactError("a search needs Optuna: pip install 'curvact[search]'") from None
+
+
+def open_study(folder: Path) -> optuna.Study:
+    """The study in a search's folder, made where there is none. The caller holds the folder.
+
+    What a killed process left of a line is cut off. CurvactError where the file is damaged.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    path = folder / STORAGE
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for stale in folder.glob(f"{STORAGE}.lock*"):  # nobody else is here
+        stale.unlink()
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            atomic_write(path, content[: content.rfind(b"\n") + 1])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        if optuna.get_all_study_names(storage):
+            return optuna.load_study(study_name="search", storage=storage)
+        return optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
+        raise CurvactError(
+            f"{path} is damaged: delete it and go on with --resume; the runs that have finished are not repeated"
+        ) from None
+
+
+def trials_of(spec: SearchSpec, study: optuna.Study) -> list[Trial]:
+    """The trials of a study, in the order in which they were asked for."""
+    return [_as_trial(spec, trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def _as_trial(spec: SearchSpec, trial: optuna.trial.FrozenTrial) -> Trial:
+    known = trial.user_attrs
+    state = known.get("state") or {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}.get(
+        trial.state.name, "running"
+    )
+    return Trial(
+        trial.number,
+        _settings(spec, trial.params),
+        known.get("run", ""),
+        state,
+        trial.value,
+        dict(trial.intermediate_values),
+        known.get("evaluations", 0),
+        known.get("cause", ""),
+    )
+
+
+def _settings(spec: SearchSpec, parameters: dict[str, Any]) -> dict[str, Value]:
+    """Settings by key from Optuna's parameters: a choice is known by its place in the list."""
+    settings: dict[str, Value] = {}
+    for key, values in spec.space.items():
+        if key in parameters:
+            value = parameters[key]
+            settings[key] = values[value] if isinstance(values, tuple) else values.plain(value)
+    return settings
+
+
+def _distributions(spec: SearchSpec) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    def of(values: Any) -> Any:
+        if isinstance(values, tuple):
+            return CategoricalDistribution(tuple(range(len(values))))
+        if values.integer:
+            return IntDistribution(int(values.low), int(values.high), log=values.log)
+        return FloatDistribution(values.low, values.high, log=values.log)
+
+    return {key: of(values) for key, values in spec.space.items()}
+
+
+def judged(record: Record) -> float:
+    """The accuracy that a trial is judged by: robust, on validation images, of the best validation
+    epoch where the evaluation has it, else of the last. 0 for a run whose loss diverged.
+    """
+    if record.status == "failed":
+        return 0.0
+    best = "best_" if record.spec.evaluation.weights == "both" else ""
+    return record.metrics[best + record.spec.evaluation.metric("robust_accuracy")]
+
+
+def spent(trials: Sequence[Trial]) -> int:
+    """Gradient evaluations of trials, of each run once."""
+    by_run: dict[str, int] = {}
+    for trial in trials:
+        by_run[trial.run] = max(by_run.get(trial.run, 0), trial.evaluations)
+    return sum(by_run.values())
+
+
+def cost_of(run: RunSpec) -> int:
+    """At most so many gradient evaluations has a run. Its data have to be there."""
+    steps = _steps_of_an_epoch(run.data, run.training.batch_size)
+    return most_evaluations(run.training, steps)
+
+
+@cache
+def _steps_of_an_epoch(data: DataSpec, batch_size: int) -> int:
+    images, extra = images_of(data)
+    return batches_per_epoch(images.train, batch_size, extra)
+
+
+def _seed(seed: int, purpose: str, number: int) -> int:
+    """A seed for other packages, 32 bits, as `curvact.random.generator` makes its own."""
+    return generator(seed, f"search/{purpose}", number).initial_seed() % 2**32
+
+
+def _check_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
+    if (folder / SEARCH_FILE).exists():
+        content = read_plain(folder / SEARCH_FILE)
+        theirs = hashes(content.get("imports") if isinstance(content, dict) else ())
+        if theirs != hashes(spec.imports):
+            raise CurvactError(f"{folder} holds a search with other code: choose another --out")
+        present = read_search(folder).model_dump(mode="json")
+        for key, value in spec.model_dump(mode="json").items():
+            if key not in ("question", "budget", "imports", "test_attack") and present[key] != value:
+                raise CurvactError(
+                    f"{folder} holds another search ({key} is {short(repr(present[key]))} there and "
+                    f"{short(repr(value))} here): choose another --out"
+                )
+        if not resume:
+            raise CurvactError(
+                f"{folder} holds a search already: --resume goes on with it, --out chooses another folder"
+            )
+    else:
+        check_empty(folder, "search")
+
+
+def _rehearse(spec: SearchSpec) -> None:
+    """Prepare the baseline and the trials at the corners of the space, and check the budget."""
+    corners = [Planned(settings, spec.trial(settings)) for settings in spec.corners()]
+    others = [Planned(spec.baseline, spec.baseline_run)] if spec.baseline_run is not None else []
+    rehearse([*others, *corners])
+    least = min(cost_of(run.spec) for run in corners)
+    if least > spec.budget:
+        raise CurvactError(
+            f"budget={spec.budget}: one trial takes {least:,} gradient evaluations; give at least as many"
+        )
+
+
+class _Driver:
+    """One session of a search.
+
+    jobs: those that the engine has; it sees the list grow. labels: in words, by run.
+    reserved: gradient evaluations that running jobs may still cost, by run.
+    waiting: trials by the run whose end they wait for.
+    left: a trial for which the budget has no room yet.
+    in_vain: trials in turn that cost nothing.
+    """
+
+    def __init__(
+        self, spec: SearchSpec, folder: Path, study: optuna.Study, workers: int, console: Console
+    ) -> None:
+        self.spec, self.folder, self.study, self.workers = spec, folder, study, workers
+        self.jobs: list[Job] = []
+        self.labels: dict[str, str] = {}
+        self.reserved: dict[str, int] = {}
+        self.waiting: dict[str, list[int]] = {}
+        self.left: tuple[int, RunSpec] | None = None
+        self.in_vain = 0
+        self.bars = SweepBars(console, spec.name, total=0, finished=0)
+
+    def run(self, engine: Engine) -> list[str]:
+        """Run what there is to run. Returns a line for each run whose worker kept dying."""
+        problems = []
+        with self.bars:
+            self._go_on()
+            self._fill()
+            while self.jobs:
+                given_up = engine(self.jobs, self.workers, self._on)
+                lost = {self.jobs[index].spec.id for index in given_up}
+                for run in lost:
+                    problems.append(
+                        f"{self.labels[run]}: its worker died again and again; --resume tries it again"
+                    )
+                # An engine may leave the jobs that were appended to its next call.
+                self.jobs = [
+                    job for job in self.jobs if job.spec.id in self.reserved and job.spec.id not in lost
+                ]
+        if self.left is not None:
+            self._tell(self.left[0], None, state="left", cause="the rest of the budget is too small for it")
+        return problems
+
+    # ---- what is to be run ----
+
+    def _go_on(self) -> None:
+        """The baseline, and the trials that an earlier session left unfinished."""
+        baseline = self.spec.baseline_run
+        if baseline is not None and finished(self._place(baseline.id), baseline.id) is None:
+            self._append(baseline, "baseline", 0)
+        for trial in trials_of(self.spec, self.study):
+            if trial.state == "running":
+                self._begin(trial.number, trial.settings)
+
+    def _fill(self) -> None:
+        """New trials until every worker has a job, or the budget or the space is exhausted."""
+        while len(self.reserved) < self.workers:
+            if self.left is not None:
+                if not self._fits(self.left[1]):
+                    return
+                (number, run), self.left = self.left, None
+                self._append_trial(number, run)
+                continue
+            if self._exhausted() or not self._ask():
+                return
+
+    def _exhausted(self) -> bool:
+        if self.in_vain >= MOST_IN_VAIN:
+            return True
+        trials = self.study.get_trials(deepcopy=False)
+        if self.spec.sampler == "grid" or math.isfinite(self.spec.size):
+            different = {tuple(sorted(trial.params.items())) for trial in trials}
+            if len(different) >= self.spec.size:
+                return True
+        return self._spent() + sum(self.reserved.values()) + self._least > self.spec.budget
+
+    def _ask(self) -> bool:
+        """One more trial. False where it has to wait for budget that a running one may leave."""
+        number = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = self._sampler(number)
+        distributions = _distributions(self.spec)
+        if self.spec.sampler == "grid":
+            self.study.enqueue_trial(self._grid[number])
+        trial = self.study.ask(distributions)
+        return self._begin(trial.number, _settings(self.spec, trial.params))
+
+    def _sampler(self, number: int) -> Any:
+        """A sampler that depends on the seed and the number of the trial alone, so that a search that
+        was killed goes on as if it had not been."""
+        import optuna
+
+        seed = _seed(self.spec.seed, "sampler", number)
+        if self.spec.sampler == "tpe":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Optuna: options that may change
+                return optuna.samplers.TPESampler(
+                    seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
+                )
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    @cached_property
+    def _grid(self) -> list[dict[str, Any]]:
+        """Optuna's parameters of every combination, in an order drawn from the seed: a budget too small
+        for all of them is spread over the space."""
+        combinations = []
+        for settings in self.spec.combinations():
+            combinations.append(
+                {
+                    key: values.index(settings[key]) if isinstance(values, tuple) else settings[key]
+                    for key, values in self.spec.space.items()
+                }
+            )
+        random.Random(_seed(self.spec.seed, "grid", 0)).shuffle(combinations)
+        return combinations
+
+    def _begin(self, number: int, settings: dict[str, Value]) -> bool:
+        """Take a trial up: from its record, with a running one of the same run, or as a new job."""
+        try:
+            run = self.spec.trial(settings)
+        except CurvactError as error:
+            self.in_vain += 1
+            self._tell(number, None, state="failed", cause=str(error))
+            return True
+        if any(t.run == run.id and t.number != number for t in trials_of(self.spec, self.study)):
+            self.in_vain += 1
+        self._note(number, run=run.id)
+        record = finished(self._place(run.id), run.id)
+        if record is not None:
+            self._judge(number, record, run)
+        elif run.id in self.reserved:
+            self.waiting.setdefault(run.id, []).append(number)
+        elif not self._fits(run):
+            self.left = number, run
+            return False
+        else:
+            self._append_trial(number, run)
+        return True
+
+    def _append_trial(self, number: int, run: RunSpec) -> None:
+        self.in_vain = 0
+        trial = trials_of(self.spec, self.study)[number]
+        self.waiting.setdefault(run.id, []).append(number)
+        self._append(run, f"trial {number}, {trial.label}", self._rest_of(run))
+
+    def _append(self, run: RunSpec, label: str, cost: int) -> None:
+        self.reserved[run.id], self.labels[run.id] = cost, label
+        self.bars.add()
+        self.jobs.append(Job(run, self._place(run.id), self._thresholds(run)))
+
+    def _thresholds(self, run: RunSpec) -> tuple[float, ...]:
+        """The rule of Optuna's MedianPruner, fixed when a trial begins: so its end depends on no other
+        process. A trial is pruned after an epoch where its best accuracy so far is below the median of
+        the completed trials at that epoch."""
+        if self.spec.pruning == "none" or self.spec.baseline_run == run:
+            return ()
+        curves = [t.curve for t in trials_of(self.spec, self.study) if t.state == "completed" and t.curve]
+        if len(curves) < PRUNE_AFTER:
+            return ()
+        last = max(max(curve) for curve in curves)
+        first = math.ceil(PRUNE_FROM * last)
+        values = [[curve[epoch] for curve in curves if epoch in curve] for epoch in range(1, last)]
+        return tuple(
+            statistics.median(at) if epoch > first and at else -1.0
+            for epoch, at in enumerate(values, start=1)
+        )
+
+    # ---- costs ----
+
+    @cached_property
+    def _least(self) -> int:
+        """What the cheapest trial costs, as far as the corners of the space tell."""
+        return min(cost_of(self.spec.trial(corner)) for corner in self.spec.corners())
+
+    def _fits(self, run: RunSpec) -> bool:
+        rest = self.spec.budget - self._spent() - sum(self.reserved.values())
+        return self._rest_of(run) <= rest
+
+    def _rest_of(self, run: RunSpec) -> int:
+        """What the run may still cost: one that was pruned goes on."""
+        known = [t.evaluations for t in trials_of(self.spec, self.study) if t.run == run.id]
+        return max(0, cost_of(run) - max(known, default=0))
+
+    def _spent(self) -> int:
+        return spent(trials_of(self.spec, self.study))
+
+    # ---- what happens ----
+
+    def _on(self, event: Event) -> None:
+        job = self.jobs[event.job]
+        label = self.labels[job.spec.id]
+        if event.kind == "start":
+            self.bars.started(label, job.spec.training.epochs)
+        elif event.kind == "epoch":
+            self.bars.epoch(label, event.content)
+        elif event.kind == "died":
+            self.bars.died(label, event.content)
+        elif event.kind == "done":
+            self.bars.done(label, event.content)
+            del self.reserved[job.spec.id]
+            for number in self.waiting.pop(job.spec.id, []):
+                self._judge(number, event.content, job.spec)
+            self._fill()
+
+    def _judge(self, number: int, record: Record | None, run: RunSpec) -> None:
+        """Tell the study how a trial ended, with its curve and its cost."""
+        history = read_history(self._place(run.id))
+        trial = self._opened(number)
+        for epoch in history:
+            trial.report(epoch["validation_robust_accuracy"], epoch["epoch"])
+        cost = record.gradient_evaluations if record is not None else history[-1]["gradient_evaluations"]
+        self._note(number, evaluations=cost)
+        if record is None:
+            self._tell(number, None, state="pruned")
+        elif record.status == "failed":
+            self._tell(number, judged(record), state="failed", cause=record.cause)
+        else:
+            self._tell(number, judged(record))
+
+    def _tell(self, number: int, value: float | None, *, state: str = "", cause: str = "") -> None:
+        from optuna.trial import TrialState
+
+        if state:
+            self._note(number, state=state)
+        if cause:
+            self._note(number, cause=cause)
+        if value is not None:
+            self.study.tell(number, value)
+        else:
+            self.study.tell(number, state=TrialState.PRUNED if state == "pruned" else TrialState.FAIL)
+
+    def _note(self, number: int, **known: Any) -> None:
+        trial = self._opened(number)
+        for key, value in known.items():
+            trial.set_user_attr(key, value)
+
+    def _opened(self, number: int) -> optuna.trial.Trial:
+        import optuna
+
+        return optuna.trial.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def _place(self, run: str) -> Path:
+        return self.folder / RUNS / run
