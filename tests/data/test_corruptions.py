@@ -176,7 +176,7 @@ def test_clouds_are_those_of_the_published_program() -> None:
                     clouds[r, c] = total / 4 + draws[i, j]
         step, wibble = half, wibble / decay
     clouds -= clouds.min()
-    assert np.allclose(_plasma(size, decay, random).numpy(), clouds / clouds.max(), atol=1e-6)
+    assert np.allclose(_plasma(size, decay, [random])[0].numpy(), clouds / clouds.max(), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

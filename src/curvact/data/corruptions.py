@@ -267,33 +267,35 @@ def _sampled(x: Tensor, zoom: float, across: Tensor, down: Tensor) -> Tensor:
 def _fog(x: Tensor, c: tuple[float, float], randoms: Sequence[torch.Generator]) -> Tensor:
     height, width = x.shape[-2:]
     size = 2 ** math.ceil(math.log2(max(height, width, 2)))
-    clouds = torch.stack([_plasma(size, c[1], r)[:height, :width] for r in randoms])[:, None]
+    clouds = _plasma(size, c[1], randoms)[:, None, :height, :width]
     highest = x.flatten(1).max(1).values.view(-1, 1, 1, 1)
     return (x + c[0] * clouds) * highest / (highest + c[0])
 
 
-def _plasma(size: int, decay: float, random: torch.Generator) -> Tensor:
-    """Clouds in [0, 1] by the diamond-square algorithm, size×size (a power of two), wrapped around."""
-    clouds = torch.zeros(size, size, dtype=torch.float64)
-    step, wibble = size, 100.0
-
-    def mean(total: Tensor) -> Tensor:
-        noise = torch.rand(total.shape, generator=random, dtype=torch.float64) * 2 - 1
-        return total / 4 + wibble**2 * noise
-
-    while step >= 2:
-        half = step // 2
-        corners = clouds[::step, ::step]
-        total = corners + corners.roll(-1, 0)
-        clouds[half::step, half::step] = mean(total + total.roll(-1, 1))
-        middles = clouds[half::step, half::step]
-        rows = middles + middles.roll(1, 0) + corners + corners.roll(-1, 1)
-        clouds[::step, half::step] = mean(rows)
-        columns = middles + middles.roll(1, 1) + corners + corners.roll(-1, 0)
-        clouds[half::step, ::step] = mean(columns)
-        step, wibble = half, wibble / decay
-    clouds -= clouds.min().clone()
-    return (clouds / clouds.max().clamp_min(1e-12)).float()
+def _plasma(size: int, decay: float, randoms: Sequence[torch.Generator]) -> Tensor:
+    """Clouds in [0, 1] by the diamond-square algorithm, N×size×size (a power of two), wrapped
+    around.
+    """
+    counts = [2**level for level in range(size.bit_length() - 1)]
+    drawn = sum(3 * count**2 for count in counts)
+    noise = torch.stack([torch.rand(drawn, generator=r, dtype=torch.float64) for r in randoms]) * 2 - 1
+    clouds = torch.zeros(len(noise), size, size, dtype=torch.float64)
+    wibble = 100.0
+    for count in counts:
+        step, half = size // count, size // count // 2
+        squares, rows, columns = noise[:, : 3 * count**2].reshape(-1, 3, count, count).unbind(1)
+        noise = noise[:, 3 * count**2 :]
+        corners = clouds[:, ::step, ::step]
+        total = corners + corners.roll(-1, 1)
+        middles = (total + total.roll(-1, 2)) / 4 + wibble**2 * squares
+        across = middles + middles.roll(1, 1) + corners + corners.roll(-1, 2)
+        down = middles + middles.roll(1, 2) + corners + corners.roll(-1, 1)
+        clouds[:, half::step, half::step] = middles
+        clouds[:, ::step, half::step] = across / 4 + wibble**2 * rows
+        clouds[:, half::step, ::step] = down / 4 + wibble**2 * columns
+        wibble /= decay
+    clouds -= clouds.amin((1, 2), keepdim=True)
+    return (clouds / clouds.amax((1, 2), keepdim=True).clamp_min(1e-12)).float()
 
 
 def _brightness(x: Tensor, c: float, randoms: Sequence[torch.Generator]) -> Tensor:
