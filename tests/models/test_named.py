@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ def _file() -> Iterator[None]:
     module = types.ModuleType("nets")
     for kind in (Swapped, ByName, ByFactory, Calls, Fixed):
         setattr(module, kind.__name__, kind)
+    module.system = os.system  # type: ignore[attr-defined]
     FILES["nets.py"] = module
     yield
     del FILES["nets.py"]
@@ -121,6 +123,7 @@ def test_own_arguments() -> None:
     ("arguments", "problem"),
     [
         ({"name": "nets.py:Swaped"}, "no network 'Swaped'; did you mean 'Swapped'"),
+        ({"name": "nets.py:system", "command": "true"}, "no network 'system'"),
         ({"name": "other.py:Net"}, r"other\.py was not imported"),
         ({"name": "nets.py:Swapped", "widht": 3}, "no argument 'widht'; did you mean 'width'"),
         ({"name": "nets.py:Swapped", "width": -1}, r"nets\.py:Swapped cannot be built: RuntimeError"),
@@ -156,7 +159,7 @@ def test_a_library_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(model.model.body[1]) == "swish(beta=1.0)"  # type: ignore[union-attr, index]
     with pytest.raises(CurvactError, match="timm has no model 'tinny'; did you mean 'tiny'"):
         build("timm:tinny", **COMMON)
-    with pytest.raises(CurvactError, match="pretrained weights have no hash"):
+    with pytest.raises(CurvactError, match="does not take 'pretrained': put weights into a file"):
         build("timm:tiny", pretrained=True, **COMMON)
     with pytest.raises(CurvactError, match="timm:tiny cannot be built: TypeError"):
         build("timm:tiny", depth=5, **COMMON)

@@ -93,6 +93,13 @@ class Checkpoint:
         return CurvactError(f"{self._file}: {key}={shown}: {why}; correct it or give {remedy}")
 
 
+def run_code_of(path: Path) -> None:
+    """Run the code that the model in a run's folder or a checkpoint needs, if it is trusted."""
+    weights = find_weights(path)
+    if weights.with_suffix(".json").is_file():
+        load_imports(read_sidecar(weights), weights.parent, ask=True)
+
+
 @dataclass(frozen=True)
 class Network:
     """The network of weights that come without a description.

@@ -305,7 +305,7 @@ def _of_folder(item: Import, folder: Path) -> Import:
     if hashlib.sha256(source).hexdigest() != item.sha256:
         raise CurvactError(f"{copy} is not the code that {folder} was made with: its sha256 differs")
     original = Path(item.path)
-    if original.is_file() and original.read_bytes() != source:
+    if original.is_absolute() and original.is_file() and original.read_bytes() != source:
         warnings.warn(
             f"{original} has changed since {folder} was made: the copy in it is used",
             CodeWarning,

@@ -210,7 +210,7 @@ class _Run:
             "gradient_evaluations": epoch.gradient_evaluations,
         }
         if self.spec.imports:
-            about["imports"] = [item.model_dump() for item in self.spec.imports]
+            about["imports"] = [{"path": i.file, "sha256": i.sha256} for i in self.spec.imports]
         if self.spec.activation_from is not None:
             about["activation_from"] = self.spec.activation_from.model_dump(
                 mode="json", exclude={"path"}, exclude_none=True

@@ -146,6 +146,12 @@ class ActivationFrom(Strict):
         return self
 
 
+@cache
+def _hash(file: Path, changed: int, size: int) -> str:
+    """The sha256 of a file, computed once for all runs of a sweep."""
+    return hash_of_file(file)
+
+
 class InitFrom(Strict):
     """Weights that the network starts with, instead of random ones.
 
@@ -168,7 +174,9 @@ class InitFrom(Strict):
         if content.get("sha256") is not None:
             return content
         try:
-            return {**content, "sha256": hash_of_file(find_weights(content["path"]))}
+            file = find_weights(content["path"])
+            about = file.stat()
+            return {**content, "sha256": _hash(file, about.st_mtime_ns, about.st_size)}
         except OSError as error:
             raise CurvactError(f"cannot read {content['path']}: {error.strerror}") from None
 

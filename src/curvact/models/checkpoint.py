@@ -22,7 +22,7 @@ from curvact.files import atomic_write
 from curvact.models.registry import build, is_known, skeleton
 from curvact.names import shortened
 
-SIDECAR_KEYS = ("run", "epoch", "data", "threat_model", "activation_from")
+SIDECAR_KEYS = ("run", "epoch", "data", "threat_model", "activation_from", "imports")
 """Keys of a sidecar, beside `schema` and `architecture`, that published models keep."""
 
 _LONGEST = 300

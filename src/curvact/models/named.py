@@ -49,17 +49,24 @@ def named_network(name: str) -> Callable[..., nn.Module] | None:
     if place not in FILES:
         raise CurvactError(f"{name}: the file {place} was not imported: curvact.lab.import_code does")
     module = FILES[place]
-    found = getattr(module, rest, None)
-    if not callable(found):
-        able = [
-            key
-            for key, value in vars(module).items()
-            if isinstance(value, type) and issubclass(value, nn.Module)
-        ]
+    found = vars(module).get(rest)
+    if not _makes_networks(found, module):
+        able = [key for key, value in vars(module).items() if _makes_networks(value, module)]
         raise CurvactError(
-            f"{place} has no network '{rest}'{nearest(rest, able)}; its classes are {', '.join(able) or 'none'}"
+            f"{place} has no network '{rest}'{nearest(rest, able)}; it has {', '.join(able) or 'none'}"
         )
     return builder_of(name, found)
+
+
+def _makes_networks(found: object, module: ModuleType) -> bool:
+    """Whether it is a class of networks, or a function of this file.
+
+    A description of weights names it, and may be a stranger's: what else the file imports, such as
+    functions of the system, is not called.
+    """
+    if isinstance(found, type):
+        return issubclass(found, nn.Module)
+    return inspect.isfunction(found) and found.__module__ == module.__name__
 
 
 def builder_of(
@@ -227,7 +234,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         raise CurvactError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
 
     def create(num_classes: int = 10, in_chans: int = 3, **more: Any) -> nn.Module:
-        _refuse_pretrained(f"timm:{name}", more)
+        _refuse_foreign_code(f"timm:{name}", more)
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **more)
         return model
 
@@ -238,24 +245,28 @@ def _hugging_face(name: str) -> Callable[..., nn.Module]:
     transformers = _library("transformers", "huggingface")
 
     def create(num_classes: int = 10, in_channels: int = 3, **more: Any) -> nn.Module:
-        _refuse_pretrained(f"hf:{name}", more)
+        _refuse_foreign_code(f"hf:{name}", more)
         try:
-            config = transformers.AutoConfig.from_pretrained(
-                name, num_labels=num_classes, num_channels=in_channels, **more
-            )
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:
             raise CurvactError(f"hf:{name}: its configuration cannot be read: {_line(error)}") from None
-        model: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
+        for key in more:
+            if not hasattr(config, key):
+                raise CurvactError(f"hf:{name} has no argument '{key}'{nearest(key, vars(config))}")
+        config.update({**more, "num_labels": num_classes, "num_channels": in_channels})
+        model: nn.Module = transformers.AutoModelForImageClassification.from_config(
+            config, trust_remote_code=False
+        )
         return model
 
     return create
 
 
-def _refuse_pretrained(name: str, more: Mapping[str, Any]) -> None:
-    if more.get("pretrained"):
-        raise CurvactError(
-            f"{name}: pretrained weights have no hash: write them to a file and give init_from"
-        )
+def _refuse_foreign_code(name: str, more: Mapping[str, Any]) -> None:
+    """CurvactError for arguments that fetch weights, files or code: a stranger may have written them."""
+    for key in more:
+        if key.startswith("pretrained") or key in ("checkpoint_path", "cache_dir", "auto_map"):
+            raise CurvactError(f"{name} does not take '{key}': put weights into a file and give init_from")
 
 
 def _library(name: str, extra: str) -> Any:

@@ -26,11 +26,13 @@ def extract(
     out: Annotated[Path, typer.Option(help="The file to write, .safetensors; a .json comes beside it.")],
 ) -> None:
     """Take the learned activation out of a checkpoint."""
+    from curvact.lab.checkpoints import run_code_of
     from curvact.models.learned import extract_activation, write_learned
 
     for file in (out, out.with_suffix(".json")):
         if file.exists():
             raise CurvactError(f"{file} exists already: give another --out")
+    run_code_of(checkpoint)
     learned = extract_activation(checkpoint)
     write_learned(out, learned)
     _show(learned)
