@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,9 +105,6 @@ ANALYSES: dict[str, Callable[[Given], Any]] = {
 }
 CURVATURES: dict[str, Callable[[Given], Any]] = {
     "effective_curvature": lambda g: analysis.effective_curvature(g.model, g.x).mean,
-    "effective_curvature_change": lambda g: (
-        analysis.effective_curvature_change(g.model, g.model, g.x).after.mean
-    ),
     "call_sites": lambda g: [site.name for site in analysis.call_sites(g.model, g.x)],
     "empirical_lipschitz": lambda g: analysis.empirical_lipschitz(g.model, g.x, radius=0.1, steps=2),
 }
@@ -193,6 +191,8 @@ ANY_OUTPUT = set(MODELS) - {"float64", "float16", "bfloat16", "meta", "None", "t
 RIGHT = {
     # A loss has an answer at any inputs; an attack in it refuses what is no image.
     **dict.fromkeys(ANALYSES, FREE_RANGE),
+    # Their numbers are then NaN.
+    **{key: {"NaN logits"} for key in ("average_flatness", "worst_case_flatness", "loss_landscape")},
     # Pre-activations do not depend on what the model returns.
     **dict.fromkeys(CURVATURES, FREE_RANGE | ANY_OUTPUT | {"one image without batch"}),
     "call_sites": FREE_RANGE | ANY_OUTPUT | {"one image without batch", "NaN", "infinite", "no images"},
@@ -283,3 +283,79 @@ def _numbers(found: Any) -> Tensor:
     if is_dataclass(found) and not isinstance(found, type):
         return _numbers([getattr(found, f.name) for f in fields(found)])
     return torch.zeros(0, dtype=torch.float64)
+
+
+ARGUMENTS: dict[str, Callable[[Given], Any]] = {
+    "steps": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps="2"),
+    "step": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, step="long"),
+    "noise": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, noise=None),
+    "start": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, start=None),
+    "loss": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, loss=3),
+    "loss of one number": lambda g: attacks.pgd(
+        g.model, g.x, g.y, g.threat, steps=2, loss=lambda z, y, t: z.sum()
+    ),
+    "targets": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, targets=g.y + 4),
+    "one target": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, targets=3),
+    "epsilon": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, epsilon=-torch.ones(6)),
+    "one epsilon": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, epsilon=0.1),
+    "generator": lambda g: attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, generator=0),
+    "threat model": lambda g: attacks.pgd(g.model, g.x, g.y, "linf", steps=2),
+    "no threat model": lambda g: attacks.fgsm(g.model, g.x, g.y, None),
+    "accuracy in a tuple": lambda g: attacks.accuracy(g.model, g.x, g.y, "pgd-1", ("linf", 0.1)),
+    "no attack": lambda g: attacks.accuracy(g.model, g.x, g.y, None, g.threat),
+    "a class of attacks": lambda g: attacks.accuracy(g.model, g.x, g.y, PGD, g.threat),
+    "batch_size": lambda g: attacks.accuracy(g.model, g.x, g.y, "pgd-1", g.threat, batch_size=True),
+    "masking": lambda g: attacks.masking_report(g.model, g.x, g.y, "linf"),
+    "autoattack": lambda g: attacks.autoattack(g.model, g.x, g.y, "linf"),
+    "high": lambda g: attacks.minimum_radius(g.model, g.x, g.y, high="wide"),
+    "Loss.batch_size": lambda g: analysis.Loss(g.model, g.x, g.y, batch_size=True),
+    "no inputs": lambda g: analysis.effective_curvature_change(g.model, g.model, None),
+    "no Loss": lambda g: analysis.diagonal_norms(g.model, exact=True),
+    "probes": lambda g: analysis.diagonal_norms(_loss(g), probes=4.5, generator=_random()),
+    "Hessian's generator": lambda g: analysis.trace(_loss(g), generator=3),
+    "no parameters": lambda g: analysis.exact_diagonal(analysis.Loss(nn.Flatten(), g.x, g.y)),
+    "flatness by name": lambda g: analysis.average_flatness(_loss(g), "pgd-2"),
+    "flatness by PGD": lambda g: analysis.average_flatness(_loss(g), PGD(2)),
+    "radius": lambda g: analysis.average_flatness(_loss(g), None, radius="0.5"),
+    "restarts": lambda g: analysis.worst_case_flatness(_loss(g), None, restarts=True),
+    "points": lambda g: analysis.loss_landscape(_loss(g), points="21"),
+    "smoothness of a list": lambda g: analysis.smoothness_report(_loss(g), ["pgd"]),
+    "smoothness of a number": lambda g: analysis.smoothness_report(_loss(g), {"pgd": 3}),
+    **{
+        f"attack {text!r}": lambda g, text=text: attacks.named_attack(text)
+        for text in ("pgd-²", "pgd-", "pgd-1.5", "pgd(steps=²)", "pgd(steps=True)", "", "PGD 20", "fgsm(1)")
+    },
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_wrong_arguments_are_one_line(name: str) -> None:
+    message = _refusal(ARGUMENTS[name], _given(), name)
+    assert message is not None
+    assert "\n" not in message
+
+
+def test_arguments_of_numpy_and_text_are_numbers() -> None:
+    g = _given()
+    expected = attacks.pgd(g.model, g.x, g.y, g.threat, steps=2, step=0.5, start="none")
+    steps, step = np.int64(2), np.float64(0.5)
+    assert torch.equal(
+        attacks.pgd(g.model, g.x, g.y, g.threat, steps=steps, step=step, start="none"), expected
+    )
+    found = analysis.empirical_lipschitz(g.model, g.x, radius="51/255", steps=2)
+    assert torch.equal(found, analysis.empirical_lipschitz(g.model, g.x, radius=0.2, steps=2))
+    assert analysis.match_radii(_loss(g), "51/255").l2 == 0.8
+
+
+@pytest.mark.parametrize("name", ["gradient", "diagonal_norms", "effective_curvature", "loss_landscape"])
+def test_a_compiled_model_is_the_module_behind_it(name: str) -> None:
+    g = _given()
+    compiled = g._replace(model=torch.compile(g.model, backend="eager"))
+    torch.testing.assert_close(_numbers(FUNCTIONS[name](compiled)), _numbers(FUNCTIONS[name](g)))
+
+
+def test_frozen_parameters_count_in_a_hessian() -> None:
+    g = _given()
+    expected = analysis.exact_diagonal(_loss(g))
+    g.model.requires_grad_(False)
+    assert torch.equal(analysis.exact_diagonal(_loss(g)), expected)

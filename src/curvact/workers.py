@@ -33,12 +33,13 @@ class Event:
 
     kind: "start" (content: the worker's process id), "done" (what the work returned), "died" (how
         often the job was started by then), or a kind that the work itself sent.
-    job: its index.
+    job: its index. cause: of "died", how the process ended, such as "killed by SIGKILL".
     """
 
     kind: str
     job: int
     content: Any = None
+    cause: str = ""
 
 
 def at_start(function: Callable[..., object], *arguments: object) -> None:
@@ -93,7 +94,7 @@ def run_jobs(
                     kind, content = pickle.loads(worker.connection.recv_bytes())
                 except (EOFError, OSError):
                     started = pool.started[index]
-                    on_event(Event("died", index, started))
+                    on_event(Event("died", index, started, _end_of(worker.process)))
                     (pool.waiting.appendleft if started < attempts else given_up.append)(index)
                     pool.replace(worker)
                     continue
@@ -174,7 +175,12 @@ class _Pool:
         starts = pickle.dumps(_AT_START)
         arguments = (theirs, os.getpid(), self.work, self.setup is not None, device, self.threads, starts)
         process = self.context.Process(target=_serve, args=arguments, daemon=True)
-        process.start()
+        # A Ctrl-C is for this process: one that is still starting would show a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Worker(process, ours, device)
 
@@ -182,6 +188,19 @@ class _Pool:
         if self.setup is not None:
             _send(worker, self.setup)
         self.assign(worker)
+
+
+def _end_of(process: BaseProcess) -> str:
+    """How a process ended, in words."""
+    process.join(timeout=5)
+    code = process.exitcode
+    if code is None:
+        return "its pipe was closed"
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL, as for want of memory"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def _send(worker: _Worker, content: bytes) -> None:

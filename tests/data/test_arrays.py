@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -210,7 +212,11 @@ FULL = np.full((200, 1, 8, 8), 0.5, np.float32)
         ((BYTES, LABELS), {"test": (BYTES, LABELS + 1)}, "no image of class 10"),
         ((BYTES, LABELS), {"name": ""}, "name=''"),
         ((BYTES, LABELS), {"memory": -1}, "memory=-1"),
-        ((BYTES, LABELS), {"classes": ["a"] * 10}, "different names"),
+        ((BYTES, LABELS), {"classes": ["a"]}, "at least 2 names"),
+        ((BYTES, LABELS), {"classes": 3.5}, "classes=3.5"),
+        ((np.ma.masked_less(BYTES, 9), LABELS), {}, "images are a masked array"),
+        ((BYTES, torch.from_numpy(LABELS).to_sparse()), {}, "labels are a sparse tensor"),
+        ((torch.empty(200, 1, 8, 8, device="meta"), LABELS), {}, "meta device"),
     ],
 )
 def test_what_is_refused(arguments: Any, options: Any, part: str) -> None:
@@ -260,6 +266,46 @@ def test_parts_of_torch_data_sets() -> None:
     assert torch.equal(part.images, DIGITS.images[places])
     drawn = from_arrays(DataLoader(Items(), 2, sampler=SubsetRandomSampler(places)))
     assert torch.equal(drawn.images, DIGITS.images[sorted(places)])
+
+
+class Rows:
+    """As `datasets.Dataset`: rows by index, several at once by `__getitems__`, and features."""
+
+    features: ClassVar[dict[str, Any]] = {"image": None, "label": SimpleNamespace(names=list("abcdefghij"))}
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> Any:
+        return {"image": Image.fromarray(BYTES[index, 0]), "label": int(LABELS[index])}
+
+    def __getitems__(self, places: list[int]) -> list[Any]:
+        return [self[place] for place in places]
+
+
+def test_rows_of_hugging_face() -> None:
+    data = from_arrays(Rows())
+    assert data.sha256 == DIGITS.sha256
+    assert data.classes == tuple("abcdefghij")
+    assert len(from_arrays(Rows(), test=Rows()).test) == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"images": DIGITS.images.float()}, "images lie in [0, 255]"),
+        ({"images": DIGITS.images.double()}, "images are torch.float64"),
+        ({"images": DIGITS.images[0]}, "shape (1, 8, 8)"),
+        ({"labels": DIGITS.labels.int()}, "labels are torch.int32"),
+        ({"labels": DIGITS.labels[:, None]}, "shape (200, 1)"),
+        ({"labels": DIGITS.labels - 1}, "labels lie in -1 … 8 of 10 classes"),
+        ({"classes": ("a", "b")}, "labels lie in 0 … 9 of 2 classes"),
+    ],
+)
+def test_a_data_set_made_without_the_door_is_checked_too(change: Any, part: str) -> None:
+    with pytest.raises(CurvactError) as caught:
+        replace(DIGITS, **change)
+    assert part in str(caught.value)
 
 
 def test_fit_and_accuracy_take_lazy_images(mapped: Any) -> None:

@@ -76,7 +76,7 @@ def _real(count: int) -> Dataset:
     """Real images. Their labels start at 100; those of extra images are below 10."""
     images = torch.from_numpy(_pixels(count, seed=9)).permute(0, 3, 1, 2).contiguous()
     half = (0.5, 0.25, 0.75)
-    return Dataset("t/train", images, 100 + torch.arange(count), ("a",), half, half, "")
+    return Dataset("t/train", images, 100 + torch.arange(count), ("a",) * 9999, half, half, "")
 
 
 def _stored(path: Path) -> None:
@@ -567,7 +567,7 @@ def test_what_training_refuses(tmp_path: Path, stored: ExtraImages) -> None:
             use()
         assert "\n" not in str(error.value)
     other = _real(10)
-    other = Dataset("t/train", other.images[:, :, 1:], other.labels, ("a",), other.mean, other.std, "")
+    other = Dataset("t/train", other.images[:, :, 1:], other.labels, other.classes, other.mean, other.std, "")
     with pytest.raises(
         CurvactError, match=r"extra\.npz holds images of shape \(3, 6, 5\); t/train has \(3, 5, 5\)"
     ):

@@ -400,3 +400,28 @@ def test_start_weights(run_spec: Any, tmp_path: Path) -> None:
         prepare(head)
     with pytest.raises(CurvactError, match="no checkpoint file"):
         run_spec(init_from=str(tmp_path / "none.pt"))
+
+
+def test_other_kernels_do_not_go_on(run_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was begun with other activation kernels would mix two kinds of numbers."""
+
+    def die(epoch: Any) -> None:
+        if getattr(epoch, "validation_accuracy", None) is not None:
+            raise KeyboardInterrupt
+
+    spec = run_spec(training={"epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        execute(spec, tmp_path / "run", on_event=die)
+    file = tmp_path / "run" / "environment.json"
+    begun = json.loads(file.read_text())
+    file.write_text(json.dumps({**begun, "kernels": "other (gcc 1)"}))
+    with pytest.raises(CurvactError, match=r"was begun with the activation kernels other \(gcc 1\)"):
+        execute(spec, tmp_path / "run")
+    file.write_text("{")
+    with pytest.raises(CurvactError, match=r"environment\.json is damaged"):
+        execute(spec, tmp_path / "run")
+    file.write_text(json.dumps(begun))
+    # The epoch was in the state and not yet in the metrics when the run was ended.
+    assert read_history(tmp_path / "run") == []
+    execute(spec, tmp_path / "run")
+    assert [line["epoch"] for line in read_history(tmp_path / "run")] == [1, 2]

@@ -148,16 +148,18 @@ def test_workers_leave_with_their_driver(unbroken: tuple[Path, Path], tmp_path: 
 
 
 def test_a_worker_that_keeps_dying_is_given_up(sweep_spec: Any, tmp_path: Path) -> None:
-    kinds = []
+    kinds, causes = [], set()
 
     def kill(event: Event) -> None:
         kinds.append(event.kind)
+        causes.add(event.cause)
         if event.kind == "start" and event.job == 0:
             os.kill(event.content, signal.SIGKILL)
 
     runs = sweep_spec(grid={"curvature": [1, 6], "seed": [0]}).planned
     assert run_local([Job(run.spec, tmp_path / run.id) for run in runs], 1, kill) == [0]
     assert kinds.count("died") == 3
+    assert causes == {"", "killed by SIGKILL, as for want of memory"}
     assert kinds.count("done") == 1
     assert finished(tmp_path / runs[1].id, runs[1].id) is not None
 

@@ -60,6 +60,25 @@ class Calls(nn.Module):
         return F.relu(self.fc(x.mean((2, 3))))
 
 
+class TheirGELU(nn.Module):
+    """A class of a library, which calls the function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x)
+
+
+class TheirGate(TheirGELU):
+    """Not an activation: it looks at other elements too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x - x.mean())
+
+
+class TheirModules(Swapped):
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, gate: bool = False) -> None:
+        super().__init__(num_classes, in_channels, layer=TheirGate if gate else TheirGELU)
+
+
 class Fixed(nn.Module):
     """Always ten classes."""
 
@@ -74,7 +93,7 @@ class Fixed(nn.Module):
 @pytest.fixture(autouse=True)
 def _file() -> Iterator[None]:
     module = types.ModuleType("nets")
-    for kind in (Swapped, ByName, ByFactory, Calls, Fixed):
+    for kind in (Swapped, ByName, ByFactory, TheirModules, Calls, Fixed):
         setattr(module, kind.__name__, kind)
     module.system = os.system  # type: ignore[attr-defined]
     FILES["nets.py"] = module
@@ -85,7 +104,7 @@ def _file() -> Iterator[None]:
 COMMON: dict[str, Any] = {"channels": 1, "classes": 7, "size": 8, "mean": [0.3], "std": [0.2]}
 
 
-@pytest.mark.parametrize("name", ["Swapped", "ByName", "ByFactory"])
+@pytest.mark.parametrize("name", ["Swapped", "ByName", "ByFactory", "TheirModules"])
 def test_the_activation_gets_into_the_network(name: str, tmp_path: Path) -> None:
     arguments = {"name": f"nets.py:{name}", "activation": "rctaf(curvature=6)", **COMMON}
     model = build(**arguments, generator=torch.Generator().manual_seed(1))
@@ -131,6 +150,7 @@ def test_own_arguments() -> None:
         ({"name": "nets.py:Swapped", "scope": "stage"}, "scope='stage' is not for it"),
         ({"name": "nets.py:ByName", "scope": "layer"}, "leave out scope"),
         ({"name": "nets.py:Calls"}, "relu in forward, which cannot be swapped"),
+        ({"name": "nets.py:TheirModules", "gate": True}, "body.1: gelu in forward"),
         ({"name": "nets.py:Fixed"}, "needs its argument 'must'"),
         ({"name": "nets.py:Fixed", "must": 1}, r"outputs of shape \(2, 10\) .*, not \(2, 7\)"),
         ({"name": "timm:resnet50"}, r"timm cannot be imported .*pip install 'curvact\[timm\]'"),

@@ -28,7 +28,8 @@ from curvact.activations.selection import Selector, matcher
 from curvact.analysis.calls import CallSite, Function, call_sites, curvature_at, identity_of, watched
 from curvact.analysis.loss import check_dense
 from curvact.analysis.records import OnProgress, finite, plain
-from curvact.attacks.batch import check_number, checked_module, differentiable, normal
+from curvact.attacks.arguments import door
+from curvact.attacks.batch import check_number, checked_module, normal
 from curvact.errors import CurvactError
 from curvact.models.modes import mode
 
@@ -109,7 +110,7 @@ class EffectiveCurvatureChange:
         return {"before": self.before.as_dict(), "after": self.after.as_dict(), "ratio": ratios}
 
 
-@differentiable()
+@door
 def effective_curvature(
     model: nn.Module,
     x: Batches,
@@ -195,6 +196,7 @@ def effective_curvature(
     return EffectiveCurvature(tuple(tally.result() for tally in tallies), inputs, batch_statistics)
 
 
+@door
 def effective_curvature_change(
     before: nn.Module,
     after: nn.Module,

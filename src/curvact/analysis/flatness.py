@@ -20,6 +20,7 @@ from torch import Tensor
 from curvact.analysis.loss import Batch, Loss
 from curvact.analysis.records import OnProgress, plain
 from curvact.analysis.weights import Weights, moving, norm_of
+from curvact.attacks.arguments import door
 from curvact.attacks.pgd import LONGEST, PGD, Attack
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -73,6 +74,7 @@ class WorstFlatness:
         return {"kind": "worst", **plain(self)}
 
 
+@door
 def average_flatness(
     loss: Loss,
     attack: Attack | None,
@@ -103,7 +105,6 @@ def average_flatness(
     with moving(loss, where, normalization=False) as weights:
         batches = loss.inputs()
         start = mean_loss(loss, batches, attack)
-        check_start(start, where)
         losses = []
         for draw in range(draws):
             weights.set(weights.direction(generator(seed, "flatness", draw), radius=radius))
@@ -123,6 +124,7 @@ def average_flatness(
     )
 
 
+@door
 def worst_case_flatness(
     loss: Loss,
     threat_model: ThreatModel | None,
@@ -182,7 +184,6 @@ def worst_case_flatness(
 
         still = [torch.zeros_like(p) for p in weights.start]
         reference = highest(still, near, 0.0)
-        check_start(reference, where)
         found = []
         for restart in range(restarts):
             offsets, points = still, near
@@ -210,12 +211,6 @@ def worst_case_flatness(
 
 
 # ---- losses ----
-
-
-def check_start(value: Tensor, where: str) -> None:
-    """CurvactError for a loss of the model itself that is not finite. Waits for the device."""
-    if not math.isfinite(value.item()):
-        raise CurvactError(f"the loss is {value.item()} in {where}: it must be finite")
 
 
 def mean_loss(loss: Loss, batches: Sequence[Batch], attack: Attack | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from curvact.analysis.loss import Loss
 from curvact.analysis.records import OnProgress, finite, plain
+from curvact.attacks.arguments import door
 from curvact.attacks.batch import checked_images
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -82,6 +83,7 @@ class InputFlatness:
         return {**{name: getattr(self, name) for name in names}, **errors}
 
 
+@door
 def input_flatness(
     loss: Loss,
     threat_models: Mapping[str, ThreatModel] | None = None,
@@ -133,6 +135,7 @@ def input_flatness(
     )
 
 
+@door
 def input_gradient(loss: Loss) -> Tensor:
     """∇_x ℓ of each example, of the shape of x.
 
@@ -152,6 +155,7 @@ def input_gradient(loss: Loss) -> Tensor:
     return _finite(torch.cat(slopes), "gradient", "input_gradient")
 
 
+@door
 def input_spectrum(loss: Loss, *, steps: int = 20, random: torch.Generator | None = None) -> InputSpectrum:
     """Largest and smallest eigenvalue of each example's input Hessian, by Lanczos on all examples
     of a batch at once.
@@ -197,6 +201,7 @@ def input_spectrum(loss: Loss, *, steps: int = 20, random: torch.Generator | Non
     return InputSpectrum(*(torch.cat([getattr(f, n) for f in found]) for n in ("top", "bottom", "residual")))
 
 
+@door
 def linearity_error(
     loss: Loss,
     threat_model: ThreatModel,

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvact.analysis.flatness import check_start, mean_loss
+from curvact.analysis.flatness import mean_loss
 from curvact.analysis.loss import Loss
 from curvact.analysis.records import OnProgress, plain
 from curvact.analysis.weights import Weights, moving
+from curvact.attacks.arguments import door
 from curvact.attacks.pgd import Attack
 from curvact.errors import CurvactError
 from curvact.random import generator
@@ -63,6 +64,7 @@ class Landscape:
         return record
 
 
+@door
 def loss_landscape(
     loss: Loss,
     attack: Attack | None = None,
@@ -115,7 +117,6 @@ def loss_landscape(
                 adversarial.append(mean_loss(loss, batches, attack))
             if on_progress is not None:
                 on_progress(done, points**count)
-    check_start(clean[len(clean) // 2], where)
     flat = [torch.cat([part.double().reshape(-1) for part in axis if part is not None]) for axis in axes]
     norms = [axis.norm().item() for axis in flat]
     return Landscape(
@@ -129,6 +130,7 @@ def loss_landscape(
     )
 
 
+@door
 def filter_normalized_direction(loss: Loss, *, seed: int = 0, index: int = 0) -> dict[str, Tensor]:
     """A random direction in which every filter has the norm of the model's own. [paper]
 

@@ -10,9 +10,10 @@ import torch
 
 from curvact.analysis.loss import Loss
 from curvact.analysis.records import plain
-from curvact.attacks.batch import checked_images
+from curvact.attacks.arguments import door
+from curvact.attacks.batch import check_number, checked_images
 from curvact.attacks.pgd import PGD, Attack
-from curvact.attacks.threat import ThreatModel
+from curvact.attacks.threat import ThreatModel, as_radius
 from curvact.errors import CurvactError, nearest
 from curvact.random import generator
 
@@ -63,9 +64,10 @@ def seeded(attack: PGD, threat_model: ThreatModel, seed: int = 0) -> Attack:
     return attack.on(threat_model, lambda device: generator(seed, "smoothness, attack", device=device))
 
 
+@door
 def match_radii(
     loss: Loss,
-    epsilon: float,
+    epsilon: float | str,
     *,
     rule: MatchingRule = "corners",
     attack: PGD = PGD_20,
@@ -90,10 +92,8 @@ def match_radii(
             f"rule={rule!r} in {where}: allowed are {', '.join(get_args(MatchingRule))}"
             + nearest(str(rule), get_args(MatchingRule))
         )
-    if not (math.isfinite(epsilon) and epsilon > 0) or bisections < 1:
-        raise CurvactError(
-            f"epsilon={epsilon}, bisections={bisections} in {where}: a finite radius > 0, at least 1 bisection"
-        )
+    epsilon = as_radius(epsilon, f"epsilon={epsilon!r} in {where}", above_zero=True)
+    check_number(bisections, "bisections", where)
     with loss.running(where, twice=False):
         batches = loss.inputs()
         for x, _ in batches:

@@ -21,7 +21,8 @@ from curvact.analysis.calls import call_sites, identity_of
 from curvact.analysis.matching import PGD_20
 from curvact.analysis.records import OnProgress, plain
 from curvact.attacks import PGD, ThreatModel, accuracy, ensemble, minimum_radius
-from curvact.attacks.batch import check_number, checked_images, differentiable, first_outputs, wrong_shape
+from curvact.attacks.arguments import door
+from curvact.attacks.batch import check_number, checked_images, first_outputs, wrong_shape
 from curvact.attacks.pgd import Model, pgd
 from curvact.attacks.threat import as_radius
 from curvact.errors import CurvactError
@@ -169,12 +170,12 @@ def activation_shape(module: ActivationLike) -> ActivationShape:
     )
 
 
-@differentiable()
+@door
 def empirical_lipschitz(
     model: Model,
     x: Tensor,
     *,
-    radius: float,
+    radius: float | str,
     steps: int = 10,
     step: float | None = None,
     seed: int = 0,

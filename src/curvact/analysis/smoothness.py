@@ -24,6 +24,7 @@ from curvact.analysis.input_flatness import InputFlatness, input_flatness
 from curvact.analysis.loss import Batch, Loss
 from curvact.analysis.records import OnProgress, plain
 from curvact.analysis.weights import Weights, moving, norm_of
+from curvact.attacks.arguments import door, is_attack, shown
 from curvact.attacks.batch import checked_images
 from curvact.attacks.pgd import Attack
 from curvact.attacks.threat import ThreatModel
@@ -144,6 +145,7 @@ class TrajectorySmoothness:
         return {"kind": "trajectory", **plain(self)}
 
 
+@door
 def smoothness_report(
     loss: Loss,
     attacks: Mapping[str, Attack | None],
@@ -237,6 +239,7 @@ def smoothness_report(
     )
 
 
+@door
 def trajectory_smoothness(
     loss: Loss,
     points: Iterable[Point],
@@ -582,6 +585,14 @@ def _check_count(count: int, positions: Sequence[float] | None) -> None:
 def _check_attacks(attacks: Mapping[str, Attack | None], where: str) -> None:
     if not attacks:
         raise CurvactError(f"no attacks in {where}: give at least one, or None for the loss itself")
+    if not isinstance(attacks, Mapping):
+        raise CurvactError(f"attacks in {where} are a {type(attacks).__name__}: attacks by name")
+    for name, attack in attacks.items():
+        if attack is not None and not is_attack(attack):
+            raise CurvactError(
+                f"attack {name!r} in {where} is {shown(attack)}: a function (model, x, y) -> x_adv, such as "
+                "PGD(20).on(threat_model), or None"
+            )
 
 
 def _check_losses(looks: Mapping[str, _Look], where: str) -> None:

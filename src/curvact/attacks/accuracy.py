@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvact.attacks.arguments import door, shown, takes_threat_model
 from curvact.attacks.batch import (
     ROUNDING,
     Guarded,
@@ -18,12 +19,11 @@ from curvact.attacks.batch import (
     alike,
     check_number,
     checked,
-    differentiable,
     warn_of,
 )
 from curvact.attacks.losses import classes
 from curvact.attacks.pgd import Attack, Model
-from curvact.attacks.registry import NamedAttack, named_attack, takes_threat_model
+from curvact.attacks.registry import NamedAttack, named_attack
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
 from curvact.models.modes import mode
@@ -45,7 +45,7 @@ class Accuracy:
     robust_correct: Tensor
 
 
-@differentiable()
+@door
 def accuracy(
     model: Model,
     x: Tensor,
@@ -134,8 +134,10 @@ def _attack(attack: Any, threat_model: ThreatModel | None) -> Attack:
     """The attack as a function of model, images and labels."""
     if isinstance(attack, str):
         attack = named_attack(attack)
-    if not callable(attack):
-        raise CurvactError(f"attack={attack!r} of accuracy: a function (model, x, y) -> x_adv, or a name")
+    if not callable(attack) or isinstance(attack, type):
+        raise CurvactError(
+            f"attack={shown(attack)} of accuracy: a function (model, x, y) -> x_adv, or a name"
+        )
     if not takes_threat_model(attack):
         ready: Attack = attack
         return ready

@@ -75,8 +75,12 @@ def attack_loss(loss: str | AttackLoss) -> AttackLoss:
     >>> attack_loss("dlr").__name__
     'dlr'
     """
-    if not isinstance(loss, str):
+    if callable(loss):
         return loss
+    if not isinstance(loss, str):
+        raise CurvactError(
+            f"loss={loss!r} of an attack: a name, or a function (logits, y, targets) -> N losses"
+        )
     if loss not in LOSSES:
         raise CurvactError(
             f"unknown loss '{loss}' of an attack{nearest(loss, LOSSES)}; known are {', '.join(LOSSES)}"

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from curvact.attacks.arguments import door
 from curvact.attacks.batch import (
     Guarded,
     check_number,
     checked,
     connected,
-    differentiable,
     warn_of,
 )
 from curvact.attacks.black_box import random_search, small_network
@@ -72,7 +72,7 @@ class MaskingReport:
         return "\n".join([f"{found} of gradient masking on {self.images} images", *map(str, self.findings)])
 
 
-@differentiable()
+@door
 def masking_report(
     model: Model,
     x: Tensor,

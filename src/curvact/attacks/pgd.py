@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor
 
-from curvact.attacks.batch import Guarded, checked, checked_labels, differentiable, normal
+from curvact.attacks.arguments import door, shown
+from curvact.attacks.batch import Guarded, checked, checked_labels, normal
 from curvact.attacks.losses import AttackLoss, attack_loss, succeeded
 from curvact.attacks.threat import ThreatModel, ball, check_per_sample
 from curvact.errors import CurvactError, nearest
@@ -225,7 +226,7 @@ def fgsm(
     )
 
 
-@differentiable()
+@door
 def pgd(
     model: Model,
     x: Tensor,
@@ -299,6 +300,8 @@ def pgd(
     for name, value in (("y", y), ("targets", targets), ("epsilon", epsilon)):
         if isinstance(value, Tensor):
             check_per_sample(name, value, x)
+        elif value is not None:
+            raise CurvactError(f"{name}={shown(value)} of pgd: a tensor, one value for each image")
     _check_start(start, x)
     if check:
         _check_values(epsilon, start, generator, x)
@@ -340,11 +343,11 @@ def pgd(
 def _check(steps: int, step: float | None, restarts: int) -> None:
     for name, value, least in (("steps", steps, 0), ("restarts", restarts, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise CurvactError(f"{name}={value!r} of pgd: a whole number >= {least}")
+            raise CurvactError(f"{name}={shown(value)} of pgd: a whole number >= {least}")
     if step is None:
         return
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not (math.isfinite(step) and step > 0):
-        raise CurvactError(f"step={step!r} of pgd: a number > 0, in units of ε")
+        raise CurvactError(f"step={shown(step)} of pgd: a number > 0, in units of ε")
     if step > LONGEST:
         raise CurvactError(
             f"step={step!r} of pgd: at most {LONGEST:g}, because steps are in units of ε and the ball is 2ε wide"
@@ -424,6 +427,9 @@ def _ascend(
         with torch.enable_grad():
             logits = model(x_adv)
             losses = compute_loss(logits, batch.y, batch.targets)
+            if not isinstance(losses, Tensor) or losses.shape != (len(x_adv),):
+                got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                raise CurvactError(f"the loss of pgd is {got}: a tensor ({len(x_adv)},), one loss an image")
             gradient = _gradient(losses, x_adv)
         with torch.no_grad():
             x_adv, losses = x_adv.detach(), losses.detach()

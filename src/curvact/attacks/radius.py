@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvact.attacks.batch import Guarded, check_number, checked, differentiable, warn_of
+from curvact.attacks.arguments import door
+from curvact.attacks.batch import Guarded, check_number, checked, warn_of
 from curvact.attacks.losses import succeeded
 from curvact.attacks.pgd import PGD, Model
 from curvact.attacks.threat import Norm, ThreatModel, as_radius, ball, distance
 from curvact.errors import CurvactError
 
 
-@differentiable()
+@door
 def minimum_radius(
     model: Model,
     x: Tensor,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from curvact.attacks.adapters import from_adv_lib, from_torchattacks
+from curvact.attacks.arguments import takes_threat_model
 from curvact.attacks.autoattack import ATTACKS, AutoAttack
 from curvact.attacks.pgd import FGSM, PGD, Model, OnStep
 from curvact.attacks.threat import ThreatModel
@@ -107,20 +108,6 @@ class FunctionAttack:
         known = signature(self.function).parameters
         extra = {key: value for key, value in passed.items() if key in known}
         return self.function(model, x, y, threat_model, **extra, **dict(self.settings))
-
-
-def takes_threat_model(attack: Callable[..., Any]) -> bool:
-    """Whether it is called as `attack(model, x, y, threat_model)`, by its signature.
-
-    >>> takes_threat_model(PGD(1)), takes_threat_model(lambda model, x, y: x), takes_threat_model(PGD)
-    (True, False, False)
-    """
-    try:
-        parameters = signature(attack).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return sum(p.default is p.empty for p in needed) == 4
 
 
 def _factory(name: str, function: Callable[..., Tensor]) -> Callable[..., NamedAttack]:

@@ -72,7 +72,8 @@ def from_arrays(
 
     images: numpy array or tensor, uint8 or floats in [0, 1]; N×H×W, N×C×H×W or N×H×W×C, with 1 or 3
         channels. Or a torch `Dataset` of (image, label), or a `DataLoader` of one, in the order of
-        the data set, without labels beside it. Its transform must not be random.
+        the data set, without labels beside it. Its transform must not be random. Likewise a data
+        set of Hugging Face, and whatever else has items (image, label) by index.
     labels: N whole numbers from 0, of any integer type.
     test: None for one `Dataset`. For `Splits`: a fraction of the images; or test images, as
         (images, labels), a torch `Dataset`, a `DataLoader`, or a `Dataset` of curvact.
@@ -142,7 +143,7 @@ def _of_its_own(where: str, given: Any, memory: int) -> tuple[Images, Tensor]:
         return given.images, given.labels
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return _source(where, given[0], given[1], memory)
-    if isinstance(given, (torch_data.Dataset, torch_data.DataLoader)):
+    if isinstance(given, (torch_data.Dataset, torch_data.DataLoader)) or _map_style(given):
         return _source(where, given, None, memory)
     raise CurvactError(
         f"{where} is {_shown(given)}: a fraction in (0, 1), (images, labels), a torch Dataset or a DataLoader"
@@ -161,6 +162,8 @@ def _source(where: str, images: Any, labels: Any, memory: int) -> tuple[Images, 
         raise CurvactError(
             f"{where}: these images are a Dataset of curvact already; `split` makes its splits"
         )
+    if labels is None and _map_style(images):
+        return _of_torch(where, images, memory)
     if isinstance(images, list):
         images = _array(where, "images", images)
     if not isinstance(images, (np.ndarray, Tensor)):
@@ -168,6 +171,7 @@ def _source(where: str, images: Any, labels: Any, memory: int) -> tuple[Images, 
             f"{where}: images are a {type(images).__name__}; a numpy array, a tensor, a torch Dataset or a "
             "DataLoader is needed"
         )
+    _check_held(where, "images", images)
     if labels is None:
         raise CurvactError(f"{where}: images without labels: one whole number an image is needed")
     targets = _labels(where, labels, len(images) if images.ndim else 0)
@@ -180,6 +184,23 @@ def _source(where: str, images: Any, labels: Any, memory: int) -> tuple[Images, 
     return (found.clone() if shared else found), targets
 
 
+def _map_style(images: Any) -> bool:
+    """Whether this is a data set that is read by index, such as one of Hugging Face."""
+    plain = (np.ndarray, Tensor, Mapping, Sequence)
+    return hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, plain)
+
+
+def _check_held(where: str, what: str, values: Any) -> None:
+    """CurvactError for arrays that do not hold a value in each place."""
+    kind = ""
+    if isinstance(values, np.ma.MaskedArray):
+        kind = "a masked array"
+    elif isinstance(values, Tensor) and (values.layout != torch.strided or values.is_meta):
+        kind = "a tensor on the meta device" if values.is_meta else "a sparse tensor"
+    if kind:
+        raise CurvactError(f"{where}: {what} are {kind}, which does not hold a value in each place")
+
+
 def _array(where: str, what: str, values: Any) -> Array:
     try:
         return np.asarray(values)
@@ -188,6 +209,7 @@ def _array(where: str, what: str, values: Any) -> Array:
 
 
 def _labels(where: str, labels: Any, count: int) -> Tensor:
+    _check_held(where, "labels", labels)
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu()
         labels = labels.float() if labels.dtype == torch.bfloat16 else labels
@@ -230,6 +252,9 @@ def _classes_of(images: Any) -> Sequence[str] | None:
     while isinstance(images, (torch_data.DataLoader, torch_data.Subset)):
         images = images.dataset
     found = getattr(images, "classes", None) if isinstance(images, torch_data.Dataset) else None
+    features = getattr(images, "features", None)
+    if found is None and isinstance(features, Mapping):
+        found = next((getattr(features[key], "names", None) for key in LABEL_KEYS if key in features), None)
     return [str(name) for name in found] if isinstance(found, (list, tuple)) and found else None
 
 

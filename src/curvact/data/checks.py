@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +208,10 @@ def names_of(classes: Sequence[str] | int, where: str) -> tuple[str, ...]:
     """Names of classes, or 0, 1, … for a number of them. CurvactError for names that are no text."""
     if isinstance(classes, int) and not isinstance(classes, bool) and 2 <= classes <= CLASSES:
         return tuple(map(str, range(classes)))
-    if not isinstance(classes, (int, str)) and len(classes) <= CLASSES:
-        names = tuple(classes)
-        if len(names) >= 2 and all(isinstance(n, str) for n in names) and len(set(names)) == len(names):
-            return names
-    shown = classes if isinstance(classes, (int, str)) else f"{list(classes)[:5]} ({len(classes)} names)"
+    names = [] if isinstance(classes, (int, str)) or not isinstance(classes, Iterable) else list(classes)
+    if 2 <= len(names) <= CLASSES and all(isinstance(name, str) for name in names):
+        return tuple(map(str, names))
+    shown = f"{names[:5]} ({len(names)} names)" if names else classes
     raise CurvactError(
-        f"classes={shown!r} of {where}: at least 2 different names, or their number, at most {CLASSES:,}"
+        f"classes={shown!r} of {where}: at least 2 names, or their number, at most {CLASSES:,}"
     )

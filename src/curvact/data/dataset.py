@@ -34,6 +34,26 @@ class Dataset:
     std: tuple[float, ...]
     sha256: str
 
+    def __post_init__(self) -> None:
+        """CurvactError for what `from_arrays` would not have let in."""
+        images, labels = self.images, self.labels
+        problem = ""
+        if images.dtype not in (torch.uint8, torch.float32) or len(images.shape) != 4:
+            problem = f"images are {images.dtype} of shape {tuple(images.shape)}"
+        elif labels.dtype != torch.int64 or tuple(labels.shape) != (len(images),):
+            problem = f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {len(images)} images"
+        elif images.device.type != "cpu":
+            pass  # values are read where the data were made, not again on each device
+        elif len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.classes)):
+            problem = (
+                f"labels lie in {int(labels.min())} … {int(labels.max())} of {len(self.classes)} classes"
+            )
+        elif isinstance(images, Tensor) and images.dtype == torch.float32 and images.numel():
+            low, high = (float(v) for v in torch.aminmax(images))
+            problem = "" if low >= 0 and high <= 1 else f"images lie in [{low:.7g}, {high:.7g}]"
+        if problem:
+            raise CurvactError(f"{self.name}: {problem}; make it with curvact.data.from_arrays")
+
     def __len__(self) -> int:
         return len(self.images)
 

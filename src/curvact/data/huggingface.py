@@ -80,7 +80,7 @@ def from_tables(
         return training, testing, numbered_classes(where, training[1], *others)
     for labels in (training[1], *others):
         check_labels(where, labels, len(names))
-    return training, testing, names_of(names, where)
+    return training, testing, names_of(list(names), where)
 
 
 def _column(where: str, columns: list[str], wanted: tuple[str, ...]) -> str:

@@ -1,6 +1,8 @@
 # The public names of the lab. `__init__.py` loads each of them from here when it is first used.
 from . import record as record
 from .checkpoints import open_checkpoint as open_checkpoint
+from .frames import load_evaluations as load_evaluations
+from .frames import load_runs as load_runs
 from .imports import import_code as import_code
 from .imports import trust_code as trust_code
 from .run import execute as execute

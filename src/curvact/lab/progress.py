@@ -94,9 +94,11 @@ class SweepBars:
         if label in self.bars:  # not where another run of the same words has ended
             self.progress.update(self.bars[label], completed=epoch["epoch"], note=note)
 
-    def died(self, label: str, attempt: int) -> None:
+    def died(self, label: str, attempt: int, cause: str) -> None:
         self.console.print(
-            f"[yellow]a worker died[/] during {escape(label)}: attempt {attempt}, it runs again"
+            f"[yellow]a worker died[/] during {escape(label)}: attempt {attempt}, {escape(cause)}",
+            soft_wrap=True,
+            highlight=False,
         )
 
     def add(self) -> None:

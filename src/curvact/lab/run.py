@@ -36,7 +36,9 @@ from curvact.lab.store import (
     RECORD_FILE,
     STATE_FILE,
     Record,
+    check_kernels,
     check_run_folder,
+    check_writable,
     finished,
     hash_of,
     locked,
@@ -93,6 +95,8 @@ def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: No
 
 def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> Record:
     check_loggers(spec)
+    if fabric.is_global_zero:
+        check_writable(folder)
     spec, learned, problem = settle(spec, folder)
     start = prepare(spec, learned)
     first = fabric.is_global_zero
@@ -104,6 +108,8 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
             if before is None or before.run != spec.id:
                 if before is not None:
                     _check_extension(before, spec, start, folder)
+                if (folder / STATE_FILE).exists():
+                    check_kernels(folder)
                 _begin(spec, folder, learned)
         fabric.barrier()
         if (folder / RECORD_FILE).is_file():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,11 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, hash_of_file
+from curvact.lab.environment import environment
 from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
 from curvact.lab.spec import SPEC_FILE, RunSpec
+from curvact.notebook import html_facts
 
 RECORD_FILE = "record.json"
 METRICS_FILE = "metrics.jsonl"
@@ -57,6 +60,18 @@ class Record(Strict):
     data_sha256: dict[str, str]
     files: dict[str, str]
     seconds: float
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "activation": self.spec.activation,
+            "network, data": f"{self.spec.model.name}, {self.spec.data.name}",
+            "seed, epochs": f"{self.spec.seed}, {self.epochs}",
+            "cause": self.cause or self.note,
+            **self.metrics,
+            "gradient evaluations": self.gradient_evaluations,
+            "seconds": self.seconds,
+        }
+        return html_facts(f"Run {self.run}: {self.status}", facts)
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -174,6 +189,32 @@ def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
     elif folder.exists() and any(not _is_ours(file) for file in folder.iterdir()):
         raise CurvactError(f"{folder} is not empty and holds no run: give another --out")
     return None
+
+
+def check_writable(folder: Path) -> None:
+    """CurvactError where the folder of a run or a sweep cannot be written. Leaves nothing behind."""
+    if folder.exists() and not folder.is_dir():
+        raise CurvactError(f"{folder} is a file: --out takes a folder")
+    place = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
+    if not place.is_dir():
+        raise CurvactError(f"cannot write {folder}: {place} is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
+
+
+def check_kernels(folder: Path) -> None:
+    """CurvactError where the run in the folder was begun with the other kind of activation kernels."""
+    if not (folder / ENVIRONMENT_FILE).exists():
+        return
+    begun, here = (str(place.get("kernels", "")) for place in (read_environment(folder), environment()))
+    if begun and begun.partition(" ")[0] != here.partition(" ")[0]:
+        raise CurvactError(
+            f"{folder} was begun with the activation kernels {begun}, and here they are {here}: the numbers "
+            "would be a mixture; run it as it was begun (CURVACT_NATIVE=0 is plain), or give another --out"
+        )
 
 
 def _check_code(folder: Path, spec: RunSpec) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.page import report_sweep
 from curvact.lab.run import check_hardware, prepare, settle
 from curvact.lab.settings import read_plain
-from curvact.lab.store import Record, finished, locked, read_environment
+from curvact.lab.store import Record, check_writable, finished, locked, read_environment
 from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
 from curvact.lab.table import Row, Table
 from curvact.models.learned import extract_activation, insert_activation
@@ -56,6 +57,7 @@ def run_sweep(
     workers = workers if workers is not None else os.cpu_count() or 1
     if workers < 1:
         raise CurvactError(f"--workers {workers}: must be >= 1")
+    check_writable(folder)
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
     left = [run for run in planned if finished(folder / RUNS / run.id, run.id) is None]
@@ -66,7 +68,7 @@ def run_sweep(
         copy_code(spec.imports, folder)
         atomic_write(folder / SWEEP_FILE, spec.to_yaml())
         if not left:
-            console.print(f"all {len(planned)} runs of {spec.name} have finished")
+            console.print(f"all {len(planned)} runs of {spec.name} have finished", highlight=False)
             return []
         with SweepBars(console, spec.name, total=len(planned), finished=len(planned) - len(left)) as bars:
             for takes_from_a_run in (False, True):
@@ -78,10 +80,12 @@ def run_sweep(
                 if not ready:
                     continue
                 jobs = [Job(run.spec, folder / RUNS / run.id) for run in ready]
-                given_up = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready))
+                causes: dict[int, str] = {}
+                given_up = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
                 for index in given_up:
+                    why = f" ({causes[index]})" if causes.get(index) else ""
                     problems.append(
-                        f"{ready[index].label}: its worker died again and again; --resume tries it again"
+                        f"{ready[index].label}: its worker died again and again{why}; --resume tries it again"
                     )
     return problems
 
@@ -122,14 +126,16 @@ def check_empty(folder: Path, kind: str) -> None:
         raise CurvactError(f"{folder} is not empty and holds no {kind}: choose another --out")
 
 
-def _show(bars: SweepBars, runs: Sequence[Planned], event: Event) -> None:
+def _show(bars: SweepBars, runs: Sequence[Planned], causes: dict[int, str], event: Event) -> None:
+    """Show an event. causes: how the last worker of a run died, by the run's index."""
     run = runs[event.job]
     if event.kind == "start":
         bars.started(run.label, run.spec.training.epochs)
     elif event.kind == "epoch":
         bars.epoch(run.label, event.content)
     elif event.kind == "died":
-        bars.died(run.label, event.content)
+        causes[event.job] = event.cause
+        bars.died(run.label, event.content, event.cause)
     elif event.kind == "done":
         bars.done(run.label, event.content)
 
@@ -230,7 +236,7 @@ def report(folder: Path) -> SweepReport:
         provenance=_provenance(spec, records, folder),
         expected=expected,
         titles=_titles(records),
-        notes=_notes(spec, records),
+        notes=_notes(spec, records, folder),
         more_seeds=_more_seeds(folder),
     )
     return report_sweep(table_of(spec, records), about, folder)
@@ -256,12 +262,23 @@ def _titles(records: Sequence[tuple[Planned, Record]]) -> dict[str, str]:
     }
 
 
-def _notes(spec: SweepSpec, records: Sequence[tuple[Planned, Record]]) -> tuple[str, ...]:
+def _kernels(environment: Mapping[str, Any]) -> str:
+    """native or plain."""
+    return str(environment.get("kernels", "unknown")).partition(" ")[0]
+
+
+def _notes(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], folder: Path) -> tuple[str, ...]:
     notes = []
     budgets = {r.spec.training.budget for _, r in records}
     if len(budgets) == 1 and None not in budgets:
         (budget,) = budgets
         notes.append(f"Every run stops at {budget} gradient evaluations, those of its attack included.")
+    kinds = sorted({_kernels(read_environment(folder / RUNS / r.run)) for _, r in records})
+    if len(kinds) > 1:
+        notes.append(
+            f"The runs were computed with different activation kernels, {' and '.join(kinds)}: the same run "
+            "differs between them in its last digits, and so in its outcome by chance."
+        )
     wanted = sum(run.reference is not None for run in spec.planned)
     done = sum(run.reference is not None for run, _ in records)
     if done < wanted:

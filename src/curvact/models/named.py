@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from curvact.activations import ActivationLike, act_layer, default_scope, swap_activations
+from curvact.activations.selection import TORCH_ACTIVATIONS, is_activation
+from curvact.activations.swap import Sharing
 from curvact.errors import CurvactError, nearest
 from curvact.models.foreign import Foreign, carried_constants
 from curvact.models.layers import Common, Normalize
@@ -188,12 +190,23 @@ def _swapped(name: str, model: nn.Module, activation: Any, scope: str | None) ->
         raise CurvactError(
             f"{name} takes no activation: scope={scope!r} is not for it; allowed are network, layer"
         )
+    shared: Sharing = "one" if scope == "network" else "separate"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = swap_activations(model, to=activation, shared="one" if scope == "network" else "separate")
-    if report.functional:
+        places = swap_activations(model, to=activation, inplace=False).functional
+        known = dict(model.named_modules())
+        found = {place: known.get(place.rpartition(": ")[0]) for place in places}
+        kinds = {type(m) for m in found.values() if m is not None and _is_an_activation(m)}
+        left = [place for place, module in found.items() if type(module) not in kinds]
+        report = swap_activations(
+            model,
+            lambda m: isinstance(m, (*TORCH_ACTIVATIONS, *kinds)) or is_activation(m),
+            activation,
+            shared=shared,
+        )
+    if left:
         raise CurvactError(
-            f"{name} takes no activation, and calls {report.functional[0]} in forward, which cannot be swapped: "
+            f"{name} takes no activation, and calls {left[0]} in forward, which cannot be swapped: "
             "let its constructor take `activation` or `act_layer`"
         )
     if not len(report):
@@ -201,6 +214,20 @@ def _swapped(name: str, model: nn.Module, activation: Any, scope: str | None) ->
             f"{name} takes no activation and has none to swap: let its constructor take `activation`"
         )
     return report.model
+
+
+def _is_an_activation(module: nn.Module) -> bool:
+    """Whether a module of another class only applies a function of torch to each element."""
+    if next(module.children(), None) is not None or next(module.parameters(), None) is not None:
+        return False
+    x = torch.linspace(-3, 2, 32).reshape(2, 1, 4, 4)
+    try:
+        with torch.no_grad():
+            y = module(x.clone())
+            again = module(x.flatten()[:7].clone())
+    except Exception:
+        return False
+    return isinstance(y, torch.Tensor) and y.shape == x.shape and torch.equal(y.flatten()[:7], again)
 
 
 def _check_outputs(name: str, model: nn.Module, common: Mapping[str, Any]) -> None:

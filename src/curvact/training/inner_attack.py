@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curvact.attacks import LOSSES, PGD, AttackLoss, Model, Start, ThreatModel, attack_loss, pgd
-from curvact.attacks.batch import checked
+from curvact.attacks.batch import Guarded, checked
 from curvact.errors import CurvactError, nearest
 from curvact.models.modes import frozen, mode
 
@@ -119,12 +119,15 @@ class InnerAttack:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, maximization: Maximization) -> Tensor:
         """Attacked images, N×…, in [0, 1], detached. The model's mode is restored after."""
+        where, highest = "a training attack", -1
         if self.check:
-            x, y, _ = checked(x, y, "a training attack", threat_model=self.threat_model)
+            x, y, highest = checked(x, y, where, threat_model=self.threat_model)
         x = x.detach()
         training = (self.batch_norm or maximization.batch_norm) == "train"
         with mode(model, training=training), frozen(model):
             attacked = self.view(model)
+            if self.check:
+                attacked = Guarded(attacked, where, highest)
             return pgd(
                 attacked,
                 x,

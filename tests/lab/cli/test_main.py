@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,3 +158,36 @@ def test_a_group_of_options_reaches_the_command_as_one_value(
     assert (subject.radius, subject.pgd.steps) == (8 / 255, 20)
     assert plain == Subject()
     assert curvact("two", "--epsilon", "0.1").code == 2
+
+
+@pytest.mark.parametrize("after", [0.3, 1.2])
+def test_ctrl_c_at_any_time_is_one_line(after: float, tmp_path: Path) -> None:
+    """In the first second, while modules are imported, too, and twice in a row."""
+    command = [sys.executable, "-m", "curvact", "train", "digits", "training.epochs=500", "--out", "run"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(after)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert [line for line in errors.splitlines() if not line.startswith("epoch")] == [
+        "curvact: stopped; --resume goes on with a training run, a sweep or an evaluation"
+    ]
+
+
+def test_brackets_in_a_path_are_printed(
+    tmp_path: Path, curvact: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "data={name: digits, train: 40, validation: 20, test: 20}",
+        "model={name: mini_resnet, width: 2}",
+    ]
+    short = ["training.epochs=1", "training.attack=pgd-1", "evaluation.attack=pgd-1"]
+    done = curvact("train", "digits", *small, *short, "--out", "mk[/b]")
+    assert done.code == 0, done.err
+    assert "mk[/b]/curves.png" in done.out
+    assert (tmp_path / "mk[" / "b]" / "curves.png").is_file()

@@ -52,6 +52,14 @@ def test_runs_that_fail_end_with_1(
     monkeypatch.setattr("curvact.lab.cli.sweep._report", lambda folder: print(f"report of {folder.name}"))
     done = curvact("sweep", "run", tiny, "--out", tmp_path / "out")
     assert done == (1, "report of out\n", "run abc: its worker died\n")
+    monkeypatch.undo()
+    monkeypatch.setattr("curvact.lab.sweep_run.run_sweep", lambda *_, **__: ["run abc: its worker died"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.yaml").write_text(tiny.read_text())
+    done = curvact("sweep", "run", tiny, "--out", tmp_path / "out")  # nothing has finished
+    assert done.code == 1
+    assert done.err.startswith("run abc: its worker died\ncurvact: ")
+    assert "has no finished run" in done.err
 
 
 @pytest.mark.parametrize(

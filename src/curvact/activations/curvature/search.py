@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from curvact.activations.curvature.derivatives import Points, Probe, join
 from curvact.activations.curvature.function import Array, NoDerivative, quiet, spread
 from curvact.errors import CurvactError
+from curvact.notebook import html_facts
 
 NODES = np.array([0.28, 0.5, 0.72])
 """Places of the samples in a cell. A step J of the slope in the cell shows as ≥ 0.30 J at one."""
@@ -49,6 +50,10 @@ class Peak:
     at: float
     error: float = 0.0
     unseen: float = field(default=0.0, compare=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        facts = {"κ = sup|σ″|": self.value, "at": self.at, "error": self.error}
+        return html_facts("Largest curvature", facts)
 
 
 @dataclass(frozen=True)

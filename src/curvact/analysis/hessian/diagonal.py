@@ -51,6 +51,7 @@ from curvact.analysis.hessian.probes import (
     sketch,
 )
 from curvact.analysis.loss import Loss
+from curvact.attacks.arguments import door
 from curvact.errors import CurvactError
 
 Method = Literal["deflation", "ggn"]
@@ -107,6 +108,7 @@ class DiagonalEstimate:
     standard_error: Tensor
 
 
+@door
 def exact_diagonal(loss: Loss) -> Tensor:
     """diag H, of shape (P,), in float64, by P backward passes: for small models, or one layer of a
     large model.
@@ -129,6 +131,7 @@ def exact_diagonal(loss: Loss) -> Tensor:
         return total
 
 
+@door
 def hutchinson_diagonal(
     loss: Loss, *, probes: int = 32, generator: torch.Generator, deflation: int = 0
 ) -> DiagonalEstimate:
@@ -154,6 +157,7 @@ def hutchinson_diagonal(
         return DiagonalEstimate(drawn.mean(0), drawn.std(0) / math.sqrt(probes))
 
 
+@door
 def diagonal_norms(
     loss: Loss,
     *,

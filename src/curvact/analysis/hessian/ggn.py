@@ -19,6 +19,7 @@ from torch import Tensor
 
 from curvact.analysis.loss import Loss, LossFunction
 from curvact.analysis.products import flatten
+from curvact.attacks.arguments import door
 from curvact.errors import CurvactError
 
 OUTPUTS = 128
@@ -94,6 +95,7 @@ def _output_hessian(loss: LossFunction, outputs: Tensor, y: Tensor, n: int, c: i
     return hessian
 
 
+@door
 def ggn_diagonal(loss: Loss) -> Tensor:
     """diag GGN, exactly, of shape (P,): C gradients of each example, or fewer where H_n has a null
     space.

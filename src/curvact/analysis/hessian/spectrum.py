@@ -35,6 +35,7 @@ from curvact.analysis.hessian.probes import (
 )
 from curvact.analysis.loss import Loss
 from curvact.analysis.products import Operator
+from curvact.attacks.arguments import door
 from curvact.errors import CurvactError
 
 Ends = Literal["largest", "smallest", "both"]
@@ -111,6 +112,7 @@ class SpectralDensity:
         return each.mean().item(), error.item()
 
 
+@door
 def trace(
     loss: Loss,
     *,
@@ -170,6 +172,7 @@ def _mean(values: list[Tensor]) -> tuple[float, float]:
     return each.mean().item(), (each.std() / math.sqrt(len(each))).item()
 
 
+@door
 def top_eigenvalues(
     loss: Loss,
     *,
@@ -211,6 +214,7 @@ def top_eigenvalues(
         )
 
 
+@door
 def spectral_density(
     loss: Loss, *, probes: int = 4, steps: int = 64, generator: torch.Generator
 ) -> SpectralDensity:

@@ -49,6 +49,7 @@ from curvact.analysis.hessian.probes import (
 from curvact.analysis.hessian.straight import Linear, View, obstacles, reached, view_of, without_activations
 from curvact.analysis.loss import Loss, layer_of
 from curvact.analysis.products import flatten
+from curvact.attacks.arguments import door
 from curvact.errors import CurvactError
 
 By = Literal["layer", "parameter"]
@@ -137,6 +138,7 @@ class SplitVectors:
     loss: float
 
 
+@door
 def split_vectors(loss: Loss, *, match: Selector | None = None) -> SplitVectors:
     """diag H, diag GGN and diag S_m of every call site, exactly, for small models. [derived]
 
@@ -187,6 +189,7 @@ def split_vectors(loss: Loss, *, match: Selector | None = None) -> SplitVectors:
         )
 
 
+@door
 def diagonal_split(
     loss: Loss,
     *,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
+from curvact.attacks.arguments import door
 from curvact.attacks.autoattack.checks import checked_data, devices_of, late_suspicions, probe
 from curvact.attacks.autoattack.ensemble import (
     QUERIES,
@@ -46,7 +47,6 @@ from curvact.attacks.autoattack.store import (
 from curvact.attacks.batch import (
     SuspectModelWarning,
     cuts_graph,
-    differentiable,
     radius_doubt,
     training_parts,
 )
@@ -126,6 +126,7 @@ class _Settings:
             )
 
 
+@door
 def autoattack(
     model: Model,
     x: Tensor,
@@ -184,6 +185,7 @@ def autoattack(
     return _run(model, x, y, threat_model, steps, version, chosen)
 
 
+@door
 def ensemble(
     model: Model,
     x: Tensor,
@@ -285,7 +287,6 @@ class AutoAttack:
         return self.run(model, x, y, threat_model, seed=seed).x_adv
 
 
-@differentiable()
 def _run(
     model: Model,
     x: Tensor,

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from curvact._version import __version__
-from curvact.errors import CurvactError, printable
+from curvact.errors import CurvactError, printable, short
+from curvact.lab.cli import STOPPED
 from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
 from curvact.lab.cli.corruptions import corruptions
@@ -28,7 +29,8 @@ from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
 from curvact.lab.cli.transfer import transfer_app
 
-STOPPED = "stopped; --resume goes on with a training run, a sweep, a search or an evaluation"
+LONGEST_LINE = 2000
+"""A longer message is cut."""
 
 OF_THE_SYSTEM = (
     errno.ENOSPC,
@@ -91,7 +93,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 
 def main() -> None:
-    """Run the command line; the entry point of `curvact` and of `python -m curvact`."""
+    """Run the command line. `curvact.__main__` does, after it has taken charge of Ctrl-C."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         _main()
@@ -115,9 +117,6 @@ def _main() -> None:
 
 
 def _end(message: str, code: int) -> None:
-    print(f"curvact: {printable(message)}", file=sys.stderr)
+    line = short(printable(" ".join(message.split())), LONGEST_LINE)
+    print(f"curvact: {line}", file=sys.stderr)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from curvact.errors import printable
+from curvact.errors import CurvactError, printable
 from curvact.lab.cli.options import Resume, RunOut, Workers
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
@@ -47,7 +47,12 @@ def sweep_run(
     problems = run_sweep(sweep, folder, workers=workers, resume=resume or folder == spec, engine=engine)
     for problem in problems:  # before the report, which a sweep without a finished run does not have
         print(problem, file=sys.stderr)
-    _report(folder)
+    try:
+        _report(folder)
+    except CurvactError as error:
+        if not problems:
+            raise
+        print(f"curvact: {printable(str(error))}", file=sys.stderr)
     if problems:
         raise typer.Exit(1)
 
@@ -75,4 +80,4 @@ def _report(folder: Path) -> None:
         console.print(f"• {printable(sentence)}", highlight=False, markup=False)
     names = ("report.html", "results.csv", "table.md", "table.tex")
     files = "\n".join(f"{name}: {result.files[name]}" for name in names if name in result.files)
-    console.print(f"\n{files}", highlight=False, soft_wrap=True)
+    console.print(f"\n{files}", highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curvact.errors import CurvactError
-from curvact.lab.cli.options import Resume, RunOut
+from curvact.lab.cli.options import Resume, RunOut, plain_console
 
 if TYPE_CHECKING:
     from curvact.lab.spec import RunSpec
@@ -69,7 +69,7 @@ def train_into(run: RunSpec, where: Path, *, resume: bool) -> int:
     from curvact.lab.spec import SPEC_FILE
     from curvact.lab.store import RECORD_FILE, read_history, read_record
 
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, markup=False, emoji=False)
     if (where / SPEC_FILE).is_file() and not resume:
         raise CurvactError(f"{where} holds a run already: --resume goes on with it")
     earlier = read_record(where) if (where / RECORD_FILE).is_file() else None
@@ -93,7 +93,7 @@ def train_into(run: RunSpec, where: Path, *, resume: bool) -> int:
     for weights, epoch, prefix in rows:
         clean, robust = (numbers[prefix + name(f"{kind}_accuracy")] for kind in ("clean", "robust"))
         table.add_row(weights, str(epoch), f"{clean:.2%}", f"{robust:.2%}")
-    console = Console()
+    console = plain_console()
     console.print(table)
     if record.note:
         console.print(record.note)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curvact.errors import CurvactError
-from curvact.lab.cli.options import OneCheckpoint, Resume
+from curvact.lab.cli.options import OneCheckpoint, Resume, RunOut
 
 if TYPE_CHECKING:
     from curvact.activations import Activation
@@ -57,12 +57,10 @@ def train(
     warm_start: Annotated[
         bool, typer.Option("--warm-start", help="Train the activation on; by default it is frozen.")
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder to write; by default runs/NAME-transfer.")
-    ] = None,
+    out: RunOut = None,
     resume: Resume = False,
 ) -> None:
-    """Train a network with a learned activation."""
+    """Train a network with a learned activation. Its folder is runs/NAME-transfer by default."""
     from curvact.lab.cli.train import train_into
     from curvact.lab.spec import read_spec
     from curvact.models.learned import read_learned

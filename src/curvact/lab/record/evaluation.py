@@ -31,7 +31,7 @@ from curvact.attacks import (
     masking_report,
     named_attack,
 )
-from curvact.attacks.batch import connected, cuts_graph
+from curvact.attacks.batch import checked_module, connected, cuts_graph
 from curvact.data import Dataset
 from curvact.errors import CurvactError, nearest
 from curvact.lab.environment import environment
@@ -123,6 +123,7 @@ def evaluate(
             raise CurvactError(f"{label}={value!r} of evaluate: a whole number >= 1")
     if images_to is not None and images_to.suffix != ".npz":
         raise CurvactError(f"images_to={images_to} of evaluate: the name must end in .npz")
+    checked_module(model, "evaluate")
     started = time.perf_counter()
     attack = named_attack(attack) if isinstance(attack, str) else attack
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
@@ -16,8 +16,12 @@ from torch import nn
 from curvact.attacks import CLEAN, AutoAttack, Precision, ThreatModel, Version
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.lab.statistics.interval import Interval, proportion
+from curvact.lab.statistics.interval import Interval, interval_text, proportion
 from curvact.models.hashing import model_hash as model_hash
+from curvact.notebook import html_facts, html_list
+
+if TYPE_CHECKING:
+    import pandas
 
 WHOLE: dict[str, Version] = {
     AutoAttack(version).title(precision): version
@@ -149,6 +153,53 @@ class EvaluationRecord(_Strict):
     def robust(self) -> Interval:
         """The robust accuracy with its interval over the choice of images (`proportion`)."""
         return proportion(self.robust_correct.count("1"), self.data.count)
+
+    def as_row(self) -> dict[str, Any]:
+        """The record in a line: names, accuracies with their intervals, and how many findings."""
+        clean, robust = self.clean, self.robust
+        return {
+            "model": self.model.name,
+            "data": self.data.name,
+            "images": self.data.count,
+            "attack": self.attack,
+            "norm": self.threat_model.norm,
+            "epsilon": self.threat_model.epsilon,
+            "seed": self.seed,
+            "clean_accuracy": clean.value,
+            "clean_low": clean.low,
+            "clean_high": clean.high,
+            "robust_accuracy": robust.value,
+            "robust_low": robust.low,
+            "robust_high": robust.high,
+            "rounded_accuracy": self.rounded_accuracy,
+            "findings": len(self.findings),
+            "model_sha256": self.model.sha256,
+        }
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A data frame with a line for each image: clean_correct, robust_correct, broken_by.
+
+        Raises CurvactError where pandas is not installed.
+        """
+        from curvact.lab.frames import frame
+
+        flagged = zip(self.clean_correct, self.robust_correct, self.broken_by, strict=True)
+        return frame(
+            [
+                {"index": i, "clean_correct": clean == "1", "robust_correct": robust == "1", "broken_by": by}
+                for i, (clean, robust, by) in enumerate(flagged)
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        threat = self.threat_model
+        facts = {
+            "attack": f"{self.attack}, {threat.norm} ε = {threat.epsilon:.6g}",
+            "images": f"{self.data.name}, {self.data.count}",
+            "clean %": interval_text(self.clean, brackets=True),
+            "robust %": interval_text(self.robust, brackets=True),
+        }
+        return html_facts(f"Evaluation of {self.model.name}", facts) + html_list("Findings", self.findings)
 
     @property
     def key(self) -> RecordKey:

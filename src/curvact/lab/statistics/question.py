@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curvact.errors import CurvactError, nearest
 from curvact.lab.table import Table
+from curvact.notebook import html_list, html_table
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Grid:
     names: int = 1
     notes: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        return html_table(self.title, self.heads, self.lines)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -38,6 +42,9 @@ class Answer:
     title: str
     sentences: tuple[str, ...]
     tables: tuple[Grid, ...]
+
+    def _repr_html_(self) -> str:
+        return html_list(self.title, self.sentences) + "".join(grid._repr_html_() for grid in self.tables)
 
 
 class Question(BaseModel):

@@ -20,6 +20,7 @@ from curvact.lab.statistics.contrasts import Array, Design, Indices, Mask
 from curvact.lab.statistics.interval import PRIOR_DF, check_level, known_cells
 from curvact.lab.statistics.power import bump, pair_df, seeds_for_equivalence, seeds_for_power
 from curvact.lab.statistics.shapes import MIN_PLATEAU, ShapeWeight, monotone_fit, shape_weights
+from curvact.notebook import html_facts
 
 KINDS = ("interior peak", "U shape", "plateau", "monotone rise", "monotone fall", "flat", "inconclusive")
 MOST_POINTS = 40
@@ -88,6 +89,19 @@ class Verdict:
     def interior(self) -> bool:
         """Whether an interior optimum is supported at this level."""
         return self.peak_p <= 1 - self.level
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "verdict": self.kind,
+            "best": self.best,
+            f"optimum, {100 * self.level:g} % set": f"{self.optimum.low:g} to {self.optimum.high:g}",
+            "peak p": self.peak_p,
+            "rise p": self.rise_p,
+            "fall p": self.fall_p,
+            "points, seeds": f"{len(self.curvatures)}, {self.seeds}",
+            "notes": "; ".join(self.notes),
+        }
+        return html_facts("Verdict on one curve", facts)
 
     def weight(self, *shapes: str) -> float:
         """Sum of the weights of shapes, of the curve turned so that the best is high."""

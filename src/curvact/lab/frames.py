@@ -1,0 +1,90 @@
+"""Runs, tables and evaluations as pandas data frames. pandas is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curvact.errors import CurvactError
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def frame(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
+    """A data frame with a line for each row; what a row does not have is NaN.
+
+    Raises CurvactError where pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise CurvactError("pandas is not installed: pip install curvact[pandas]") from None
+    return pandas.DataFrame(list(rows))
+
+
+def load_runs(folder: str | Path) -> pandas.DataFrame:
+    """The runs of a folder as a data frame, a line each.
+
+    folder: that of a sweep: its finished runs, with a column for each axis and `reference`. Any other
+    folder: every run below it, with its data, network, activation, objective and seed. Both have
+    run, status, cause, the metrics (accuracies are fractions), gradient_evaluations and seconds.
+    Raises CurvactError for a folder without a run, a damaged record, and where pandas is not
+    installed.
+    """
+    from curvact.lab.sweep import SWEEP_FILE, read_sweep
+    from curvact.lab.sweep_run import sweep_records, table_of
+
+    folder = Path(folder)
+    if (folder / SWEEP_FILE).is_file():
+        spec = read_sweep(folder)
+        rows = table_of(spec, sweep_records(spec, folder)).as_dicts()
+    else:
+        rows = _runs_below(folder)
+    if not rows:
+        raise CurvactError(
+            f"{folder} holds no finished run: `curvact train` and `curvact sweep run` write them"
+        )
+    return frame(rows)
+
+
+def _runs_below(folder: Path) -> list[dict[str, Any]]:
+    from curvact.lab.store import RECORD_FILE, read_record
+
+    found = []
+    for file in sorted(folder.rglob(RECORD_FILE)):
+        record = read_record(file.parent)
+        spec = record.spec
+        found.append(
+            {
+                "run": record.run,
+                "name": spec.name,
+                "data": spec.data.name,
+                "model": spec.model.name,
+                "activation": spec.activation,
+                "objective": str(spec.training.objective),
+                "seed": spec.seed,
+                "status": record.status,
+                "cause": record.cause,
+                **record.metrics,
+                "gradient_evaluations": record.gradient_evaluations,
+                "seconds": record.seconds,
+            }
+        )
+    return found
+
+
+def load_evaluations(folder: str | Path) -> pandas.DataFrame:
+    """The evaluation records below a folder as a data frame, a line each: model, data, attack, threat
+    model, accuracies with their intervals, and the number of findings.
+
+    Warns of files that are no records, as `curvact.lab.record.read_records` does.
+    Raises CurvactError for no folder, no record, and where pandas is not installed.
+    """
+    from curvact.lab.record import read_records
+
+    records = read_records(Path(folder))
+    if not records:
+        raise CurvactError(f"{folder} holds no records: `curvact evaluate` writes one")
+    return frame([record.as_row() for record in records])
