@@ -23,6 +23,7 @@ from curvact.attacks import (
     named_attack,
     pgd,
     register_attack,
+    registry,
 )
 from curvact.attacks.pgd import OnStep
 from curvact.errors import CurvactError
@@ -177,3 +178,43 @@ def test_the_value_refuses_what_it_cannot_print() -> None:
         AutoAttack("plus", ("square",))
     with pytest.raises(CurvactError, match="letters, digits and dashes"):
         register_attack("a b", Flip)
+
+
+def test_a_function_of_the_model_is_an_attack_with_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curvact.attacks.registry._REGISTRY", dict(registry._REGISTRY))
+    seen: list[tuple[float, str]] = []
+
+    def towards(
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat_model: ThreatModel,
+        *,
+        generator: torch.Generator,
+        share: float = 1.0,
+        side: str = "up",
+    ) -> Tensor:
+        seen.append((share, side))
+        start = threat_model.random_start(x, generator)
+        return x + share * (start - x)
+
+    register_attack("towards", towards)
+    attack = named_attack("towards(side=down, share=0.5)")
+    assert str(attack) == "towards(share=0.5, side=down)"
+    assert named_attack(str(attack)) == attack
+    assert named_attack("towards") != attack
+    model, x, y = _problem()
+    g = torch.Generator().manual_seed(0)
+    found = attack(model, x, y, THREAT, generator=g, on_step=lambda step, point, loss: None)
+    start = THREAT.random_start(x, torch.Generator().manual_seed(0))
+    assert torch.equal(found, x + 0.5 * (start - x))
+    assert accuracy(model, x, y, "towards(share=0.0)", THREAT).robust == 1
+    assert seen == [(0.5, "down"), (0.0, "up")]
+    for text, message in {
+        "towards(speed=1)": "towards has no setting 'speed'.*allowed are share, side",
+        "towards(generator=1)": "no setting 'generator'",
+    }.items():
+        with pytest.raises(CurvactError, match=message):
+            named_attack(text)
+    with pytest.raises(CurvactError, match="a function or a class"):
+        register_attack("three", 3)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -699,3 +700,29 @@ def test_entries_describe_their_objectives() -> None:
     assert {name: OBJECTIVES[name].defaults for name in ALL} == published
     for name in ALL:
         assert OBJECTIVES[name].single_step == (name in ("fgsm-rs", "n-fgsm", "grad-align"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (2 * x - 1, y), "images of a training attack lie in"),
+        (lambda x, y: (x * math.nan, y), "images of a training attack hold NaN"),
+        (lambda x, y: (x, y - 100), "labels of a training attack lie in"),
+        (lambda x, y: (x, y + 50), "labels of a training attack go up to"),
+        (lambda x, y: (x, y[:1]), "labels of a training attack have shape"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["ce", "kl"])
+def test_a_training_attack_on_what_is_no_image_is_one_line(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str, loss: str
+) -> None:
+    x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
+    model = torch.nn.Linear(6, 3)
+    attack = InnerAttack(ThreatModel("linf", "2/255"), PGD(2), generator(0, "attack"))
+    with pytest.raises(CurvactError, match=message) as caught:
+        attack(model, *change(x, y), Maximization(loss=loss))
+    assert "\n" not in str(caught.value)
+    unchecked = InnerAttack(attack.threat_model, PGD(2), generator(0, "attack"), check=False)
+    again = InnerAttack(attack.threat_model, PGD(2), generator(0, "attack"))
+    maximization = Maximization(loss=loss)
+    assert torch.equal(unchecked(model, x, y, maximization), again(model, x, y.int(), maximization))

@@ -27,7 +27,11 @@ numbers each.
 class NormEstimate:
     """A norm and the standard error that the random probes leave on it; 0 where the norm is exact.
 
-    The standard error does not include the choice of data, seed or training run.
+    The standard error does not include the choice of data, seed or training run. With few probes it
+    is a little too small: over 600 draws on a small network of digits, ±2 standard errors held the
+    true norm in 87 to 91 % of all draws at 8 probes, 89 to 93 % at 16, 91 to 94 % at 32 and 93 to
+    94 % at 64, the lower ends without deflation and after training. At 16 probes ±3 standard
+    errors held it in 95 to 98 %. [ours]
     """
 
     value: float
