@@ -500,7 +500,7 @@ def test_two_processes_building_at_once(tmp_path: Path) -> None:
     assert [process.returncode for process in started] == [0, 0]
     assert said[0] == said[1]
     assert said[0].startswith("native (")
-    assert len(list(tmp_path.iterdir())) == 1, "one library, and nothing half-written beside it"
+    assert len(list(tmp_path.iterdir())) == 2, "one library and its hash, and nothing half-written"
 
 
 def test_modes() -> None:

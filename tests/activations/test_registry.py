@@ -280,6 +280,19 @@ def test_the_name_of_a_class_from_outside_has_its_arguments() -> None:
         str(activation("needs(k=3)"))
 
 
+def test_a_notebook_shows_a_drawing_and_kappa() -> None:
+    shown = activation("rctaf(curvature=6)")._repr_html_()  # type: ignore[operator]
+    assert shown.count("<polyline") == 2
+    assert "κ = 6 at x = 0" in shown
+    assert "κ = ∞" in activation("relu")._repr_html_()  # type: ignore[operator]
+    assert "has no κ" in activation("sparta")._repr_html_()  # type: ignore[operator]
+    assert "<svg" in Elementwise(lambda x: x.tanh())._repr_html_()
+    assert "&lt;lambda&gt;" in Elementwise(lambda x: x.tanh())._repr_html_()
+    act = activation("pssilu(learnable=True)")
+    assert "<svg" in act._repr_html_()  # type: ignore[operator]
+    assert act.training
+
+
 @pytest.mark.usefixtures("own_registry")
 def test_a_function_by_name() -> None:
     register("halved", half)

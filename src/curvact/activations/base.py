@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import NoneType
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from curvact.activations.arguments import flag, nonzero, positive, present, reached, trainable, written
 from curvact.activations.curvature import Peak, max_curvature
@@ -64,9 +67,13 @@ class Activation(nn.Module):
     def __init__(self, *, inplace: bool = False) -> None:
         super().__init__()
 
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["max_curvature", "name", "scale"]
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = dict(vars(cls))
+        if "forward" in own:
+            setattr(cls, "forward", _as_leaf(own["forward"]))  # noqa: B010
         if "__init__" in own:
             setattr(cls, "__init__", _without_inplace(own["__init__"]))  # noqa: B010
         if isinstance(own.get("from_curvature"), classmethod):
@@ -126,6 +133,15 @@ class Activation(nn.Module):
             setattr(self, name, nn.Parameter(each, requires_grad=p.requires_grad))
         self._channels = channels
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script takes in its place: the plain formula, traced."""
+        example = next((p.detach() for p in self.parameters()), torch.zeros(()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.trace(  # type: ignore[no-untyped-call]
+                copy.deepcopy(self).eval(), torch.zeros(1, 1, 1, 1).to(example), check_trace=False
+            )
+
     def constrain_(self) -> None:
         """Bring learned parameters back to their domain, in place, after an optimizer step."""
 
@@ -137,6 +153,12 @@ class Activation(nn.Module):
 
     def __str__(self) -> str:
         return self.name
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from curvact.activations.html import html_of  # it imports this module
+
+        return html_of(self)
 
     def extra_repr(self) -> str:
         """The arguments of the constructor that differ from their defaults, as `key=value`.
@@ -183,6 +205,19 @@ def _arguments_of(kind: type) -> dict[str, Any]:
     parameters = inspect.signature(kind).parameters.values()
     named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return {p.name: p.default for p in named if p.name != "inplace"}
+
+
+def _as_leaf(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that torch.fx does not look into: an activation is one node of a graph."""
+
+    @functools.wraps(forward)
+    def traced(self: Any, x: Any) -> Any:
+        if isinstance(x, Proxy):
+            tracer: Any = x.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
+        return forward(self, x)
+
+    return traced if len(inspect.signature(forward).parameters) == 2 else forward
 
 
 def _without_inplace(method: Callable[..., Any]) -> Callable[..., Any]:

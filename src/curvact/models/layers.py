@@ -103,7 +103,7 @@ def require_sizes(model: str, **sizes: object) -> None:
 
 def require_square(model: str, x: Tensor, size: int) -> None:
     """Raise CurvactError unless the images are size×size. For models with layers of that size."""
-    if x.shape[-2:] != (size, size):
+    if isinstance(x, Tensor) and x.shape[-2:] != (size, size):  # torch.fx passes a proxy
         got = f"{x.shape[-2]}×{x.shape[-1]}"
         raise CurvactError(f"this {model} was built with size={size} and got images of {got} pixels")
 

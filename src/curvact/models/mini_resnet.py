@@ -54,6 +54,6 @@ class MiniResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(self.act(self.bn(self.conv(self.normalize(x)))))
-        if x.shape[-2:] != (4, 4):
+        if not isinstance(x, Tensor) or x.shape[-2:] != (4, 4):  # torch.fx passes a proxy
             x = F.adaptive_avg_pool2d(x, 4)
         return self.linear(x.flatten(1))  # type: ignore[no-any-return]

@@ -15,7 +15,10 @@ from curvact.errors import CurvactError
 
 Order = Literal[0, 1, 2]
 
-LADDERS: dict[Order, Array] = {1: 0.1 * 0.25 ** np.arange(16), 0: 0.1 * 0.25 ** np.arange(12)}
+LADDERS: dict[Order, Array] = {
+    1: np.array([0.1 * 0.25**k for k in range(16)], dtype=np.float64),
+    0: np.array([0.1 * 0.25**k for k in range(12)], dtype=np.float64),
+}
 """Steps of the finite differences of slopes, from 0.1 to 9e-11, and of values, to 2.4e-8."""
 
 

@@ -486,10 +486,10 @@ def _peak(probe: Probe, record: Record, ceiling: float) -> Peak:
         if a - reach <= at <= b + reach:
             at = _simplest(a, b)
             break
-    error = max(0.0, ceiling - value) + NOISE_FACTOR * noise + blur
+    bound = max(0.0, ceiling - value) + NOISE_FACTOR * noise + blur
     # Finite differences do not reach into the smallest cells.
     exact = probe.order == 2 or probe.call.dtype is not torch.float64
-    return Peak(value, at, math.inf if record.jumps and not exact and error > value else error)
+    return Peak(value, at, math.inf if record.jumps and not exact and bound > value else bound)
 
 
 def _clusters(mark: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from curvact.activations.curvature import Peak
 from curvact.activations.families.rct import rct_shape
 from curvact.activations.families.swish import SWISH
 from curvact.activations.kernels.autograd import apply
-from curvact.activations.kernels.shape import Scale, floating, transformed, wide
+from curvact.activations.kernels.shape import Scale, floating, traced_for_script, transformed, wide
 
 _FAR = 1e18
 """Beyond it √(x² + 1) is x to float64, and x² still fits float32."""
@@ -92,7 +92,7 @@ class _Affine(torch.autograd.Function):
 
 
 def _affine(x: Tensor, alpha: Scale, parts: Parts) -> Tensor:
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_compiling() or transformed() or traced_for_script():
         return _combine(x, alpha, parts, 0)
     out: Tensor = _Affine.apply(floating(x), alpha, parts)  # type: ignore[no-untyped-call]
     return out

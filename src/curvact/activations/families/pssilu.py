@@ -19,7 +19,7 @@ from curvact.activations.base import Activation, away_from_zero_, size
 from curvact.activations.curvature import Peak
 from curvact.activations.families.swish import SWISH
 from curvact.activations.kernels.autograd import apply, derivative, scale_derivative
-from curvact.activations.kernels.shape import Scale, floating, transformed, wide
+from curvact.activations.kernels.shape import Scale, floating, traced_for_script, transformed, wide
 from curvact.errors import CurvactError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _kept(ctx: Any) -> tuple[Tensor, Scale, Scale]:
 
 def _shifted(x: Tensor, alpha: Scale, c: Scale) -> Tensor:
     """S_α(x) + c·S_α(−x), for α > 0."""
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_compiling() or transformed() or traced_for_script():
         return _combine(x, alpha, c, 0)
     out: Tensor = _Value.apply(floating(x), alpha, c)  # type: ignore[no-untyped-call]
     return out

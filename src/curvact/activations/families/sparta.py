@@ -132,6 +132,10 @@ class Sparta(Activation):
             z = self.bn(z.to(self.bn.weight.dtype)).to(z.dtype)
         return torch.sigmoid(z).view(x.shape)
 
+    def __dir__(self) -> list[str]:
+        # torch.jit asks for every attribute of this list.
+        return [name for name in super().__dir__() if name != "max_curvature"]  # type: ignore[no-untyped-call]
+
     def slope(self, x: Tensor) -> Tensor:
         raise CurvactError(f"{self.name} has no slope: {_WHY}")
 

@@ -26,6 +26,7 @@ from curvact.activations.kernels.shape import (
     compiled_once,
     evaluate,
     floating,
+    traced_for_script,
     transformed,
     wide,
 )
@@ -37,7 +38,7 @@ def apply(x: Tensor, alpha: Scale, shape: Shape) -> Tensor:
     if compiled_once():
         traced: Tensor = _Traced.apply(x, alpha, shape)  # type: ignore[no-untyped-call]
         return traced
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or traced_for_script():
         return evaluate(x, alpha, shape, 0)
     return derivative(x, alpha, shape, 0)
 

@@ -78,6 +78,11 @@ def transformed() -> bool:
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
+def traced_for_script() -> bool:
+    """Whether torch.jit.trace runs: a saved trace holds operations, no functions of Python."""
+    return torch._C._get_tracing_state() is not None
+
+
 def compiled_once() -> bool:
     """Whether torch.compile traces the formula and no transform differentiates it.
 
