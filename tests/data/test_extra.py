@@ -632,3 +632,19 @@ def test_a_model_that_fails_leaves_no_labels_and_its_mode(tmp_path: Path, stored
         pseudo_label(model, stored, tmp_path / "labels.npy", batch_size=100)
     assert model.training
     assert not [p for p in tmp_path.iterdir() if "labels" in p.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"fraction": True}, "fraction=True"),
+        ({"fraction": "0.5"}, "fraction='0.5'"),
+        ({"classes": 0}, "classes=0"),
+        ({"classes": 2.5}, "classes=2.5"),
+        ({"shape": (6, 5)}, "three in the shape"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, change: Any, part: str) -> None:
+    arguments: dict[str, Any] = {"classes": 2, "shape": (3, 6, 5), **change}
+    with pytest.raises(CurvactError, match=re.escape(part)):
+        open_extra(tmp_path / "x.npz", **arguments)

@@ -165,3 +165,15 @@ def test_bad_places(tmp_path: Path, name: str, message: str) -> None:
         load(str(path))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_a_place_and_never_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = fake_arrays("mnist", 20)
+    np.savez(tmp_path / "digits.npz", images=images, labels=labels)
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("digits.npz")).train.sha256 == load("./digits.npz").train.sha256
+    with pytest.raises(CurvactError, match="no data at"):
+        load(Path("digits"))
+    for name, part in ((3, "named 3"), (None, "named None"), ("./" + "x" * 5000, "no data at")):
+        with pytest.raises(CurvactError, match=part):
+            load(name)  # type: ignore[arg-type]

@@ -225,3 +225,9 @@ def test_batches_are_made_on_the_device_of_the_data() -> None:
     data = _dataset(20).to("meta")
     for x, y in epoch_batches(data, 8, seed=0, epoch=1, augmentation=Augmentation(2, True, 3)):
         assert x.device.type == y.device.type == "meta"
+
+
+def test_a_flip_is_yes_or_no() -> None:
+    for flip in (1, "no", None):
+        with pytest.raises(CurvactError, match="flip="):
+            Augmentation(flip=flip)  # type: ignore[arg-type]

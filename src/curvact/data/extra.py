@@ -152,6 +152,13 @@ def open_extra(
     Raises CurvactError, with the name of the file, for a file that is missing, truncated, of
     another shape or type, or with labels out of range.
     """
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise CurvactError(f"fraction={fraction!r} of open_extra: a number in (0, 1)")
+    sizes = (classes, *shape)
+    if len(sizes) != 4 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in sizes):
+        raise CurvactError(
+            f"classes={classes!r}, shape={shape!r} of open_extra: whole numbers >= 1, three in the shape"
+        )
     path = Path(path)
     if path.is_dir() or not path.exists():
         raise CurvactError(f"no file of extra images {path}: an .npz with 'image' and 'label', or an .npy")

@@ -14,6 +14,7 @@ from curvact.data.catalog import data_root, entry_of
 from curvact.data.checks import Labelled, check_labels, numbered_classes
 from curvact.data.dataset import Splits, check_count, cut
 from curvact.data.parquet import from_parquet, parquet_files
+from curvact.data.pictures import short
 from curvact.data.reading import check_size, file_size
 from curvact.errors import CurvactError
 
@@ -39,7 +40,7 @@ def names_a_place(name: str) -> bool:
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     root: str | os.PathLike[str] | None = None,
     size: int | None = None,
@@ -49,7 +50,7 @@ def load(
 ) -> Splits:
     """The three splits of a data set.
 
-    name: a name in `DATASETS`; or the path of a folder with one folder a class, of a folder with
+    name: a name in `DATASETS`; or the path (a `Path`, or a text with a `/`) of a folder with one folder a class, of a folder with
         `train` and `test` (or `val`) folders, of an .npz, of a folder of .npy files, or of .parquet
         files (extra `parquet`); or `hf:owner/name` or `hf:owner/name:config@revision` of the
         Hugging Face hub (extra `hub`).
@@ -66,6 +67,10 @@ def load(
     >>> len(splits.train), len(splits.validation), len(splits.test)
     (1258, 180, 359)
     """
+    if isinstance(name, os.PathLike):
+        name = str(Path(name).expanduser().absolute())
+    if not isinstance(name, str):
+        raise CurvactError(f"a data set named {name!r}: a name, a path, or hf:owner/name")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= SIZE):
         raise CurvactError(f"size={size!r} of {name}: a whole number of pixels in 1 … {SIZE}")
     for label, count in (("train", train), ("validation", validation), ("test", test)):
@@ -113,11 +118,15 @@ def _load_named(name: str, root: Path, size: int | None) -> Splits:
 @lru_cache(maxsize=2)
 def _load_place(name: str, size: int | None) -> Splits:
     path = Path(name)
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise CurvactError(f"no data at {path}: {short(error)}") from None
     if name.startswith("hf:"):
         from curvact.data.huggingface import from_hub
 
         found = from_hub(name.removeprefix("hf:"), size)
-    elif not path.exists():
+    elif not there:
         raise CurvactError(
             f"no data at {path}: class folders of images, an .npz, a .parquet, or a folder of .npy files"
         )

@@ -29,7 +29,7 @@ class Augmentation:
     cutout: the side in pixels of one square in the mean colour of the data set. Its centre is
         anywhere in the image (arXiv 1708.04552).
 
-    Raises CurvactError for anything but whole numbers of pixels >= 0.
+    Raises CurvactError for anything but whole numbers of pixels >= 0 and a bool.
     """
 
     crop: int = 0
@@ -41,6 +41,8 @@ class Augmentation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise CurvactError(f"{name}={value!r} of an augmentation: a whole number of pixels >= 0")
+        if not isinstance(self.flip, bool):
+            raise CurvactError(f"flip={self.flip!r} of an augmentation: True or False")
 
 
 @dataclass(frozen=True)
