@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,60 @@ class _Studies:
         return _rate(rise & (np.maximum(peak, dip) <= self.threshold) & np.array(ends))
 
 
+def simpler_tests(
+    curvatures: Array, seeds: int, sd: float, studies: int, seed: int = 0
+) -> list[tuple[str, str, str]]:
+    """Simpler tests of a peak: how often each calls one, for a truth that rises to 2 and is flat
+    after, and for a peak of 0.05. Noise as in `calibrate`, seed effects taken out.
+
+    quadratic: least squares in log κ; the square's coefficient is below 0 at 5 % and the vertex lies
+    inside. two lines: cut at the vertex of that fit; the left slope is above 0 and the right one
+    below, each at one-sided 5 %. Tukey: a point is above one on each side, each beyond the
+    studentised range's quantile for all pairs. ours: the runs of the verdict.
+    """
+    from scipy import stats
+
+    count, x = len(curvatures), np.log(curvatures)
+    rng = np.random.default_rng([seed, 7])
+    noise = sd * rng.standard_normal((studies, count, seeds))
+    middle = float(curvatures[np.abs(np.log(curvatures / math.sqrt(BAND[0] * BAND[1]))).argmin()])
+    df = (count - 1) * (seeds - 1)
+    model = np.stack([np.ones(count), x, x**2], 1)
+    cov = np.linalg.inv(model.T @ model)
+    plan = engine.design(np.ones((count, seeds), dtype=np.bool_))
+    threshold = engine.critical(engine.null(plan).largest, LEVEL)
+    tukey = float(stats.studentized_range.ppf(LEVEL, count, df))
+    found: dict[str, list[str]] = {"a quadratic": [], "two lines": [], "Tukey's pairs": [], "runs (ours)": []}
+    for truth in (rise_then_flat(curvatures, 2.0), bump(curvatures, middle, 0.05)):
+        values = truth[:, None] + noise
+        means = values.mean(2)
+        rest = values - means[:, :, None] - values.mean(1, keepdims=True) + values.mean((1, 2))[:, None, None]
+        error = np.sqrt((rest**2).sum((1, 2)) / df / seeds)
+        fit = means @ model @ cov
+        vertex = -fit[:, 1] / (2 * fit[:, 2])
+        bent = fit[:, 2] / (error * math.sqrt(cov[2, 2])) < stats.t.ppf(0.05, df)
+        inside = (vertex > x[0]) & (vertex < x[-1])
+        lines = np.zeros(studies, dtype=bool)
+        for i in np.flatnonzero(inside):
+            sides = []
+            for part in (x <= vertex[i], x >= vertex[i]):
+                at = x[part] - x[part].mean()
+                sides.append(
+                    (at @ means[i, part], math.sqrt(at @ at) * error[i]) if part.sum() > 1 else (0.0, 1.0)
+                )
+            (left, e), (right, f) = sides
+            lines[i] = left > stats.t.ppf(0.95, df) * e and right < stats.t.ppf(0.05, df) * f
+        gap = (means[:, :, None] - means[:, None, :]) / error[:, None, None]
+        above = [
+            (gap[:, k, :k].max(1) > tukey) & (gap[:, k, k + 1 :].max(1) > tukey) for k in range(1, count - 1)
+        ]
+        own, variances, _ = engine.fit(plan, values)
+        runs = engine.peak_statistic(plan, engine.studentised(plan, own, variances))[0] > threshold
+        for name, hits in zip(found, (bent & inside, lines, np.any(above, axis=0), runs), strict=True):
+            found[name].append(str(_rate(hits)))
+    return [(name, plateau, peak) for name, (plateau, peak) in found.items()]
+
+
 def _worst(rates: Iterable[Rate], *, highest: bool) -> Rate:
     return (max if highest else min)(rates, key=lambda rate: rate.value)
 
@@ -266,6 +321,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=4000)
     parser.add_argument("--curvatures", type=float, nargs="+", default=list(CURVATURES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--simpler", action="store_true", help="print how simpler tests of a peak do")
     parser.add_argument("--write", action="store_true", help="compute the shipped table")
     chosen = parser.parse_args()
     if chosen.write:
@@ -276,6 +332,14 @@ def main() -> None:
         ]
         text = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
         atomic_write(target, f"[\n{text}\n]\n")
+        return
+    if chosen.simpler:
+        print("| test | seeds | calls a peak over a plateau | finds a peak of 0.05 |\n|---|---|---|---|")
+        for seeds in chosen.seeds:
+            for line in simpler_tests(
+                np.array(chosen.curvatures), seeds, chosen.sd, chosen.studies, chosen.seed
+            ):
+                print(f"| {line[0]} | {seeds} | {line[1]} | {line[2]} |")
         return
     results = [
         calibrate(chosen.curvatures, seeds, chosen.sd, studies=chosen.studies, seed=chosen.seed)

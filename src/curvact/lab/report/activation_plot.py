@@ -8,19 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from curvact.activations import ActivationLike
 from curvact.activations.describe import as_activation
 from curvact.files import atomic_write
+from curvact.lab.report.style import canvas
 
 
 def draw_activations(modules: Sequence[ActivationLike], path: Path, reach: float | None = None) -> Path:
-    """Draw σ, σ' and σ'' of several activations side by side, and return the path.
+    """Write `activations_figure` to a .png, .svg or .pdf file, and return the path."""
+    figure = activations_figure(modules, reach)
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
+    atomic_write(path, buffer.getvalue())
+    return path
 
-    path: a .png, .svg or .pdf file. reach: half the width of the x axis; by default it shows the
-        widest bend.
+
+def activations_figure(
+    modules: Sequence[ActivationLike], reach: float | None = None, ax: Axes | None = None
+) -> Figure:
+    """σ, σ' and σ'' of several activations side by side.
+
+    reach: half the width of the x axis; by default it shows the widest bend. ax: of the user, see
+    `curvact.lab.report.style.canvas`.
     """
     acts = [as_activation(module) for module in modules]
     if reach is None:
@@ -28,8 +42,7 @@ def draw_activations(modules: Sequence[ActivationLike], path: Path, reach: float
         finite = [s for s in scales if 0 < s < math.inf]
         reach = min(6.0, max(1.0, 6 / min(finite))) if finite else 3.0
     x = torch.linspace(-reach, reach, 4001, dtype=torch.float64)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas((13, 4.2), ax)
     axes = figure.subplots(1, 3)
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     for index, (module, act) in enumerate(zip(modules, acts, strict=True)):
@@ -54,7 +67,4 @@ def draw_activations(modules: Sequence[ActivationLike], path: Path, reach: float
         ncols=min(3, len(acts)),
         frameon=False,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
-    atomic_write(path, buffer.getvalue())
-    return path
+    return figure

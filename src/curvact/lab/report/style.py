@@ -12,13 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from curvact.errors import CurvactError
 from curvact.files import atomic_write
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -145,6 +148,37 @@ def house_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         yield
+
+
+def canvas(
+    size: tuple[float, float], ax: Axes | None = None, layout: str | ConstrainedLayoutEngine = "constrained"
+) -> Figure:
+    """A new figure of a size in inches, or a part of the user's own figure in the place of `ax`.
+
+    ax: an axes of `pyplot.subplots` or `subplot_mosaic`; it is replaced, and the panels and the
+    legend of a picture take its place. The user's figure gets a constrained layout where it has
+    none. Raises CurvactError for axes without a place in a grid.
+
+    >>> axes = Figure().subplots(1, 2)
+    >>> part = canvas((4, 3), axes[0])
+    >>> len(part.subplots(1, 2)), axes[1].figure.axes.index(axes[1])
+    (2, 0)
+    """
+    if ax is None:
+        return Figure(figsize=size, layout=layout)  # type: ignore[arg-type]
+    place, figure = ax.get_subplotspec(), ax.get_figure(root=False)
+    if place is None or figure is None:
+        raise CurvactError("ax has no place in a grid of its figure: take one of plt.subplots()")
+    root = ax.get_figure(root=True)
+    if isinstance(root, Figure) and root.get_layout_engine() is None:
+        root.set_layout_engine("constrained")
+    ax.remove()
+    return cast("Figure", figure.add_subfigure(place))
+
+
+def width_of(figure: Figure) -> float:
+    """The width of a figure, or of a part of one, in inches."""
+    return float(figure.bbox.width / figure.dpi)
 
 
 def to_svg(figure: Figure, *, tight: bool = False) -> bytes:

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curvact.files import atomic_write
-from curvact.lab.report.style import OKABE_ITO, house_style, plain_text, to_png, to_svg
+from curvact.lab.report.style import OKABE_ITO, canvas, house_style, plain_text, to_png, to_svg
 
 
-def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def curves_figure(history: Sequence[Mapping[str, Any]], title: str, ax: Axes | None = None) -> Figure:
     """Two panels over epochs. history: one mapping an epoch, with the fields of
-    `curvact.training.Epoch`.
+    `curvact.training.Epoch`. ax: see `curvact.lab.report.style.canvas`.
 
     The best epoch by validation robust accuracy is marked: where its curve falls after it while
     training accuracy still rises, the network overfits robustly (Rice et al. 2020).
@@ -26,7 +27,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """
     epochs = [e["epoch"] for e in history]
     with house_style():
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = canvas((8.4, 3.2), ax)
         accuracy, loss = figure.subplots(1, 2, width_ratios=[2, 1])
         lines = (
             ("train_accuracy", "training batches, attacked", OKABE_ITO[4], "--"),

@@ -14,7 +14,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from curvact.errors import CurvactError
-from curvact.lab.report.style import GREY, OKABE_ITO, legend_columns, log_ticks, plain_text, title_text
+from curvact.lab.report.style import (
+    GREY,
+    OKABE_ITO,
+    legend_columns,
+    log_ticks,
+    plain_text,
+    title_text,
+    width_of,
+)
 
 Record = Mapping[str, Any]
 """What `as_dict()` of a result gives, or the same read back from JSON. None: not finite."""
@@ -50,7 +58,7 @@ def handle(label: str, colour: str = GREY, marker: str = "", *, filled: bool = T
 def legend(figure: Figure, handles: Sequence[Artist], columns: int | None = None) -> None:
     """The legend of a whole figure, under it; in as many columns as fit where `columns` is None."""
     if columns is None:
-        columns = legend_columns(handles, float(figure.get_size_inches()[0]))
+        columns = legend_columns(handles, width_of(figure))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 

@@ -22,10 +22,10 @@ from curvact.lab.report.analysis.common import (
     percent,
     plotted,
 )
-from curvact.lab.report.style import OKABE_ITO, house_style, plain_text
+from curvact.lab.report.style import OKABE_ITO, canvas, house_style, plain_text
 
 
-def effective_curvature_figure(record: Record, title: str = "") -> Figure:
+def effective_curvature_figure(record: Record, title: str = "", ax: Axes | None = None) -> Figure:
     """Effective curvature and the share of curved units, by call site.
 
     record: of `EffectiveCurvature`; or of `EffectiveCurvatureChange`, where hollow marks are before
@@ -46,7 +46,7 @@ def effective_curvature_figure(record: Record, title: str = "") -> Figure:
     kinks = sum(bool(site["kink"]) for site in moments[0][1]["sites"])
     rows = np.arange(len(sites))
     with house_style():
-        figure = Figure(figsize=(9.0, 1.9 + 0.24 * len(sites)), layout="constrained")
+        figure = canvas((9.0, 1.9 + 0.24 * len(sites)), ax)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         for when, moment, filled in moments:
             at = rows + {"before": -0.13, "after": 0.13, "": 0.0}[when]

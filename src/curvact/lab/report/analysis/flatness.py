@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
 from curvact.lab.report.analysis.common import Record, check_not_empty, headline, new_table, number, plotted
-from curvact.lab.report.style import OKABE_ITO, house_style, plain_text
+from curvact.lab.report.style import OKABE_ITO, canvas, house_style, plain_text
 
 
-def flatness_figure(records: Mapping[str, Record], title: str = "") -> Figure:
+def flatness_figure(records: Mapping[str, Record], title: str = "", ax: Axes | None = None) -> Figure:
     """Rise of the adversarial loss by model, with a dot for every draw or restart.
 
     records: of `AverageFlatness` and `WorstFlatness`, by name; a panel for each kind. The bars of
@@ -29,7 +30,7 @@ def flatness_figure(records: Mapping[str, Record], title: str = "") -> Figure:
     kinds = [kind for kind in ("average", "worst") if any(r["kind"] == kind for r in records.values())]
     with house_style():
         most = max(sum(r["kind"] == kind for r in records.values()) for kind in kinds)
-        figure = Figure(figsize=(4.8 * len(kinds), 1.6 + 0.42 * most), layout="constrained")
+        figure = canvas((4.8 * len(kinds), 1.6 + 0.42 * most), ax)
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
             chosen = {name: r for name, r in records.items() if r["kind"] == kind}
             for row, record in enumerate(chosen.values()):

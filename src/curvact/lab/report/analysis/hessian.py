@@ -33,6 +33,7 @@ from curvact.lab.report.style import (
     NORM_LABELS,
     NORM_TITLES,
     OKABE_ITO,
+    canvas,
     house_style,
     log_ticks,
     plain_text,
@@ -47,7 +48,7 @@ NAMED_SITES = len(OKABE_ITO) - 1
 WHOLE = "[bold]whole network[/]"
 
 
-def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
+def norms_figure(losses: Mapping[str, Record], title: str = "", ax: Axes | None = None) -> Figure:
     """Three norms of diag H by parameter tensor, with ± 2 standard errors.
 
     losses: records of `DiagonalNorms` by name of the loss. The top row is the whole network. A mark
@@ -60,7 +61,7 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     check_not_empty(losses, "norms_figure")
     layers = list(next(iter(losses.values()))["layers"])
     with house_style():
-        figure = Figure(figsize=(11.4, 1.9 + 0.21 * (len(layers) + 1)), layout="constrained")
+        figure = canvas((11.4, 1.9 + 0.21 * (len(layers) + 1)), ax)
         panels = figure.subplots(1, 3, sharey=True)
         for axes, name in zip(panels, NORM_LABELS, strict=True):
             for index, (label, record) in enumerate(losses.items()):
@@ -97,7 +98,7 @@ def norms_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
         return figure
 
 
-def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
+def split_figure(losses: Mapping[str, Record], title: str = "", ax: Axes | None = None) -> Figure:
     """Shares of diag H by layer: diag GGN in grey, and the σ″ part of each call site.
 
     Negative shares go to the left. The call sites with the largest shares have a colour each.
@@ -140,7 +141,7 @@ def split_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
         return figure
 
 
-def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
+def density_figure(losses: Mapping[str, Record], title: str = "", ax: Axes | None = None) -> Figure:
     """The density of the eigenvalues of H, with marks at the eigenvalues of both ends.
 
     losses: the spectrum of `hessian_analysis` by name of the loss. Numbers that are None are left
@@ -154,7 +155,7 @@ def density_figure(losses: Mapping[str, Record], title: str = "") -> Figure:
     """
     check_not_empty(losses, "density_figure")
     with house_style():
-        figure = Figure(figsize=(6.8, 4.0), layout="constrained")
+        figure = canvas((6.8, 4.0), ax)
         axes = figure.subplots()
         curves = {
             label: [np.array([plotted(v) for v in record["density"][key]]) for key in ("at", "density")]

@@ -16,12 +16,14 @@ from rich.table import Table
 
 from curvact.errors import CurvactError
 from curvact.lab.report.analysis.common import ATTACKED, CLEAN, Record, headline, new_table, number, plotted
-from curvact.lab.report.style import DASHES, house_style, log_ticks, plain_number, title_text
+from curvact.lab.report.style import DASHES, canvas, house_style, log_ticks, plain_number, title_text
 
 LEVELS = 14
 
 
-def landscape_figure(record: Record, title: str = "", *, surface: bool = False) -> Figure:
+def landscape_figure(
+    record: Record, title: str = "", ax: Axes | None = None, *, surface: bool = False
+) -> Figure:
     """The loss around a model, clean and adversarial.
 
     One direction is drawn as lines, two as contours with one scale of colours, or as a surface.
@@ -45,7 +47,7 @@ def landscape_figure(record: Record, title: str = "", *, surface: bool = False) 
     logarithmic = low > 0 and high > 30 * low
     with house_style():
         if record["dimensions"] == 1:
-            figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+            figure = canvas((5.6, 3.6), ax)
             axes = figure.subplots()
             for (name, grid), colour, dash in zip(grids.items(), (CLEAN, ATTACKED), DASHES, strict=False):
                 axes.plot(at, grid[:, 0], color=colour, linestyle=dash, label=name)
@@ -56,7 +58,7 @@ def landscape_figure(record: Record, title: str = "", *, surface: bool = False) 
             axes.set(xlabel="along d₁", ylabel="mean loss", title=title_text(title))
             axes.legend()
             return figure
-        figure = Figure(figsize=(4.5 * len(grids) + 0.9, 4.1), layout="constrained")
+        figure = canvas((4.5 * len(grids) + 0.9, 4.1), ax)
         if high == low:
             low, high = low - 0.5, high + 0.5
             logarithmic = False

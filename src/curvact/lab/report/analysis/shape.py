@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
@@ -18,10 +19,10 @@ from curvact.lab.report.analysis.common import (
     percent,
     plotted,
 )
-from curvact.lab.report.style import MARKERS, OKABE_ITO, house_style
+from curvact.lab.report.style import MARKERS, OKABE_ITO, canvas, house_style
 
 
-def shape_figure(record: Record, title: str = "") -> Figure:
+def shape_figure(record: Record, title: str = "", ax: Axes | None = None) -> Figure:
     """Accuracy, minimum radius and Lipschitz constant of models against the κ of their activations.
 
     record: of `ShapeTable`. Models with a kink stand at the right edge, marked ∞. Models of unknown
@@ -48,7 +49,7 @@ def shape_figure(record: Record, title: str = "") -> Figure:
         ("Empirical Lipschitz constant", "mean, L1 over L∞", (("lipschitz", "", OKABE_ITO[3], 1.0),)),
     )
     with house_style():
-        figure = Figure(figsize=(11.4, 3.7), layout="constrained")
+        figure = canvas((11.4, 3.7), ax)
         for axes, (heading, label, columns) in zip(figure.subplots(1, 3), panels, strict=True):
             for index, (column, name, colour, scale) in enumerate(columns):
                 values = [plotted(row[column]) * scale for row in rows]

@@ -29,6 +29,7 @@ from curvact.lab.report.analysis.common import (
 from curvact.lab.report.style import (
     GREY,
     Look,
+    canvas,
     house_style,
     looks_of,
     plain_text,
@@ -44,7 +45,7 @@ MEASURES = {
 }
 
 
-def smoothness_figure(record: Record, title: str = "") -> Figure:
+def smoothness_figure(record: Record, title: str = "", ax: Axes | None = None) -> Figure:
     """Ratio, numerator and drift of the attack against the length of the step.
 
     A curve an attack, a dot a direction. Dashed: what the move of the attack adds to the numerator.
@@ -64,7 +65,7 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
         ("Drift of the attack", "mean ‖δ*₁ − δ*₂‖₂, input units", ("drift",)),
     )
     with house_style():
-        figure = Figure(figsize=(11.4, 3.9), layout=_layout())
+        figure = canvas((11.4, 3.9), ax, _layout())
         for axes, (heading, label, columns) in zip(figure.subplots(1, 3), panels, strict=True):
             for attack in attacks:
                 mine = [row for row in rows if row["attack"] == attack]
@@ -81,7 +82,11 @@ def smoothness_figure(record: Record, title: str = "") -> Figure:
 
 
 def trajectory_figure(
-    records: Mapping[str, Record], attacks: Sequence[str] | None = None, title: str = "", label: str = "point"
+    records: Mapping[str, Record],
+    attacks: Sequence[str] | None = None,
+    title: str = "",
+    label: str = "point",
+    ax: Axes | None = None,
 ) -> Figure:
     """Ratio, numerator, drift of the attack and step along training, a curve a run and attack.
 
@@ -119,7 +124,7 @@ def trajectory_figure(
         ("Length of the step", "‖Δθ‖/‖θ‖", "relative_norm"),
     )
     with house_style():
-        figure = Figure(figsize=(9.0, 6.6), layout=_layout())
+        figure = canvas((9.0, 6.6), ax, _layout())
         for axes, (heading, unit, column) in zip(figure.subplots(2, 2).ravel(), panels, strict=True):
             for (run, attack), name in names.items():
                 mine = [row for row in found[run] if row["attack"] == attack]
@@ -142,6 +147,7 @@ def tradeoff_figure(
     measure: str = "top_eigenvalue",
     relative_norm: float | None = None,
     title: str = "",
+    ax: Axes | None = None,
 ) -> Figure:
     """Flatness in the input against roughness in the parameters, a mark for each model and attack.
 
@@ -190,7 +196,7 @@ def tradeoff_figure(
         list(dict.fromkeys(str(line["attack"]) for record in records.values() for line in record["lines"]))
     )
     with house_style():
-        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        figure = canvas((6.4, 4.6), ax)
         axes = figure.subplots()
         entries = []
         for attack, found in points.items():

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from curvact.lab.report.style import (
     GREY,
     OKABE_ITO,
+    canvas,
     house_style,
     legend_columns,
     log_ticks,
@@ -34,12 +35,13 @@ def comparison_figure(
     judge: str = QUICK,
     titles: Mapping[str, str] | None = None,
     title: str = "",
+    ax: Axes | None = None,
 ) -> Figure | None:
     """A line for each cell, from the top: accuracies of every seed with a bar at their mean; paired
     differences.
 
     judge: the metric that robustness is judged by; the quick attack on the same images stands beside
-    it. titles: metric → attack. Filled marks: differences that are shown after correction. None
+    it. titles: metric → attack. ax: see `canvas`. Filled marks: differences that are shown after correction. None
     where no cell has that metric.
     """
     if not any(cell.values.get(judge) for cell in cells):
@@ -48,7 +50,7 @@ def comparison_figure(
     attack, beside = own.get(judge, "PGD" if judge == QUICK else "part of AutoAttack"), BESIDE.get(judge)
     quick = own.get(beside or "", "PGD, the same images")
     with house_style():
-        figure = Figure(figsize=(10.2, 1.5 + 0.3 * len(cells)), layout="constrained")
+        figure = canvas((10.2, 1.5 + 0.3 * len(cells)), ax)
         accuracies, differences = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for row, cell in enumerate(cells):
             for metric, colour, marker in (
@@ -110,12 +112,12 @@ def _draw_difference(axes: Axes, row: int, difference: Difference) -> None:
     axes.plot([100 * mean.value], [row], "D", color=DIFFERENCE, markerfacecolor=face, zorder=3)
 
 
-def roughness_figure(cells: Sequence[Cell]) -> Figure | None:
+def roughness_figure(cells: Sequence[Cell], ax: Axes | None = None) -> Figure | None:
     """Is what is flatter in the input rougher in the parameters? A mark for each run, a panel for
     each attack.
 
     Across: the top eigenvalue of the input Hessian (flat left); up: the Lipschitz ratio of the
-    gradient (rough above). None where no run has both above 0.
+    gradient (rough above). ax: see `canvas`. None where no run has both above 0.
     """
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in cells:
@@ -130,7 +132,7 @@ def roughness_figure(cells: Sequence[Cell]) -> Figure | None:
         return None
     looks = looks_of(list(dict.fromkeys(name for name, _ in points)))
     with house_style():
-        figure = Figure(figsize=(1.0 + 4.2 * len(attacks), 4.6), layout="constrained")
+        figure = canvas((1.0 + 4.2 * len(attacks), 4.6), ax)
         panels = figure.subplots(1, len(attacks), sharex=True, sharey=True, squeeze=False)[0]
         for axes, attack in zip(panels, attacks, strict=True):
             for name, look in looks.items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -24,6 +25,7 @@ from curvact.lab.report.style import (
     NORM_TITLES,
     OKABE_ITO,
     Look,
+    canvas,
     house_style,
     legend_columns,
     log_ticks,
@@ -290,9 +292,13 @@ def chart_figures(chart: Chart) -> Iterator[tuple[str, Figure]]:
         yield (chart.name if len(pages) == 1 else f"{chart.name}-{number}"), figure
 
 
-def panel_figure(chart: Chart, panel: Panel) -> Figure:
+def panel_figure(chart: Chart, panel: Panel, ax: Axes | None = None) -> Figure:
     """One panel, with the same margins for every panel, so that a page can lay them side by
-    side."""
+    side. ax: an axes of the user to draw on."""
+    if ax is not None:
+        with house_style():
+            _draw(ax, chart, panel)
+        return cast("Figure", ax.get_figure())
     with house_style():
         figure = Figure(figsize=SIZE)
         _draw(figure.subplots(), chart, panel)
@@ -315,15 +321,15 @@ def legend_figures(chart: Chart) -> list[tuple[str, Figure]]:
     return figures
 
 
-def optimum_figure(answer: CurveAnswer) -> Figure | None:
+def optimum_figure(answer: CurveAnswer, ax: Axes | None = None) -> Figure | None:
     """A line a stratum: the confidence set of its optimum and its best point; None for fewer than
-    two strata."""
+    two strata. ax: see `canvas`."""
     shown = [s for s in answer.strata if math.isfinite(s.verdict.plateau_spread)]
     if len(shown) < 2:
         return None
     band = answer.question.shown_band
     with house_style():
-        figure = Figure(figsize=(8.6, 1.1 + 0.32 * len(shown)), layout="constrained")
+        figure = canvas((8.6, 1.1 + 0.32 * len(shown)), ax)
         axes = figure.subplots()
         axes.set_xscale("log")
         points = [at for s in shown for at in s.verdict.curvatures]
