@@ -139,6 +139,12 @@ def test_missing_splits_columns_and_damaged_rows() -> None:
         from_tables({"train": Damaged(pictures(), LABELS)}, "hf:a/b", None)
 
 
+def test_rows_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curvact.data.reading.machine_memory", lambda: 2 * 5 * 3072)
+    with pytest.raises(CurvactError, match=r"^hf:a/b/train needs 36,864 bytes of memory"):
+        from_tables({"train": Table(pictures(), LABELS)}, "hf:a/b", None)
+
+
 def test_load_goes_through_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None, str | None]] = []
 

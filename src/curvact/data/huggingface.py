@@ -20,6 +20,7 @@ from curvact.data.checks import (
 )
 from curvact.data.layouts import same_channels
 from curvact.data.pictures import short
+from curvact.data.reading import check_size
 from curvact.errors import CurvactError
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -93,10 +94,14 @@ def _column(where: str, columns: list[str], wanted: tuple[str, ...]) -> str:
 def _read(table: Any, where: str, image: str, label: str, size: int | None) -> Labelled:
     found: list[Any] = []
     labels = []
+    taken = 0
     try:
         for row in table:
             found.append(_picture(row[image], f"{where}, row {len(found)}", size))
             labels.append(row[label])
+            width, height = found[-1].size
+            taken += width * height * len(found[-1].getbands())
+            check_size(where, 2 * taken)  # the pictures, and then the array of them
     except CurvactError:
         raise
     except Exception as error:  # a damaged picture raises nearly anything, when its row is read
