@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from curvact import analysis, attacks
 from curvact.attacks import PGD, ThreatModel
+from curvact.data import Dataset
+from curvact.data.dataset import content_hash
 from curvact.errors import CurvactError
+from curvact.lab.record import evaluate
 
 
 class Given(NamedTuple):
@@ -359,3 +362,34 @@ def test_frozen_parameters_count_in_a_hessian() -> None:
     expected = analysis.exact_diagonal(_loss(g))
     g.model.requires_grad_(False)
     assert torch.equal(analysis.exact_diagonal(_loss(g)), expected)
+
+
+@pytest.mark.parametrize("attack", ["pgd-2", "apgd-ce"])
+@pytest.mark.parametrize("wrong", ["float16", "bfloat16", "float64", "meta", "dict", "tuple", "one logit"])
+def test_an_evaluation_of_another_kind_of_model_is_one_line(wrong: str, attack: str) -> None:
+    given = MODELS[wrong](_given())
+    images = (255 * given.x).byte()
+    names = ("a", "b", "c", "d")
+    data = Dataset("made/test", images, given.y, names, (0.5,), (0.5,), content_hash(images, given.y))
+    message = _refusal(
+        lambda g: evaluate(g.model, data, g.threat, attack=attack, masking="none"), given, wrong
+    )
+    assert message is not None
+    assert "\n" not in message
+
+
+def test_an_evaluation_under_a_function_of_the_user() -> None:
+    given = _given()
+    images = (255 * given.x).byte()
+    data = Dataset("made/test", images, given.y, ("a", "b", "c", "d"), (0.5,), (0.5,), "0" * 64)
+
+    def darker(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (x - 0.1).clamp_min(0)
+
+    record = evaluate(given.model, data, given.threat, attack=darker, masking="none")
+    expected = given.model((data.inputs() - 0.1).clamp_min(0)).argmax(1) == given.y
+    assert record.attack == "darker"
+    clean = given.model(data.inputs()).argmax(1) == given.y
+    assert record.robust_correct == "".join(str(int(v)) for v in expected & clean)
+    with pytest.raises(CurvactError, match="left the allowed images"):
+        evaluate(given.model, data, given.threat, attack=lambda model, x, y: 1 - x, masking="none")

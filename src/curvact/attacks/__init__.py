@@ -21,7 +21,14 @@ from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, mar
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
 from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, pgd
 from curvact.attacks.radius import minimum_radius
-from curvact.attacks.registry import FunctionAttack, NamedAttack, attack_names, named_attack, register_attack
+from curvact.attacks.registry import (
+    FunctionAttack,
+    NamedAttack,
+    as_named_attack,
+    attack_names,
+    named_attack,
+    register_attack,
+)
 from curvact.attacks.threat import Norm, ThreatModel, as_radius, distance, radius_text
 
 __all__ = [
@@ -52,6 +59,7 @@ __all__ = [
     "ThreatModel",
     "Version",
     "accuracy",
+    "as_named_attack",
     "as_radius",
     "attack_loss",
     "attack_names",

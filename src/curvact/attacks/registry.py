@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvact.attacks.adapters import from_adv_lib, from_torchattacks
-from curvact.attacks.arguments import takes_threat_model
+from curvact.attacks.arguments import shown, takes_threat_model
 from curvact.attacks.autoattack import ATTACKS, AutoAttack
 from curvact.attacks.pgd import FGSM, PGD, Model, OnStep
 from curvact.attacks.threat import ThreatModel
@@ -152,3 +152,28 @@ def named_attack(text: str) -> NamedAttack:
             "attacks of AutoAttack joined by +, such as apgd-ce+square"
         )
     return called(name, _REGISTRY[name], settings)
+
+
+def as_named_attack(attack: object) -> NamedAttack:
+    """A name, an attack as a value, or a function `(model, x, y) -> x_adv` or `(model, x, y,
+    threat_model) -> x_adv`, as an attack that prints as its name. CurvactError for another value.
+
+    >>> def still(model, x, y):
+    ...     return x
+    >>> str(as_named_attack(still)), str(as_named_attack("pgd-20"))
+    ('still', 'pgd-20')
+    """
+    if isinstance(attack, str):
+        return named_attack(attack)
+    if not callable(attack) or isinstance(attack, type):
+        raise CurvactError(
+            f"attack={shown(attack)}: a name such as pgd-20, or a function (model, x, y) -> x_adv"
+        )
+    function: Callable[..., Any] = attack
+    name = getattr(function, "__name__", type(function).__name__).strip("<>")
+    if not takes_threat_model(function):
+        return FunctionAttack(name, lambda model, x, y, threat_model: function(model, x, y))
+    if {"generator", "on_step"} <= set(signature(function).parameters):
+        ready: NamedAttack = function
+        return ready
+    return FunctionAttack(name, function)

@@ -18,6 +18,7 @@ from curvact.attacks import (
     CLEAN,
     FGSM,
     PGD,
+    Attack,
     AutoAttack,
     AutoAttackSettings,
     Finding,
@@ -28,8 +29,8 @@ from curvact.attacks import (
     SuspectModelWarning,
     ThreatModel,
     accuracy,
+    as_named_attack,
     masking_report,
-    named_attack,
 )
 from curvact.attacks.batch import checked_module, connected, cuts_graph
 from curvact.data import Dataset
@@ -78,7 +79,7 @@ def evaluate(
     dataset: Dataset,
     threat_model: ThreatModel,
     *,
-    attack: str | NamedAttack = "autoattack",
+    attack: str | NamedAttack | Attack = "autoattack",
     seed: int = 0,
     batch_size: int = 250,
     mode: Mode = "plain",
@@ -96,7 +97,7 @@ def evaluate(
     model: maps N×C×H×W images in [0, 1] to logits. It works on its own device, in eval mode
     (restored after).
     attack: a name that `curvact.attacks.named_attack` reads, such as "autoattack", "apgd-ce+square"
-        or "pgd-20"; or the attack itself. seed: of the attack.
+        or "pgd-20"; or the attack itself, a value such as `PGD(20)` or a function. seed: of the attack.
     mode, workers, folder: as in `curvact.attacks.autoattack`; for AutoAttack and its parts only.
     masking: the depth of the gradient-masking checks, see `DEPTHS`. Their alarms are findings of
     the record.
@@ -125,7 +126,7 @@ def evaluate(
         raise CurvactError(f"images_to={images_to} of evaluate: the name must end in .npz")
     checked_module(model, "evaluate")
     started = time.perf_counter()
-    attack = named_attack(attack) if isinstance(attack, str) else attack
+    attack = as_named_attack(attack)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = dataset.to(device)
     key = record_key(
