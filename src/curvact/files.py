@@ -12,6 +12,13 @@ from pathlib import Path
 from curvact.errors import CurvactError
 
 
+def as_path(value: object, where: str) -> Path:
+    """A path given as text or as a path. Raises CurvactError for anything else."""
+    if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
+        raise CurvactError(f"{where} got {' '.join(repr(value).split())[:80]}: it takes the path of a file")
+    return Path(value)
+
+
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from curvact.errors import CurvactError, nearest
+from curvact.errors import CurvactError, nearest, short
 
 Made = TypeVar("Made")
 
@@ -50,8 +50,7 @@ def parse_call(
 
 def shortened(value: object) -> str:
     """The repr of a value for a message, in one line of at most 100 characters."""
-    text = repr(value[:LONGEST] if isinstance(value, str) else value)
-    return text if len(text) <= 100 else f"{text[:99]}…"
+    return short(" ".join(repr(value[:LONGEST] if isinstance(value, str) else value).split()), 100)
 
 
 def called(name: str, factory: Callable[..., Made], settings: dict[str, Any]) -> Made:

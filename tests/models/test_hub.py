@@ -212,7 +212,10 @@ def _edit(folder: Path, **changes: Any) -> None:
         (lambda f: _edit(f, activation=3), "does not describe a model"),
         (lambda f: _edit(f, architecture={"name": ["mini_resnet"]}), "lacks its name"),
         (lambda f: _edit(f, architecture={"name": "resnet19"}), "unknown model 'resnet19'"),
-        (lambda f: _edit(f, architecture={**ARGUMENTS, "mean": ["a"]}), "does not fit its architecture"),
+        (
+            lambda f: _edit(f, architecture={**ARGUMENTS, "mean": ["a"]}),
+            "finite numbers, one for each channel",
+        ),
         (lambda f: _edit(f, architecture={**ARGUMENTS, "width": 4}), "does not fit its architecture"),
         (lambda f: _edit(f, weights_sha256="0" * 64), "is not the file of weights that"),
         (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),

@@ -305,7 +305,8 @@ def test_an_architecture_from_outside(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_cannot_be_registered() -> None:
     for name, builder, message in (
         ("vit", Pointwise, "a model named 'vit' exists"),
-        ("mine", lambda activation, channels: nn.Identity(), "'mine' does not take classes, size, mean, std"),
+        ("mine", nn.Linear(2, 2), "the builder of 'mine' is Linear"),
+        ("", Pointwise, "name='' of an architecture"),
     ):
         with pytest.raises(CurvactError, match=message):
             register_model(name, builder)
@@ -368,3 +369,33 @@ def test_bad_input_is_one_line(call: Callable[[], object], message: str) -> None
     with pytest.raises(CurvactError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+class TheirNet(nn.Module):
+    """A class of a user, which knows nothing of curvact."""
+
+    def __init__(self, num_classes: int = 10, width: int = 4) -> None:
+        super().__init__()
+        self.body, self.act, self.head = nn.Conv2d(3, width, 3), nn.ReLU(), nn.Linear(width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.act(self.body(x)).mean((-2, -1)))
+        return out
+
+
+def test_a_class_of_a_user_by_name_is_saved_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curvact.models.registry.MODELS", copy.copy(MODELS))
+    register_model("their_net", TheirNet)
+    arguments = {"name": "their_net", "activation": "rctaf(curvature=6)", "width": 5, "classes": 7, "size": 8}
+    model = build(**arguments, mean=[0.5] * 3, std=[0.25] * 3).eval()
+    file = tmp_path / "a.safetensors"
+    save_checkpoint(file, model, {**arguments, "mean": [0.5] * 3, "std": [0.25] * 3}, {})
+    x = images(2, 3)
+    assert model(x).shape == (2, 7)
+    assert torch.equal(load_checkpoint(file)(x), model(x))
+    with pytest.raises(CurvactError, match="is a RCTAF and its architecture gives a ReLU there"):
+        save_checkpoint(
+            file, model, {**arguments, "activation": "relu", "mean": [0.5] * 3, "std": [0.25] * 3}, {}
+        )

@@ -47,7 +47,16 @@ def below_one(value: Number, name: str, where: str) -> Number:
 def one_of(value: int, allowed: range, name: str, where: str) -> int:
     """A whole number of the range."""
     numbers = f"a whole number from {allowed.start} to {allowed.stop - 1}"
+    if isinstance(value, Tensor):
+        raise CurvactError(f"{name}={shortened(value)} in {where}: {name} must be {numbers}")
     return int(_checked(value, lambda v: v == int(v) and int(v) in allowed, name, where, numbers))
+
+
+def module(value: object, where: str) -> nn.Module:
+    """A module."""
+    if not isinstance(value, nn.Module):
+        raise CurvactError(f"{where} got {shortened(value)}: it takes an nn.Module")
+    return value
 
 
 def flag(value: object, name: str, where: str) -> bool:

@@ -75,9 +75,10 @@ class Activation(nn.Module):
         if "forward" in own:
             setattr(cls, "forward", _as_leaf(own["forward"]))  # noqa: B010
         if "__init__" in own:
-            setattr(cls, "__init__", _without_inplace(own["__init__"]))  # noqa: B010
+            setattr(cls, "__init__", _without_inplace(own["__init__"], cls.__module__))  # noqa: B010
         if isinstance(own.get("from_curvature"), classmethod):
-            setattr(cls, "from_curvature", classmethod(_without_inplace(own["from_curvature"].__func__)))  # noqa: B010
+            made = _without_inplace(own["from_curvature"].__func__, cls.__module__)
+            setattr(cls, "from_curvature", classmethod(made))  # noqa: B010
 
     def forward(self, x: Tensor) -> Tensor:
         """σ(x), of the shape and dtype of x."""
@@ -220,11 +221,13 @@ def _as_leaf(forward: Callable[..., Any]) -> Callable[..., Any]:
     return traced if len(inspect.signature(forward).parameters) == 2 else forward
 
 
-def _without_inplace(method: Callable[..., Any]) -> Callable[..., Any]:
+def _without_inplace(method: Callable[..., Any], home: str) -> Callable[..., Any]:
     """A constructor that also takes `inplace`, and ignores it. Its signature stays as it was.
 
-    Its switches `learnable` and `centered` are checked: anything but True and False is an error.
+    Its switches `learnable` and `centered` are checked: anything but True and False is an error. So
+    is a tensor for a parameter of a family of ours, which would be no parameter of the module.
     """
+    ours = home.startswith("curvact.activations.families.")
     parameters = inspect.signature(method).parameters
     if "inplace" in parameters:
         return method
@@ -239,6 +242,12 @@ def _without_inplace(method: Callable[..., Any]) -> Callable[..., Any]:
         for key in switches:
             if key in options:
                 flag(options[key], key, _kind(self).family())
+        if ours:
+            for value in (*arguments, *options.values()):
+                if isinstance(value, Tensor):
+                    raise CurvactError(
+                        f"{shortened(value)} in {_kind(self).family()}: give a number; learnable=True makes it a parameter"
+                    )
         return method(self, *arguments, **options)
 
     return made

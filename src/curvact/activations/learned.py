@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from curvact.activations.arguments import finite, positive
+from curvact.activations.arguments import module as check_module
 from curvact.activations.base import Activation
 from curvact.activations.curvature import max_curvature
 from curvact.activations.families.pssilu import PSSiLU
@@ -22,6 +24,7 @@ def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
     >>> [p.shape for p in activation_parameters(model)]
     [torch.Size([1]), torch.Size([1])]
     """
+    check_module(model, "activation_parameters")
     kinds = (Activation, nn.PReLU)
     found = (p for module in model.modules() if isinstance(module, kinds) for p in module.parameters())
     return list(dict.fromkeys(found))
@@ -38,6 +41,7 @@ def current_parameters(model: nn.Module) -> dict[str, float]:
     >>> current_parameters(model)
     {'0.alpha': 2.0, '1.beta': 1.0, '1.weight.min': 0.0, '1.weight.mean': 0.0, '1.weight.max': 0.0}
     """
+    check_module(model, "current_parameters")
     names: list[str] = []
     values: list[Tensor] = []
     for path, module in _learned(model):
@@ -61,6 +65,7 @@ def current_curvature(model: nn.Module) -> dict[str, float]:
     >>> current_curvature(nn.Sequential(activation("psilu(alpha=3)"), nn.ReLU()))
     {'0': 1.5}
     """
+    check_module(model, "current_curvature")
     found: dict[str, float] = {}
     for path, module in _learned(model):
         if not module.maps_only:
@@ -78,6 +83,7 @@ def known_curvature(module: nn.Module) -> float | None:
     >>> known_curvature(activation("silu")), known_curvature(activation("sparta"))
     (0.5, None)
     """
+    check_module(module, "known_curvature")
     if not isinstance(module, Activation):
         return max_curvature(module).value
     return None if module.maps_only else module.max_curvature.value
@@ -91,6 +97,8 @@ def penalty(model: nn.Module, coefficient: float = 10.0) -> Tensor:
     >>> penalty(nn.Sequential(PSSiLU(beta=0.25, learnable=True), PSSiLU(beta=0.5))).item()
     2.5
     """
+    check_module(model, "penalty")
+    finite(coefficient, "coefficient", "penalty")
     sizes = [beta.abs().sum() for beta in _betas(model)]
     if not sizes:
         anything = next(model.parameters(), None)
@@ -107,8 +115,8 @@ def clip_beta_gradient(model: nn.Module, norm: float = 0.01) -> None:
     one vector). Nothing waits for the device. A gradient that is not finite stays so.
     Raises CurvactError for a norm that is not finite and > 0.
     """
-    if not (math.isfinite(norm) and norm > 0):
-        raise CurvactError(f"norm={norm!r} in clip_beta_gradient: it must be a finite number > 0")
+    check_module(model, "clip_beta_gradient")
+    positive(norm, "norm", "clip_beta_gradient")
     for beta in _betas(model):
         if beta.grad is not None:
             beta.grad.mul_(norm / beta.grad.norm().clamp(min=norm))
@@ -124,6 +132,7 @@ def constrain_(model: nn.Module) -> None:
     >>> constrain_(act); act.beta.item()
     0.9990234375
     """
+    check_module(model, "constrain_")
     for module in model.modules():
         if isinstance(module, Activation):
             module.constrain_()

@@ -11,6 +11,7 @@ from torch import nn
 
 from curvact.activations.registry import activation_names
 from curvact.errors import CurvactError, nearest
+from curvact.names import shortened
 
 Kind = type[nn.Module] | str
 Selector = Kind | Sequence[Kind] | nn.Module | Callable[[nn.Module], bool]
@@ -80,13 +81,15 @@ def matcher(selector: Selector | None, model: nn.Module | None = None) -> Match:
             elif isinstance(choice, type) and issubclass(choice, nn.Module):
                 kinds.append(choice)
             else:
-                raise CurvactError(f"from_={choice!r} in swap_activations: no class of torch.nn modules")
+                raise CurvactError(
+                    f"from_={shortened(choice)} in swap_activations: no class of torch.nn modules"
+                )
         return lambda m: isinstance(m, tuple(kinds)) or not names.isdisjoint(_names_of(m))
     if callable(selector):
         predicate = selector
         return lambda m: bool(predicate(m))
     raise CurvactError(
-        f"from_={selector!r} in swap_activations: give a class, a name, a tuple of them, or a predicate"
+        f"from_={shortened(selector)} in swap_activations: give a class, a name, a tuple of them, or a predicate"
     )
 
 
@@ -108,7 +111,7 @@ def _named(name: str, classes: list[str]) -> list[type[nn.Module]]:
         return []
     known = [kind.__name__ for kind in own.values()]
     raise CurvactError(
-        f"from_={name!r} in swap_activations: no class of torch.nn, no activation of curvact and no class "
+        f"from_={shortened(name)} in swap_activations: no class of torch.nn, no activation of curvact and no class "
         f"in this model{nearest(name, [*known, *FUNCTIONAL, *others])}"
     )
 

@@ -13,11 +13,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from curvact.activations.arguments import flag
 from curvact.activations.functional_calls import ROOT, functional_calls, is_function, rewrite, trace
 from curvact.activations.inplace import InPlace, is_inplace, seen_writes, source_shows_no_harm
 from curvact.activations.registry import ActivationLike, fresh
 from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 Sharing = Literal["keep", "separate", "one"]
 Functional = Literal["warn", "rewrite", "ignore"]
@@ -126,10 +128,11 @@ def swap_activations(
     if not isinstance(model, nn.Module):
         raise CurvactError(f"swap_activations got a {type(model).__name__}: it takes an nn.Module")
     for value, name, allowed in ((shared, "shared", Sharing), (functional, "functional", Functional)):
-        if value not in get_args(allowed):
+        if not isinstance(value, str) or value not in get_args(allowed):
             raise CurvactError(
-                f"{name}={value!r} in swap_activations: allowed are {', '.join(get_args(allowed))}"
+                f"{name}={shortened(value)} in swap_activations: allowed are {', '.join(get_args(allowed))}"
             )
+    flag(inplace, "inplace", "swap_activations")
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CurvactError(f"{path or 'the model'} is TorchScript: swap the activations before scripting")
@@ -186,7 +189,7 @@ class _Maker:
         self.by_old: dict[Any, nn.Module] = {}
         self.model = model
         if not (isinstance(to, str) or callable(to)):
-            raise CurvactError(f"to={to!r} in swap_activations: give a name, a factory or a module")
+            raise CurvactError(f"to={shortened(to)} in swap_activations: give a name, a factory or a module")
         self.factory: Callable[[], nn.Module] = fresh(to, "swap_activations")
         if isinstance(to, nn.Module) and shared == "one":
             self.factory = lambda: to

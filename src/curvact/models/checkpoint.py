@@ -17,8 +17,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from curvact.activations import Activation
+from curvact.activations.arguments import module as check_module
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import as_path, atomic_write
 from curvact.models.registry import build, is_known, skeleton
 from curvact.names import shortened
 
@@ -39,7 +40,11 @@ def save_checkpoint(
     for a network that has no name (`register_model` gives one), for weights of other shapes, and
     for activations other than those that the architecture names.
     """
-    path = Path(path)
+    path = as_path(path, "save_checkpoint")
+    check_module(model, "save_checkpoint")
+    for name, given in (("architecture", architecture), ("about", about)):
+        if not isinstance(given, Mapping):
+            raise CurvactError(f"{name}={shortened(given)} in save_checkpoint: it must be a dict")
     check_rebuilds(model, architecture)
     sidecar = {"schema": 1, "architecture": dict(architecture), **about}
     try:
@@ -158,7 +163,7 @@ def find_weights(path: str | Path) -> Path:
 
     Raises CurvactError if it does not exist.
     """
-    path = Path(path)
+    path = as_path(path, "a checkpoint")
     if path.is_dir():
         best, model = path / "best.safetensors", path / "model.safetensors"
         path = model if model.is_file() and not best.is_file() else best

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from curvact.errors import CurvactError
 from curvact.models.layers import Normalize
+from curvact.names import shortened
 
 
 class Foreign(nn.Module):
@@ -71,12 +72,20 @@ def logits_of(
     if not isinstance(model, nn.Module):
         raise CurvactError(f"logits_of got {type(model).__name__}: it takes a torch.nn.Module")
     if (mean is None) != (std is None):
-        raise CurvactError(f"logits_of got mean={mean}, std={std}: give both or neither")
+        raise CurvactError(
+            f"logits_of got mean={shortened(mean)}, std={shortened(std)}: give both or neither"
+        )
     if mean is None or std is None:
         mean, std = carried_constants(model)
+    if size is not None and not isinstance(size, (int, tuple, list)):
+        raise CurvactError(
+            f"logits_of got size={shortened(size)}: give a whole number >= 1, or (height, width)"
+        )
     shape = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
     if shape is not None and (len(shape) != 2 or not all(isinstance(s, int) and s >= 1 for s in shape)):
-        raise CurvactError(f"logits_of got size={size}: give a whole number >= 1, or (height, width)")
+        raise CurvactError(
+            f"logits_of got size={shortened(size)}: give a whole number >= 1, or (height, width)"
+        )
     normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std, grey=True)
     weight = next(model.parameters(), None)
     if weight is not None:

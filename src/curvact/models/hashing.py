@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvact.errors import CurvactError
+from curvact.names import shortened
+
 
 def model_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
     """sha256 of the names, types, shapes and bytes of a model's tensors, sorted by name.
@@ -20,6 +23,8 @@ def model_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
     >>> model_hash(layer) == before
     False
     """
+    if not isinstance(model, (nn.Module, Mapping)):
+        raise CurvactError(f"model_hash got {shortened(model)}: it takes an nn.Module or its tensors by name")
     digest = hashlib.sha256()
     state = model.state_dict() if isinstance(model, nn.Module) else model
     for name, tensor in sorted(state.items()):

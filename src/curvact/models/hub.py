@@ -17,7 +17,7 @@ from curvact._version import __version__
 from curvact.activations import Activation, default_scope, known_curvature, name_of
 from curvact.activations.registry import parse_name
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import as_path, atomic_write
 from curvact.models.checkpoint import (
     SIDECAR_KEYS,
     check_rebuilds,
@@ -29,6 +29,7 @@ from curvact.models.checkpoint import (
     state_of,
 )
 from curvact.models.hashing import model_hash
+from curvact.names import shortened
 
 WEIGHTS, CONFIG, SIDECAR, CARD = "model.safetensors", "config.json", "model.json", "README.md"
 LIBRARY = "curvact"
@@ -75,7 +76,7 @@ def save_pretrained(
     >>> from_pretrained(folder).act
     psilu(alpha=3.0)
     """
-    target = Path(folder)
+    target = as_path(folder, "save_pretrained")
     measured: list[dict[str, Any]] = []
     if isinstance(source, nn.Module):
         if architecture is None:
@@ -115,7 +116,7 @@ def from_pretrained(
     Raises CurvactError for a model that is missing, damaged, not of curvact, or whose weights are
     not those that config.json describes.
     """
-    if Path(source).is_dir():
+    if as_path(source, "from_pretrained").is_dir():
         return _read(Path(source))[0]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CurvactError(f"no folder {source}, and no name of a repository, which is owner/name")
@@ -327,7 +328,7 @@ def _describe(
 
 def _require_dict(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise CurvactError(f"{name}={value!r} in save_pretrained: it must be a dict")
+        raise CurvactError(f"{name}={shortened(value)} in save_pretrained: it must be a dict")
 
 
 def _activation(model: nn.Module, architecture: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -31,8 +30,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from curvact.activations import Activation, ActivationLike, PSSiLU, ReLU, name_of
+from curvact.activations.arguments import module as check_module
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import as_path, atomic_write
 from curvact.models.checkpoint import copy_of, misfits, read_tensors, refuse_page, some
 from curvact.models.layers import Dropout, Normalize
 from curvact.models.registry import build
@@ -60,12 +60,13 @@ def read_state_dict(path: PathLike) -> StateDict:
     without running code.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> file = Path(tempfile.mkdtemp()) / "model.pt"
     >>> torch.save({"epoch": 3, "state_dict": {"module.fc.bias": torch.ones(2)}}, file)
     >>> read_state_dict(file)
     {'module.fc.bias': tensor([1., 1.])}
     """
-    path = Path(path)
+    path = as_path(path, "read_state_dict")
     if not path.is_file():
         raise CurvactError(f"no file of weights {path}")
     if path.suffix == ".safetensors":
@@ -99,12 +100,13 @@ def write_state_dict(path: PathLike, state_dict: Mapping[str, Tensor]) -> None:
     Raises CurvactError for another suffix, and if the file cannot be written.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> file = Path(tempfile.mkdtemp()) / "model.safetensors"
     >>> write_state_dict(file, {"fc.bias": torch.ones(2)})
     >>> read_state_dict(file)
     {'fc.bias': tensor([1., 1.])}
     """
-    path = Path(path)
+    path = as_path(path, "write_state_dict")
     if path.suffix not in _SUFFIXES:
         raise CurvactError(f"cannot tell the format of {path}: the name has to end in {', '.join(_SUFFIXES)}")
     tensors = {name: copy_of(tensor) for name, tensor in state_dict.items()}
@@ -295,6 +297,7 @@ def to_robustbench(model: nn.Module) -> StateDict:
     >>> [name for name in to_robustbench(model) if name.endswith("alpha")][:2]
     ['activation.alpha', 'block1.layer.0.activation.alpha']
     """
+    check_module(model, "to_robustbench")
     shared = _shared_pssilu(model)
     state = {name: copy_of(tensor) for name, tensor in _targets(model).items()}
     architecture_of(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast, get_args
@@ -73,6 +74,9 @@ def prepare(model: str, activation: ActivationLike, common: Common, **sizes: obj
             allowed = [*sizes, *Common.__annotations__]
             raise CurvactError(f"{model} has no argument '{key}'{nearest(key, allowed)}")
     channels, classes, size = common.get("channels", 3), common.get("classes", 10), common.get("size", 32)
+    source_of_weights = common.get("generator")
+    if source_of_weights is not None and not isinstance(source_of_weights, torch.Generator):
+        raise CurvactError(f"{model} got generator={shortened(source_of_weights)}: a torch.Generator or None")
     require_sizes(model, channels=channels, classes=classes, size=size, **sizes)
     source = ActivationSource(activation, common.get("scope"))
     normalize = normalization(channels, common.get("mean"), common.get("std"))
@@ -125,6 +129,21 @@ def stage(
     return nn.Sequential(*(block(i, outputs, stride, source, number, **options) for i, stride in shapes))
 
 
+def constants(given: Iterable[float], name: str) -> list[float]:
+    """Finite numbers, as a list. Raises CurvactError for anything else.
+
+    >>> constants((0, 1), "mean")
+    [0.0, 1.0]
+    """
+    try:
+        numbers = [float(number) for number in given]
+    except (TypeError, ValueError, OverflowError):
+        numbers = [math.nan]
+    if isinstance(given, str) or not all(math.isfinite(number) for number in numbers):
+        raise CurvactError(f"{name}={shortened(given)}: finite numbers, one for each channel")
+    return numbers
+
+
 class Normalize(nn.Module):
     """(x − mean)/std for each channel, as a layer: attacks then work on images in [0, 1].
 
@@ -141,6 +160,7 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float], *, grey: bool = False) -> None:
         super().__init__()
         self.grey = grey
+        mean, std = constants(mean, "mean"), constants(std, "std")
         if len(mean) != len(std) or any(not s > 0 for s in std):
             raise CurvactError(f"mean={list(mean)}, std={list(std)}: one of each per channel, std > 0")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
@@ -164,7 +184,9 @@ def normalization(channels: int, mean: Sequence[float] | None, std: Sequence[flo
     >>> normalization(1, None, None)(torch.zeros(1, 1, 1, 1)).item()
     -1.0
     """
-    mean, std = list(mean or [0.5] * channels), list(std or [0.5] * channels)
+    usual = [0.5] * channels
+    mean = usual if mean is None else constants(mean, "mean") or usual
+    std = usual if std is None else constants(std, "std") or usual
     if {len(mean), len(std)} != {channels}:
         raise CurvactError(f"mean={mean}, std={std} for channels={channels}: one of each per channel")
     return Normalize(mean, std)
@@ -172,8 +194,8 @@ def normalization(channels: int, mean: Sequence[float] | None, std: Sequence[flo
 
 def check_scope(scope: str) -> Scope:
     """The scope, if it is one. Otherwise CurvactError."""
-    if scope not in get_args(Scope):
-        raise CurvactError(f"activation scope {scope!r}: allowed are {', '.join(get_args(Scope))}")
+    if not isinstance(scope, str) or scope not in get_args(Scope):
+        raise CurvactError(f"activation scope {shortened(scope)}: allowed are {', '.join(get_args(Scope))}")
     return cast(Scope, scope)
 
 
@@ -254,7 +276,7 @@ class Dropout(nn.Module):
     def __init__(self, rate: float, seed: int = 0) -> None:
         super().__init__()
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise CurvactError(f"dropout={rate!r}: must be a number in [0, 1)")
+            raise CurvactError(f"dropout={shortened(rate)}: must be a number in [0, 1)")
         self.rate = rate
         self.seed = seed
         self._masks: torch.Generator | None = None

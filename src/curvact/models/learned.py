@@ -18,10 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from curvact._version import __version__
 from curvact.activations import Activation, as_factory, known_curvature, takes_channels
+from curvact.activations.arguments import module as check_module
 from curvact.activations.registry import parse_name
 from curvact.activations.selection import TORCH_ACTIVATIONS
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import as_path, atomic_write
 from curvact.models.checkpoint import (
     SIDECAR_KEYS,
     find_weights,
@@ -33,6 +34,7 @@ from curvact.models.checkpoint import (
 )
 from curvact.models.hashing import tensor_bytes
 from curvact.models.layers import Normalize, Scope, check_scope
+from curvact.names import shortened
 
 KIND = "learned activation"
 
@@ -258,6 +260,9 @@ def insert_activation(
     >>> model.layer4[2].act2, model.layer4[2].act2.alpha.requires_grad
     (psilu(alpha=3.0), False)
     """
+    check_module(model, "insert_activation")
+    if not isinstance(learned, LearnedActivation):
+        raise CurvactError(f"insert_activation got {shortened(learned)}: it takes a LearnedActivation")
     places = _places(model, inputs)
     if not any(place.widths for place in places):
         raise CurvactError(
@@ -385,6 +390,8 @@ class _Probe(nn.Module):
 
 def _places(model: nn.Module, inputs: Tensor | None) -> list[_Place]:
     """Every place, first those of the forward pass in its order. The model does not change."""
+    if inputs is not None and not isinstance(inputs, Tensor):
+        raise CurvactError(f"inputs={shortened(inputs)}: give a tensor of images, N×C×H×W")
     found: dict[str, nn.Module] = {}
     kinds: tuple[type[nn.Module], ...] = (Activation, *TORCH_ACTIVATIONS)
     for path, module in model.named_modules(remove_duplicate=False):
@@ -440,7 +447,9 @@ def _grey(channels: int, *size: int) -> Tensor:
 
 def write_learned(path: str | Path, learned: LearnedActivation) -> None:
     """Write `path` (safetensors) and the JSON file beside it, both or none."""
-    path = Path(path)
+    path = as_path(path, "write_learned")
+    if not isinstance(learned, LearnedActivation):
+        raise CurvactError(f"write_learned got {shortened(learned)}: it takes a LearnedActivation")
     if path.suffix != ".safetensors":
         raise CurvactError(f"{path}: the name of a learned activation's file must end in .safetensors")
     tensors = {f"{i}.{k}": t for i, group in enumerate(learned.groups) for k, t in group.tensors.items()}
@@ -474,7 +483,7 @@ def read_learned(path: str | Path) -> LearnedActivation:
     >>> learned.name, [group.channels for group in learned.groups], learned.parameters
     ('sparta(variant=depthwise, beta=1.0)', [4, 8], 108)
     """
-    path = Path(path)
+    path = as_path(path, "read_learned")
     if path.suffix != ".safetensors" or not path.is_file():
         raise CurvactError(
             f"no learned activation {path}: `curvact transfer extract` writes one, a .safetensors file"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 
 class SelectedOutputs(nn.Module):
@@ -38,7 +40,7 @@ class SelectedOutputs(nn.Module):
         return f"{len(self.outputs)} outputs, up to {self.last}"
 
 
-def select_outputs(model: nn.Module, outputs: Sequence[int]) -> SelectedOutputs:
+def select_outputs(model: nn.Module, outputs: Sequence[int] | Tensor) -> SelectedOutputs:
     """The model with these of its outputs alone, one for each class of a data set.
 
     A model of 1,000 classes can so be attacked and evaluated on data with ten of them. Attack,
@@ -56,9 +58,15 @@ def select_outputs(model: nn.Module, outputs: Sequence[int]) -> SelectedOutputs:
     >>> torch.equal(chosen(x), model(x)[:, [0, 217, 482]])
     True
     """
-    chosen = [-1 if isinstance(o, bool) or not hasattr(o, "__index__") else int(o) for o in outputs]
+    given: Any = outputs
+    if not isinstance(model, nn.Module) or not isinstance(given, Iterable) or isinstance(given, str):
+        raise CurvactError(
+            f"select_outputs got {shortened(model)}, {shortened(given)}: it takes an nn.Module and numbers of outputs"
+        )
+    numbers = given.tolist() if isinstance(given, Tensor) else list(given)
+    chosen = [-1 if isinstance(o, bool) or not hasattr(o, "__index__") else int(o) for o in numbers]
     if len(chosen) < 2 or min(chosen) < 0 or len(set(chosen)) < len(chosen):
-        shown = ", ".join(map(repr, outputs[:8])) + (", …" if len(outputs) > 8 else "")
+        shown = ", ".join(map(repr, numbers[:8])) + (", …" if len(numbers) > 8 else "")
         raise CurvactError(
             f"select_outputs got outputs [{shown}]: at least two whole numbers >= 0, each once"
         )

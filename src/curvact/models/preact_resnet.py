@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from curvact.activations import ActivationLike
+from curvact.activations.arguments import flag
 from curvact.models.layers import ActivationSource, Common, prepare, stage
 from curvact.models.resnet import Stem, stem_convolution
 
@@ -72,6 +73,8 @@ class PreActResNet(nn.Module):
         **common: Unpack[Common],
     ) -> None:
         super().__init__()
+        for name, value in (("bn_before_fc", bn_before_fc), ("out_shortcut", out_shortcut)):
+            flag(value, name, "preact_resnet18")
         frame = prepare("preact_resnet18", activation, common, width=width)
         act = frame.activations
         if bn_before_fc or act.scope == "network":

@@ -14,7 +14,7 @@ from curvact.errors import CurvactError, nearest
 from curvact.models.layers import Common
 from curvact.models.mini_resnet import MiniResNet
 from curvact.models.mlp import MLP
-from curvact.models.named import named_network, takes_any
+from curvact.models.named import builder_of, named_network, takes_any
 from curvact.models.preact_resnet import PreActResNet
 from curvact.models.resnet import ResNet
 from curvact.models.small_cnn import SmallCNN
@@ -67,9 +67,11 @@ def register_model(name: str, builder: Callable[..., nn.Module]) -> None:
     """Add an architecture, so that `build`, checkpoints and configs know it by its name.
 
     builder: a class or function that returns a module from N×channels×size×size images in [0, 1] to
-    N×classes logits. It must take the arguments in `COMMON`, for example as
-    `(activation="relu", *, width=8, **common)`; `curvact.models.layers.prepare` checks them.
-    Raises CurvactError for a name that is taken and for a builder that lacks an argument.
+    N×classes logits. If it takes the arguments in `COMMON`, for example as
+    `(activation="relu", *, width=8, **common)`, it gets them; `curvact.models.layers.prepare`
+    checks them. Any other class of networks gets what it has, as `named_network` describes: its
+    activations are swapped, and a normalization goes before it.
+    Raises CurvactError for a name that is taken.
 
     >>> class Linear(nn.Sequential):
     ...     def __init__(self, activation="relu", *, channels=3, classes=10, size=32, **common):
@@ -88,10 +90,9 @@ def register_model(name: str, builder: Callable[..., nn.Module]) -> None:
             f"the builder of '{name}' is {shortened(builder)}: give a class or a function that makes a module"
         )
     parameters = inspect.signature(builder).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        lacking = [key for key in COMMON if key not in parameters]
-        if lacking:
-            raise CurvactError(f"the builder of '{name}' does not take {', '.join(lacking)}")
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not any_keyword and any(key not in parameters for key in COMMON):
+        builder = builder_of(name, builder)
     MODELS[name] = builder
 
 
@@ -126,8 +127,8 @@ def is_known(name: object) -> bool:
 def skeleton(arguments: Mapping[str, Any]) -> nn.Module | None:
     """The model that `build(**arguments)` makes, without weights (on the device "meta"), in no time.
 
-    None where the code of a registered architecture cannot do without weights. Draws no random
-    numbers. Raises CurvactError as `build` does.
+    None where the code of others cannot do without weights. Draws no random numbers. Raises
+    CurvactError as `build` does.
 
     >>> skeleton({"name": "resnet18", "width": 4096}).conv1.weight.device
     device(type='meta')
@@ -135,10 +136,9 @@ def skeleton(arguments: Mapping[str, Any]) -> nn.Module | None:
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return build(**{**arguments, "generator": torch.Generator(device="cpu")})
-    except CurvactError:
-        raise
     except Exception:
-        if MODELS.get(str(arguments.get("name"))) in _OURS:
+        name = arguments.get("name")
+        if not is_known(name) or MODELS[str(name)] in _OURS:
             raise
         return None
 

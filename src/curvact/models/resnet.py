@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from curvact.activations import ActivationLike
 from curvact.errors import CurvactError
 from curvact.models.layers import ActivationSource, Common, prepare, stage
+from curvact.names import shortened
 
 Stem = Literal["cifar", "imagenet"]
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -23,7 +24,7 @@ def stem_convolution(channels: int, width: int, size: int, stem: Stem | None) ->
     stride 2: a quarter of the size. None: "imagenet" from size 96.
     """
     if stem is not None and stem not in get_args(Stem):
-        raise CurvactError(f"stem={stem!r}: allowed are {', '.join(get_args(Stem))} and None")
+        raise CurvactError(f"stem={shortened(stem)}: allowed are {', '.join(get_args(Stem))} and None")
     if (stem or ("imagenet" if size >= 96 else "cifar")) == "cifar":
         return nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.Identity()
     return nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)
@@ -78,8 +79,10 @@ class ResNet(nn.Module):
         **common: Unpack[Common],
     ) -> None:
         super().__init__()
-        if depth not in BLOCKS:
-            raise CurvactError(f"resnet got depth={depth!r}: allowed are {', '.join(map(str, BLOCKS))}")
+        if not isinstance(depth, int) or depth not in BLOCKS:
+            raise CurvactError(
+                f"resnet got depth={shortened(depth)}: allowed are {', '.join(map(str, BLOCKS))}"
+            )
         frame = prepare(f"resnet{depth}", activation, common, width=width)
         act, counts = frame.activations, BLOCKS[depth]
         self.activation = act(0, width)

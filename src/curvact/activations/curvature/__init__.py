@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def max_curvature(
         f = activation(f)
     low, high = _checked_domain(domain)
     number = isinstance(resolution, (int, float)) and not isinstance(resolution, bool)
-    if not (number and 0 < resolution < math.inf):
+    if not (number and 0 < resolution <= sys.float_info.max):
         raise CurvactError(
             f"resolution={shortened(resolution)} in max_curvature: it must be a finite number > 0"
         )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 Array = NDArray[np.float64]
 
@@ -53,7 +54,9 @@ class ScalarFunction:
     @staticmethod
     def of(f: Any, domain: tuple[float, float], max_evaluations: int) -> ScalarFunction:
         if not callable(f):
-            raise CurvactError(f"max_curvature got {f!r}: it takes a module or a function of one number")
+            raise CurvactError(
+                f"max_curvature got {shortened(f)}: it takes a module or a function of one number"
+            )
         call = ScalarFunction(f, domain, max_evaluations)
         if isinstance(f, nn.Module):
             try:

@@ -15,6 +15,7 @@ from curvact.activations.base import Activation
 from curvact.activations.curvature import Peak
 from curvact.activations.kernels.shape import floating, wide
 from curvact.errors import CurvactError, nearest
+from curvact.names import shortened
 
 MOST_KERNELS = 2**24
 """Kernels of one gate, 3×3 each: 600 MB."""
@@ -74,16 +75,20 @@ class Sparta(Activation):
         centered: bool = False,
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
+        if not isinstance(variant, str) or variant not in VARIANTS:
             raise CurvactError(
-                f"variant={variant!r} in sparta{nearest(str(variant), VARIANTS)}: allowed are {', '.join(VARIANTS)}"
+                f"variant={shortened(variant)} in sparta{nearest(str(variant), VARIANTS)}: allowed are {', '.join(VARIANTS)}"
             )
         if channels is not None and (
             isinstance(channels, bool) or not isinstance(channels, int) or channels < 1
         ):
-            raise CurvactError(f"channels={channels!r} in sparta: channels must be a whole number >= 1")
+            raise CurvactError(
+                f"channels={shortened(channels)} in sparta: channels must be a whole number >= 1"
+            )
         if not isinstance(norm, bool) or (norm and variant != "full"):
-            raise CurvactError(f"norm={norm!r} in sparta: True or False, and True for variant=full only")
+            raise CurvactError(
+                f"norm={shortened(norm)} in sparta: True or False, and True for variant=full only"
+            )
         count = channels or 0
         if count * (count if variant == "full" else 1) > MOST_KERNELS:
             raise CurvactError(

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from curvact.activations.kernels import native
 from curvact.activations.kernels.shape import Scale, Shape, evaluate
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 CHUNK = 1 << 16
 """Elements that a thread works on at a time, so that intermediate results stay in the cache."""
@@ -39,8 +40,8 @@ def set_fusion(mode: Fusion) -> None:
     >>> set_fusion("plain"); set_fusion("auto")
     """
     global _fusion
-    if mode not in ("auto", "compiled", "plain"):
-        raise CurvactError(f"set_fusion got {mode!r}: allowed are 'auto', 'compiled' and 'plain'")
+    if not isinstance(mode, str) or mode not in ("auto", "compiled", "plain"):
+        raise CurvactError(f"set_fusion got {shortened(mode)}: allowed are 'auto', 'compiled' and 'plain'")
     _fusion = mode
 
 

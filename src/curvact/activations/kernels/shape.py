@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curvact.activations.kernels.native import Native
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 Scale = float | Tensor
 """α: a positive number, or a tensor that broadcasts against the input without enlarging it."""
@@ -67,7 +68,9 @@ def wide(x: Tensor) -> Tensor:
 
 
 def floating(x: Tensor) -> Tensor:
-    """x. Raises CurvactError if it holds integers."""
+    """x. Raises CurvactError if it holds integers, or is no tensor."""
+    if not isinstance(x, Tensor):
+        raise CurvactError(f"an activation got {shortened(x)}: it takes a tensor")
     if not x.is_floating_point():
         raise CurvactError(f"an activation got a tensor of {x.dtype}: it takes floating-point tensors")
     return x
