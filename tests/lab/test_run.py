@@ -27,7 +27,7 @@ from curvact.errors import CurvactError
 from curvact.lab import run as run_module
 from curvact.lab.run import execute, launched, prepare
 from curvact.lab.spec import RunSpec, read_spec
-from curvact.lab.store import Record, finished, locked, read_history, read_record
+from curvact.lab.store import Record, finished, locked, read_environment, read_history, read_record
 from curvact.models.checkpoint import load_checkpoint
 
 CLI = [sys.executable, "-m", "curvact", "train"]
@@ -425,3 +425,19 @@ def test_other_kernels_do_not_go_on(run_spec: Any, tmp_path: Path, monkeypatch: 
     assert read_history(tmp_path / "run") == []
     execute(spec, tmp_path / "run")
     assert [line["epoch"] for line in read_history(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00", "[]", '{"epoch": "x"}'])
+def test_damaged_files_of_a_run_are_one_line(text: str, tmp_path: Path) -> None:
+    for name, read in (
+        ("metrics.jsonl", read_history),
+        ("environment.json", read_environment),
+        ("record.json", read_record),
+    ):
+        (tmp_path / name).write_text(text)
+        if (name == "metrics.jsonl" and not text) or (name == "environment.json" and "epoch" in text):
+            continue  # no epoch yet; any mapping
+        with pytest.raises(CurvactError, match=rf"{name} is damaged.*run it again") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600

@@ -139,7 +139,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         if not all(isinstance(line, dict) and isinstance(line["epoch"], int) for line in lines):
             raise TypeError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CurvactError(
             f"{file} is damaged: each line is the JSON of an epoch; delete {folder} and run it again"
         ) from None
@@ -155,7 +155,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
         raise CurvactError(
             f"cannot read {path}: {error.strerror}; delete {folder} and run it again"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise CurvactError(f"{path} is damaged: delete {folder} and run it again")
