@@ -9,7 +9,7 @@ agrees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -45,10 +45,11 @@ KNOWN: Mapping[str, Constants] = MappingProxyType(
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One way to read the images. words: what it is, and what to do. inputs: N×C×H×W for the model."""
+    """One way to read the images. words: what it is, and what to do. read: images (N×C×H×W) to what
+    the model gets."""
 
     words: str
-    inputs: Tensor
+    read: Callable[[Tensor], Tensor]
 
 
 def diagnose(model: nn.Module, data: Dataset) -> list[str]:
@@ -66,19 +67,21 @@ def diagnose(model: nn.Module, data: Dataset) -> list[str]:
     ['guessing: clean accuracy is 14.0 % of 100 images, and guessing among 10 classes gives 10.0 %']
     """
     data = data.first(IMAGES)
-    x, y, number = data.inputs(), data.labels, len(data.classes)
-    devices = [x.device] if x.device.type == "cuda" else []
+    y, number = data.labels, len(data.classes)
+    devices = [y.device] if y.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), mode(model, training=False), torch.no_grad():
-        logits = _logits(model, x)
+        logits = _logits(model, data)
         if logits is None or logits.shape[1] <= int(y.max()):
             return []
         given = classes(logits) == y
+        if logits.shape[1] == number and _mean(given) > 1 - GAIN:
+            return []  # no other reading can gain as much
         found = _too_many_outputs(logits, data)
         if logits.shape[1] == number:
             found += _another_order(logits, y, number)
         if not found:
-            found = _another_reading(model, x, y, given, data)
-    right, count = int(given.sum()), len(x)
+            found = _another_reading(model, y, given, data)
+    right, count = int(given.sum()), len(data)
     if not found and count >= FEWEST and _guessed(right, count, number):
         found = [
             (
@@ -89,13 +92,17 @@ def diagnose(model: nn.Module, data: Dataset) -> list[str]:
     return found
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor | None:
-    """N×outputs, or None where the model does not take these images."""
+def _logits(model: nn.Module, data: Dataset, read: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
+    """N×outputs, or None where the model does not take these images. A few images at a time."""
+    parts = []
     try:
-        logits = torch.cat([model(part) for part in torch.split(x, BATCH)])
+        for start in range(0, len(data), BATCH):
+            x = data.inputs(slice(start, start + BATCH))
+            parts.append(model(x if read is None else read(x)))
+        logits = torch.cat(parts)
     except (CurvactError, RuntimeError, ValueError, TypeError, IndexError):
         return None
-    return logits if logits.dim() == 2 and len(logits) == len(x) else None
+    return logits if logits.dim() == 2 and len(logits) == len(data) else None
 
 
 def _too_many_outputs(logits: Tensor, data: Dataset) -> list[str]:
@@ -137,14 +144,14 @@ def _another_order(logits: Tensor, y: Tensor, number: int) -> list[str]:
     ]
 
 
-def _another_reading(model: nn.Module, x: Tensor, y: Tensor, given: Tensor, data: Dataset) -> list[str]:
+def _another_reading(model: nn.Module, y: Tensor, given: Tensor, data: Dataset) -> list[str]:
     """The reading that fits best, where it clearly does; those that fit as well are named with it."""
     fits: list[tuple[str, Tensor]] = []
-    for reading in _readings(model, x, data):
-        logits = _logits(model, reading.inputs)
+    for reading in _readings(model, data):
+        logits = _logits(model, data, reading.read)
         if logits is not None:
             fits.append((reading.words, classes(logits) == y))
-    batch = _batch_statistics(model, x, y)
+    batch = _batch_statistics(model, data)
     if batch is not None:
         fits.append(("batch norm: with the statistics of the batch, the running ones do not fit", batch))
     fits = [fit for fit in fits if _clearly_better(fit[1], given)]
@@ -158,59 +165,68 @@ def _another_reading(model: nn.Module, x: Tensor, y: Tensor, given: Tensor, data
     return [
         (
             f"{kind}: clean accuracy is {_percent(_mean(given))} as given, and {_percent(_mean(right))} {what}, on "
-            f"{len(x)} images{others}"
+            f"{len(data)} images{others}"
         )
     ]
 
 
-def _readings(model: nn.Module, x: Tensor, data: Dataset) -> Iterator[Reading]:
+def _readings(model: nn.Module, data: Dataset) -> Iterator[Reading]:
     """Every other reading, the plain ones first. What the model normalizes itself is undone."""
     own = next((part for part in model.modules() if isinstance(part, Normalize)), None)
-    channels = x.shape[1] if own is None else len(own.mean)
-    if channels != x.shape[1]:
-        x = x.expand(-1, channels, -1, -1)
+    channels = data.images.shape[1] if own is None else len(own.mean)
 
-    def through(seen: Tensor) -> Tensor:
+    def through(read: Callable[[Tensor], Tensor], *, reverse: bool) -> Callable[[Tensor], Tensor]:
         """What the model has to get so that it sees this after its own normalization."""
-        return seen if own is None else seen * own.std + own.mean
+
+        def inputs(x: Tensor) -> Tensor:
+            x = x.expand(-1, channels, -1, -1)
+            seen = read(x.flip(1) if reverse else x)
+            return seen if own is None else seen * own.std + own.mean
+
+        return inputs
+
+    def normalized(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+        def read(x: Tensor) -> Tensor:
+            m, s = (x.new_tensor(part).view(-1, 1, 1) for part in (mean, std))
+            return (x - m) / s
+
+        return read
 
     constants = {**KNOWN, f"the constants of {data.name}": (data.mean, data.std)}
-    orders: Sequence[tuple[str, Tensor]] = (("", x),)
-    if channels == 3:
-        orders = (*orders, (" and the channels in the order BGR", x.flip(1)))
-    for order, images in orders:
-        if order:
-            yield Reading("channels: with the channels in the order BGR", images)
+    for reverse in (False, True) if channels == 3 else (False,):
+        order = " and the channels in the order BGR" if reverse else ""
+        if reverse:
+            yield Reading("channels: with the channels in the order BGR", lambda x: x.flip(1))
         if own is not None:
-            yield Reading(f"normalization: without a normalization{order}", through(images))
+            plain = through(lambda x: x, reverse=reverse)
+            yield Reading(f"normalization: without a normalization{order}", plain)
         for name, (mean, std) in constants.items():
             if len(mean) in (1, channels):
-                m, s = (images.new_tensor(part).view(-1, 1, 1) for part in (mean, std))
                 numbers = f"mean {_few(mean)}, std {_few(std)}"
                 yield Reading(
                     f"normalization: with {name} ({numbers}; logits_of takes mean and std){order}",
-                    through((images - m) / s),
+                    through(normalized(mean, std), reverse=reverse),
                 )
-        yield Reading(f"range: with images from 0 to 255{order}", through(255 * images))
+        yield Reading(f"range: with images from 0 to 255{order}", through(lambda x: 255 * x, reverse=reverse))
 
 
-def _batch_statistics(model: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+def _batch_statistics(model: nn.Module, data: Dataset) -> Tensor | None:
     """Which images are right with the statistics of their batch in every batch norm; None without
     one. The running statistics come back."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not layers or len(x) < 2:
+    if not layers or len(data) < 2:
         return None
     kept = [{name: value.clone() for name, value in layer.named_buffers(recurse=False)} for layer in layers]
     for layer in layers:
         layer.train()  # the caller's `mode` restores it
     try:
-        logits = _logits(model, x)
+        logits = _logits(model, data)
     finally:
         for layer, buffers in zip(layers, kept, strict=True):
             layer.eval()
             for name, value in buffers.items():
                 getattr(layer, name).copy_(value)
-    return None if logits is None else classes(logits) == y
+    return None if logits is None else classes(logits) == data.labels
 
 
 def _clearly_better(after: Tensor, before: Tensor) -> bool:

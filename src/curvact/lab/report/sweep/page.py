@@ -164,8 +164,9 @@ def _figures(answer: Answer, about: SweepAbout) -> dict[str, Figure]:
 def _section(answer: Answer, about: SweepAbout, figures: Mapping[str, Figure]) -> Section:
     if isinstance(answer, CurveAnswer):
         return _curve_section(answer, about, figures)
+    caption = _judged_by(answer.judged_by, about) if isinstance(answer, PairedAnswer) else ""
     plates = tuple(
-        Plate("", "", 1, (), (picture(to_svg(figure), f"{answer.title}: {name}"),))
+        Plate("", caption, 1, (), (picture(to_svg(figure), f"{answer.title}: {name}"),))
         for name, figure in figures.items()
     )
     return Section(answer.title, across=answer.sentences, tables=answer.tables, plates=plates)
@@ -186,7 +187,10 @@ def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str,
     plates = [_plate(chart, about) for chart in charts(answer, about.titles)]
     if "optimum" in figures:
         image = picture(to_svg(figures["optimum"]), "Confidence sets of the optimum, one line a stratum")
-        caption = "A line a stratum; small grey ticks are its points. Two sets that overlap do not contradict each other."
+        caption = (
+            f"{_judged_by(answer.question.outcome, about)} A line a stratum; small grey ticks are its points. "
+            "Two sets that overlap do not contradict each other."
+        ).strip()
         plates.insert(1, Plate("Where the optimum can be", caption, 1, (), (image,)))
     first = 2 if "optimum" in figures else 1
     across = tuple(
@@ -259,6 +263,11 @@ def _power(answer: CurveAnswer) -> str:
     return f"{count(c.seeds, 'seed')} at a noise of {c.sd:g} find a peak of {', of '.join(found)} of sweeps."
 
 
+def _judged_by(metric: str, about: SweepAbout) -> str:
+    """Which attack a robust accuracy is measured by, where that is known."""
+    return f"Judged by {about.titles[metric]}." if metric in OTHER_ATTACKS and metric in about.titles else ""
+
+
 def _plate(chart: Chart, about: SweepAbout) -> Plate:
     panels = []
     for panel in chart.panels:
@@ -274,7 +283,7 @@ def _plate(chart: Chart, about: SweepAbout) -> Plate:
     if not all(curve.bounded for panel in chart.panels for curve in panel.curves):
         caption += " Points of fewer than three seeds have no shading: an interval of two says nothing."
     if chart.name in OTHER_ATTACKS and chart.name in about.titles:
-        caption = f"Judged by {about.titles[chart.name]}. {caption}"
+        caption = f"{_judged_by(chart.name, about)} {caption}"
     if any(curve.label.startswith(QUICK_MARK) for panel in chart.panels for curve in panel.curves):
         caption += (
             " The quick attack on the same images is a diagnostic: where it lies far above, it flatters."
