@@ -410,7 +410,7 @@ def test_thresholds_allow_for_few_images() -> None:
         ),
         ({"attacked": torch.zeros(60, 1, 8, 8)}, "attacked images up to 1 away: within linf ε = 0.2"),
         ({"model": lambda x: x.flatten(1).sum(1)}, r"outputs have shape \(60,\)"),
-        ({"model": lambda x: torch.eye(10)[(_digits()[1] + 1) % 10]}, "none of 60 images"),
+        ({"model": lambda x: 2 * torch.eye(10)[(_digits()[1] + 1) % 10]}, "none of 60 images"),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, object], message: str) -> None:
