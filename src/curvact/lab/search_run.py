@@ -462,7 +462,7 @@ class _Driver:
         elif event.kind == "epoch":
             self.bars.epoch(label, event.content)
         elif event.kind == "died":
-            self.bars.died(label, event.content)
+            self.bars.died(label, event.content, event.cause)
         elif event.kind == "done":
             self.bars.done(label, event.content)
             del self.reserved[job.spec.id]

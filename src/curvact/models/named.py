@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ def named_network(name: str) -> Callable[..., nn.Module] | None:
     return builder_of(name, found)
 
 
-def _makes_networks(found: object, module: ModuleType) -> bool:
+def _makes_networks(found: object, module: ModuleType) -> TypeGuard[Callable[..., nn.Module]]:
     """Whether it is a class of networks, or a function of this file.
 
     A description of weights names it, and may be a stranger's: what else the file imports, such as
