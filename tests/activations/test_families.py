@@ -54,7 +54,16 @@ SMOOTH = [
     "gelu",
     "mish",
 ]
-ALL = [*SMOOTH, "relu", "elu", "elu(alpha=0.5)", "rcraf(alpha=3)", "rcraf(alpha=3, gamma=2, centered=True)"]
+CTUS = ["ctu(beta=0.8)", "ctu(curvature=2, c=0.25, centered=True)"]
+ALL = [
+    *SMOOTH,
+    *CTUS,
+    "relu",
+    "elu",
+    "elu(alpha=0.5)",
+    "rcraf(alpha=3)",
+    "rcraf(alpha=3, gamma=2, centered=True)",
+]
 LEARNABLE = [name.replace(")", ", learnable=True)") for name in SMOOTH if "(" in name]
 PARAMETRIC = [
     *("prelu(alpha=0.25)", "prelu(alpha=-0.5, learnable=False)", "pelu(alpha=0.7)", "prelu_plus(alpha=1.5)"),
@@ -77,6 +86,9 @@ DEFINITIONS = {
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "powergate(alpha=3, n=1)": lambda x: np.logaddexp(0, 3 * x) / 3,
+    "ctu(beta=0.75, c=0.3)": lambda x: (
+        0.3 * x / (1 + np.exp(-3 * x)) + 0.7 * 0.25 * np.logaddexp(0, x / 0.25)
+    ),
 }
 
 
@@ -285,7 +297,7 @@ def test_functional_transforms(name: str) -> None:
             "elu(alpha=0.5)",
             "prelu(alpha=0.25)",
         ),
-        *("pelu(alpha=0.7)", "prelu_plus(alpha=1.5)", "reblu(alpha=0.5)", "psilu(alpha=-3)"),
+        *("pelu(alpha=0.7)", "prelu_plus(alpha=1.5)", "reblu(alpha=0.5)", "psilu(alpha=-3)", CTUS[0]),
         *(
             "psoftplus(alpha=-2, centered=True)",
             "ssilu(beta=-0.5)",

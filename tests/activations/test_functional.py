@@ -32,6 +32,7 @@ CASES: list[tuple[str, dict[str, float], dict[str, Any]]] = [
     ("ssilu", {"beta": 0.25}, {}),
     ("pssilu_fixed", {"alpha": -2.5, "beta": -0.25}, {}),
     ("pssilu", {"alpha": -2.5, "beta": -0.25}, {}),
+    ("ctu", {"beta": 0.6, "c": 0.3}, {}),
 ]
 
 

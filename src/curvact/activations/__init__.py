@@ -6,6 +6,7 @@ from curvact.activations.base import Elementwise as Elementwise
 from curvact.activations.base import ScaledActivation as ScaledActivation
 from curvact.activations.curvature import Peak as Peak
 from curvact.activations.curvature import max_curvature as max_curvature
+from curvact.activations.families.ctu import CTU as CTU
 from curvact.activations.families.paf import PELU as PELU
 from curvact.activations.families.paf import PReLU as PReLU
 from curvact.activations.families.paf import PReLUPlus as PReLUPlus

@@ -44,6 +44,16 @@ def below_one(value: Number, name: str, where: str) -> Number:
     return _checked(value, lambda v: abs(v) < 1, name, where, f"a number with |{name}| < 1")
 
 
+def fraction(value: Number, name: str, where: str) -> Number:
+    """A number from 0 to 1."""
+    return _checked(value, lambda v: 0 <= v <= 1, name, where, "a number from 0 to 1")
+
+
+def proper_fraction(value: Number, name: str, where: str) -> Number:
+    """A number from 0 to 1, but not 1."""
+    return _checked(value, lambda v: 0 <= v < 1, name, where, "a number >= 0 and < 1")
+
+
 def one_of(value: int, allowed: range, name: str, where: str) -> int:
     """A whole number of the range."""
     numbers = f"a whole number from {allowed.start} to {allowed.stop - 1}"

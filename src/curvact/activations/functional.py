@@ -13,6 +13,7 @@ a CurvactError; tensors are not checked.
 tensor(-0.0017)
 """
 
+from curvact.activations.families.ctu import ctu as ctu
 from curvact.activations.families.paf import pelu as pelu
 from curvact.activations.families.paf import prelu as prelu
 from curvact.activations.families.paf import prelu_plus as prelu_plus

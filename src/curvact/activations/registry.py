@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from curvact.activations.arguments import flag
 from curvact.activations.base import Activation, Elementwise, ScaledActivation
+from curvact.activations.families.ctu import CTU
 from curvact.activations.families.paf import PELU, PReLU, PReLUPlus, PSiLU, PSoftplus, ReBLU
 from curvact.activations.families.pointwise import CELU, SELU, Hardswish, LeakyReLU, Tanh
 from curvact.activations.families.power_gate import PowerGate
@@ -36,6 +37,7 @@ _REGISTRY: dict[str, Factory] = {
     "swish": Swish,
     "squareplus": Squareplus,
     "powergate": PowerGate,
+    "ctu": CTU,
     "softplus": Softplus,
     "pssilu": PSSiLU,
     "pssilu_fixed": FixedPSSiLU,
