@@ -57,8 +57,9 @@ def proper_fraction(value: Number, name: str, where: str) -> Number:
 def one_of(value: int, allowed: range, name: str, where: str) -> int:
     """A whole number of the range."""
     numbers = f"a whole number from {allowed.start} to {allowed.stop - 1}"
-    if isinstance(value, Tensor):
-        raise CurvactError(f"{name}={shortened(value)} in {where}: {name} must be {numbers}")
+    given: object = value
+    if isinstance(given, Tensor):
+        raise CurvactError(f"{name}={shortened(given)} in {where}: {name} must be {numbers}")
     return int(_checked(value, lambda v: v == int(v) and int(v) in allowed, name, where, numbers))
 
 

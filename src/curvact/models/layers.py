@@ -129,7 +129,7 @@ def stage(
     return nn.Sequential(*(block(i, outputs, stride, source, number, **options) for i, stride in shapes))
 
 
-def constants(given: Iterable[float], name: str) -> list[float]:
+def constants(given: Iterable[float] | str, name: str) -> list[float]:
     """Finite numbers, as a list. Raises CurvactError for anything else.
 
     >>> constants((0, 1), "mean")
