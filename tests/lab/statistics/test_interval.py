@@ -94,6 +94,7 @@ def test_curves_of_accuracies_stay_inside() -> None:
         (student([0.607, 0.765]), "68.6 (60.7 to 76.5)"),
         (student([0.5, 0.5]), "50.0"),
         (student([0.5]), "50.0"),
+        (Interval(0.5, 0.1, 0.9, 2, 0.5, 0.5), "50.0"),
         (student([0.9, 0.95, 0.99], scale="fraction"), "94.7 [65.9, 99.4]"),
         (student([0.70, 0.71, 0.72], scale="fraction"), "71.0 ± 2.5"),
         (student([0.50, 0.51, 0.52]), "51.0 ± 2.5"),

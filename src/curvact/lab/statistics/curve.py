@@ -430,10 +430,13 @@ class Curve(Question):
         for s in found:
             best = curve_of(s.stratum.rows, self.axis, self.outcome, self.level).get(s.verdict.best)
             for name, one in s.against.items():
-                unit = 100.0 if scale_of(self.outcome) == "fraction" else 1.0
-                gap = f"{unit * one.difference:+.3g}"
-                if one.interval is not None:
-                    gap += f" [{unit * one.interval.low:+.3g}, {unit * one.interval.high:+.3g}]"
+                ends = (math.nan, math.nan) if one.interval is None else (one.interval.low, one.interval.high)
+                form, factor = (
+                    ("{:+.1f}", 100.0) if scale_of(self.outcome) == "fraction" else ("{:+.3g}", 1.0)
+                )
+                gap = interval_text(
+                    Interval(one.difference, *ends, one.seeds), form, factor=factor, brackets=True
+                )
                 lines.append(
                     (
                         *(label_text(axis, s.stratum.labels[axis]) for axis in axes),

@@ -154,9 +154,9 @@ def interval_text(
     def text(value: float) -> str:
         return form.format(factor * value).rstrip(".")
 
-    if mean.count == 2 and math.isfinite(mean.most) and mean.least < mean.most:
+    if mean.count == 2 and mean.least < mean.most:
         return f"{text(mean.value)} ({text(mean.least)} to {text(mean.most)})"
-    if not mean.bounded:
+    if not mean.bounded or (mean.count == 2 and mean.least == mean.most):
         return text(mean.value)
     narrow, wide = sorted((mean.value - mean.low, mean.high - mean.value))
     if not brackets and wide <= ALIKE * narrow and text(wide).strip("0."):
