@@ -160,11 +160,13 @@ def as_named_attack(attack: object) -> NamedAttack:
 
     >>> def still(model, x, y):
     ...     return x
-    >>> str(as_named_attack(still)), str(as_named_attack("pgd-20"))
-    ('still', 'pgd-20')
+    >>> str(as_named_attack(still)), str(as_named_attack("pgd-20")), as_named_attack(FGSM) == FGSM
+    ('still', 'pgd-20', True)
     """
     if isinstance(attack, str):
         return named_attack(attack)
+    if isinstance(attack, (PGD, AutoAttack, FunctionAttack)):
+        return attack
     if not callable(attack) or isinstance(attack, type):
         raise CurvactError(
             f"attack={shown(attack)}: a name such as pgd-20, or a function (model, x, y) -> x_adv"
