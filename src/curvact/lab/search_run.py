@@ -29,7 +29,7 @@ from curvact.lab.run import images_of
 from curvact.lab.search import SEARCH_FILE, SearchSpec, read_search
 from curvact.lab.settings import read_plain
 from curvact.lab.spec import DataSpec, RunSpec
-from curvact.lab.store import Record, finished, locked, read_history
+from curvact.lab.store import Record, check_writable, finished, locked, read_history
 from curvact.lab.sweep import Planned, in_words
 from curvact.lab.sweep_run import RUNS, check_empty, rehearse
 from curvact.lab.table import Value
@@ -108,6 +108,7 @@ def run_search(
     workers = workers if workers is not None else os.cpu_count() or 1
     if workers < 1:
         raise CurvactError(f"--workers {workers}: must be >= 1")
+    check_writable(folder)
     _check_folder(folder, spec, resume)
     _rehearse(spec)
     with locked(folder):
@@ -270,7 +271,7 @@ def _rehearse(spec: SearchSpec) -> None:
 class _Driver:
     """One session of a search.
 
-    jobs: those that the engine has; it sees the list grow. labels: in words, by run.
+    jobs: those that the engine has; it sees the list grow. labels: in words, by run. causes: how its last worker died, by run.
     reserved: gradient evaluations that running jobs may still cost, by run.
     waiting: trials by the run whose end they wait for.
     left: a trial for which the budget has no room yet.
@@ -283,6 +284,7 @@ class _Driver:
         self.spec, self.folder, self.study, self.workers = spec, folder, study, workers
         self.jobs: list[Job] = []
         self.labels: dict[str, str] = {}
+        self.causes: dict[str, str] = {}
         self.reserved: dict[str, int] = {}
         self.waiting: dict[str, list[int]] = {}
         self.left: tuple[int, RunSpec] | None = None
@@ -299,8 +301,9 @@ class _Driver:
                 given_up = engine(self.jobs, self.workers, self._on)
                 lost = {self.jobs[index].spec.id for index in given_up}
                 for run in lost:
+                    why = f" ({self.causes[run]})" if self.causes.get(run) else ""
                     problems.append(
-                        f"{self.labels[run]}: its worker died again and again; --resume tries it again"
+                        f"{self.labels[run]}: its worker died again and again{why}; --resume tries it again"
                     )
                 # An engine may leave the jobs that were appended to its next call.
                 self.jobs = [
@@ -462,6 +465,7 @@ class _Driver:
         elif event.kind == "epoch":
             self.bars.epoch(label, event.content)
         elif event.kind == "died":
+            self.causes[job.spec.id] = event.cause
             self.bars.died(label, event.content, event.cause)
         elif event.kind == "done":
             self.bars.done(label, event.content)

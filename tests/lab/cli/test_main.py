@@ -174,7 +174,7 @@ def test_ctrl_c_at_any_time_is_one_line(after: float, tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert [line for line in errors.splitlines() if not line.startswith("epoch")] == [
-        "curvact: stopped; --resume goes on with a training run, a sweep or an evaluation"
+        "curvact: stopped; --resume goes on with a training run, a sweep, a search or an evaluation"
     ]
 
 
