@@ -1,12 +1,14 @@
-"""Files that are whole or not there: one atomic write for every room."""
+"""Files that are whole or not there: one atomic write for every room. And lines as CSV."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import secrets
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from curvact.errors import CurvactError
@@ -78,3 +80,30 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def csv_text(lines: Iterable[Sequence[object]]) -> str:
+    """Lines of values as CSV. A float is the shortest text that reads back as the same number; None
+    and NaN are empty.
+
+    >>> print(csv_text([["a", "b"], [0.1, None], [True, "x, y"]]), end="")
+    a,b
+    0.1,
+    true,"x, y"
+    """
+    return "".join(",".join(_quoted(_cell(value)) for value in line) + "\n" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(float(value))
+    return str(value)
+
+
+def _quoted(text: str) -> str:
+    # csv.writer leaves a bare carriage return unquoted when lines end in "\n": no reader takes that
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text

@@ -13,9 +13,9 @@ from torch import nn
 
 from curvact.activations import Activation
 from curvact.errors import CurvactError
+from curvact.lab.layout import ACTIVATION_FILE
 from curvact.lab.run import execute, settle
 from curvact.lab.spec import RunSpec, read_spec
-from curvact.lab.store import ACTIVATION_FILE
 from curvact.models import build
 from curvact.models.checkpoint import load_checkpoint
 from curvact.models.learned import extract_activation, read_learned, write_learned

@@ -50,29 +50,31 @@ def load_runs(folder: str | Path) -> pandas.DataFrame:
 
 
 def _runs_below(folder: Path) -> list[dict[str, Any]]:
-    from curvact.lab.store import RECORD_FILE, read_record
+    from curvact.lab.stored import stored_runs
 
-    found = []
-    for file in sorted(folder.rglob(RECORD_FILE)):
-        record = read_record(file.parent)
-        spec = record.spec
-        found.append(
+    rows = []
+    for run in stored_runs(folder) if folder.is_dir() else ():
+        if run.status == "unreadable":
+            raise CurvactError(run.cause)
+        if run.status == "unfinished":
+            continue
+        rows.append(
             {
-                "run": record.run,
-                "name": spec.name,
-                "data": spec.data.name,
-                "model": spec.model.name,
-                "activation": spec.activation,
-                "objective": str(spec.training.objective),
-                "seed": spec.seed,
-                "status": record.status,
-                "cause": record.cause,
-                **record.metrics,
-                "gradient_evaluations": record.gradient_evaluations,
-                "seconds": record.seconds,
+                "run": run.run,
+                "name": run.name,
+                "data": run.get("data.name"),
+                "model": run.get("model.name"),
+                "activation": run.activation,
+                "objective": run.get("training.objective"),
+                "seed": run.seed,
+                "status": run.status,
+                "cause": run.cause,
+                **run.metrics,
+                "gradient_evaluations": run.get("gradient_evaluations"),
+                "seconds": run.seconds,
             }
         )
-    return found
+    return rows
 
 
 def load_evaluations(folder: str | Path) -> pandas.DataFrame:

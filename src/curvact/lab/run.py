@@ -24,17 +24,20 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write, hash_of_file
 from curvact.lab.environment import environment
 from curvact.lab.imports import copy_code
-from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
-from curvact.lab.measure import accuracies, evaluated_images, measure, of_activations
-from curvact.lab.settings import check_settings
-from curvact.lab.spec import SPEC_FILE, DataSpec, HardwareSpec, InitFrom, RunSpec
-from curvact.lab.store import (
+from curvact.lab.layout import (
     ACTIVATION_FILE,
     ENVIRONMENT_FILE,
     LOCK_FILE,
     METRICS_FILE,
     RECORD_FILE,
+    SPEC_FILE,
     STATE_FILE,
+)
+from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
+from curvact.lab.measure import accuracies, evaluated_images, measure, of_activations
+from curvact.lab.settings import check_settings
+from curvact.lab.spec import DataSpec, HardwareSpec, InitFrom, RunSpec
+from curvact.lab.store import (
     Record,
     check_kernels,
     check_run_folder,

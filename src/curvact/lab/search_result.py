@@ -6,25 +6,27 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from curvact.attacks import SuspectModelWarning, named_attack
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, csv_text
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.record import EvaluationRecord, evaluate, read_record, record_key, write_record
 from curvact.lab.record.evaluation import short_name
 from curvact.lab.record.record import existing_record, record_paths
-from curvact.lab.report.sweep.results import csv_text
+from curvact.lab.report.search.about import Point, SearchAbout
+from curvact.lab.report.search.page import report_search
 from curvact.lab.run import check_hardware
-from curvact.lab.search import SearchSpec, on_test_images, read_search
-from curvact.lab.search_run import Trial, open_study, spent, trials_of
+from curvact.lab.search import Range, SearchSpec, on_test_images, read_search
+from curvact.lab.search_run import Trial, judged, open_study, spent, trials_of
 from curvact.lab.spec import RunSpec
 from curvact.lab.statistics.interval import interval_text
 from curvact.lab.statistics.words import count
-from curvact.lab.store import Record, finished, locked
+from curvact.lab.store import Record, finished, locked, read_environment
 from curvact.lab.sweep_run import RUNS
 
 EVALUATIONS = "evaluations"
@@ -203,13 +205,65 @@ def _judge(spec: SearchSpec, folder: Path, run: RunSpec, label: str) -> Judged:
 
 
 def conclude(folder: Path) -> tuple[SearchResult, Mapping[str, Path]]:
-    """The result of a search, and the files that were written of it: trials.csv and winner.yaml."""
+    """The result of a search, and the files that were written of it, by name: report.html, its figures,
+    trials.csv and winner.yaml."""
     with locked(folder):
         result = result_of(folder)
+        winner = on_test_images(result.winner.record.spec).to_yaml()
         files = {name: folder / name for name in (WINNER_FILE, "trials.csv")}
-        atomic_write(files[WINNER_FILE], on_test_images(result.winner.record.spec).to_yaml())
+        atomic_write(files[WINNER_FILE], winner)
         atomic_write(files["trials.csv"], csv_text(_lines(result)))
-        return result, files
+        return result, {**report_search(_about(result, winner), folder), **files}
+
+
+def _about(result: SearchResult, winner: str) -> SearchAbout:
+    spec, baseline = result.spec, result.baseline
+    points = [
+        Point(
+            t.number, t.run, t.settings, t.state, t.accuracy, len(t.curve), t.evaluations,
+            spent(result.trials[: i + 1]), t.cause,
+        )
+        for i, t in enumerate(result.trials)
+    ]  # fmt: skip
+    return SearchAbout(
+        title=spec.question or spec.name,
+        sentences=result.sentences,
+        keys=tuple(spec.space),
+        logarithmic=frozenset(
+            k for k, v in spec.space.items() if (isinstance(v, Range) and v.log) or k == "curvature"
+        ),
+        points=tuple(points),
+        best=result.best.number,
+        standard_error=result.standard_error,
+        baseline=None if baseline is None else (baseline.label, judged(baseline.record)),
+        budget=spec.budget,
+        command=result.command,
+        winner_yaml=winner,
+        spec_yaml=spec.to_yaml(),
+        provenance=_provenance(result),
+    )
+
+
+def _provenance(result: SearchResult) -> dict[str, str]:
+    done = [t.run for t in result.trials if t.state in ("completed", "pruned")]
+    places = [read_environment(result.folder / RUNS / run) for run in dict.fromkeys(done)]
+
+    def all_of(key: str) -> str:
+        return ", ".join(sorted({str(place.get(key, "unknown")) for place in places}))
+
+    spec, record = result.spec, result.winner.record
+    return {
+        "search": spec.name,
+        "sampler": f"{spec.sampler}, seed {spec.seed}, pruning {spec.pruning}",
+        "judged by": f"{record.spec.evaluation.attack}, {record.spec.threat_model}, {result.images:,} validation images",
+        "commit": all_of("commit"),
+        "curvact": all_of("curvact"),
+        "torch": all_of("torch"),
+        "Optuna": version("optuna"),
+        "python": all_of("python"),
+        "hardware": all_of("processor"),
+        "data": record.spec.data.name,
+    }
 
 
 def _lines(result: SearchResult) -> list[list[object]]:

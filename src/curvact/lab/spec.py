@@ -20,6 +20,7 @@ from curvact.data.loading import SIZE
 from curvact.errors import CurvactError, nearest
 from curvact.files import hash_of_file
 from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
+from curvact.lab.layout import SPEC_FILE
 from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key, read_settings
 from curvact.models import MODELS, arguments_of
 from curvact.models.checkpoint import find_weights
@@ -28,8 +29,6 @@ from curvact.training import Recipe
 
 SCHEMA = 4
 """Part of every run's id. It rises when the meaning of a spec changes."""
-
-SPEC_FILE = "spec.yaml"
 
 
 def _parse_attack(value: Any) -> Any:

@@ -19,18 +19,18 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write, hash_of_file
 from curvact.lab.environment import environment
 from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
+from curvact.lab.layout import (
+    ACTIVATION_FILE,
+    ENVIRONMENT_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RECORD_FILE,
+    RECORD_SCHEMA,
+    SPEC_FILE,
+)
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
-from curvact.lab.spec import SPEC_FILE, RunSpec
+from curvact.lab.spec import RunSpec
 from curvact.notebook import html_facts
-
-RECORD_FILE = "record.json"
-METRICS_FILE = "metrics.jsonl"
-STATE_FILE = "state.safetensors"
-ENVIRONMENT_FILE = "environment.json"
-ACTIVATION_FILE = "activation.safetensors"
-"""A run that starts with a learned activation keeps a copy of it under this name."""
-
-LOCK_FILE = ".lock"
 
 
 class Record(Strict):
@@ -46,7 +46,7 @@ class Record(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[4] = RECORD_SCHEMA
     run: str
     spec: RunSpec
     status: Literal["done", "failed"]

@@ -24,6 +24,7 @@ from curvact.lab.cli.corruptions import corruptions
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluate, leaderboard
 from curvact.lab.cli.options import with_code
+from curvact.lab.cli.runs import runs_app
 from curvact.lab.cli.search import search
 from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
@@ -67,6 +68,7 @@ def _all_take_code(group: typer.Typer) -> None:
 
 
 _all_take_code(app)
+app.add_typer(runs_app, name="runs")  # after it: listing runs runs no code, and loads no torch
 
 
 def _show_version(wanted: bool) -> None:

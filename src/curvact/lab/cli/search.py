@@ -11,6 +11,8 @@ import typer
 from curvact.errors import printable
 from curvact.lab.cli.options import Resume, RunOut, Workers, plain_console
 
+SHOWN = ("report.html", "winner.yaml", "trials.csv")
+
 
 def search(
     spec: Annotated[Path, typer.Argument(help="A YAML file, or a search's folder to go on with.")],
@@ -43,4 +45,6 @@ def search(
     for sentence in result.sentences:
         console.print(f"• {printable(sentence)}")
     console.print(f"\n{result.command}", soft_wrap=True)
-    console.print("\n".join(f"{name}: {path}" for name, path in files.items()), soft_wrap=True)
+    console.print(
+        "\n".join(f"{name}: {path}" for name, path in files.items() if name in SHOWN), soft_wrap=True
+    )

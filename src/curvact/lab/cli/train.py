@@ -63,11 +63,11 @@ def train_into(run: RunSpec, where: Path, *, resume: bool) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from curvact.lab.layout import RECORD_FILE, SPEC_FILE
     from curvact.lab.progress import run_bar
     from curvact.lab.report.training_curves import draw_curves
     from curvact.lab.run import execute
-    from curvact.lab.spec import SPEC_FILE
-    from curvact.lab.store import RECORD_FILE, read_history, read_record
+    from curvact.lab.store import read_history, read_record
 
     errors = Console(stderr=True, markup=False, emoji=False)
     if (where / SPEC_FILE).is_file() and not resume:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 import jinja2
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def picture(svg: bytes, alt: str) -> Picture:
 
 def page_template(package: str, file: str) -> jinja2.Template:
     """The template in `file` of a package; what it prints is escaped, and an unknown name is an
-    error."""
+    error. `style` is what all pages look like, page.css."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -39,4 +40,6 @@ def page_template(package: str, file: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    css = resources.files("curvact.lab.report").joinpath("page.css").read_text(encoding="utf-8")
+    environment.globals["style"] = Markup(css)
     return environment.from_string(resources.files(package).joinpath(file).read_text(encoding="utf-8"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Sequence
 
-from curvact.files import atomic_write
+from curvact.files import atomic_write, csv_text
 from curvact.lab.statistics.curve import ACCURACIES, HESSIAN_NORMS
 from curvact.lab.table import Table
 
@@ -47,30 +45,3 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
         for row in rows
     ]
     atomic_write(path, csv_text([heads, *lines]))
-
-
-def csv_text(lines: Iterable[Sequence[object]]) -> str:
-    """Lines of values as CSV. A float is the shortest text that reads back as the same number; None
-    and NaN are empty.
-
-    >>> print(csv_text([["a", "b"], [0.1, None], [True, "x, y"]]), end="")
-    a,b
-    0.1,
-    true,"x, y"
-    """
-    return "".join(",".join(_quoted(_cell(value)) for value in line) + "\n" for line in lines)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(float(value))
-    return str(value)
-
-
-def _quoted(text: str) -> str:
-    # csv.writer leaves a bare carriage return unquoted when lines end in "\n": no reader takes that
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
