@@ -34,12 +34,14 @@ class Event:
     kind: "start" (content: the worker's process id), "done" (what the work returned), "died" (how
         often the job was started by then), or a kind that the work itself sent.
     job: its index. cause: of "died", how the process ended, such as "killed by SIGKILL".
+    device: that of the worker; "" where the workers have none.
     """
 
     kind: str
     job: int
     content: Any = None
     cause: str = ""
+    device: str = ""
 
 
 def at_start(function: Callable[..., object], *arguments: object) -> None:
@@ -48,6 +50,15 @@ def at_start(function: Callable[..., object], *arguments: object) -> None:
     function: one that can be imported. What it registers is known when jobs are unpickled.
     """
     _AT_START.append((function, arguments))
+
+
+def placed(workers: int, devices: Sequence[str | None]) -> list[str | None]:
+    """The device of each worker: the devices in turn.
+
+    >>> placed(3, ["cuda:0", "cuda:1"])
+    ['cuda:0', 'cuda:1', 'cuda:0']
+    """
+    return [devices[worker % len(devices)] for worker in range(workers)]
 
 
 def run_jobs(
@@ -94,7 +105,7 @@ def run_jobs(
                     kind, content = pickle.loads(worker.connection.recv_bytes())
                 except (EOFError, OSError):
                     started = pool.started[index]
-                    on_event(Event("died", index, started, _end_of(worker.process)))
+                    on_event(Event("died", index, started, _end_of(worker.process), worker.device or ""))
                     (pool.waiting.appendleft if started < attempts else given_up.append)(index)
                     pool.replace(worker)
                     continue
@@ -102,7 +113,7 @@ def run_jobs(
                     raise CurvactError(content)
                 if kind == _FAULT:
                     raise CurvactError(f"{name(index)}: {content}")
-                on_event(Event(kind, index, content))
+                on_event(Event(kind, index, content, device=worker.device or ""))
                 if kind == "done":
                     pool.take_up_new()
                     pool.assign(worker)
@@ -142,7 +153,7 @@ class _Pool:
         self.workers: list[_Worker] = []
 
     def start(self, count: int) -> None:
-        self.workers += [self._new(self.devices[i % len(self.devices)]) for i in range(count)]
+        self.workers += [self._new(device) for device in placed(count, self.devices)]
         for worker in self.workers:
             self._begin(worker)
 

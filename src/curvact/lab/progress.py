@@ -76,6 +76,7 @@ class SweepBars:
         )
         self.sweep = self.progress.add_task(f"[bold]{name}[/] runs", total=total, completed=finished, note="")
         self.bars: dict[str, TaskID] = {}
+        self.devices: dict[str, str] = {}
 
     def __enter__(self) -> SweepBars:
         self.progress.start()
@@ -84,10 +85,12 @@ class SweepBars:
     def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
-    def started(self, label: str, epochs: int) -> None:
+    def started(self, label: str, epochs: int, device: str = "") -> None:
         if label in self.bars:  # run again after its worker died
             self.progress.remove_task(self.bars.pop(label))
-        self.bars[label] = self.progress.add_task(escape(label), total=epochs, note="epochs")
+        self.devices[label] = f" on {device}" if device else ""
+        text = escape(label) + self.devices[label]
+        self.bars[label] = self.progress.add_task(text, total=epochs, note="epochs")
 
     def epoch(self, label: str, epoch: Mapping[str, Any]) -> None:
         note = f"loss {epoch['loss']:.2f}, robust {epoch['validation_robust_accuracy']:.0%}"
@@ -127,7 +130,7 @@ class SweepBars:
             if not self.console.is_terminal:
                 self.console.print(
                     f"{self._place()} {escape(label)}: {accuracies}, clean {clean:.1%}, "
-                    f"{record.seconds:.1f} s{self._time_left()}",
+                    f"{record.seconds:.1f} s{self.devices.get(label, '')}{self._time_left()}",
                     soft_wrap=True,
                 )
         self.progress.update(self.sweep, completed=self.finished, note=note)

@@ -20,6 +20,7 @@ from torch import distributed, nn
 from curvact.activations import activation, known_curvature
 from curvact.attacks import SuspectModelWarning
 from curvact.data import ExtraImages, Splits, batches_per_epoch, open_extra
+from curvact.devices import deterministic, device_named
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, hash_of_file
 from curvact.lab.environment import environment
@@ -113,7 +114,7 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
                     _check_extension(before, spec, start, folder)
                 if (folder / STATE_FILE).exists():
                     check_kernels(folder)
-                _begin(spec, folder, learned)
+                _begin(spec, folder, learned, fabric.device)
         fabric.barrier()
         if (folder / RECORD_FILE).is_file():
             return read_record(folder)
@@ -126,11 +127,12 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
         return record
 
 
-def _begin(spec: RunSpec, folder: Path, learned: LearnedActivation | None) -> None:
+def _begin(spec: RunSpec, folder: Path, learned: LearnedActivation | None, device: torch.device) -> None:
     """What a run's folder holds before training. The spec comes before an older record goes."""
     if learned is not None:
         write_learned(folder / ACTIVATION_FILE, learned)
-    atomic_write(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
+    place = json.dumps(environment(device), indent=2, sort_keys=True)
+    atomic_write(folder / ENVIRONMENT_FILE, place + "\n")
     copy_code(spec.imports, folder)
     atomic_write(folder / SPEC_FILE, spec.to_yaml())
     (folder / RECORD_FILE).unlink(missing_ok=True)
@@ -426,18 +428,14 @@ def settle(spec: RunSpec, folder: Path) -> tuple[RunSpec, LearnedActivation | No
     return check_settings(RunSpec, content, "the learned activation"), learned, ""
 
 
-def check_hardware(hardware: HardwareSpec) -> bool:
-    """Whether a run computes on CUDA. CurvactError for hardware that this machine lacks."""
-    cuda = torch.cuda.is_available() and hardware.accelerator != "cpu"
-    if hardware.accelerator == "cuda" and not cuda:
-        raise CurvactError(
-            "hardware.accelerator='cuda': torch sees no CUDA device here; allowed are auto and cpu"
-        )
-    if hardware.precision == "16-mixed" and not cuda:
+def device_of(hardware: HardwareSpec) -> torch.device:
+    """Where a run computes. CurvactError for hardware that this machine lacks."""
+    device = device_named(hardware.accelerator, "hardware.accelerator")
+    if hardware.precision == "16-mixed" and device.type == "cpu":
         raise CurvactError(
             "hardware.precision='16-mixed' needs a GPU; allowed here are 32-true and bf16-mixed"
         )
-    return cuda
+    return device
 
 
 @contextmanager
@@ -451,19 +449,25 @@ def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
 
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-    cuda = check_hardware(hardware)
+    device = device_of(hardware)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    if size > 1 and hardware.accelerator not in ("auto", "cpu", "cuda"):
+        raise CurvactError(
+            f"hardware.accelerator={hardware.accelerator}: torchrun gives each process a device of its own; "
+            "allowed there are auto, cpu and cuda"
+        )
     fabric = Fabric(
-        accelerator="cuda" if cuda else "cpu",
-        devices=local,
+        accelerator=device.type,
+        devices=[device.index] if size == 1 and device.type == "cuda" else local,
         num_nodes=max(1, size // local),
         strategy="ddp" if size > 1 else "auto",
         precision=hardware.precision,
     )
     fabric.launch()
     try:
-        yield fabric
+        with deterministic(hardware.deterministic):
+            yield fabric
     finally:
         if size > 1:
             distributed.destroy_process_group()

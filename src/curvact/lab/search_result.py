@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from curvact.attacks import SuspectModelWarning, named_attack
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, csv_text
 from curvact.lab.checkpoints import open_checkpoint
+from curvact.lab.placement import on_device
 from curvact.lab.record import EvaluationRecord, evaluate, read_record, record_key, write_record
 from curvact.lab.record.evaluation import short_name
 from curvact.lab.record.record import existing_record, record_paths
 from curvact.lab.report.search.about import Point, SearchAbout
 from curvact.lab.report.search.page import report_search
-from curvact.lab.run import check_hardware
+from curvact.lab.run import device_of
 from curvact.lab.search import Range, SearchSpec, on_test_images, read_search
 from curvact.lab.search_run import Trial, judged, open_study, spent, trials_of
 from curvact.lab.spec import RunSpec
@@ -135,9 +134,10 @@ def _difference(winner: EvaluationRecord, baseline: EvaluationRecord) -> str:
     return f"The winner resists on {count(ours, 'image')} that the baseline loses, and loses {theirs} that it resists on."
 
 
-def result_of(folder: Path) -> SearchResult:
+def result_of(folder: Path, device: str = "auto") -> SearchResult:
     """The result of a search that has ended. The test images are attacked where they were not yet.
 
+    device: of these attacks, where it is not "auto"; else that of the spec.
     The caller holds the folder. Raises CurvactError for a folder without a search or without a trial that was completed.
     """
     spec = read_search(folder)
@@ -148,10 +148,10 @@ def result_of(folder: Path) -> SearchResult:
             f"{folder} has no completed trial: `curvact search {folder}` goes on; --set budget=… raises it"
         )
     best = max(done, key=lambda t: (t.accuracy or 0.0, -t.number))
-    winner = _judge(spec, folder, spec.trial(best.settings), best.label)
+    winner = _judge(spec, folder, on_device(spec.trial(best.settings), device), best.label)
     baseline = None
     if spec.baseline_run is not None:
-        baseline = _judge(spec, folder, spec.baseline_run, spec.baseline_run.activation)
+        baseline = _judge(spec, folder, on_device(spec.baseline_run, device), spec.baseline_run.activation)
     splits = winner.record.spec.data.load()
     images = len(splits.validation.first(winner.record.spec.evaluation.images))
     records = [read_record(path) for path in (folder / EVALUATIONS).glob("*.evaluation.json")]
@@ -172,7 +172,7 @@ def _judge(spec: SearchSpec, folder: Path, run: RunSpec, label: str) -> Judged:
     splits = run.data.load()
     test = splits.test.first(run.evaluation.images)
     attack = named_attack(spec.test_attack or str(run.evaluation.attack))
-    model = checkpoint.model.to(torch.device("cuda" if check_hardware(run.hardware) else "cpu"))
+    model = checkpoint.model.to(device_of(run.hardware))
     size = min(BATCH, len(test))
     key = record_key(
         model,
@@ -204,12 +204,16 @@ def _judge(spec: SearchSpec, folder: Path, run: RunSpec, label: str) -> Judged:
     return Judged(label, record, found)
 
 
-def conclude(folder: Path) -> tuple[SearchResult, Mapping[str, Path]]:
+def conclude(folder: Path, device: str = "auto") -> tuple[SearchResult, Mapping[str, Path]]:
     """The result of a search, and the files that were written of it, by name: report.html, its figures,
-    trials.csv and winner.yaml."""
+    trials.csv and winner.yaml.
+
+    device: as in `result_of`.
+    """
     with locked(folder):
-        result = result_of(folder)
-        winner = on_test_images(result.winner.record.spec).to_yaml()
+        result = result_of(folder, device)
+        asked = result.spec.trial(result.best.settings).hardware.accelerator  # not where a worker computed
+        winner = on_test_images(result.winner.record.spec).on(asked).to_yaml()
         files = {name: folder / name for name in (WINNER_FILE, "trials.csv")}
         atomic_write(files[WINNER_FILE], winner)
         atomic_write(files["trials.csv"], csv_text(_lines(result)))

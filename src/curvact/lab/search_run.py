@@ -7,12 +7,11 @@ which run; deleted, it is made again from the same seed, and no finished run is 
 from __future__ import annotations
 
 import math
-import os
 import random
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
 from curvact.lab.engines import Engine, Job, engine_named
 from curvact.lab.imports import copy_code, hashes
+from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
 from curvact.lab.run import images_of
 from curvact.lab.search import SEARCH_FILE, SearchSpec, read_search
@@ -88,6 +88,7 @@ def run_search(
     workers: int | None = None,
     resume: bool = False,
     engine: str = "local",
+    device: str = "auto",
     console: Console | None = None,
 ) -> list[str]:
     """Execute trials until the budget is spent, and the baseline.
@@ -96,7 +97,7 @@ def run_search(
     killed and resumed or not. With several, a trial is drawn from those that have ended by then, so
     the trials depend on which ends first.
 
-    workers: runs at a time, one thread each. None: the number of cores.
+    workers, device: as in `run_sweep`.
     resume: go on in a folder that holds this search. Its budget may have grown.
     Returns one line for each run that did not finish because its worker died again and again.
     Raises CurvactError for a missing Optuna, a budget too small for one run, a folder that holds
@@ -105,17 +106,16 @@ def run_search(
     check_optuna()
     console = console or Console(stderr=True)
     run_engine = engine_named(engine)
-    workers = workers if workers is not None else os.cpu_count() or 1
-    if workers < 1:
-        raise CurvactError(f"--workers {workers}: must be >= 1")
     check_writable(folder)
     _check_folder(folder, spec, resume)
-    _rehearse(spec)
+    corners = [Planned(settings, spec.trial(settings)) for settings in spec.corners()]
+    workers = worker_count(workers, device, [run.spec for run in corners])
+    _rehearse(spec, corners, device)
     with locked(folder):
         copy_code(spec.imports, folder)
         atomic_write(folder / SEARCH_FILE, spec.to_yaml())
         (folder / RUNS).mkdir(exist_ok=True)
-        return _Driver(spec, folder, open_study(folder), workers, console).run(run_engine)
+        return _Driver(spec, folder, open_study(folder), workers, device, console).run(run_engine)
 
 
 def check_optuna() -> None:
@@ -256,11 +256,10 @@ def _check_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
         check_empty(folder, "search")
 
 
-def _rehearse(spec: SearchSpec) -> None:
+def _rehearse(spec: SearchSpec, corners: Sequence[Planned], device: str) -> None:
     """Prepare the baseline and the trials at the corners of the space, and check the budget."""
-    corners = [Planned(settings, spec.trial(settings)) for settings in spec.corners()]
     others = [Planned(spec.baseline, spec.baseline_run)] if spec.baseline_run is not None else []
-    rehearse([*others, *corners])
+    rehearse([replace(run, spec=on_device(run.spec, device)) for run in (*others, *corners)])
     least = min(cost_of(run.spec) for run in corners)
     if least > spec.budget:
         raise CurvactError(
@@ -279,9 +278,16 @@ class _Driver:
     """
 
     def __init__(
-        self, spec: SearchSpec, folder: Path, study: optuna.Study, workers: int, console: Console
+        self,
+        spec: SearchSpec,
+        folder: Path,
+        study: optuna.Study,
+        workers: int,
+        device: str,
+        console: Console,
     ) -> None:
         self.spec, self.folder, self.study, self.workers = spec, folder, study, workers
+        self.device = device
         self.jobs: list[Job] = []
         self.labels: dict[str, str] = {}
         self.causes: dict[str, str] = {}
@@ -417,7 +423,7 @@ class _Driver:
     def _append(self, run: RunSpec, label: str, cost: int) -> None:
         self.reserved[run.id], self.labels[run.id] = cost, label
         self.bars.add()
-        self.jobs.append(Job(run, self._place(run.id), self._thresholds(run)))
+        self.jobs.append(Job(run, self._place(run.id), self._thresholds(run), devices_of(run, self.device)))
 
     def _thresholds(self, run: RunSpec) -> tuple[float, ...]:
         """The rule of Optuna's MedianPruner, fixed when a trial begins: so its end depends on no other
@@ -461,7 +467,7 @@ class _Driver:
         job = self.jobs[event.job]
         label = self.labels[job.spec.id]
         if event.kind == "start":
-            self.bars.started(label, job.spec.training.epochs)
+            self.bars.started(label, job.spec.training.epochs, event.device)
         elif event.kind == "epoch":
             self.bars.epoch(label, event.content)
         elif event.kind == "died":

@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from curvact.activations import activation
 from curvact.activations.registry import parse_name
 from curvact.attacks import PGD, ThreatModel, as_radius, radius_text
 from curvact.data import DATASETS, Splits, load, names_a_place
 from curvact.data.loading import SIZE
+from curvact.devices import check_device_name
 from curvact.errors import CurvactError, nearest
 from curvact.files import hash_of_file
 from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
@@ -251,19 +260,22 @@ class AnalysesSpec(Strict):
 class HardwareSpec(Strict):
     """Where and how a run computes. Several processes come from `torchrun`.
 
-    accelerator: "auto" takes a GPU if torch sees one.
+    accelerator: auto, cpu, cuda, cuda:N or mps. "auto" takes the first CUDA device that torch sees,
+    else the CPU.
     precision: of training and of its attack. Weights stay in float32.
     accumulate: a batch passes the network in so many parts.
     channels_last: memory format. None: channels last for images from 16 pixels.
     threads: of each process on a CPU. None: torch's choice, and one in the workers of a sweep.
+    deterministic: only algorithms that repeat bit for bit, which are slower on a GPU.
     """
 
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Annotated[str, AfterValidator(check_device_name)] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate: int = Field(1, ge=1)
     compile: bool = False
     channels_last: bool | None = None
     threads: int | None = Field(None, ge=1)
+    deterministic: bool = False
 
 
 class LoggingSpec(Strict):
@@ -344,6 +356,8 @@ class RunSpec(Strict):
         if code:
             content["imports"] = sorted(str(item.sha256) for item in code)
         del content["hardware"]["accelerator"]
+        if not self.hardware.deterministic:  # the default before there was a choice
+            del content["hardware"]["deterministic"]
         if self.evaluation.autoattack_mode == "fast":  # the default before there was a choice
             del content["evaluation"]["autoattack_mode"]
         if self.training.weight_decay_on == "all":  # the default before there was a choice
@@ -364,6 +378,10 @@ class RunSpec(Strict):
                 del source["sha256"]
         text = json.dumps({"schema": SCHEMA, **content}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def on(self, device: str) -> RunSpec:
+        """The same run on the device of that name. Its id does not change."""
+        return self.model_copy(update={"hardware": self.hardware.model_copy(update={"accelerator": device})})
 
     def to_yaml(self) -> str:
         """The spec as YAML, every default written out. A radius such as 8/255 is written so."""

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from curvact.files import atomic_write
 from curvact.lab.engines import Job, engine_named
 from curvact.lab.imports import CODE_FOLDER, copy_code, hashes
 from curvact.lab.loggers import check_loggers
+from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.page import report_sweep
-from curvact.lab.run import check_hardware, prepare, settle
+from curvact.lab.run import device_of, prepare, settle
 from curvact.lab.settings import read_plain
 from curvact.lab.store import Record, check_writable, finished, locked, read_environment
 from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
@@ -39,12 +41,16 @@ def run_sweep(
     workers: int | None = None,
     resume: bool = False,
     engine: str = "local",
+    device: str = "auto",
     console: Console | None = None,
 ) -> list[str]:
     """Execute every run of the sweep that has no record in the folder yet.
 
-    workers: runs at a time, one thread each. None: the number of cores. The records do not depend
-    on it.
+    workers: runs at a time, one thread each. None: one a core, or one a GPU where GPUs are used. On a
+        CPU the records do not depend on it.
+    device: names with commas between them, such as "cuda:0,cuda:1", which the workers have in turn.
+        "auto" leaves it to the spec of a run, and spreads runs with the accelerator auto or cuda over
+        all CUDA devices. A run's record and environment.json say its device.
     resume: go on in a folder that holds a sweep already. Its spec may have grown: runs that are
         part of both are not repeated.
     Returns one line for each run that did not finish because its worker died again and again.
@@ -54,13 +60,16 @@ def run_sweep(
     """
     console = console or Console(stderr=True)
     run_engine = engine_named(engine)
-    workers = workers if workers is not None else os.cpu_count() or 1
-    if workers < 1:
-        raise CurvactError(f"--workers {workers}: must be >= 1")
+    worker_count(workers, "cpu", ())
     check_writable(folder)
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
-    left = [run for run in planned if finished(folder / RUNS / run.id, run.id) is None]
+    left = [
+        replace(run, spec=on_device(run.spec, device))
+        for run in planned
+        if finished(folder / RUNS / run.id, run.id) is None
+    ]
+    workers = worker_count(workers, device, [run.spec for run in left])
     if not _holds(folder, spec):
         rehearse(left)
     problems: list[str] = []
@@ -79,7 +88,10 @@ def run_sweep(
                         problems.append(f"{run.label}: the run that learns its activation has not finished")
                 if not ready:
                     continue
-                jobs = [Job(run.spec, folder / RUNS / run.id) for run in ready]
+                jobs = [
+                    Job(run.spec, folder / RUNS / run.id, devices=devices_of(run.spec, device))
+                    for run in ready
+                ]
                 causes: dict[int, str] = {}
                 given_up = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
                 for index in given_up:
@@ -130,7 +142,7 @@ def _show(bars: SweepBars, runs: Sequence[Planned], causes: dict[int, str], even
     """Show an event. causes: how the last worker of a run died, by the run's index."""
     run = runs[event.job]
     if event.kind == "start":
-        bars.started(run.label, run.spec.training.epochs)
+        bars.started(run.label, run.spec.training.epochs, event.device)
     elif event.kind == "epoch":
         bars.epoch(run.label, event.content)
     elif event.kind == "died":
@@ -152,7 +164,7 @@ def rehearse(runs: Sequence[Planned]) -> None:
             continue
         seen.add(key)
         try:
-            check_hardware(run.spec.hardware)
+            device_of(run.spec.hardware)
             check_loggers(run.spec)
             if wanted is not None and wanted.path is not None:
                 settled, learned, _ = settle(run.spec, Path(os.devnull))

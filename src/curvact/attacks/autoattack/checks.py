@@ -11,6 +11,7 @@ from curvact.attacks.autoattack.shard import Job, Unit, model_device
 from curvact.attacks.batch import Batch, Guarded, checked, checked_module, suspect_logits
 from curvact.attacks.pgd import Model
 from curvact.attacks.threat import ThreatModel
+from curvact.devices import device_named
 from curvact.errors import CurvactError
 
 
@@ -47,18 +48,7 @@ def devices_of(model: Model, devices: Sequence[str | torch.device] | None) -> li
         raise CurvactError(
             f"devices={devices!r} of autoattack: a list of at least one device, such as ['cuda:0', 'cuda:1']"
         )
-    places = []
-    for name in devices:
-        try:
-            place = torch.device(name)
-        except (RuntimeError, TypeError):
-            raise CurvactError(f"unknown device {name!r} in devices of autoattack") from None
-        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-            raise CurvactError(
-                f"device {name!r} of autoattack is not there: {torch.cuda.device_count()} CUDA devices"
-            )
-        places.append(place)
-    return places
+    return [device_named(str(name), "devices of autoattack:") for name in devices]
 
 
 def probe(

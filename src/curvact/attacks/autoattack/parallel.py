@@ -24,7 +24,9 @@ def packed(job: Job) -> bytes:
     """
     model = job.model
     try:
-        if isinstance(model, nn.Module) and any(t.is_cuda for t in (*model.parameters(), *model.buffers())):
+        if isinstance(model, nn.Module) and any(
+            t.device.type != "cpu" for t in (*model.parameters(), *model.buffers())
+        ):
             model = copy.deepcopy(model).cpu()
         return pickle.dumps(replace(job, model=model, x=job.x.cpu(), y=job.y.cpu()))
     except Exception as error:

@@ -44,7 +44,9 @@ def evaluate(
     fast: Annotated[
         bool, typer.Option("--fast", help="Search on a faster twin of the model; each success is checked.")
     ] = False,
-    workers: Annotated[int, typer.Option(help="Processes that share the work of AutoAttack.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the work of AutoAttack; by default one a device.")
+    ] = None,
     masking: Annotated[str, typer.Option(help="Gradient-masking checks: quick, full or none.")] = "quick",
     no_masking: Annotated[bool, typer.Option("--no-masking", help="The same as --masking none.")] = False,
     outputs: Annotated[
@@ -64,9 +66,10 @@ def evaluate(
 
     The record has the outcome of every image. Attacks are autoattack, autoattack-plus,
     autoattack-rand, attacks of AutoAttack such as apgd-ce+square, pgd-20, "pgd(steps=20,
-    restarts=5)" and fgsm.
+    restarts=5)" and fgsm. AutoAttack runs on several devices, such as --device cuda:0,cuda:1.
     """
     from curvact.attacks import AutoAttack, named_attack
+    from curvact.devices import device_named, device_names
     from curvact.lab.checkpoints import open_checkpoint
     from curvact.lab.cli.subjects import data_of, threat_model_of
     from curvact.lab.record import evaluate as evaluate_on_record
@@ -76,13 +79,19 @@ def evaluate(
 
     depth = cast("Masking", "none" if no_masking else masking)
     one_of("--masking", masking, get_args(Masking))
+    devices = (subject.device,) if subject.device == "auto" else device_names(subject.device, "--device")
+    workers = len(devices) if workers is None else workers
     at_least("--workers", workers, 1)
     attack = named_attack(subject.attack)
     whole = isinstance(attack, AutoAttack)
-    for option, given in (("--fast", fast), (f"--workers {workers}", workers > 1)):
+    for option, given in (
+        ("--fast", fast),
+        (f"--device {subject.device}", len(devices) > 1),
+        (f"--workers {workers}", workers > 1),
+    ):
         if given and not whole:
             raise CurvactError(f"{option}: for AutoAttack and its parts, not for {subject.attack}")
-    device = subject.torch_device
+    device = device_named(devices[0], "--device")
     opened = open_checkpoint(checkpoint, subject.weights, subject.network)
     data, threat_model = data_of([opened], subject), threat_model_of([opened], subject)
     images = getattr(data.load(), subject.split).first(subject.n)
@@ -120,6 +129,7 @@ def evaluate(
                 batch_size=size,
                 mode=mode,
                 workers=workers,
+                devices=devices if len(devices) > 1 else None,
                 folder=shards if whole else None,
                 name=opened.name,
                 architecture=opened.architecture,

@@ -138,7 +138,7 @@ class Findings:
                 "count": len(subjects.images),
             },
             "threat_model": None if threat is None else {"norm": threat.norm, "epsilon": threat.epsilon},
-            "environment": environment(),
+            "environment": environment(subjects.x.device),
             "seconds": self.seconds[name],
             "result": result,
         }

@@ -37,7 +37,20 @@ OneCheckpoint = Annotated[
     Path, typer.Argument(help="A run folder, a checkpoint, or weights in RobustBench's naming.")
 ]
 RunOut = Annotated[Path | None, typer.Option("--out", help="The folder to write; by default runs/NAME.")]
-Workers = Annotated[int | None, typer.Option(help="Worker processes; by default the number of cores.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Worker processes; by default one a core, or one a GPU where GPUs are used."),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="The device: auto (the first CUDA device, else the CPU), cpu, cuda, cuda:N or mps."),
+]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device", help="The devices of the workers in turn, such as cuda:0,cuda:1; auto: all of CUDA."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was begun in the folder.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting, such as training.batch_size=64.")
@@ -57,7 +70,7 @@ class Subject:
     n: Annotated[int, typer.Option("--n", help="Use the first N images of the split.")] = 128
     seed: Annotated[int, typer.Option(help="The seed of all random numbers.")] = 0
     batch_size: Annotated[int, typer.Option(help="The number of images in a batch.")] = 128
-    device: Annotated[str, typer.Option(help="The device: cpu, cuda or cuda:N.")] = "cpu"
+    device: Device = "auto"
     model: Annotated[
         str | None,
         typer.Option(help='The network of weights without a description, such as "my.py:Net(width=8)".'),
@@ -93,16 +106,9 @@ class Subject:
     @property
     def torch_device(self) -> torch.device:
         """The device, which must be there."""
-        import torch
+        from curvact.devices import device_named
 
-        kind, _, number = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-            raise CurvactError(f"--device {self.device}: allowed are cpu, cuda and cuda:N")
-        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-            raise CurvactError(
-                f"--device {self.device}: torch sees {torch.cuda.device_count()} CUDA devices here"
-            )
-        return torch.device(self.device)
+        return device_named(self.device, "--device")
 
 
 @dataclass(frozen=True)

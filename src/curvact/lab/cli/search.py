@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvact.errors import printable
-from curvact.lab.cli.options import Resume, RunOut, Workers, plain_console
+from curvact.lab.cli.options import Devices, Resume, RunOut, Workers, plain_console
 
 SHOWN = ("report.html", "winner.yaml", "trials.csv")
 
@@ -21,6 +21,7 @@ def search(
     ] = None,
     out: RunOut = None,
     workers: Workers = None,
+    device: Devices = "auto",
     resume: Resume = False,
     engine: Annotated[str, typer.Option(help="What executes the runs.")] = "local",
 ) -> None:
@@ -35,12 +36,14 @@ def search(
 
     wanted = read_search(spec, settings)
     folder = out if out is not None else spec if spec.is_dir() else Path("runs") / wanted.name
-    problems = run_search(wanted, folder, workers=workers, resume=resume or folder == spec, engine=engine)
+    problems = run_search(
+        wanted, folder, workers=workers, resume=resume or folder == spec, engine=engine, device=device
+    )
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         raise typer.Exit(1)
-    result, files = conclude(folder)
+    result, files = conclude(folder, device)
     console = plain_console()
     for sentence in result.sentences:
         console.print(f"• {printable(sentence)}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvact.errors import CurvactError, printable
-from curvact.lab.cli.options import Resume, RunOut, Workers
+from curvact.lab.cli.options import Devices, Resume, RunOut, Workers
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
 
@@ -26,6 +26,7 @@ def sweep_run(
     ] = None,
     out: RunOut = None,
     workers: Workers = None,
+    device: Devices = "auto",
     resume: Resume = False,
     engine: Annotated[
         str,
@@ -44,7 +45,9 @@ def sweep_run(
 
     sweep = read_sweep(spec, settings)
     folder = out if out is not None else spec if spec.is_dir() else Path("runs") / sweep.name
-    problems = run_sweep(sweep, folder, workers=workers, resume=resume or folder == spec, engine=engine)
+    problems = run_sweep(
+        sweep, folder, workers=workers, resume=resume or folder == spec, engine=engine, device=device
+    )
     for problem in problems:  # before the report, which a sweep without a finished run does not have
         print(problem, file=sys.stderr)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curvact.errors import CurvactError
-from curvact.lab.cli.options import Resume, RunOut, plain_console
+from curvact.lab.cli.options import Device, Resume, RunOut, plain_console
 
 if TYPE_CHECKING:
     from curvact.lab.spec import RunSpec
@@ -24,6 +24,7 @@ def train(
         list[str] | None, typer.Argument(help="Settings to change, such as training.epochs=20 seed=1.")
     ] = None,
     out: RunOut = None,
+    device: Device = "auto",
     resume: Resume = False,
     list_recipes: Annotated[bool, typer.Option("--list-recipes", help="List the recipes.")] = False,
 ) -> None:
@@ -53,22 +54,29 @@ def train(
         raise CurvactError(f"{folder} is the folder of a run: it goes on there, without --out")
     run = read_spec(spec, settings)
     where = folder or out or Path("runs") / run.name
-    code = train_into(run, where, resume=resume or folder is not None)
+    code = train_into(run, where, resume=resume or folder is not None, device=device)
     if code:
         raise typer.Exit(code)
 
 
-def train_into(run: RunSpec, where: Path, *, resume: bool) -> int:
-    """Execute a run, draw its curves, print its accuracies. Returns the exit code, 1 if it failed."""
+def train_into(run: RunSpec, where: Path, *, resume: bool, device: str) -> int:
+    """Execute a run, draw its curves, print its accuracies. Returns the exit code, 1 if it failed.
+
+    device: a name; "auto" leaves it to the spec.
+    """
     from rich.console import Console
     from rich.table import Table
 
+    from curvact.devices import check_device_name, device_named
     from curvact.lab.layout import RECORD_FILE, SPEC_FILE
     from curvact.lab.progress import run_bar
     from curvact.lab.report.training_curves import draw_curves
     from curvact.lab.run import execute
     from curvact.lab.store import read_history, read_record
 
+    if check_device_name(device, "--device") != "auto":
+        device_named(device, "--device")
+        run = run.on(device)
     errors = Console(stderr=True, markup=False, emoji=False)
     if (where / SPEC_FILE).is_file() and not resume:
         raise CurvactError(f"{where} holds a run already: --resume goes on with it")

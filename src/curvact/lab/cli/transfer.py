@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curvact.errors import CurvactError
-from curvact.lab.cli.options import OneCheckpoint, Resume, RunOut
+from curvact.lab.cli.options import Device, OneCheckpoint, Resume, RunOut
 
 if TYPE_CHECKING:
     from curvact.activations import Activation
@@ -58,6 +58,7 @@ def train(
         bool, typer.Option("--warm-start", help="Train the activation on; by default it is frozen.")
     ] = False,
     out: RunOut = None,
+    device: Device = "auto",
     resume: Resume = False,
 ) -> None:
     """Train a network with a learned activation. Its folder is runs/NAME-transfer by default."""
@@ -74,7 +75,7 @@ def train(
     read_learned(activation)
     origin = json.dumps({"path": str(activation), "frozen": not warm_start})
     run = read_spec(spec, [*(settings or []), f"activation_from={origin}"])
-    code = train_into(run, out or Path("runs") / f"{run.name}-transfer", resume=resume)
+    code = train_into(run, out or Path("runs") / f"{run.name}-transfer", resume=resume, device=device)
     if code:
         raise typer.Exit(code)
 

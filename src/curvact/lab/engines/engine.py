@@ -15,7 +15,8 @@ Engine = Callable[[Sequence[Job], int, Callable[[Event], None]], list[int]]
 
 `on_event` is called in the driver with every `Event`. Its `job` is an index into `jobs`. Its kind
 is "start", "epoch" (content: the epoch as a mapping), "done" (content: what `run_job` returned) or
-"died" (content: the number of the attempt). Jobs that `on_event` appends may be executed too, or
+"died" (content: the number of the attempt). A job whose `devices` are not empty is to be executed
+`on` one of them. Jobs that `on_event` appends may be executed too, or
 left to the next call. The engine returns the indices of the jobs whose worker died
 again and again. It raises CurvactError for bad input.
 """

@@ -19,8 +19,9 @@ def run_inline(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], No
             def tell(epoch: dict[str, Any], index: int = index) -> None:
                 on_event(Event("epoch", index, epoch))
 
-            on_event(Event("start", index, os.getpid()))
-            on_event(Event("done", index, run_job(job, tell)))
+            device = job.devices[0] if job.devices else None
+            on_event(Event("start", index, os.getpid(), device=device or ""))
+            on_event(Event("done", index, run_job(job.on(device), tell)))
     return []
 
 

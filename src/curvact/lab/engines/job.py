@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,17 @@ class Job:
 
     stop_below: a run whose best validation robust accuracy so far is lower than entry e - 1 after
     epoch e stops there: it keeps its state, and has no record. Epochs without an entry do not stop.
+    devices: where it may run; the engine chooses. Empty where the spec says it.
     """
 
     spec: RunSpec
     folder: Path
     stop_below: tuple[float, ...] = ()
+    devices: tuple[str, ...] = ()
+
+    def on(self, device: str | None) -> Job:
+        """The job on that device, as far as it may run there. None changes nothing."""
+        return replace(self, spec=self.spec.on(device)) if device in self.devices and device else self
 
 
 class _Stopped(Exception):

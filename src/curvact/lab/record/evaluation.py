@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -85,6 +85,7 @@ def evaluate(
     mode: Mode = "plain",
     masking: Masking = "quick",
     workers: int = 1,
+    devices: Sequence[str] | None = None,
     folder: Path | None = None,
     name: str | None = None,
     architecture: Mapping[str, Any] | None = None,
@@ -98,7 +99,8 @@ def evaluate(
     (restored after).
     attack: a name that `curvact.attacks.named_attack` reads, such as "autoattack", "apgd-ce+square"
         or "pgd-20"; or the attack itself, a value such as `PGD(20)` or a function. seed: of the attack.
-    mode, workers, folder: as in `curvact.attacks.autoattack`; for AutoAttack and its parts only.
+    mode, workers, devices, folder: as in `curvact.attacks.autoattack`; for AutoAttack and its parts
+        only. The checks and other attacks run on the model's device.
     masking: the depth of the gradient-masking checks, see `DEPTHS`. Their alarms are findings of
     the record.
     name, architecture: for the record; by default the name of the class, and nothing.
@@ -147,6 +149,7 @@ def evaluate(
             "shard_size": batch_size,
             "folder": folder,
             "workers": workers,
+            "devices": devices,
             "on_progress": on_progress,
         }
         outcome = _autoattack(model, images, attack, threat_model, options)
@@ -187,7 +190,7 @@ def evaluate(
         notes=outcome.notes,
         versions=dict(outcome.versions),
         seconds=round(time.perf_counter() - started + outcome.earlier_seconds, 3),
-        environment=environment(),
+        environment=environment(device),
     )
 
 

@@ -1,0 +1,46 @@
+"""Which devices the runs of a sweep or a search are executed on, and by how many workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from curvact.devices import device_names
+from curvact.errors import CurvactError
+from curvact.lab.run import device_of
+from curvact.lab.spec import RunSpec
+
+
+def devices_of(spec: RunSpec, wanted: str) -> tuple[str, ...]:
+    """The devices that the run may be given, of which its worker has one; empty where its spec decides.
+
+    wanted: names with commas between them. "auto": all CUDA devices, where there are several and the
+    spec leaves the choice.
+    """
+    if wanted != "auto":
+        return device_names(wanted, "--device")
+    names = device_names("auto") if spec.hardware.accelerator in ("auto", "cuda") else ()
+    return names if len(names) > 1 else ()
+
+
+def on_device(spec: RunSpec, wanted: str) -> RunSpec:
+    """The run on the first of the devices; as it is where "auto" is wanted."""
+    return spec if wanted == "auto" else spec.on(device_names(wanted, "--device")[0])
+
+
+def worker_count(workers: int | None, wanted: str, specs: Sequence[RunSpec]) -> int:
+    """The number of workers: as given, else one a GPU that the runs use, else one a core.
+
+    Raises CurvactError for less than one, and for a device that is not there.
+    """
+    if workers is None:
+        places = {
+            place
+            for spec in specs
+            for place in devices_of(spec, wanted) or (str(device_of(spec.hardware)),)
+            if not place.startswith("cpu")
+        }
+        return len(places) or os.cpu_count() or 1
+    if workers < 1:
+        raise CurvactError(f"--workers {workers}: must be >= 1")
+    return workers
