@@ -79,6 +79,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Forget all code: as in a new process. Nothing that a test registers stays."""
     from curvact import workers
     from curvact.activations import registry as activations
+    from curvact.attacks import registry as attacks
     from curvact.lab import imports
     from curvact.lab.engines import engine
     from curvact.lab.spec import canonical_activation
@@ -89,6 +90,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     tables: list[dict[str, Any]] = [
         activations._REGISTRY,
+        attacks._REGISTRY,
         engine.ENGINES,
         QUESTIONS,  # type: ignore[list-item]
         OBJECTIVES,

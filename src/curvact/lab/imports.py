@@ -269,6 +269,11 @@ def code_run() -> dict[str, Code]:
     return dict(_RUN)
 
 
+def code_hashes() -> dict[str, str]:
+    """The sha256 of each file run in this process that a number can depend on, by its name."""
+    return {code.path.name: code.sha256 for code in _RUN.values() if code.changes_runs}
+
+
 def _of_spec(item: Import, folder: Path) -> Import:
     path = folder / Path(item.path).expanduser()
     if item.sha256 in _RUN:

@@ -20,6 +20,7 @@ from curvact.attacks.masking import LIMITS, RATES
 from curvact.data import load
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.cli import evaluate as cli
+from curvact.lab.imports import copy_code, import_code
 from curvact.lab.record import EvaluationRecord, evaluate, read_record, write_record
 from curvact.models import build
 from curvact.models.interchange import to_robustbench, write_state_dict
@@ -382,3 +383,43 @@ def test_weights_without_a_description(
         assert done.code == 2
         assert problem in done.err
         assert done.err.count("\n") == 1
+
+
+ATTACK = """
+import curvact as cv
+def push(model, x, y, threat_model, *, generator, share=1.0):
+    start = threat_model.random_start(x, generator)
+    return x + {share} * share * (start - x)
+cv.attacks.register_attack("push", push)
+"""
+
+
+def test_an_edited_attack_is_another_record(
+    done: Run, best: Path, tmp_path: Path, fresh: Callable[[], None]
+) -> None:
+    """The name and the weights are the same, but not the formula: the old record does not answer."""
+    mine, out = tmp_path / "my.py", tmp_path / "out"
+    options = ("--attack", "push(share=0.5)", "--n", 10, "--no-masking", "--out", out, "--import", mine)
+    for times, share in ((1, 1.0), (1, 1.0), (2, 0.0)):
+        fresh()
+        mine.write_text(ATTACK.format(share=share))
+        done("evaluate", best, *options, "--resume")
+        records = _records(out)
+        assert len(records) == times
+    assert len({record.code["my.py"] for record in records}) == 2
+    assert len({record.key.id for record in records}) == 2
+
+
+def test_the_code_of_a_run_may_register_the_attack(
+    done: Run, best: Path, tmp_path: Path, fresh: Callable[[], None]
+) -> None:
+    """--trust-code runs it before the attack is looked up."""
+    mine = tmp_path / "my.py"
+    mine.write_text(ATTACK.format(share=1.0))
+    item = import_code(mine)
+    copy_code([item], best.parent)
+    sidecar = json.loads(best.with_suffix(".json").read_text())
+    best.with_suffix(".json").write_text(json.dumps({**sidecar, "imports": [item.model_dump()]}))
+    fresh()
+    options = ("--attack", "push", "--n", 10, "--no-masking", "--out", tmp_path / "out")
+    assert "robust" in done("evaluate", best.parent, *options, "--trust-code")

@@ -82,6 +82,8 @@ def evaluate(
     devices = (subject.device,) if subject.device == "auto" else device_names(subject.device, "--device")
     workers = len(devices) if workers is None else workers
     at_least("--workers", workers, 1)
+    device = device_named(devices[0], "--device")
+    opened = open_checkpoint(checkpoint, subject.weights, subject.network)  # its code may register the attack
     attack = named_attack(subject.attack)
     whole = isinstance(attack, AutoAttack)
     for option, given in (
@@ -91,8 +93,6 @@ def evaluate(
     ):
         if given and not whole:
             raise CurvactError(f"{option}: for AutoAttack and its parts, not for {subject.attack}")
-    device = device_named(devices[0], "--device")
-    opened = open_checkpoint(checkpoint, subject.weights, subject.network)
     data, threat_model = data_of([opened], subject), threat_model_of([opened], subject)
     images = getattr(data.load(), subject.split).first(subject.n)
     model, mode = _with_outputs(opened.model, outputs).to(device), _mode(fast)

@@ -36,6 +36,7 @@ from curvact.attacks.batch import checked_module, connected, cuts_graph
 from curvact.data import Dataset
 from curvact.errors import CurvactError, nearest
 from curvact.lab.environment import environment
+from curvact.lab.imports import code_hashes
 from curvact.lab.record.diagnosis import diagnose
 from curvact.lab.record.images import Attacked, write_images
 from curvact.lab.record.record import (
@@ -191,6 +192,7 @@ def evaluate(
         versions=dict(outcome.versions),
         seconds=round(time.perf_counter() - started + outcome.earlier_seconds, 3),
         environment=environment(device),
+        code=dict(key.code),
     )
 
 
@@ -206,6 +208,7 @@ def record_key(
     architecture: Mapping[str, Any] | None,
 ) -> RecordKey:
     """The key of the record that `evaluate` makes with these arguments, without running the attack.
+    The user's code that was run in this process is a part of it.
 
     >>> from curvact.data import load
     >>> from curvact.models import MiniResNet
@@ -224,6 +227,7 @@ def record_key(
         mode=mode if isinstance(attack, AutoAttack) else None,
         seed=seed,
         batch_size=batch_size,
+        code=code_hashes(),
     )
 
 

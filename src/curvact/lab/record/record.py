@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -39,7 +39,7 @@ class RecordKey:
 
     model, data: their hashes. architecture: as in the checkpoint's JSON; two networks with the same
     tensors can have different activations. attack: its name with its settings. mode: of AutoAttack,
-    else None.
+    else None. code: the sha256 of each file of the user's code that was run, by its name.
     """
 
     model: str
@@ -50,10 +50,13 @@ class RecordKey:
     mode: str | None
     seed: int
     batch_size: int
+    code: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The key as plain JSON."""
+        """The key as plain JSON. Without code it has no such entry, as before there was one."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), sort_keys=True, default=str))
+        if not plain["code"]:
+            del plain["code"]
         return plain
 
     @property
@@ -116,6 +119,7 @@ class EvaluationRecord(_Strict):
     notes: remarks of AutoAttack. versions: of the packages behind the numbers.
     seconds: wall time of this session, and of the shards that earlier sessions finished.
     environment: code, libraries and machine.
+    code: the sha256 of each file of the user's code that was run, by its name.
     checksum: of everything else, in a file; `write_record` makes it and `read_record` checks it.
     """
 
@@ -142,6 +146,7 @@ class EvaluationRecord(_Strict):
     environment: dict[str, Any] = {}
     rounded_accuracy: float | None = Field(None, ge=0, le=1)
     by_class: list[ClassEntry] = []
+    code: dict[str, str] = {}
     checksum: str = ""
 
     @property
@@ -212,6 +217,7 @@ class EvaluationRecord(_Strict):
             mode=self.mode,
             seed=self.seed,
             batch_size=self.batch_size,
+            code=self.code,
         )
 
 
@@ -355,9 +361,9 @@ def existing_record(path: Path, key: RecordKey, masking: Masking) -> EvaluationR
     record = read_record(path)
     found, wanted = {**record.key.as_dict(), "masking": record.masking}, {**key.as_dict(), "masking": masking}
     different = [
-        f"{name} is {_short(found[name])} there and {_short(wanted[name])} here"
+        f"{name} is {_short(found.get(name))} there and {_short(wanted[name])} here"
         for name in wanted
-        if found[name] != wanted[name]
+        if found.get(name) != wanted[name]
     ]
     if different:
         raise CurvactError(f"{path} holds another evaluation: {'; '.join(different)}. Move it away")
