@@ -61,9 +61,10 @@ class Trial:
     settings: by key of the space. state: "completed", "pruned", "failed" (its loss diverged, or its
     settings cannot be together; `cause` says which), "running", or "left" where the budget did not
     suffice.
-    accuracy: validation robust accuracy that it was judged by; of a pruned trial the last one of its
-    curve; of a diverged run 0. None where there is none.
-    curve: validation robust accuracy by epoch. evaluations: gradient evaluations that it cost.
+    accuracy: validation robust accuracy that it was judged by; 0 of a diverged run; None of a pruned
+    trial, which was not attacked as the others were.
+    curve: validation robust accuracy by epoch, by the validation attack of training.
+    evaluations: gradient evaluations that it cost.
     """
 
     number: int
@@ -170,7 +171,7 @@ def _as_trial(spec: SearchSpec, trial: optuna.trial.FrozenTrial) -> Trial:
         _settings(spec, trial.params),
         known.get("run", ""),
         state,
-        trial.value,
+        None if state == "pruned" else trial.value,
         dict(trial.intermediate_values),
         known.get("evaluations", 0),
         known.get("cause", ""),

@@ -20,7 +20,7 @@ def _about(**changes: object) -> SearchAbout:
     points = [
         Point(
             number, f"{number:012x}", {"curvature": kappa, "training.objective": ("pgd-at", "trades")[number % 2]},
-            state, None if state == "left" else 0.0 if state == "failed" else 0.5 - 0.02 * number, 4, 24,
+            state, None if state in ("left", "pruned") else 0.0 if state == "failed" else 0.5 - 0.02 * number, 4, 24,
             24 * (number + 1), "the loss became nan" if state == "failed" else "",
         )
         for number, (kappa, state) in enumerate(zip(kappas, states, strict=True))
@@ -52,7 +52,8 @@ def _offsets(figure: object) -> dict[str, list[list[float]]]:
 def test_every_trial_with_an_accuracy_is_drawn() -> None:
     about = _about()
     drawn = _offsets(key_figure(about, "curvature"))
-    for state in ("completed", "pruned", "failed"):
+    assert [x for x, _ in drawn["pruned"]] == [32.0]
+    for state in ("completed", "failed"):
         expected = [[p.settings["curvature"], 100 * p.accuracy] for p in about.points if p.state == state]
         assert drawn[state] == [pytest.approx(pair) for pair in expected]
     assert drawn["winner"] == [pytest.approx([0.3, 50.0])]

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 def key_figure(about: SearchAbout, key: str) -> Figure:
     """Every trial by its value of a key."""
-    points = [p for p in about.points if p.accuracy is not None and key in p.settings]
+    points = [p for p in about.points if p.state != "left" and key in p.settings]
     numeric = all(_is_number(p.settings[key]) for p in points)
     with house_style():
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
@@ -55,7 +55,7 @@ def key_figure(about: SearchAbout, key: str) -> Figure:
 
 def progress_figure(about: SearchAbout) -> Figure:
     """The best accuracy so far, against the gradient evaluations that were spent."""
-    points = [p for p in about.points if p.accuracy is not None]
+    points = [p for p in about.points if p.state != "left"]
     with house_style():
         figure = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = figure.subplots()
@@ -83,21 +83,17 @@ def _draw(axes: Axes, about: SearchAbout, points: Sequence[Point], place: dict[i
         axes.axhline(
             100 * accuracy, color=OKABE_ITO[1], linestyle="--", linewidth=1.3, label=plain_text(name)
         )
-    for state, marker, filled in (("completed", "o", True), ("pruned", "o", False), ("failed", "x", True)):
-        drawn = [p for p in points if p.state == state]
+    for state, marker in (("completed", "o"), ("failed", "x")):
+        drawn = [p for p in points if p.state == state and p.accuracy is not None]
         if drawn:
-            axes.scatter(
-                [place[p.number] for p in drawn],
-                [100 * (p.accuracy or 0.0) for p in drawn],
-                marker=marker,
-                s=30,
-                facecolor=OKABE_ITO[0] if filled else "none",
-                edgecolor=None if marker == "x" else OKABE_ITO[0],
-                color=OKABE_ITO[0] if marker == "x" else None,
-                linewidth=1.2,
-                zorder=3,
-                label=state,
-            )
+            x, y = [place[p.number] for p in drawn], [100 * (p.accuracy or 0.0) for p in drawn]
+            axes.scatter(x, y, marker=marker, s=30, color=OKABE_ITO[0], zorder=3, label=state)
+    pruned = [place[p.number] for p in points if p.state == "pruned"]
+    if pruned:  # they were not attacked as the others: only their place is shown
+        axes.scatter(
+            pruned, [0.02] * len(pruned), marker="|", s=60, color=GREY, transform=axes.get_xaxis_transform(),
+            clip_on=False, zorder=3, label="pruned",
+        )  # fmt: skip
     if best.number in place:
         axes.scatter(
             [place[best.number]], [high], s=130, facecolor="none", edgecolor="black", zorder=4, label="winner"

@@ -18,9 +18,9 @@ MOST_KEYS = 8
 """Keys of the space that have a figure."""
 
 CAPTION = (
-    "A point a trial: robust accuracy on the validation images. A hollow point was pruned: its accuracy is "
-    "the last one of its curve, by the validation attack of training. Grey band: one standard error below the "
-    "winner, from the choice of validation images."
+    "A point a trial: robust accuracy on the validation images. A tick at the bottom: a pruned trial, which "
+    "was not attacked at its end. Grey band: one standard error below the winner, from the choice of "
+    "validation images."
 )
 
 
