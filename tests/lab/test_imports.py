@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
+from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab import imports
 from curvact.lab.checkpoints import open_checkpoint
@@ -267,3 +269,38 @@ def test_a_network_of_a_file(mine: Path, fresh: Callable[[], None]) -> None:
     fresh()
     changed = read_sweep(mine / "sweep.yaml").planned
     assert changed[0].id != runs[0].id
+
+
+def test_paths_begin_at_the_spec(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data of a spec lie beside it, whatever the working directory, and its run knows where."""
+    specs, elsewhere = mine / "specs", mine / "elsewhere"
+    specs.mkdir()
+    elsewhere.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    for place, shift in ((specs, 0), (elsewhere, 1)):
+        np.savez(place / "mine.npz", images=images, labels=(np.arange(60) + shift) % 2)
+    content = {**yaml.safe_load((mine / "run.yaml").read_text()), "data": "./mine.npz", "activation": "relu"}
+    del content["imports"], content["training"]["objective"]
+    (specs / "run.yaml").write_text(yaml.safe_dump(content))
+    grid = {
+        "name": "two",
+        "base": {**content, "data": "digits"},
+        "grid": {"data": ["./mine.npz"], "seed": [0]},
+    }
+    (specs / "sweep.yaml").write_text(yaml.safe_dump(grid))
+
+    monkeypatch.chdir(specs)
+    beside = read_spec("run.yaml")
+    assert beside.data.name == "./mine.npz"  # as it is written: ids do not change
+    assert read_spec(specs / "run.yaml").id == beside.id
+    execute(beside, mine / "run")
+    monkeypatch.chdir(elsewhere)  # where another file has the name
+    record = read_spec("../specs/run.yaml")
+    assert record.data.name == str(specs / "mine.npz")
+    assert read_sweep("../specs/sweep.yaml").planned[0].spec.data.name == str(specs / "mine.npz")
+    data = open_checkpoint(mine / "run").data
+    assert data is not None
+    assert data.load().test.sha256 == record.data.load().test.sha256
+    assert data.load().test.sha256 != load("./mine.npz").test.sha256
+    (specs / "mine.npz").unlink()
+    assert read_spec("../specs/run.yaml").data.load().test.sha256 == load("./mine.npz").test.sha256

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 import types
@@ -27,7 +28,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from curvact.activations import activation_names
 from curvact.attacks.registry import attack_names
-from curvact.data import DATASETS
+from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
 from curvact.lab.settings import Strict
@@ -189,7 +190,7 @@ def network_name(text: str, folder: Path) -> tuple[str, Import | None]:
     match = _OF_A_FILE.fullmatch(text)
     if match is None:
         return text, None
-    path = folder / Path(match["file"]).expanduser()
+    path = found_from(folder, match["file"])
     given = next((i for i in _given.get() if i.file == match["file"]), None)
     needed = given if given is not None and not path.is_file() else import_code(path)
     return f"{path.name}:{match['name']}{match['rest']}", needed
@@ -198,19 +199,41 @@ def network_name(text: str, folder: Path) -> tuple[str, Import | None]:
 _OF_A_FILE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_]\w*)(?P<rest>.*)", re.DOTALL)
 
 
+_PATHS = ("init_from", "init_from.path", "activation_from.path", "data", "data.name", "data.extra")
+"""The settings that are paths, beside networks and imports."""
+_INSIDE = (*_PATHS, "model.name")
+
+
+def found_from(folder: Path, path: str) -> Path:
+    """The path as a spec in that folder means it: from there, or from the working directory where
+    only that has it, as a setting on the command line does.
+    """
+    there, here = folder / Path(path).expanduser(), Path(path).expanduser()
+    return here if not there.exists() and here.exists() else there
+
+
+def _path_from(folder: Path, key: str, path: str) -> str:
+    """A setting that is a path, from the spec's folder. A name of a data set stays, and so does what
+    the working directory has.
+    """
+    if key in ("data", "data.name") and (not names_a_place(path) or path.startswith("hf:")):
+        return path
+    found = found_from(folder, path)
+    if os.path.abspath(found) == os.path.abspath(Path(path).expanduser()):
+        return path
+    return os.path.abspath(found)
+
+
 def _run_networks(content: Any, folder: Path, done: list[Import], key: str = "") -> Any:
     """The settings with every network by the name of its file, which is run and added to `done`.
 
-    Start weights get their path from the folder.
+    Other paths begin at the folder.
     """
-    if key in ("init_from", "init_from.path"):
-        if isinstance(content, str):
-            return str(folder / Path(content).expanduser())
-        if isinstance(content, dict) and isinstance(content.get("path"), str):
-            return {**content, "path": str(folder / Path(content["path"]).expanduser())}
+    if key in _PATHS and isinstance(content, str):
+        return _path_from(folder, key, content)
     if isinstance(content, dict):
         return {
-            k: _run_networks(v, folder, done, "model.name" if (key, k) == ("model", "name") else k)
+            k: _run_networks(v, folder, done, f"{key}.{k}" if f"{key}.{k}" in _INSIDE else k)
             for k, v in content.items()
         }
     if isinstance(content, list):

@@ -215,7 +215,7 @@ class _Run:
             names.append(f"epoch-{epoch.epoch:04d}")
         about = {
             "run": self.spec.id,
-            "data": self.spec.data.model_dump(mode="json"),
+            "data": self.spec.data.in_its_place().model_dump(mode="json"),
             "threat_model": asdict(self.spec.threat_model),
             "epoch": epoch.epoch,
             "gradient_evaluations": epoch.gradient_evaluations,

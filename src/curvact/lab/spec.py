@@ -86,6 +86,12 @@ class DataSpec(Strict):
     def _known(cls, name: str) -> str:
         return name if names_a_place(name) else choice(name, list(DATASETS))
 
+    def in_its_place(self) -> DataSpec:
+        """With an absolute path, which means the same from any working directory."""
+        if not names_a_place(self.name) or self.name.startswith("hf:"):
+            return self
+        return self.model_copy(update={"name": str(Path(self.name).expanduser().absolute())})
+
     def load(self) -> Splits:
         """The images, scaled and cut as the spec says."""
         return load(self.name, size=self.size, train=self.train, validation=self.validation, test=self.test)
