@@ -1,12 +1,13 @@
 """How many gradient evaluations a search takes until it is as good as a grid, on handwritten digits.
 
+    OMP_NUM_THREADS=1 nice -n 15 python benchmarks/search.py [--seeds 3] [--trials 20] [--out FOLDER]
 
 Two keys are searched: κ and the learning rate of an MLP of width 64. For each seed (of the sampler and
 of the runs) a whole grid is run first. Its best validation robust accuracy, less one binomial standard
 error over the validation images, is the target. Then the cost of each search until its first trial at
 the target, and until one as good as the grid's best, is counted in gradient evaluations, as the records
-count them. The grid is run in an order
-that the seed draws. All searches have the same budget, but the grid, which is run to its end.
+count them. The grid is run in an order that the seed draws, to its end. The other searches have the same
+budget.
 A folder that is there already is gone on with.
 """
 
