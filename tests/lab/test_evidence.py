@@ -26,20 +26,48 @@ def test_the_table_belongs_to_its_sweep(table: Path) -> None:
     spec = read_sweep(ROOT / "sweeps" / f"{table.stem}.yaml")
     planned = [run for run in spec.planned if run.source is None]
     rows = _rows(table)
-    assert [row["run"] for row in rows] == [run.id for run in planned]
-    for row, run in zip(rows, planned, strict=True):
-        assert {axis: row[axis] for axis in spec.axes} == {a: str(v) for a, v in run.labels.items()}
+    by_id = {row["run"]: row for row in rows}
+    assert len(by_id) == len(rows)
+    assert set(by_id) == {run.id for run in planned}
+    for run in planned:
+        row = by_id[run.id]
+        assert {axis: row[axis] for axis in spec.axes if row[axis]} == {
+            a: str(v) for a, v in run.labels.items()
+        }
         assert row["status"] == "done"
+
+
+def _numbers(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def _section(title: str) -> list[str]:
+    page = (ROOT / "docs" / "findings.md").read_text()
+    return page[page.index(f"## {title}") :].split("\n## ")[0].splitlines()
 
 
 def test_the_page_says_what_the_demo_gave() -> None:
     """The means of docs/findings.md, to their last digit, from the runs."""
-    rows = _rows(ROOT / "docs" / "results" / "digits.csv")
-    page = (ROOT / "docs" / "findings.md").read_text().splitlines()
-    curvatures = next(line for line in page if line.startswith("| κ | 0.1 |")).split("|")[2:-1]
+    rows, section = _rows(ROOT / "docs" / "results" / "demo.csv"), _section("The demo")
+    heads = _numbers(next(line for line in section if line.startswith("| κ |")))
+    for what, key in (
+        ("apgd-ce + apgd-t", "subset_robust_accuracy"),
+        ("PGD-20", "robust_accuracy"),
+        ("‖θ² ⊙ diag H‖₂, adversarial loss", "adversarial_hessian_scale_invariant"),
+    ):
+        said = _numbers(next(line for line in section if line.startswith(f"| {what} |")))
+        for head, number in zip(heads, said, strict=True):
+            found = [100 * float(r[key]) for r in rows if head.lower() in (r["reference"], r["curvature"])]
+            assert len(found) == 3
+            assert float(number) == pytest.approx(sum(found) / 3, abs=0.051)
+
+
+def test_the_page_says_what_the_full_study_gave() -> None:
+    rows, section = _rows(ROOT / "docs" / "results" / "digits.csv"), _section("The full study")
+    curvatures = _numbers(next(line for line in section if line.startswith("| κ |")))
     for beta in (0, 1):
         for what, key in (("test", "robust_accuracy"), ("training", "train_robust_accuracy")):
-            said = next(line for line in page if line.startswith(f"| β = {beta}, {what} |")).split("|")[2:-1]
+            said = _numbers(next(line for line in section if line.startswith(f"| β = {beta}, {what} |")))
             for curvature, number in zip(curvatures, said, strict=True):
                 found = [
                     100 * float(row[key])

@@ -19,7 +19,7 @@ SWEEPS = {
     "digits-confounds": "48-8b749d1120152eea",
     "digits-methods": "175-6af77b55406e0f73",
     "digits-smoothness": "25-8622175663948ed2",
-    "digits": "63-b2527468b355e12c",
+    "digits": "60-d87ebd593cef12a8",
     "fashion-compare": "18-c04c2a17f77b1da8",
     "fashion-methods": "18-c2ab04cef87121e8",
     "sparta-transfer": "21-27e8aff703959fc4",

@@ -262,7 +262,7 @@ def _more_seeds(folder: Path) -> str:
 def _titles(records: Sequence[tuple[Planned, Record]]) -> dict[str, str]:
     """The attacks by name, where all runs share them."""
     specs = {(r.spec.evaluation.attack, r.spec.evaluation.autoattack_parts) for _, r in records}
-    counts = {r.spec.evaluation.autoattack_images for _, r in records}
+    counts = {min(r.spec.evaluation.autoattack_images, r.test_images) for _, r in records}
     if len(specs) > 1 or len(counts) > 1:
         return {}
     ((attack, parts),), (count,) = specs, counts
@@ -270,7 +270,7 @@ def _titles(records: Sequence[tuple[Planned, Record]]) -> dict[str, str]:
         "robust_accuracy": str(attack),
         "train_robust_accuracy": f"{attack}, training images",
         "subset_robust_accuracy": f"{' + '.join(parts)}, {count} images",
-        "subset_pgd_accuracy": f"{attack}, the same {count} images",
+        "subset_pgd_accuracy": f"{attack}, same images",
     }
 
 

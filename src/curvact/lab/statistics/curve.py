@@ -195,7 +195,7 @@ class Curve(Question):
         )
         return CurveAnswer(
             f"{self.terms.outcome[:1].upper()}{self.terms.outcome[1:]} against {axis_name(self.axis)}",
-            across + u_sentences + short,
+            across + short + u_sentences if len(known) == 1 else across + u_sentences + short,
             tuple(grid for grid in tables if grid.lines and len(grid.heads) > grid.names),
             self,
             tuple(known),

@@ -92,6 +92,15 @@ def read(folder: Path) -> Reader:
     return reader
 
 
+def test_the_verdict_of_a_single_stratum_comes_first(curves: Curves, tmp_path: Path) -> None:
+    report_sweep(curves({(): TRUTH}, axes=(), points=POINTS, sd=0.02, norms=True), ABOUT, tmp_path)
+    text = read(tmp_path).text
+    places = [text.index(part) for part in ("The best mean robust accuracy", "The primary norm")]
+    assert places == sorted(places)
+    assert "Across strata" not in text
+    assert "Each stratum in words" not in text
+
+
 def test_a_curve_in_two_strata(curves: Curves, tmp_path: Path) -> None:
     rise = np.array((0.5, 0.6, 0.62, 0.62, 0.62))
     table = curves({("mnist",): rise, ("svhn",): TRUTH}, points=POINTS, sd=0.02, norms=True)

@@ -303,6 +303,8 @@ def panel_figure(chart: Chart, panel: Panel, ax: Axes | None = None) -> Figure:
         figure = Figure(figsize=SIZE)
         _draw(figure.subplots(), chart, panel)
         left = 0.2 if chart.logarithmic else 0.15
+        if len(chart.panels) == 1:  # the heading of the page is its title
+            figure.axes[0].set_title("")
         top = 0.97 - 0.065 * (1 + plain_text(_wrapped(panel.title)).count("\n"))
         figure.subplots_adjust(left=left, right=0.97, bottom=0.16, top=top)
         return figure
