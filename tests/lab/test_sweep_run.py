@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
 from curvact.activations import current_parameters
+from curvact.data.loading import _load_place
 from curvact.errors import CurvactError
 from curvact.lab.engines import ENGINES, Job, register_engine
 from curvact.lab.engines.local import run_local
@@ -176,6 +178,34 @@ def test_a_sweep_grows(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
     assert len(list(there.glob("runs/*/record.json"))) == 5
     report(there)
     assert len(_csv_without_times(there / "results.csv")) == 3
+
+
+def test_a_sweep_on_other_images_does_not_grow(sweep_spec: Any, tmp_path: Path) -> None:
+    """The path is the same and the images are not: new runs could not be compared with the old ones."""
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (60, 8, 8), np.uint8), np.arange(60) % 2
+    file, out = tmp_path / "mine.npz", tmp_path / "run"
+    changes = {"base": {"data": str(file), "evaluation": {"attack": "pgd-1", "train_images": 20}}}
+    one, two = (
+        sweep_spec(**changes, grid={"activation": ["relu"], "seed": seeds}, sources={}, cells={})
+        for seeds in ([0], [0, 1])
+    )
+    np.savez(file, images=images, labels=labels)
+    assert run_sweep(one, out, engine="inline", console=QUIET) == []
+    np.savez(file, images=255 - images, labels=labels)
+    _load_place.cache_clear()
+    with pytest.raises(
+        CurvactError, match=r"mine\.npz have changed since runs of .*sha256 of test was"
+    ) as caught:
+        run_sweep(two, out, engine="inline", resume=True, console=QUIET)
+    assert "\n" not in str(caught.value)
+    assert read_sweep(out) == one
+
+    sole = two.planned[1]
+    execute(sole.spec, out / "runs" / sole.id)  # behind its back
+    (out / "sweep.yaml").write_text(two.to_yaml())
+    report(out)
+    assert "The images changed between runs" in (out / "report.html").read_text()
 
 
 def test_a_folder_with_other_things_is_refused(sweep_spec: Any, tmp_path: Path) -> None:

@@ -64,14 +64,12 @@ def run_sweep(
     check_writable(folder)
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
-    left = [
-        replace(run, spec=on_device(run.spec, device))
-        for run in planned
-        if finished(folder / RUNS / run.id, run.id) is None
-    ]
+    records = {run.id: finished(folder / RUNS / run.id, run.id) for run in planned}
+    left = [replace(run, spec=on_device(run.spec, device)) for run in planned if records[run.id] is None]
     workers = worker_count(workers, device, [run.spec for run in left])
     if not _holds(folder, spec):
         rehearse(left)
+    _check_images([record for record in records.values() if record is not None], left, folder)
     problems: list[str] = []
     with locked(folder):
         copy_code(spec.imports, folder)
@@ -100,6 +98,21 @@ def run_sweep(
                         f"{ready[index].label}: its worker died again and again{why}; --resume tries it again"
                     )
     return problems
+
+
+def _check_images(done: Sequence[Record], left: Sequence[Planned], folder: Path) -> None:
+    """CurvactError where the images of finished runs are no longer what their spec names."""
+    wanted = {run.spec.data.model_dump_json() for run in left}
+    for record in done:
+        data = record.spec.data
+        splits = data.load() if data.model_dump_json() in wanted else None
+        for split, before in record.data_sha256.items() if splits is not None else ():
+            now = getattr(splits, split).sha256 if split != "extra" else before
+            if before != now:
+                raise CurvactError(
+                    f"the images of {data.name} have changed since runs of {folder} were made: the sha256 of "
+                    f"{split} was {before[:12]}…, and is {now[:12]}…; give another --out to run all anew"
+                )
 
 
 def _seed_by_seed(spec: SweepSpec) -> list[Planned]:
@@ -290,6 +303,14 @@ def _notes(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], folder: P
         notes.append(
             f"The runs were computed with different activation kernels, {' and '.join(kinds)}: the same run "
             "differs between them in its last digits, and so in its outcome by chance."
+        )
+    images: dict[str, set[str]] = {}
+    for _, r in records:
+        images.setdefault(r.spec.data.model_dump_json(), set()).add(json.dumps(r.data_sha256, sort_keys=True))
+    if any(len(hashes_of_one) > 1 for hashes_of_one in images.values()):
+        notes.append(
+            "The images changed between runs of this sweep (their sha256 differ): runs on different images "
+            "cannot be compared."
         )
     wanted = sum(run.reference is not None for run in spec.planned)
     done = sum(run.reference is not None for run, _ in records)
