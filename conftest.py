@@ -18,6 +18,11 @@ settings.register_profile("curvact", deadline=None)
 settings.load_profile("curvact")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _isolated() -> Iterator[None]:
     """torch's global generator starts from the same state, and names registered inside are

@@ -11,9 +11,9 @@ import torch
 
 from curvact.errors import CurvactError, short
 
-DEVICE_NAMES = "auto, cpu, cuda, cuda:N and mps"
+DEVICE_NAMES = "auto, cpu, cuda and cuda:N"
 
-_NAME = re.compile(r"auto|mps|(cpu|cuda)(:\d{1,4})?")
+_NAME = re.compile(r"auto|(cpu|cuda)(:[0-9]{1,4})?")
 
 
 def check_device_name(text: str, label: str = "device") -> str:
@@ -24,6 +24,8 @@ def check_device_name(text: str, label: str = "device") -> str:
     >>> check_device_name("cuda:1")
     'cuda:1'
     """
+    if text == "mps":
+        raise CurvactError(f"{label} mps: it lacks float64, which curvact needs; allowed are {DEVICE_NAMES}")
     if not _NAME.fullmatch(text):
         raise CurvactError(f"{label} {short(text)}: allowed are {DEVICE_NAMES}")
     return text
@@ -32,8 +34,8 @@ def check_device_name(text: str, label: str = "device") -> str:
 def device_named(text: str, label: str = "device") -> torch.device:
     """The device of that name, which must be there.
 
-    "auto" is the first CUDA device, and the CPU where torch sees none. It is never MPS, which lacks
-    float64. "cpu:N" is the CPU under another name, to try a placement on several devices.
+    "auto" is the first CUDA device, and the CPU where torch sees none. "cpu:N" is the CPU under another
+    name, to try a placement on several devices. MPS is refused: it lacks float64.
     Raises CurvactError for another text, and for a device that torch does not see.
 
     >>> device_named("cpu")
@@ -43,10 +45,6 @@ def device_named(text: str, label: str = "device") -> torch.device:
     count = torch.cuda.device_count()
     if kind == "cpu" or (kind == "auto" and not count):
         return torch.device("cpu")
-    if kind == "mps":
-        if not torch.backends.mps.is_available():
-            raise CurvactError(f"{label} {text}: torch sees no MPS device here")
-        return torch.device("mps")
     if int(number or 0) >= count:
         raise CurvactError(f"{label} {text}: torch sees {count} CUDA devices here")
     return torch.device("cuda", int(number or 0))

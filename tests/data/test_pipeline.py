@@ -209,7 +209,7 @@ def test_bad_input_is_one_line() -> None:
         batches_per_epoch(train, 0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_batches_of_the_cpu() -> None:
     data, augmentation = _dataset(50), Augmentation(crop=3, flip=True, cutout=4)
     here = epoch_batches(data, 8, seed=0, epoch=1, augmentation=augmentation)

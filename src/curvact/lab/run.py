@@ -431,7 +431,7 @@ def settle(spec: RunSpec, folder: Path) -> tuple[RunSpec, LearnedActivation | No
 def device_of(hardware: HardwareSpec) -> torch.device:
     """Where a run computes. CurvactError for hardware that this machine lacks."""
     device = device_named(hardware.accelerator, "hardware.accelerator")
-    if hardware.precision == "16-mixed" and device.type == "cpu":
+    if hardware.precision == "16-mixed" and device.type != "cuda":
         raise CurvactError(
             "hardware.precision='16-mixed' needs a GPU; allowed here are 32-true and bf16-mixed"
         )

@@ -266,7 +266,7 @@ class AnalysesSpec(Strict):
 class HardwareSpec(Strict):
     """Where and how a run computes. Several processes come from `torchrun`.
 
-    accelerator: auto, cpu, cuda, cuda:N or mps. "auto" takes the first CUDA device that torch sees,
+    accelerator: auto, cpu, cuda or cuda:N. "auto" takes the first CUDA device that torch sees,
     else the CPU.
     precision: of training and of its attack. Weights stay in float32.
     accumulate: a batch passes the network in so many parts.

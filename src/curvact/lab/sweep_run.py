@@ -338,6 +338,7 @@ def _provenance(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], fold
         "torch": all_of("torch"),
         "python": all_of("python"),
         "hardware": all_of("processor"),
+        **({"GPU": all_of("gpu")} if any(place.get("gpu", "none") != "none" for place in places) else {}),
         "activation kernels": all_of("kernels"),
         "data": ", ".join(sorted(data)),
         "cost": f"{evaluations:,} gradient evaluations of a batch in training; {seconds:,.0f} s of one worker in all",

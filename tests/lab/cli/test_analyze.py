@@ -385,7 +385,7 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("hessian", "CK", "--epsilon", "8/0"), "--epsilon 8/0"),
     (("hessian", "CK", "--epsilon", 0), "epsilon 0 in curvact analyze hessian"),
     (("hessian", "CK", "--norm", "l3"), "norm='l3' of a threat model"),
-    (("hessian", "CK", "--device", "gpu"), "--device gpu: allowed are auto, cpu, cuda, cuda:N and mps"),
+    (("hessian", "CK", "--device", "gpu"), "--device gpu: allowed are auto, cpu, cuda and cuda:N"),
     (("hessian", "CK", "--device", "cuda:99"), "--device cuda:99: torch sees"),
     (("hessian", "CK", "CK"), "is given twice"),
     (("flatness", "CK", "--draws", 1), "--draws 1: must be >= 2"),

@@ -24,7 +24,7 @@ Confirm = Callable[[Tensor, Tensor], Tensor]
 
 RHO = 0.75
 MOMENTUM = 0.25
-CUDA_STRIDE = 10
+GPU_STRIDE = 10
 
 
 def apgd(
@@ -50,7 +50,7 @@ def apgd(
     runs = step.restarts * max(step.targets, 1)
     targets = targets_of(model, x, batch_size, step.targets) if step.attack == "apgd-t" else None
     window = checkpoints(step.budget).to(x.device)
-    stride = CUDA_STRIDE if x.is_cuda else 1
+    stride = 1 if x.device.type == "cpu" else GPU_STRIDE
     waiting = deque((point, 0) for point in range(len(x)))
     linf = threat_model.norm == "linf"
     zero = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -242,7 +242,7 @@ def _project(x_adv: Tensor, slots: dict[str, Tensor], threat_model: ThreatModel)
 
 def _rows(chosen: Tensor, those: Tensor, others: Tensor) -> Tensor:
     """`those` in the chosen rows, else `others`. On a CPU all or none chosen saves the copy."""
-    if not chosen.is_cuda:
+    if chosen.device.type == "cpu":
         if not bool(chosen.any()):
             return others
         if bool(chosen.all()):

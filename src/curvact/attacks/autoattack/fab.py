@@ -120,6 +120,6 @@ def onto_plane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
         missing = wanted - reached
         move = torch.where(slope > 0, missing / slope.clamp_min(1e-30), 0.0).clamp_min(0)
         scale = scale + move
-        if not x.is_cuda and not bool((missing > 1e-6 * wanted).logical_and(slope > 0).any()):
+        if x.device.type == "cpu" and not bool((missing > 1e-6 * wanted).logical_and(slope > 0).any()):
             break
     return (way * torch.minimum(scale * rate, room)).view_as(x)

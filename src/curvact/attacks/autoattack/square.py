@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from curvact.attacks.autoattack.apgd import CUDA_STRIDE, Confirm
+from curvact.attacks.autoattack.apgd import GPU_STRIDE, Confirm
 from curvact.attacks.autoattack.windows import Box, Windowed
 from curvact.attacks.losses import margin
 from curvact.attacks.pgd import Model
@@ -72,7 +72,7 @@ def _search(
     hit, x_hit = lead <= 0, best
     random = generator(seed, "autoattack square queries")
     propose = _propose_linf if threat_model.norm == "linf" else _propose_l2
-    stride = CUDA_STRIDE if x.is_cuda else 1
+    stride = 1 if x.device.type == "cpu" else GPU_STRIDE
     small = SMALL * min(x.shape[2:]) if windows is not None and threat_model.norm == "linf" else 0
     asked, begun = 0, False
     for query in range(queries + 1):

@@ -43,7 +43,7 @@ Workers = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(help="The device: auto (the first CUDA device, else the CPU), cpu, cuda, cuda:N or mps."),
+    typer.Option(help="The device: auto (the first CUDA device, else the CPU), cpu, cuda or cuda:N."),
 ]
 Devices = Annotated[
     str,
