@@ -163,7 +163,7 @@ def test_activations(name: str) -> None:
     "name", ["mlp", "resnet18", "preact_resnet18", "small_cnn", "vgg16_bn", "vit", "wide_resnet"]
 )
 def test_networks(name: str) -> None:
-    settings = {"vit": {"width": 6}, "wide_resnet": {"width": 1, "depth": 10}}.get(name, {})
+    settings = {"vit": {"width": 6}, "wide_resnet": {"widen_factor": 1, "depth": 10}}.get(name, {})
     model = build(name, channels=3, classes=4, size=32, activation="silu", **settings).to(META)
     x = torch.empty(2, 3, 32, 32, device=META, requires_grad=True)
     out = model(x)
