@@ -26,6 +26,10 @@ def _by_hand(name: str, z: np.ndarray, y: int, target: int | None) -> float:
     if name == "ce":
         p = np.exp(z) / np.exp(z).sum()
         return float(-np.log(p[y]) if target is None else np.log(p[target]))
+    if name == "pma":
+        p = np.exp(z) / np.exp(z).sum()
+        rest = [value for i, value in enumerate(p) if i != (y if target is None else target)]
+        return float(max(rest) - p[y] if target is None else p[target] - max(rest))
     if name == "margin":
         return float(max(others) - z[y] if target is None else z[target] - max(others))
     falling = sorted(z, reverse=True)

@@ -2,6 +2,7 @@
 
 from curvact.attacks.accuracy import Accuracy, accuracy
 from curvact.attacks.adapters import Adapted, from_adv_lib, from_torchattacks
+from curvact.attacks.adaptive import Adaptive, AdaptiveResult, adaptive_attack
 from curvact.attacks.autoattack import (
     ATTACKS,
     CLEAN,
@@ -17,7 +18,7 @@ from curvact.attacks.autoattack import (
 )
 from curvact.attacks.batch import SuspectModelWarning, check_images, check_model, two_logits
 from curvact.attacks.corruption import CorruptionAccuracy, corruption_accuracy
-from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin
+from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin, pma
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
 from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, pgd
 from curvact.attacks.radius import minimum_radius
@@ -39,6 +40,8 @@ __all__ = [
     "PGD",
     "Accuracy",
     "Adapted",
+    "Adaptive",
+    "AdaptiveResult",
     "Attack",
     "AttackLoss",
     "AutoAttack",
@@ -59,6 +62,7 @@ __all__ = [
     "ThreatModel",
     "Version",
     "accuracy",
+    "adaptive_attack",
     "as_named_attack",
     "as_radius",
     "attack_loss",
@@ -80,6 +84,7 @@ __all__ = [
     "minimum_radius",
     "named_attack",
     "pgd",
+    "pma",
     "radius_text",
     "register_attack",
     "two_logits",

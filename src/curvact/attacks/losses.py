@@ -1,4 +1,6 @@
-"""Losses that attacks maximize, per image: cross-entropy, margin and difference-of-logits ratio."""
+"""Losses that attacks maximize, per image: cross-entropy, margins of logits and of probabilities, and
+the difference-of-logits ratio.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,17 @@ def dlr(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
     return (_at(logits, targets) - _at(logits, y)) / (spread + 1e-12)
 
 
-LOSSES: dict[str, AttackLoss] = {"ce": ce, "margin": margin, "dlr": dlr}
+def pma(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The margin of the probabilities, max_{j≠y} p_j − p_y, the loss of PMA (arXiv 2411.15210);
+    with targets that of the target over the highest other. Shapes as `ce`.
+
+    >>> pma(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([0]))
+    tensor([0.])
+    """
+    return margin(logits.softmax(1), y, targets)
+
+
+LOSSES: dict[str, AttackLoss] = {"ce": ce, "margin": margin, "dlr": dlr, "pma": pma}
 
 
 def attack_loss(loss: str | AttackLoss) -> AttackLoss:

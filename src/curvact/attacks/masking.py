@@ -21,6 +21,7 @@ from curvact.attacks.batch import (
 from curvact.attacks.black_box import random_search, small_network
 from curvact.attacks.losses import ce, classes, margin, succeeded
 from curvact.attacks.pgd import PGD, Model, Start
+from curvact.attacks.surrogate import WAYS, SurrogateNetwork
 from curvact.attacks.threat import ThreatModel, ball, distance
 from curvact.errors import CurvactError
 from curvact.models.modes import frozen, mode
@@ -90,9 +91,9 @@ def masking_report(
     classified correctly.
 
     Checks: gradients that vanish, explode or disagree with finite differences; a loss that PGD does
-    not raise; accuracy left at an unbounded radius; one step, another loss, a black box or a
-    transferred example that succeeds where PGD fails; outcomes that depend on the seed or change
-    from one forward pass to the next.
+    not raise; accuracy left at an unbounded radius; one step, another loss, a black box, a
+    transferred example or a surrogate activation that succeeds where PGD fails; outcomes that
+    depend on the seed or change from one forward pass to the next.
 
     model: maps N×… inputs in [0, 1] to logits; in eval mode inside, restored after.
     x: N×… in [0, 1]. y: N, whole numbers. A hundred images are enough; they are one batch.
@@ -103,8 +104,8 @@ def masking_report(
     attacked: x after a PGD of many steps, such as an evaluation's, in the place of the first PGD.
     on_check: called with each finding as it is made.
     Cost an image: 5 gradients and 10 forward passes, and up to `steps` gradients until PGD fools it
-    (none with `attacked`). An image that PGD does not fool costs `steps` gradients and `queries`
-    forward passes more (on honest networks).
+    (none with `attacked`). An image that PGD does not fool costs 4·`steps` gradients and
+    `queries` forward passes more (on honest networks).
 
     A fraction of n images raises an alarm if it exceeds the 99.9 % quantile of a binomial with the
     rate in `RATES`, over n. A model with a lower true rate is thus accused in fewer than one of a
@@ -136,7 +137,7 @@ def masking_report(
         with torch.no_grad():
             logits = Guarded(model, where, highest)(x)
         warn_of(model, logits, where)
-        model = connected(model)
+        given, model = model, connected(model)
         right = classes(logits) == y
         if not bool(right.any()):
             raise CurvactError(
@@ -159,6 +160,7 @@ def masking_report(
         if surrogate is None and len(left):
             surrogate = small_network(x, y, case.random("surrogate"))
         _check_without_gradients(checks, case, left, surrogate, queries)
+        _check_surrogate(checks, case, left, given)
         change = (there.logits - logits[right]).abs().max() / logits[right].std().clamp_min(1e-12)
         checks.limit(
             "randomized inference",
@@ -178,6 +180,7 @@ RATES = {
     "another loss": 0.2,
     "black box": 0.05,
     "transfer": 0.05,
+    "surrogate activation": 0.05,
     "seeds": 0.08,
 }
 """The fraction of images at which a check is still no sign of masking. [ours]
@@ -453,6 +456,31 @@ def _check_without_gradients(
         int(case.fooled(transferred, left).sum()),
         "withstand PGD and not the adversarial examples of a plain network",
         "PGD misses adversarial examples",
+    )
+
+
+def _check_surrogate(checks: _Checks, case: _Case, left: Tensor, model: Model) -> None:
+    """Attacks through surrogate activations, on the images that no PGD fooled. model: as it was
+    given."""
+    rest, note = left, ""
+    try:
+        network = SurrogateNetwork(model) if len(left) else None
+    except CurvactError:
+        network, note = None, " (none was tried: no activation was found in the model)"
+    for way in WAYS if network is not None else ():
+        assert network is not None
+        if len(rest) == 0:
+            break
+        random = case.random(f"surrogate/{way.name}")
+        found = network.attack(
+            way, case.x[rest], case.y[rest], case.threat_model, steps=case.steps, generator=random
+        )
+        rest = rest[~case.fooled(found, rest)]
+    checks.images(
+        "surrogate activation",
+        len(left) - len(rest),
+        f"withstand PGD and not attacks through surrogate activations{note}",
+        "the activations mask the gradient, so report the attack 'adaptive'",
     )
 
 

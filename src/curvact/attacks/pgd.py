@@ -66,7 +66,7 @@ class PGD:
         where None.
     restarts: ≥ 1. start: "uniform", "gaussian" or "none"; None is "uniform", and in training the
         objective's own.
-    loss: "ce", "margin" or "dlr".
+    loss: "ce", "margin", "dlr" or "pma".
     Raises CurvactError for other values.
 
     >>> str(PGD(20)), str(PGD(20, step=0.1, restarts=5))

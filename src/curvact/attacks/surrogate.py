@@ -1,0 +1,281 @@
+"""Attacks through surrogate activations: where the slope of an activation misleads, another one leads.
+
+A copy of the network keeps every value of its activations and has another slope backward (BPDA,
+arXiv 1802.00420), or has the surrogate's values too, and what fools it is tried on the network.
+The surrogate is given by name, or is the activation itself, averaged over an interval: [ours]
+
+    σ_w(x) = mean of σ over [x − w, x + w],    σ_w'(x) = (σ(x + w) − σ(x − w))/(2w)
+
+This suits any elementwise activation, stairs without slope as well. For ReLU σ_w has κ = 1/(2w). The
+width w falls during an attack, so that κ rises.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from curvact.activations import Activation, Elementwise, activation, swap_activations
+from curvact.activations.inplace import InPlace
+from curvact.activations.selection import FUNCTIONAL, Selector, matcher
+from curvact.attacks.pgd import Model, OnStep, pgd
+from curvact.attacks.threat import ThreatModel
+from curvact.errors import CurvactError
+from curvact.names import shortened
+
+Surrogate = float | str | nn.Module
+WIDEST, NARROWEST = 1.0, 0.1
+"""The width w when an attack begins and when it ends, in standard deviations of the inputs of an
+activation. With a κ the widths are 10 and 1 times 1/(2κ). [ours]
+"""
+POINTS = 5
+"""Points of the mean of σ over an interval."""
+
+
+class Way(NamedTuple):
+    """One attack through a surrogate. loss: by name. both: values of the surrogate, too."""
+
+    name: str
+    loss: str
+    both: bool
+
+
+WAYS = (
+    Way("bpda-ce", "ce", False),
+    Way("bpda-margin", "margin", False),
+    Way("surrogate-margin", "margin", True),
+)
+
+
+def check_surrogate(surrogate: object, where: str) -> None:
+    """CurvactError unless it is None, a κ > 0, a name or a module."""
+    number = isinstance(surrogate, (int, float)) and not isinstance(surrogate, bool)
+    if number and not 0 < surrogate < float("inf"):  # type: ignore[operator]
+        raise CurvactError(f"surrogate={surrogate!r} of {where}: as a number it is a κ > 0")
+    if not (surrogate is None or number or isinstance(surrogate, (str, nn.Module))):
+        raise CurvactError(
+            f"surrogate={shortened(surrogate)} of {where}: a κ > 0, the name of an activation, or None"
+        )
+    if isinstance(surrogate, str):
+        activation(surrogate)
+
+
+class _Bent(torch.autograd.Function):
+    """One function forward, the slope of another backward. Only the input is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.slope = slope
+        return value(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            return grad * ctx.slope(x), None, None
+
+
+class Site(nn.Module):
+    """Stands for an activation. `real` is that activation, of the network itself.
+
+    given: the surrogate; None for the mean of `real` over an interval of width 2w.
+    width: w in units of `spread`, which is the standard deviation of the inputs, or 1.
+    """
+
+    def __init__(self, given: Activation | None) -> None:
+        super().__init__()
+        self.given = given
+        self.real: Callable[[Tensor], Tensor] = torch.relu
+        self.both = self.measuring = False
+        self.width = WIDEST
+        self.spread: Tensor | float = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.measuring:
+            self.spread = x.detach().std(correction=0).clamp_min(1e-12)
+        bent: Tensor = _Bent.apply(x, self._soft if self.both else self._exact, self._slope)  # type: ignore[no-untyped-call]
+        return bent
+
+    def _exact(self, x: Tensor) -> Tensor:
+        return self.real(x.clone())  # some activations write into their input
+
+    def _soft(self, x: Tensor) -> Tensor:
+        if self.given is not None:
+            out: Tensor = self.given(x)
+            return out
+        w = self.width * self.spread
+        offsets = [2 * (k + 0.5) / POINTS - 1 for k in range(POINTS)]
+        return torch.stack([self.real(x + w * t) for t in offsets]).mean(0)
+
+    def _slope(self, x: Tensor) -> Tensor:
+        if self.given is not None:
+            return self.given.slope(x)
+        w = self.width * self.spread
+        return (self.real(x + w) - self.real(x - w)) / (2 * w)
+
+
+class SurrogateNetwork:
+    """A copy of a network in which a `Site` stands for every activation that was found.
+
+    model: an nn.Module. surrogate: None for the mean over an interval as wide as the inputs of the
+        activation are spread; a κ > 0 for the interval in which ReLU has this κ; or an activation.
+    activations: which modules are activations, as `from_` of `swap_activations`. None: those of
+        torch.nn, those with a slope, and elementwise modules of your own without parameters.
+    Raises CurvactError where none is found, or the network cannot be copied.
+
+    >>> network = SurrogateNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> x, y, threat = torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), ThreatModel("linf", 0.1)
+    >>> network.attack(WAYS[0], x, y, threat, steps=3).shape
+    torch.Size([2, 1, 2, 2])
+    """
+
+    def __init__(
+        self, model: Model, surrogate: Surrogate | None = None, activations: Selector | None = None
+    ) -> None:
+        model = getattr(model, "_orig_mod", model)
+        if not isinstance(model, nn.Module):
+            raise CurvactError("the model is a function, in which no activation can be found")
+        self.kappa = float(surrogate) if isinstance(surrogate, (int, float)) else None
+        self.given = _as_activation(surrogate) if isinstance(surrogate, (str, nn.Module)) else None
+        self.model, self.sites = _copied(model, self.given, matcher(activations, model), activations is None)
+
+    def attack(
+        self,
+        way: Way,
+        x: Tensor,
+        y: Tensor,
+        threat_model: ThreatModel,
+        *,
+        steps: int,
+        restarts: int = 1,
+        generator: torch.Generator | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """PGD on the copy, in steps of 2.5ε/steps, at most ε, while κ rises. The values of x and y
+        are not looked at, and nothing waits for the device in the steps.
+        """
+        self._measure(x)
+        for site in self.sites:
+            site.both = way.both
+
+        def begin(step: int) -> None:
+            share = min(step / max(steps - 1, 1), 1.0)
+            width = WIDEST * (NARROWEST / WIDEST) ** share
+            for site in self.sites:
+                site.width = width if self.kappa is None else width / NARROWEST / (2 * self.kappa)
+
+        def follow(step: int, point: Tensor, losses: Tensor) -> None:
+            begin(step + 1 if step + 1 < steps else 0)
+            if on_step is not None:
+                on_step(step, point, losses)
+
+        begin(0)
+        return pgd(
+            self.model,
+            x,
+            y,
+            threat_model,
+            steps=steps,
+            step=min(1.0, 2.5 / steps),
+            restarts=restarts,
+            loss=way.loss,
+            keep_best=not way.both,
+            generator=generator,
+            on_step=follow,
+            check=False,
+        )
+
+    def _measure(self, x: Tensor) -> None:
+        """The spread of the inputs of every activation, on the device; one forward pass."""
+        if self.kappa is not None or self.given is not None:
+            return
+        for site in self.sites:
+            site.measuring, site.both = True, False
+        with torch.no_grad():
+            self.model(x)
+        for site in self.sites:
+            site.measuring = False
+
+
+def _as_activation(surrogate: str | nn.Module) -> Activation:
+    made = activation(surrogate)
+    return made if isinstance(made, Activation) else Elementwise(made)
+
+
+def _copied(
+    model: nn.Module, given: Activation | None, match: Callable[[nn.Module], bool], own: bool
+) -> tuple[nn.Module, list[Site]]:
+    """A copy with sites, and the sites, each with its real activation. own: elementwise modules of
+    the user match too.
+    """
+    # Found before torch.fx traces the model: under it no module can be tried.
+    wanted = [match(m) or (own and _elementwise(m)) for m in model.modules()]
+    reason = "no activation was found in it"
+    for functional in ("rewrite", "ignore"):
+        try:
+            twin = copy.deepcopy(model)
+            chosen = {id(m) for m, found in zip(twin.modules(), wanted, strict=True) if found}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                report = swap_activations(
+                    twin,
+                    lambda m, chosen=chosen: (
+                        (id(m) in chosen or match(m)) and not getattr(m, "maps_only", False)
+                    ),  # type: ignore[misc]
+                    lambda: Site(copy.deepcopy(given)),
+                    functional=functional,  # type: ignore[arg-type]
+                )
+        except Exception as error:  # of torch.fx, or of a model that cannot be copied
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            continue
+        sites = []
+        for place in report.replaced:
+            site = _at(report.model, place.path)
+            site = site.act if isinstance(site, InPlace) else site
+            assert isinstance(site, Site)
+            site.__dict__["real"] = _real(model, place.path, place.old)
+            sites.append(site)
+        if sites:
+            return report.model.requires_grad_(False), sites
+    raise CurvactError(f"no surrogate network of the {type(model).__name__}: {reason}")
+
+
+def _at(model: nn.Module, path: str) -> Any:
+    """What lies at a path of `swap_activations`; the model itself if it is an activation."""
+    found: Any = model
+    for name in [] if path.startswith("(") else path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _real(model: nn.Module, path: str, old: str) -> Callable[[Tensor], Tensor]:
+    """The activation of the network at a path: a module or function there, or that of a call."""
+    call = old.removeprefix("the call of ")
+    if call != old:
+        return FUNCTIONAL[call]()
+    found: Callable[[Tensor], Tensor] = _at(model, path)
+    return found
+
+
+def _elementwise(module: nn.Module) -> bool:
+    """Whether a module of somebody's own, without parameters, maps every number by itself."""
+    home = type(module).__module__
+    if home.startswith("torch.") or next(module.children(), None) is not None:
+        return False
+    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+        return False
+    x = torch.linspace(-2.0, 2.0, 24)
+    try:
+        with torch.no_grad():
+            whole, part = module(x.clone().view(2, 3, 2, 2)), module(x[5:9].clone().view(1, 1, 2, 2))
+        return bool(torch.equal(whole.reshape(-1)[5:9], part.reshape(-1)) and whole.shape == (2, 3, 2, 2))
+    except Exception:  # it takes something else
+        return False
