@@ -48,7 +48,7 @@ def _problem() -> tuple[nn.Module, Tensor, Tensor]:
         step=st.none() | st.floats(1e-6, 2.0),
         restarts=st.integers(1, 9),
         start=st.sampled_from([None, "uniform", "gaussian", "none"]),
-        loss=st.sampled_from(["ce", "margin", "dlr"]),
+        loss=st.sampled_from(["ce", "margin", "dlr", "pma"]),
     )
 )
 def test_every_pgd_is_read_back_from_its_name(attack: PGD) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from curvact.activations import Activation, Elementwise, activation, swap_activations
 from curvact.activations.inplace import InPlace
 from curvact.activations.selection import FUNCTIONAL, Selector, matcher
+from curvact.attacks.batch import connected
 from curvact.attacks.pgd import Model, OnStep, pgd
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -179,7 +180,7 @@ class SurrogateNetwork:
 
         begin(0)
         return pgd(
-            self.model,
+            connected(self.model),  # something else may cut the graph
             x,
             y,
             threat_model,

@@ -18,6 +18,7 @@ from curvact.attacks import (
     CLEAN,
     FGSM,
     PGD,
+    Adaptive,
     Attack,
     AutoAttack,
     AutoAttackSettings,
@@ -32,6 +33,7 @@ from curvact.attacks import (
     as_named_attack,
     masking_report,
 )
+from curvact.attacks.adaptive import NAMES as ADAPTIVE_NAMES
 from curvact.attacks.batch import checked_module, connected, cuts_graph
 from curvact.data import Dataset
 from curvact.errors import CurvactError, nearest
@@ -154,6 +156,8 @@ def evaluate(
             "on_progress": on_progress,
         }
         outcome = _autoattack(model, images, attack, threat_model, options)
+    elif isinstance(attack, Adaptive):
+        outcome = _adaptive(model, images, attack, key, on_progress)
     else:
         outcome = _simple(model, images, attack, key, on_progress)
     findings = [*diagnose(model, images), *outcome.findings]
@@ -301,6 +305,50 @@ def _autoattack(
     )
 
 
+def _adaptive(
+    model: nn.Module,
+    images: Dataset,
+    attack: Adaptive,
+    key: RecordKey,
+    on_progress: OnProgress | None,
+) -> _Outcome:
+    """The adaptive attack, with the attack that broke each image."""
+    random = generator(key.seed, f"evaluation/{attack}", device=images.images.device)
+    passes = attack.steps * attack.restarts * len(ADAPTIVE_NAMES)
+    clock = _Clock("adaptive", len(images), key.batch_size, passes, on_progress)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SuspectModelWarning)
+        result = attack.run(
+            model,
+            images.inputs(),
+            images.labels,
+            key.threat_model,
+            batch_size=key.batch_size,
+            generator=random,
+            on_step=clock.step,
+            on_batch=clock.batch,
+        )
+    return _Outcome(
+        clean_correct=[by != CLEAN for by in result.broken_by],
+        broken_by=[by or "" for by in result.broken_by],
+        x_adv=result.x_adv,
+        findings=[*_said(caught), *result.suspicions],
+        versions=_versions(),
+        notes=list(result.notes),
+        accuracy_after=result.accuracy_after,
+    )
+
+
+def _said(caught: Sequence[warnings.WarningMessage]) -> list[str]:
+    """The warnings about the model, each once."""
+    said = (str(w.message) for w in caught if issubclass(w.category, SuspectModelWarning))
+    return list(dict.fromkeys(said))
+
+
+def _versions() -> dict[str, str]:
+    return {package: package_version(package) for package in ("curvact", "torch")}
+
+
 def _simple(
     model: nn.Module,
     images: Dataset,
@@ -334,8 +382,7 @@ def _simple(
             batch_size=key.batch_size,
             on_batch=clock.batch,
         )
-    said = [str(w.message) for w in caught if issubclass(w.category, SuspectModelWarning)]
-    findings = list(dict.fromkeys(said))
+    findings = _said(caught)
     if blind:
         findings.append(
             f"the outputs do not depend on the inputs by a differentiable way: {name} sees nothing"
@@ -346,7 +393,7 @@ def _simple(
         broken_by=["" if r else name if c else CLEAN for c, r in zip(clean, robust, strict=True)],
         x_adv=found.x_adv,
         findings=findings,
-        versions={package: package_version(package) for package in ("curvact", "torch")},
+        versions=_versions(),
         serves=steps >= REPLACES_CHECK,
     )
 
