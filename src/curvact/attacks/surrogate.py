@@ -230,9 +230,9 @@ def _copied(
                     twin,
                     lambda m, chosen=chosen: (
                         (id(m) in chosen or match(m)) and not getattr(m, "maps_only", False)
-                    ),  # type: ignore[misc]
+                    ),
                     lambda: Site(copy.deepcopy(given)),
-                    functional=functional,  # type: ignore[arg-type]
+                    functional=functional,
                 )
         except Exception as error:  # of torch.fx, or of a model that cannot be copied
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
