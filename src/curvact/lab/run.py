@@ -40,7 +40,7 @@ from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec, HardwareSpec, InitFrom, RunSpec
 from curvact.lab.store import (
     Record,
-    check_kernels,
+    check_goes_on,
     check_run_folder,
     check_writable,
     finished,
@@ -113,7 +113,7 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
                 if before is not None:
                     _check_extension(before, spec, start, folder)
                 if (folder / STATE_FILE).exists():
-                    check_kernels(folder)
+                    check_goes_on(folder, fabric.device)
                 _begin(spec, folder, learned, fabric.device)
         fabric.barrier()
         if (folder / RECORD_FILE).is_file():

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -31,6 +31,9 @@ from curvact.lab.layout import (
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
 from curvact.lab.spec import RunSpec
 from curvact.notebook import html_facts
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Record(Strict):
@@ -205,11 +208,20 @@ def check_writable(folder: Path) -> None:
         raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
 
 
-def check_kernels(folder: Path) -> None:
-    """CurvactError where the run in the folder was begun with the other kind of activation kernels."""
+def check_goes_on(folder: Path, device: torch.device) -> None:
+    """CurvactError where the run in the folder was begun on another kind of device, or with the other
+    kind of activation kernels.
+    """
     if not (folder / ENVIRONMENT_FILE).exists():
         return
-    begun, here = (str(place.get("kernels", "")) for place in (read_environment(folder), environment()))
+    before = read_environment(folder)
+    place = str(before.get("device", device))
+    if place.partition(":")[0] != device.type:
+        raise CurvactError(
+            f"{folder} was begun on {place}, and here it would run on {device}: the numbers would be a mixture; "
+            f"give --device {place}, or another --out"
+        )
+    begun, here = (str(place.get("kernels", "")) for place in (before, environment()))
     if begun and begun.partition(" ")[0] != here.partition(" ")[0]:
         raise CurvactError(
             f"{folder} was begun with the activation kernels {begun}, and here they are {here}: the numbers "
