@@ -418,7 +418,9 @@ def test_other_kernels_do_not_go_on(run_spec: Any, tmp_path: Path, monkeypatch: 
     with pytest.raises(CurvactError, match=r"was begun with the activation kernels other \(gcc 1\)"):
         execute(spec, tmp_path / "run")
     file.write_text(json.dumps({**begun, "device": "cuda:1"}))
-    with pytest.raises(CurvactError, match=r"was begun on cuda:1, and here it would run on cpu: .*--device cuda:1"):
+    with pytest.raises(
+        CurvactError, match=r"was begun on cuda:1, and here it would run on cpu: .*--device cuda:1"
+    ):
         execute(spec, tmp_path / "run")
     file.write_text("{")
     with pytest.raises(CurvactError, match=r"environment\.json is damaged"):
