@@ -172,7 +172,7 @@ def test_any_objective_meets_any_method(name: str, method: str, digits: Digits, 
     perturbed = {"sam": 3, "algorithm": 3, "all": 3, "awp": 2}.get(
         method, 0
     )  # AWP alone starts after the first batch
-    recalibrated = 0 if method in ("sgd", "awp", "sam") else 3 * once
+    recalibrated = 0 if method in ("sgd", "adamw", "awp", "sam") else 3 * once
     assert history[-1].gradient_evaluations == 3 * once + perturbed * entry.passes + recalibrated
 
 

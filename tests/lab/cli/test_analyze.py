@@ -401,7 +401,7 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("landscape", "CK", "--dimensions", 3), "--dimensions 3: allowed are 1 and 2"),
     (("landscape", "CK", "--points", 4), "--points 4: an odd number from 3"),
     (("landscape", "CK", "--surface", "--dimensions", 1), "--surface with --dimensions 1"),
-    (("shape", "CK", "--largest-radius", "-1"), "--largest-radius -1: a number > 0"),
+    (("shape", "CK", "--largest-radius", "-1"), "--largest-radius -1: a finite number > 0"),
     (
         ("curvature", "CK", "--before", "CK", "--initial-seed", 0),
         "--before and --initial-seed: give one of them",
