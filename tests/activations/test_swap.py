@@ -183,7 +183,8 @@ def test_the_model_itself_is_an_activation():
     report = swap_activations(model, to=Scaled)
     assert isinstance(report.model, Scaled)
     assert not report.model.training
-    assert str(report) == "replaced 1 activation\n  (the model itself): ReLU() -> Scaled()"
+    assert str(report).startswith("replaced 1 activation\n  (the model itself): ReLU() -> Scaled()\n")
+    assert report.new_model
 
 
 def test_nothing_found_says_so_with_the_types_seen():
@@ -297,6 +298,18 @@ def test_rewrite(shared):
     assert report.model.get_parameter("1.a.weight") is model[1].a.weight
     report.model(x).sum().backward()
     assert all(p.grad is not None for p in report.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "new"), [({"functional": "rewrite"}, True), ({"inplace": False}, True), ({}, False)]
+)
+def test_the_report_says_that_the_given_model_is_not_the_new_one(options, new):
+    """Who goes on with the given model would train the old activations without a word."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    report = swap_activations(model, "relu", Scaled, **options)
+    assert report.new_model is new
+    assert (report.model is model) is not new
+    assert ("go on with it, not with the given model" in str(report)) is new
 
 
 def test_rewrite_of_a_block_used_twice_keeps_one_module_a_line():

@@ -113,7 +113,7 @@ def test_a_run_with_code_and_its_folder(mine: Path, fresh: Callable[[], None]) -
     (mine / "my.py").write_text(MINE + "# another formula\n")
     with (
         given_code([mine / "my.py"]),
-        pytest.raises(CurvactError, match=r"--import gives is another version of my\.py"),
+        pytest.raises(CurvactError, match=r"my\.py, which was run here, is another version"),
     ):
         read_record(run)
     fresh()

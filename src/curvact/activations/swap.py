@@ -51,11 +51,14 @@ class SwapReport:
         itself, or was rewritten or copied.
     replaced: every place, in the order of the model.
     functional: functional calls that were not replaced, as `path: name`.
+    new_model: whether `model` is another object than the given one, which then lacks some or all of
+        the new activations. `str` says so.
     """
 
     model: nn.Module
     replaced: tuple[Replacement, ...]
     functional: tuple[str, ...] = ()
+    new_model: bool = False
 
     def __len__(self) -> int:
         return len(self.replaced)
@@ -66,6 +69,8 @@ class SwapReport:
             f"replaced {count} activation{'s' * (count != 1)}" if count else "found no activation to replace"
         ]
         lines += [f"  {r}" for r in self.replaced]
+        if self.replaced and self.new_model:
+            lines.append("they are in report.model, a new object: go on with it, not with the given model")
         if self.functional:
             lines += [
                 "not replaced, functional calls in forward:",
@@ -136,6 +141,7 @@ def swap_activations(
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CurvactError(f"{path or 'the model'} is TorchScript: swap the activations before scripting")
+    given = model
     if not inplace:
         model = copy.deepcopy(model)
     match = matcher(from_, model)
@@ -144,7 +150,7 @@ def swap_activations(
 
     if match(model):
         new = make(model, model)
-        return SwapReport(new, (Replacement(ROOT, _text(model), _text(new), _hooks(model)),))
+        return SwapReport(new, (Replacement(ROOT, _text(model), _text(new), _hooks(model)),), new_model=True)
     places = list(_places(model, match))
     if functional == "rewrite":
         trace(model, match, [])  # fails before anything has changed
@@ -156,7 +162,7 @@ def swap_activations(
         replaced += [Replacement(path, f"the call of {call}", _text(new)) for path, call, new in rewritten]
     elif functional == "warn":
         calls = functional_calls(model, match, make.made)
-    report = SwapReport(model, tuple(replaced), calls)
+    report = SwapReport(model, tuple(replaced), calls, new_model=model is not given)
     if replaced and callable(getattr(model, "save_pretrained", None)) and hasattr(model, "config"):
         warnings.warn(
             f"save_pretrained of this {type(model).__name__} keeps the weights and not the new activations: after "
@@ -168,7 +174,7 @@ def swap_activations(
     if calls:
         warnings.warn(
             f"{'' if replaced else nothing + '. '}swap_activations left functional calls as they are: {'; '.join(calls)}. "
-            "functional='rewrite' replaces them, functional='ignore' silences this",
+            "functional='rewrite' replaces them in a new model, the report's; functional='ignore' silences this",
             SwapWarning,
             stacklevel=2,
         )

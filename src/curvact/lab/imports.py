@@ -320,8 +320,14 @@ def _of_folder(item: Import, folder: Path) -> Import:
         return item
     copy = folder / CODE_FOLDER / item.file
     if not _trusted.get():
-        given = next((g for g in _given.get() if g.file == item.file), None)
-        other = "" if given is None else f" The file that --import gives is another version of {item.file}."
+        other = next(
+            (
+                f" {c.path}, which was run here, is another version."
+                for c in _RUN.values()
+                if c.path.name == item.file
+            ),
+            "",
+        )
         raise CurvactError(
             f"{folder} needs the code {item.file}: --trust-code runs the copy in {copy.parent}, which may "
             f"do anything; --import FILE runs yours, if it is the same.{other}"
