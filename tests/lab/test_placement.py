@@ -14,7 +14,7 @@ from curvact.errors import CurvactError
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.run import device_of, execute
 from curvact.lab.store import finished, read_environment
-from curvact.lab.sweep_run import run_sweep, sweep_records
+from curvact.lab.sweep_run import _notes, run_sweep, sweep_records
 from curvact.workers import placed
 
 
@@ -99,6 +99,12 @@ def test_a_sweep_says_the_device_of_each_run(sweep_spec: Any, tmp_path: Path) ->
         assert alone is not None
         assert alone.spec.hardware.accelerator == "auto"
         assert alone.files["last.safetensors"] == record.files["last.safetensors"]
+    planned = sweep_records(spec, tmp_path / "two")
+    assert _notes(spec, planned, tmp_path / "two") == ()
+    file = tmp_path / "two" / "runs" / records[0].run / "environment.json"
+    file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda:0"'))
+    (note,) = _notes(spec, planned, tmp_path / "two")
+    assert "computed on cpu and cuda" in note
 
 
 def test_a_deterministic_run_is_another_run(run_spec: Any, tmp_path: Path) -> None:

@@ -298,7 +298,14 @@ def _notes(spec: SweepSpec, records: Sequence[tuple[Planned, Record]], folder: P
     if len(budgets) == 1 and None not in budgets:
         (budget,) = budgets
         notes.append(f"Every run stops at {budget} gradient evaluations, those of its attack included.")
-    kinds = sorted({_kernels(read_environment(folder / RUNS / r.run)) for _, r in records})
+    places = [read_environment(folder / RUNS / r.run) for _, r in records]
+    devices = sorted({str(place.get("device", "cpu")).partition(":")[0] for place in places})
+    if len(devices) > 1:
+        notes.append(
+            f"The runs were computed on {' and '.join(devices)}: these draw the starts of attacks differently "
+            "and round differently, so a run has another outcome by chance on each."
+        )
+    kinds = sorted(set(map(_kernels, places)))
     if len(kinds) > 1:
         notes.append(
             f"The runs were computed with different activation kernels, {' and '.join(kinds)}: the same run "

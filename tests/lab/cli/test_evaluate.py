@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from rich.console import Console
 from curvact.attacks import AutoAttack, AutoAttackResult, Progress, ThreatModel
 from curvact.attacks.masking import LIMITS, RATES
 from curvact.data import load
+from curvact.errors import CurvactError
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.cli import evaluate as cli
 from curvact.lab.imports import copy_code, import_code
@@ -330,6 +332,22 @@ def test_bad_input_is_one_line(
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_autoattack_has_a_worker_on_each_device(
+    curvact: Run, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def shards(content: Any, done: Any, waiting: Any, workers: int, devices: Any, *rest: Any) -> None:
+        seen.append((list(waiting), workers, [str(device) for device in devices]))
+        raise CurvactError("seen")
+
+    monkeypatch.setattr(importlib.import_module("curvact.attacks.autoattack.run"), "run_shards", shards)
+    ask = ["evaluate", best, "--attack", "apgd-ce", "--n", 30, "--batch-size", 10, "--out", tmp_path / "out"]
+    assert curvact(*ask, "--device", "cpu:0,cpu:1").err == "curvact: seen\n"
+    assert curvact(*ask, "--device", "cpu:0,cpu:1", "--workers", 3, "--resume").err == "curvact: seen\n"
+    assert seen == [([0, 1, 2], 2, ["cpu", "cpu"]), ([0, 1, 2], 3, ["cpu", "cpu"])]
 
 
 def test_what_a_file_does_not_say_has_to_be_given(curvact: Run, save: Save, tmp_path: Path) -> None:
