@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from curvact.attacks import PGD, ThreatModel
-from curvact.data import Splits
+from curvact.data import Splits, load
 from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.random import generator
@@ -436,3 +436,27 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert (tmp_path / "state.safetensors").is_file()
     for a, b in zip(one.parameters(), torch.load(tmp_path / "two.pt", weights_only=True), strict=True):
         torch.testing.assert_close(a.detach(), b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": (torch.rand(4, 1, 8, 8), torch.zeros(4))}, r"data=\(tensor.* of fit: Splits, such as load"),
+        ({"data": "a Dataset"}, r"data=Dataset.* of fit: Splits"),
+        ({"recipe": {"epochs": 1}}, r"recipe=\{'epochs': 1\} of fit: a Recipe, such as Recipe"),
+        ({"threat_model": "linf"}, r"threat_model='linf' of fit: a ThreatModel"),
+        ({"seed": 0.5}, r"seed=0\.5 of fit: a whole number"),
+    ],
+)
+def test_wrong_arguments_are_one_line(change: dict[str, Any], message: str) -> None:
+    data = load("digits")
+    given: dict[str, Any] = {
+        "data": data,
+        "recipe": Recipe(epochs=1),
+        "threat_model": ThreatModel("linf", 0.1),
+    }
+    if change.get("data") == "a Dataset":
+        change = {"data": data.test}
+    with pytest.raises(CurvactError, match=message) as caught:
+        fit(build("mlp", channels=1, size=8, width=4), **{**given, **change})
+    assert "\n" not in str(caught.value)

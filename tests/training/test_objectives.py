@@ -726,3 +726,51 @@ def test_a_training_attack_on_what_is_no_image_is_one_line(
     again = InnerAttack(attack.threat_model, PGD(2), generator(0, "attack"))
     maximization = Maximization(loss=loss)
     assert torch.equal(unchecked(model, x, y, maximization), again(model, x, y.int(), maximization))
+
+
+def test_settings_of_an_objective_may_be_true_or_false() -> None:
+    seen: list[object] = []
+
+    def flagged(model, x, y, attack, *, flag=True, share=0.5):  # type: ignore[no-untyped-def]
+        seen.append(flag)
+        logits = model(x)
+        return nn.functional.cross_entropy(logits, y), logits
+
+    register_objective("flagged", flagged)
+    try:
+        chosen = objective("flagged(flag=False)")
+        assert str(chosen) == "flagged(flag=False)"
+        assert str(objective("flagged(flag=True)")) == "flagged"
+        chosen(_network(), *_batch()[:2], InnerAttack(LINF, PGD(1)))
+        assert seen == [False]
+        with pytest.raises(
+            CurvactError, match=r"flag=0 in objective='flagged.flag=0.': True or False, such as True"
+        ):
+            objective("flagged(flag=0)")
+        with pytest.raises(
+            CurvactError, match="the setting rate=None of the objective 'other': its default value"
+        ):
+            register_objective("other", lambda model, x, y, attack, rate=None: None)  # type: ignore[arg-type]
+    finally:
+        del OBJECTIVES["flagged"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_loss_without_weights_is_refused(whole: bool) -> None:
+    """Torch would say: element 0 of tensors does not require grad."""
+
+    @torch.no_grad()
+    def blind(model, x, y, attack):  # type: ignore[no-untyped-def]
+        logits = model(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        return ObjectiveValue(loss, logits, x, 1) if whole else (loss, logits)
+
+    register_objective("blind", blind)
+    try:
+        with pytest.raises(
+            CurvactError, match="the loss of the objective 'blind' depends on no weight"
+        ) as caught:
+            objective("blind")(_network(), *_batch()[:2], InnerAttack(LINF, PGD(1)))
+        assert "\n" not in str(caught.value)
+    finally:
+        del OBJECTIVES["blind"]

@@ -21,8 +21,8 @@ def door(function: Callable[P, T]) -> Callable[P, T]:
     """A public function whose arguments of a simple type are checked, and which can take gradients
     inside torch's inference mode.
 
-    Checked are annotations of int, float, bool, ThreatModel, Loss, torch.Generator and Attack, and
-    their unions with None. Numbers of NumPy become Python's. CurvactError for another type.
+    Checked are annotations by the keys of `KINDS`, such as int, ThreatModel and Attack, and their
+    unions with None. Numbers of NumPy become Python's. CurvactError for another type.
 
     >>> @door
     ... def half(steps: int) -> float:
@@ -70,6 +70,11 @@ def _taken(where: str, name: str, value: Any, kinds: list[str] | None) -> Any:
     raise CurvactError(f"{name}={shown(value)} of {where}: {wanted}")
 
 
+def check_kind(where: str, name: str, value: object, kind: str) -> None:
+    """CurvactError for an argument that is not of the kind, a key of `KINDS`."""
+    _taken(where, name, value, [kind])
+
+
 def shown(value: object) -> str:
     """A value in one short line."""
     return short(" ".join(repr(value).split()), 80)
@@ -104,6 +109,12 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda v: isinstance(v, bool), "True or False"),
     "ThreatModel": (_named("ThreatModel"), 'a ThreatModel, such as ThreatModel("linf", "8/255")'),
     "Loss": (_named("Loss"), "a Loss, such as Loss(model, x, y)"),
+    "Dataset": (
+        lambda v: _named("Dataset")(v) and hasattr(v, "sha256"),
+        'a Dataset of curvact, such as load("digits").test or from_arrays(images, labels)',
+    ),
+    "Splits": (_named("Splits"), 'Splits, such as load("digits") or from_arrays(images, labels, test=0.2)'),
+    "Recipe": (_named("Recipe"), 'a Recipe, such as Recipe(epochs=2, attack="pgd-5")'),
     "torch.Generator": (lambda v: isinstance(v, torch.Generator), "a torch.Generator"),
     "Attack": (is_attack, "a function (model, x, y) -> x_adv, such as PGD(20).on(threat_model)"),
 }

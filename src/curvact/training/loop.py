@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from curvact.activations import current_curvature, current_parameters
 from curvact.attacks import ThreatModel
+from curvact.attacks.arguments import check_kind
 from curvact.data import ExtraImages, Splits
 from curvact.errors import CurvactError
 from curvact.models.layers import Dropout
@@ -56,7 +57,7 @@ def fit(
     seed: int = 0,
     extra: ExtraImages | None = None,
     compute: Compute = ONE_PROCESS,
-    state: Path | None = None,
+    state: str | Path | None = None,
     watch: Watch = SILENT,
 ) -> list[Epoch]:
     """Train the model in place. Returns what happened, epoch by epoch.
@@ -83,6 +84,14 @@ def fit(
     >>> [epoch.epoch for epoch in fit(model, load("digits"), recipe, ThreatModel("linf", 0.2))]
     [1]
     """
+    for name, value, kind in (
+        ("data", data, "Splits"),
+        ("recipe", recipe, "Recipe"),
+        ("threat_model", threat_model, "ThreatModel"),
+        ("seed", seed, "int"),
+    ):
+        check_kind("fit", name, value, kind)
+    state = None if state is None else Path(state)
     run = _Run(model, data, recipe, threat_model, seed, extra, compute)
     if state is not None and state.exists():
         run.load(load_state(state), state)

@@ -302,7 +302,13 @@ def register_objective(
             f"the function of the objective '{name}' must take model, x, y, attack, and then only arguments "
             "with default values"
         )
-    if not name.replace("-", "").isalnum() or name != name.lower():
+    for p in parameters[4:]:
+        if not isinstance(p.default, (bool, str)) and not is_number(p.default):
+            raise CurvactError(
+                f"the setting {p.name}={p.default!r} of the objective '{name}': its default value must be a "
+                "number, a word, or True or False"
+            )
+    if not isinstance(name, str) or not name.replace("-", "").isalnum() or name != name.lower():
         raise CurvactError(f"name={name!r} of an objective: lower-case letters, digits and dashes")
     if name in OBJECTIVES:
         raise CurvactError(f"the objective '{name}' is known already: choose another name")
@@ -350,6 +356,7 @@ class ConfiguredObjective:
         watched = _Watched(attack)
         found: object = entry.function(model, x, y, watched, **settings)
         if isinstance(found, ObjectiveValue):
+            self._check_loss(found.value)
             return found
         if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
             raise CurvactError(
@@ -362,9 +369,20 @@ class ConfiguredObjective:
                 f"the objective '{self.name}' returned a loss of shape {tuple(loss.shape)} and logits of shape "
                 f"{tuple(logits.shape)} for {len(x)} images: it must return one number and N×classes"
             )
+        self._check_loss(loss)
         images = x if watched.images is None else watched.images
         cost = watched.evaluations + entry.passes
         return ObjectiveValue(loss, logits.detach(), images, cost, watched.point)
+
+    def _check_loss(self, loss: object) -> None:
+        if not isinstance(loss, Tensor) or loss.dim():
+            form = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise CurvactError(f"the objective '{self.name}' returned a loss {form}: it must be one number")
+        if not loss.requires_grad:
+            raise CurvactError(
+                f"the loss of the objective '{self.name}' depends on no weight: compute it from the model's "
+                "logits, outside of torch.no_grad() and without detach()"
+            )
 
     @property
     def entry(self) -> Entry:
@@ -402,7 +420,7 @@ def objective(text: str, label_smoothing: float = 0.0) -> ConfiguredObjective:
 def _checked(text: str, key: str, value: float | str) -> float | str:
     if key == "batch_norm":
         check_batch_norm(value)
-    if isinstance(value, str):
+    if isinstance(value, (str, bool)):
         return value
     if key == "step":
         PGD(1, step=value)  # raises for a length that is not allowed

@@ -21,8 +21,8 @@ def is_number(value: object) -> bool:
 def method(kind: str, text: str, known: Mapping[str, Settings]) -> tuple[str, dict[str, Any]]:
     """Name and all settings of a text such as "awp(gamma=0.01)".
 
-    known: the settings with default values of each name. A value must be a number where the default
-    is one, else a word.
+    known: the settings with default values of each name. A value must be a number, a word, or True
+    or False where the default is one.
     Raises CurvactError for an unknown name or setting, and for a value of the wrong kind.
 
     >>> method("perturbation", "awp(gamma=0.005)", {"awp": {"gamma": 0.01, "start": 0.0}})
@@ -44,9 +44,9 @@ def method(kind: str, text: str, known: Mapping[str, Settings]) -> tuple[str, di
                 f"{name} has no setting '{key}'{nearest(key, settings)}; "
                 f"allowed are {', '.join(settings) or 'none'}"
             )
-        word = isinstance(settings[key], str)
-        if not (isinstance(value, str) if word else is_number(value)):
-            wanted = "a word" if word else "a finite number"
+        wanted_type = type(settings[key])
+        if not (isinstance(value, wanted_type) if wanted_type in (str, bool) else is_number(value)):
+            wanted = {str: "a word", bool: "True or False"}.get(wanted_type, "a finite number")
             raise CurvactError(f"{key}={value!r} in {kind}={text!r}: {wanted}, such as {settings[key]}")
         settings[key] = value
     return name, settings

@@ -261,3 +261,18 @@ def test_bad_arguments_are_one_line(model: nn.Module, setting: dict[str, Any], m
     with pytest.raises(CurvactError, match=message) as caught:
         evaluate(model, load("digits").test.first(4), THREAT, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_wrong_arguments_are_one_line(model: nn.Module, tmp_path: Path) -> None:
+    data = load("digits")
+    for given, message in (
+        ((data, THREAT), r"dataset=Splits.* of evaluate: a Dataset of curvact"),
+        (((data.test.inputs(), data.test.labels), THREAT), r"dataset=\(tensor.* of evaluate: a Dataset"),
+        ((data.test, 0.1), r"threat_model=0\.1 of evaluate: a ThreatModel"),
+    ):
+        with pytest.raises(CurvactError, match=message) as caught:
+            evaluate(model, *given, attack="pgd-2")  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    place = str(tmp_path / "a.images.npz")
+    evaluate(model, data.test.first(4), THREAT, attack="pgd-1", masking="none", images_to=place)
+    assert Path(place).is_file()

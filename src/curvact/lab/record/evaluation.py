@@ -34,6 +34,7 @@ from curvact.attacks import (
     masking_report,
 )
 from curvact.attacks.adaptive import NAMES as ADAPTIVE_NAMES
+from curvact.attacks.arguments import check_kind
 from curvact.attacks.batch import checked_module, connected, cuts_graph
 from curvact.data import Dataset
 from curvact.errors import CurvactError, nearest
@@ -89,12 +90,12 @@ def evaluate(
     masking: Masking = "quick",
     workers: int = 1,
     devices: Sequence[str] | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     name: str | None = None,
     architecture: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
     on_check: Callable[[Finding], None] | None = None,
-    images_to: Path | None = None,
+    images_to: str | Path | None = None,
 ) -> EvaluationRecord:
     """Attack every image of a data set and record the outcome image by image.
 
@@ -127,6 +128,14 @@ def evaluate(
     for label, value in (("batch_size", batch_size), ("workers", workers)):
         if not isinstance(value, int) or value < 1:
             raise CurvactError(f"{label}={value!r} of evaluate: a whole number >= 1")
+    for label, given, kind in (
+        ("dataset", dataset, "Dataset"),
+        ("threat_model", threat_model, "ThreatModel"),
+        ("seed", seed, "int"),
+    ):
+        check_kind("evaluate", label, given, kind)
+    images_to = None if images_to is None else Path(images_to)
+    folder = None if folder is None else Path(folder)
     if images_to is not None and images_to.suffix != ".npz":
         raise CurvactError(f"images_to={images_to} of evaluate: the name must end in .npz")
     checked_module(model, "evaluate")
