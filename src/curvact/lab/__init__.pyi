@@ -11,6 +11,8 @@ from .search import read_search as read_search
 from .search_run import run_search as run_search
 from .spec import RunSpec as RunSpec
 from .spec import read_spec as read_spec
+from .steering import Steering as Steering
+from .steering import steer as steer
 from .store import Record as Record
 from .sweep import SweepSpec as SweepSpec
 from .sweep import read_sweep as read_sweep

@@ -26,6 +26,7 @@ from curvact.lab.cli.evaluate import evaluate, leaderboard
 from curvact.lab.cli.options import with_code
 from curvact.lab.cli.runs import runs_app
 from curvact.lab.cli.search import search
+from curvact.lab.cli.steer import steer
 from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
 from curvact.lab.cli.transfer import transfer_app
@@ -54,6 +55,7 @@ app.command("search")(search)
 app.command("evaluate")(evaluate)
 app.command("leaderboard")(leaderboard)
 app.command("corruptions")(corruptions)
+app.command("steer")(steer)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(transfer_app, name="transfer")
 
