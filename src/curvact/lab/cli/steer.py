@@ -17,8 +17,8 @@ def steer(
     ctx: typer.Context,
     checkpoint: OneCheckpoint,
     subject: Attacked,
-    beta: Annotated[str, typer.Option(help="β, such as 0.7..0.99 or 0.8,0.9,0.95.")] = "0.7..0.99",
-    steps: Annotated[int, typer.Option(help="Values of β from first to last.")] = 8,
+    beta: Annotated[str, typer.Option(help="Values of β, such as 0.7..0.99 or 0.8,0.9,0.95.")] = "0.7..0.99",
+    steps: Annotated[int, typer.Option(help="How many values a range such as 0.7..0.99 has.")] = 8,
     c: Annotated[float, typer.Option("--c", help="The share of Swish in the unit.")] = 0.5,
     from_: Annotated[str, typer.Option("--from", help="The activation that is replaced.")] = "relu",
     out: Annotated[
