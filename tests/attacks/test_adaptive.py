@@ -145,6 +145,13 @@ def test_a_surrogate_keeps_values_and_has_another_slope() -> None:
     torch.testing.assert_close(site(t), F.softplus(2 * t) / 2)
 
 
+def test_one_activation_of_a_whole_network_is_one_site() -> None:
+    model = MiniResNet("pssilu(learnable=True)", channels=1, width=2).eval()
+    network, x = SurrogateNetwork(model), _images(3)[0]
+    assert len(network.sites) == 1
+    torch.testing.assert_close(network.model(x), model(x), rtol=0, atol=0)
+
+
 def test_the_mean_over_an_interval_has_the_curvature_asked_for() -> None:
     kappa = 4.0
     network = SurrogateNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU()), kappa)

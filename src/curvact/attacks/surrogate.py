@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from curvact.activations import Activation, Elementwise, activation, swap_activations
+from curvact.activations.functional_calls import ROOT
 from curvact.activations.inplace import InPlace
 from curvact.activations.selection import FUNCTIONAL, Selector, matcher
 from curvact.attacks.batch import connected
 from curvact.attacks.pgd import Model, OnStep, pgd
 from curvact.attacks.threat import ThreatModel
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, short
 from curvact.names import shortened
 
 Surrogate = float | str | nn.Module
@@ -36,6 +37,8 @@ activation. With a κ the widths are 10 and 1 times 1/(2κ). [ours]
 """
 POINTS = 5
 """Points of the mean of σ over an interval."""
+_CALL = "the call of "
+"""How `swap_activations` begins the name of a functional call."""
 
 
 class Way(NamedTuple):
@@ -235,31 +238,33 @@ def _copied(
                     functional=functional,
                 )
         except Exception as error:  # of torch.fx, or of a model that cannot be copied
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = short(str(error).strip().partition("\n")[0] or type(error).__name__, 120)
             continue
-        sites = []
+        sites: dict[int, Site] = {}
         for place in report.replaced:
-            site = _at(report.model, place.path)
+            # What torch.fx made holds a shared module at one of its paths only.
+            call = place.old.startswith(_CALL) or place.path == ROOT
+            site = _at(report.model if call else twin, place.path)
             site = site.act if isinstance(site, InPlace) else site
             assert isinstance(site, Site)
             site.__dict__["real"] = _real(model, place.path, place.old)
-            sites.append(site)
+            sites[id(site)] = site
         if sites:
-            return report.model.requires_grad_(False), sites
+            return report.model.requires_grad_(False), list(sites.values())
     raise CurvactError(f"no surrogate network of the {type(model).__name__}: {reason}")
 
 
 def _at(model: nn.Module, path: str) -> Any:
     """What lies at a path of `swap_activations`; the model itself if it is an activation."""
     found: Any = model
-    for name in [] if path.startswith("(") else path.split("."):
+    for name in [] if path == ROOT else path.split("."):
         found = getattr(found, name)
     return found
 
 
 def _real(model: nn.Module, path: str, old: str) -> Callable[[Tensor], Tensor]:
     """The activation of the network at a path: a module or function there, or that of a call."""
-    call = old.removeprefix("the call of ")
+    call = old.removeprefix(_CALL)
     if call != old:
         return FUNCTIONAL[call]()
     found: Callable[[Tensor], Tensor] = _at(model, path)
