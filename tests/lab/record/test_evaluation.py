@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from curvact.attacks import (
+    CLEAN,
     PGD,
     AutoAttack,
     AutoAttackResult,
@@ -28,6 +29,7 @@ from curvact.attacks import (
     pgd,
     register_attack,
 )
+from curvact.attacks.adaptive import NAMES
 from curvact.attacks.masking import LIMITS, RATES
 from curvact.data import load
 from curvact.errors import CurvactError
@@ -70,6 +72,29 @@ def test_flags_accuracies_and_hashes_belong_together(model: nn.Module) -> None:
     again = evaluate(model, test, THREAT, attack=PGD(5, step=0.5), architecture=ARCHITECTURE, masking="none")
     assert again.robust_correct == record.robust_correct
     assert again.key == record.key
+
+
+def test_an_adaptive_attack_says_what_broke_each_image(model: nn.Module) -> None:
+    test, seen = load("digits").test.first(30), []
+    record = evaluate(
+        model,
+        test,
+        THREAT,
+        attack="adaptive(steps=4)",
+        batch_size=20,
+        masking="none",
+        on_progress=seen.append,
+    )
+    assert (record.attack, record.ensemble, record.findings) == ("adaptive(steps=4)", False, [])
+    assert set(record.broken_by) <= {"", CLEAN, *NAMES}
+    assert "pgd-ce" in record.broken_by
+    for flags, none in ((record.clean_correct, (CLEAN,)), (record.robust_correct, (CLEAN, *NAMES))):
+        assert flags == "".join("01"[by not in none] for by in record.broken_by)
+    assert set(record.accuracy_after) == {CLEAN, *NAMES}
+    assert min(record.accuracy_after.values()) == record.robust_accuracy
+    assert seen[-1].points_done == 30
+    again = evaluate(model, test, THREAT, attack="adaptive(steps=4)", batch_size=20, masking="none")
+    assert (again.broken_by, again.key) == (record.broken_by, record.key)
 
 
 def test_the_attack_is_pgd_with_the_settings_of_its_name(model: nn.Module) -> None:
