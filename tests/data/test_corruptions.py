@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from curvact.attacks import corruption_accuracy
-from curvact.data import load
+from curvact.data import class_map, load, pseudo_label, split
 from curvact.data.corruptions import (
     CORRUPTIONS,
     _plasma,
@@ -266,3 +266,22 @@ def test_a_folder_such_as_cifar_10_c(tmp_path: Path) -> None:
     (tmp_path / "labels.npy").unlink()
     with pytest.raises(CurvactError, match=r"no labels\.npy"):
         corruption_accuracy(model, tmp_path)
+
+
+def test_wrong_arguments_are_one_line() -> None:
+    """Splits in place of a data set, and one name in place of a list."""
+    splits, model = load("digits"), MiniResNet(channels=1, width=2)
+    for wrong in (splits, (splits.test.images, splits.test.labels), None):
+        with pytest.raises(
+            CurvactError, match=r"data=.* of corruption_accuracy: a Dataset of curvact"
+        ) as caught:
+            corruption_accuracy(model, wrong)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+        with pytest.raises(CurvactError, match=r"split got a .*: a Dataset"):
+            split(wrong)  # type: ignore[arg-type]
+        with pytest.raises(CurvactError, match=r"pseudo_label got a .*: ExtraImages"):
+            pseudo_label(model, wrong, "labels.npy")  # type: ignore[arg-type]
+    alone = corruption_accuracy(model, splits.test.first(9), corruptions="fog", severities=2)
+    assert alone == corruption_accuracy(model, splits.test.first(9), corruptions=["fog"], severities=[2])
+    with pytest.raises(CurvactError, match="classes of class_map are a str: a list of names"):
+        class_map("ab", ["a", "b"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvact.attacks.arguments import check_kind
 from curvact.attacks.batch import Guarded, check_number
 from curvact.attacks.losses import classes
 from curvact.attacks.pgd import Model
@@ -57,7 +58,7 @@ def corruption_accuracy(
     data: Dataset | str | os.PathLike[str],
     *,
     corruptions: Sequence[str] | None = None,
-    severities: Sequence[int] = SEVERITIES,
+    severities: Sequence[int] | int = SEVERITIES,
     seed: int = 0,
     batch_size: int = 512,
     on_done: Callable[[str, int, float], None] | None = None,
@@ -68,7 +69,7 @@ def corruption_accuracy(
     data: a data set, which is corrupted batch by batch; or a folder such as CIFAR-10-C, with
         NAME.npy and labels.npy.
     corruptions: names in `curvact.data.corruptions.CORRUPTIONS`, or files of the folder. None: all
-        that suit the images. seed: of the random numbers of the corruptions.
+        that suit the images. One name, or one severity, may stand alone. seed: of the random numbers of the corruptions.
     on_done: called with each corruption, severity and accuracy.
     Logits with NaN are wrong answers. Raises CurvactError for unknown corruptions and severities, a
     batch_size below 1, and for a model that lacks an output for a label.
@@ -81,6 +82,10 @@ def corruption_accuracy(
     (['fog', 'contrast'], 2, True)
     """
     check_number(batch_size, "batch_size", WHERE)
+    if not isinstance(data, (str, os.PathLike)):
+        check_kind(WHERE, "data", data, "Dataset")
+    corruptions = [corruptions] if isinstance(corruptions, str) else corruptions
+    severities = [severities] if isinstance(severities, int) else severities
     known = suitable(data.images.shape[1]) if isinstance(data, Dataset) else stored_corruptions(data)
     names = tuple(dict.fromkeys(known if corruptions is None else corruptions))
     for name in names:

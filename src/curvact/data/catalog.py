@@ -84,6 +84,11 @@ def class_map(classes: Sequence[str], outputs: Sequence[str]) -> tuple[int, ...]
     >>> class_map(["golf ball", "tench"], ["tench, Tinca tinca", "goldfish", "golf_ball"])
     (2, 0)
     """
+    for label, given in (("classes", classes), ("outputs", outputs)):
+        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+            raise CurvactError(
+                f"{label} of class_map are a {type(given).__name__}: a list of names is needed"
+            )
     places: dict[str, set[int]] = {}
     for number, text in enumerate(outputs):
         for name in {_plain_name(part) for part in (text, *text.split(","))}:

@@ -124,6 +124,10 @@ def split(data: Dataset, *, validation: float | Dataset = 0.1, test: float | Dat
     >>> len(splits.train), len(splits.validation), len(splits.test)
     (880, 126, 252)
     """
+    if not isinstance(data, Dataset):
+        raise CurvactError(
+            f"split got a {type(data).__name__}: a Dataset, such as from_arrays(images, labels)"
+        )
     for label, given in (("validation", validation), ("test", test)):
         if not isinstance(given, Dataset):
             continue

@@ -197,6 +197,8 @@ def pseudo_label(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise CurvactError(f"batch_size={batch_size!r} of pseudo_label: a whole number >= 1")
+    if not isinstance(extra, ExtraImages):
+        raise CurvactError(f"pseudo_label got a {type(extra).__name__}: ExtraImages, which open_extra gives")
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
         raise CurvactError(f"labels cannot be written to {path}: a file in a folder that exists")

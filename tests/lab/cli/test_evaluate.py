@@ -249,7 +249,11 @@ def test_outputs_are_chosen_for_the_classes(curvact: Run, done: Run, best: Path,
     done(*ask)
     done(*ask, "--outputs", "1,0,2,3,4,5,6,7,8,9")
     assert len({record.model.sha256 for record in _records(tmp_path / "out")}) == 2
-    for outputs, message in (("1,x", "--outputs 1,x: whole numbers"), ("0,11", "it has no output 11")):
+    for outputs, message in (
+        ("1,x", "--outputs 1,x: whole numbers"),
+        ("0,11", "it has no output 11"),
+        ("0,1,1", "each once"),
+    ):
         refused = curvact(*ask, "--outputs", outputs)
         assert (refused.code, refused.err.count("\n")) == (2, 1)
         assert message in refused.err

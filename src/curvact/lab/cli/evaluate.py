@@ -20,7 +20,6 @@ from curvact.lab.cli.options import (
     OneCheckpoint,
     Resume,
     at_least,
-    listed,
     one_of,
     plain_console,
     with_options,
@@ -151,8 +150,8 @@ def _with_outputs(model: nn.Module, outputs: str | None) -> nn.Module:
 
     if outputs is None:
         return model
-    words = listed(outputs)
-    if not words or not all(word.isdecimal() for word in words):
+    words = [word.strip() for word in outputs.split(",")]
+    if not all(word.isdecimal() for word in words):
         raise CurvactError(f"--outputs {outputs}: whole numbers with commas between them, one for each class")
     return select_outputs(model, [int(word) for word in words])
 
