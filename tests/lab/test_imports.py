@@ -260,7 +260,7 @@ def test_a_network_of_a_file(mine: Path, fresh: Callable[[], None]) -> None:
         "name": "nets",
         "imports": ["question.py"],
         "base": {"model.width": 2},
-        "grid": {"model": ["nets/net.py:Net", "mini_resnet"], "seed": [0]},
+        "grid": {"model": ["nets/net.py:Net(width=2)", "mini_resnet"], "seed": [0]},
     }
     (mine / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     runs = read_sweep(mine / "sweep.yaml").planned

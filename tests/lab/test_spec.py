@@ -122,6 +122,19 @@ def test_ids_are_fixed() -> None:
         ({"model": {"width": 8.0}}, r"model: width=8.0: must be a whole number >= 1"),
         ({"model": {"width": "8"}}, "model: width='8': must be a whole number >= 1"),
         ({"model": {"scope": "block"}}, "model.scope='block'"),
+        ({"model": "mlp(width=4, 3)"}, r"cannot read the network 'mlp\(width=4, 3\)'"),
+        (
+            {"model": {"name": "mlp(width=4)", "width": 8}},
+            r"mlp\(width=4\) sets width already: leave out width=8",
+        ),
+        (
+            {"model": "my.py"},
+            r"model.name='my\.py': add the name of its class or function, such as my\.py:Net",
+        ),
+        (
+            {"model": {"name": "mlp", "blocks": 1}},
+            r"mlp has no argument 'blocks'; .* \(model=mlp alone has its",
+        ),
         ({"model": {"name": "resnet"}}, "model.name='resnet': allowed are .*mini_resnet"),
         ({"training": {"crop": -1}}, "training: crop=-1 of a recipe"),
         ({"training": {"objective": "pgd"}}, "training: unknown objective 'pgd'; did you mean 'pgd-at'"),
@@ -149,6 +162,12 @@ def test_mistakes_are_one_clear_line(change: dict[str, Any], message: str) -> No
         _spec(**change)
     assert str(caught.value).startswith("run.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_with_its_arguments_as_text() -> None:
+    """As `--model` of the commands takes it; the run is the same as with separate keys."""
+    assert _spec(model="mlp(width=4)").id == _spec(model={"name": "mlp", "width": 4}).id
+    assert _spec(model="mlp(width=4)").id != _spec(model="mlp").id
 
 
 @pytest.mark.parametrize(

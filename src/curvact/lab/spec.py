@@ -34,6 +34,7 @@ from curvact.lab.settings import Strict, argument_problem, check_settings, choic
 from curvact.models import MODELS, arguments_of
 from curvact.models.checkpoint import find_weights
 from curvact.models.registry import takes_any_argument
+from curvact.names import parse_call
 from curvact.training import Recipe
 
 SCHEMA = 4
@@ -99,7 +100,8 @@ class DataSpec(Strict):
 
 class ModelSpec(Strict):
     """The network: a name in `curvact.models.MODELS`, and the arguments of that network, such as
-    width. `my.py:Net` names a class or function of a file, `timm:NAME` and `hf:NAME` one of a library.
+    width. Text may say both: "mlp(width=16)". `my.py:Net` names a class or function of a file,
+    `timm:NAME` and `hf:NAME` one of a library.
 
     scope: where one activation module is shared. None: what suits the activation.
     """
@@ -116,6 +118,15 @@ class ModelSpec(Strict):
             content = {"name": content}
         if not isinstance(content, dict):
             return content
+        if isinstance(content.get("name"), str) and content["name"].endswith(")"):
+            form = "name(argument=value), such as my.py:Net(width=8)"
+            name, settings = parse_call(content["name"], "network", form)
+            for key in settings:
+                if key in content and content[key] != settings[key]:
+                    raise ValueError(
+                        f"{content['name']} sets {key} already: leave out {key}={content[key]!r}"
+                    )
+            content = {**content, **settings, "name": name}
         name = content.get("name", "mini_resnet")
         if not isinstance(name, str) or name not in MODELS:
             return content
@@ -127,6 +138,7 @@ class ModelSpec(Strict):
                 allowed = ", ".join(["scope", *defaults])
                 raise ValueError(
                     f"{name} has no argument '{key}'{nearest(str(key), defaults)}; allowed are {allowed}"
+                    f" (model={name} alone has its own arguments)"
                 )
             problem = argument_problem(key, value, defaults.get(key))
             if problem:
@@ -136,6 +148,10 @@ class ModelSpec(Strict):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
+        if name.endswith(".py"):
+            raise ValueError(
+                f"model.name={name!r}: add the name of its class or function, such as {name}:Net"
+            )
         return name if name in MODELS else choice(name, list(MODELS))
 
 
