@@ -96,7 +96,9 @@ def test_bytes_of_0_and_1_are_almost_black() -> None:
     look = Look("x")
     look.at(torch.tensor([0, 1], dtype=torch.uint8))
     refused(Path("x"), look.dtype, "almost black")
-    look.at(torch.tensor([2], dtype=torch.uint8))
+    look.at(torch.tensor([16], dtype=torch.uint8))
+    refused(Path("x"), look.dtype, "uint8 in 0 … 16, ", "scikit-learn's digits? divide them by 16")
+    look.at(torch.tensor([17], dtype=torch.uint8))
     assert look.dtype() == torch.uint8
 
 

@@ -460,3 +460,17 @@ def test_wrong_arguments_are_one_line(change: dict[str, Any], message: str) -> N
     with pytest.raises(CurvactError, match=message) as caught:
         fit(build("mlp", channels=1, size=8, width=4), **{**given, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_training_inside_no_grad_is_training() -> None:
+    data, recipe = (
+        load("digits", train=24, validation=8, test=8),
+        Recipe(epochs=1, batch_size=12, attack="pgd-1"),
+    )
+    found = []
+    for gradients in (True, False):
+        model = build("mlp", channels=1, size=8, width=4, generator=generator(0, "initialization"))
+        with torch.set_grad_enabled(gradients):
+            fit(model, data, recipe, ThreatModel("linf", 0.1))
+        found.append(model)
+    assert _same(*found)

@@ -111,10 +111,11 @@ class Look:
         CurvactError for values outside of [0, 1], with what they probably are.
         """
         if self.uint8:
-            if self.high == 1:
+            if 1 <= self.high <= 16:
+                meaning = "masks? multiply them by 255" if self.high == 1 else "as in scikit-learn's digits?"
                 raise CurvactError(
-                    f"{self.where}: images are uint8 in 0 … 1, which is almost black; 255 is white "
-                    "(masks? multiply them by 255)"
+                    f"{self.where}: images are uint8 in 0 … {self.high:.0f}, which is almost black; 255 is white "
+                    f"({meaning}{'' if self.high == 1 else f' divide them by {self.high:.0f}'})"
                 )
             return torch.uint8
         if self.low >= 0 and self.high <= 1:

@@ -92,10 +92,11 @@ def fit(
     ):
         check_kind("fit", name, value, kind)
     state = None if state is None else Path(state)
-    run = _Run(model, data, recipe, threat_model, seed, extra, compute)
-    if state is not None and state.exists():
-        run.load(load_state(state), state)
-    return run.train(state, watch)
+    with torch.enable_grad():
+        run = _Run(model, data, recipe, threat_model, seed, extra, compute)
+        if state is not None and state.exists():
+            run.load(load_state(state), state)
+        return run.train(state, watch)
 
 
 class _Run:
