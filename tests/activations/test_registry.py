@@ -453,3 +453,8 @@ def test_any_text_is_an_activation_that_parses_back_or_one_line(text: str) -> No
     except CurvactError as error:
         said = str(error).splitlines()
     assert len(said) == 1 or str(activation(str(act))) == str(act)
+
+
+def test_kappa_is_called_curvature() -> None:
+    with pytest.raises(CurvactError, match=r"unknown parameter 'kappa' in .*did you mean 'curvature'"):
+        activation("rctaf(kappa=6)")

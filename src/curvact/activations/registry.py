@@ -197,8 +197,10 @@ def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
         allowed.insert(0, "curvature")
     for key in parameters:
         if key not in allowed:
+            means_curvature = key in ("kappa", "κ") and "curvature" in allowed
+            hint = "; did you mean 'curvature'?" if means_curvature else nearest(key, allowed)
             raise CurvactError(
-                f"unknown parameter '{key}' in {shown}: allowed are {', '.join(allowed) or 'none'}{nearest(key, allowed)}"
+                f"unknown parameter '{key}' in {shown}: allowed are {', '.join(allowed) or 'none'}{hint}"
             )
     for p in signature:
         if p.default is p.empty and p.name not in parameters:

@@ -44,6 +44,9 @@ class Accuracy:
     clean_correct: Tensor
     robust_correct: Tensor
 
+    def __str__(self) -> str:
+        return f"clean {self.clean:.1%}, robust {self.robust:.1%} of {len(self.clean_correct)} images"
+
 
 @door
 def accuracy(

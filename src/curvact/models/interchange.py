@@ -186,7 +186,7 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             }
     raise CurvactError(
         f"weights of an unknown network ({some(list(state))}): known are RobustBench's ResNet-18 and -34, "
-        "PreActResNet-18, WideResNet and PAF_WideResNet"
+        "PreActResNet-18, WideResNet and PAF_WideResNet; --model FILE.py:NAME names a network of yours"
     )
 
 

@@ -494,6 +494,7 @@ class Curve(Question):
                     own = tuple(label_text(axis, labels[axis]) if axis in labels else "" for axis in axes)
                     values = [reference_text(others, m) for m in metrics]
                     lines.append((*own, reference, seeds_text(others), *values))
+        lines = lines if metrics else []
         return Grid(title, (*axes, self.terms.symbol, "seeds", *heads), tuple(lines), len(axes) + 1)
 
 

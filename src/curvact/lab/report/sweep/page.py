@@ -308,7 +308,7 @@ def _facts(table: Table, about: SweepAbout) -> list[str]:
     facts = [f"{count(done, 'run')} done" + ("" if done == expected else f" of {expected}")]
     references = list(dict.fromkeys(row.reference for row in table.references))
     if references:
-        facts.append(f"references: {', '.join(references)}")
+        facts.append(f"references: {', '.join(references)} ({count(len(table.references), 'run')})")
     for axis in table.axes:
         labels = labels_of(table.rows, axis)
         name = axis_name(axis)
