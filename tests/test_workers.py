@@ -147,7 +147,8 @@ def _gone(pid: int) -> bool:
 
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
 sys.path.insert(0, {folder!r})
 from test_workers import sleeping
 from curvact.workers import run_jobs

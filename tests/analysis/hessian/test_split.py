@@ -154,7 +154,7 @@ def straightened(
 FAMILIES = [name for name in activation_names() if not name.endswith("doctest") and name != "sparta"]
 
 
-PIECEWISE_LINEAR = {"relu", "prelu", "prelu_plus", "reblu"}
+PIECEWISE_LINEAR = {"relu", "leaky_relu", "prelu", "prelu_plus", "reblu"}
 """At their default parameters."""
 
 

@@ -41,7 +41,7 @@ def test_options_reach_the_sweep(
     monkeypatch.setattr("curvact.lab.cli.sweep._report", lambda folder: None)
     options = ["--set", "grid.seed=[4]", "--out", tmp_path / "out", "--workers", 3, *["--resume"] * resume]
     assert curvact("sweep", "run", tiny, *options).code == 0
-    expected = {"workers": 3, "resume": resume, "engine": "local"}
+    expected = {"workers": 3, "resume": resume, "engine": "local", "device": "auto"}
     assert calls == [((4,), tmp_path / "out", expected)]
 
 

@@ -151,6 +151,8 @@ def _higher(probe: Probe, peak: Peak) -> tuple[Array, float]:
         wide = (gap[1:] + gap[:-1]) / 2
         curvature = np.abs(np.diff(slope)) / wide
         size = np.maximum(np.maximum(np.abs(value[:-2]), np.abs(value[2:])), np.abs(value[1:-1]))
+        # A value may be the difference of larger ones, as where an offset at 0 is taken away.
+        size = np.maximum(size, np.abs(value[np.abs(x) <= 1]).max(initial=0.0))
         size = size + np.abs(x[1:-1]) * np.maximum(np.abs(slope[:-1]), np.abs(slope[1:]))
         noise = 16 * probe.eps * size / (np.minimum(gap[1:], gap[:-1]) * wide)
         higher = np.flatnonzero(curvature > (peak.value + peak.error) * (1 + 1e-6) + noise)
