@@ -485,6 +485,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_obstacle(
     assert kernel_info().startswith("native (")
 
 
+@pytest.mark.slow
 def test_two_processes_building_at_once(tmp_path: Path) -> None:
     script = (
         "import torch; from curvact.activations import activation, kernel_info; "
@@ -521,7 +522,7 @@ def test_modes() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "rctaf(alpha=3, beta=3, learnable=True, centered=True)",
+        pytest.param("rctaf(alpha=3, beta=3, learnable=True, centered=True)", marks=pytest.mark.slow),
         "mish(alpha=3, learnable=True)",
         "squareplus(b=0.1, learnable=True)",
     ],

@@ -100,6 +100,7 @@ def test_a_value_attacks_as_the_function_does() -> None:
     assert not torch.equal(going_on(model, x, y), going_on(model, x, y))
 
 
+@pytest.mark.slow
 def test_autoattack_as_a_value() -> None:
     model, x, y = _problem()
     attack = AutoAttack(None, ("apgd-ce", "square"))

@@ -82,6 +82,7 @@ def test_hardware_that_is_not_there(monkeypatch: pytest.MonkeyPatch, run_spec: A
         device_of(run_spec(hardware={"precision": "16-mixed"}).hardware)
 
 
+@pytest.mark.slow
 def test_a_sweep_says_the_device_of_each_run(sweep_spec: Any, tmp_path: Path) -> None:
     """Two names of the CPU stand for two GPUs. The numbers are those without names."""
     spec = sweep_spec(base={"hessian": None}, grid={"curvature": [1], "seed": [0, 1]})

@@ -180,6 +180,7 @@ def test_bad_records_and_a_full_disk(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_record_and_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
