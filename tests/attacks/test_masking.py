@@ -155,6 +155,7 @@ def test_training_in_linf_masks_the_gradient_in_l1(activation: str) -> None:
     assert [alarm.name for alarm in report.alarms] == ["black box"], str(report)
 
 
+@pytest.mark.slow
 def test_honest_in_l2_and_l1_and_on_few_images() -> None:
     x, y = _digits()
     model = _trained("rctaf(curvature=6)", True)

@@ -36,6 +36,7 @@ def digits(shipped: Shipped) -> CurveAnswer:
     return Curve().answer(shipped("digits"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "digits-confounds"])
 def test_the_shipped_sweeps_keep_their_numbers(name: str, digits: CurveAnswer, shipped: Shipped) -> None:
     """shipped_verdicts.json was written when each family was tested by itself, before there were
@@ -70,6 +71,7 @@ def test_the_shipped_sweeps_keep_their_numbers(name: str, digits: CurveAnswer, s
                 assert getattr(verdict, key) == pytest.approx(old[key], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_demo_has_no_u_shape_after_holms_correction(digits: CurveAnswer) -> None:
     """With 10,000 draws, one of the 12 tests seemed to be left (p = 0.036); with enough draws none
     is.
@@ -266,6 +268,7 @@ def test_failed_runs_are_in_no_mean(curves: Curves) -> None:
     assert lines["0.5"][1:3] == ("0/3", "–")
 
 
+@pytest.mark.slow
 def test_means_are_those_of_the_intervals(digits: CurveAnswer, shipped: Shipped) -> None:
     table = shipped("digits")
     grid = digits.tables[1]
