@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from importlib import resources
 
 import jinja2
-from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,17 @@ class Picture:
     height: int
 
 
+@dataclass(frozen=True)
+class Plate:
+    """A figure on the page: pictures side by side on a laptop, one below the other on a phone."""
+
+    title: str
+    caption: str
+    columns: int
+    panels: tuple[Picture, ...]
+    legend: tuple[Picture, ...] = ()
+
+
 def picture(svg: bytes, alt: str) -> Picture:
     """An SVG as a picture of a page."""
     head = svg[svg.index(b"<svg") :].split(b">", 1)[0].decode()
@@ -30,16 +39,16 @@ def picture(svg: bytes, alt: str) -> Picture:
     return Picture("data:image/svg+xml;base64," + base64.b64encode(svg).decode(), alt, width, height)
 
 
-def page_template(package: str, file: str) -> jinja2.Template:
-    """The template in `file` of a package; what it prints is escaped, and an unknown name is an
-    error. `style` is what all pages look like, page.css."""
+def page_template(file: str) -> jinja2.Template:
+    """The template of a page, a file below this folder such as "sweep/page.html". What it prints is
+    escaped, and an unknown name is an error. parts.html has what pages share, page.css how all look.
+    """
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("curvact.lab.report", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    css = resources.files("curvact.lab.report").joinpath("page.css").read_text(encoding="utf-8")
-    environment.globals["style"] = Markup(css)
-    return environment.from_string(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
+    return environment.get_template(file)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from curvact.files import atomic_write
-from curvact.lab.report.html import Picture, page_template, picture
+from curvact.lab.report.html import Plate, page_template, picture
 from curvact.lab.report.search.about import Point, SearchAbout
 from curvact.lab.report.search.figures import key_figure, progress_figure
 from curvact.lab.report.style import to_svg, write_figure
@@ -22,14 +21,6 @@ CAPTION = (
     "was not attacked at its end. Grey band: one standard error below the winner, from the choice of "
     "validation images."
 )
-
-
-@dataclass(frozen=True)
-class _Plate:
-    title: str
-    caption: str
-    columns: int
-    panels: tuple[Picture, ...]
 
 
 def report_search(about: SearchAbout, folder: Path) -> dict[str, Path]:
@@ -49,11 +40,11 @@ def report_search(about: SearchAbout, folder: Path) -> dict[str, Path]:
     files |= write_figure(figure, folder / "progress")
     what = "Accuracy of the trials and the best so far, against gradient evaluations"
     title = f"Response to {'κ' if keys[0] == 'curvature' else keys[0]}, and what the budget brought"
-    plates.append(_Plate(title, CAPTION + smooth, 2, (panels[0], picture(to_svg(figure), what))))
+    plates.append(Plate(title, CAPTION + smooth, 2, (panels[0], picture(to_svg(figure), what))))
     if len(panels) > 1:
         columns = min(2, len(panels) - 1)
-        plates.append(_Plate("Response to the other keys", CAPTION + smooth, columns, tuple(panels[1:])))
-    page = page_template("curvact.lab.report.search", "page.html").render(
+        plates.append(Plate("Response to the other keys", CAPTION + smooth, columns, tuple(panels[1:])))
+    page = page_template("search/page.html").render(
         title=about.title,
         facts=_facts(about),
         sentences=about.sentences,

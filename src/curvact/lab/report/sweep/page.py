@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from curvact.files import atomic_write
-from curvact.lab.report.html import Picture, page_template, picture
+from curvact.lab.report.html import Plate, page_template, picture
 from curvact.lab.report.style import to_svg, write_figure
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.comparison import comparison_figure, roughness_figure
@@ -37,17 +37,6 @@ from curvact.lab.table import Table
 INTERVALS = "95 % confidence interval of the mean over seeds; the noise of a point is shrunk towards that of the whole curve"
 MOST_LISTED = 60  # seeds in a command
 LONGEST = 40  # lines of a table in the terminal, which shows the first two tables of an answer
-
-
-@dataclass(frozen=True)
-class Plate:
-    """A figure on the page: pictures side by side on a laptop, one below the other on a phone."""
-
-    title: str
-    caption: str
-    columns: int
-    legend: tuple[Picture, ...]
-    panels: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,7 @@ def report_sweep(table: Table, about: SweepAbout, folder: Path) -> SweepReport:
         files["table.tex"] = _write(folder / "table.tex", "\n".join(map(to_latex, grids)))
     write_csv(table, folder / "results.csv")
     files["results.csv"] = folder / "results.csv"
-    page = page_template("curvact.lab.report.sweep", "page.html").render(
+    page = page_template("sweep/page.html").render(
         title=about.question or about.name,
         facts=_facts(table, about),
         sections=sections,
@@ -166,7 +155,7 @@ def _section(answer: Answer, about: SweepAbout, figures: Mapping[str, Figure]) -
         return _curve_section(answer, about, figures)
     caption = _judged_by(answer.judged_by, about) if isinstance(answer, PairedAnswer) else ""
     plates = tuple(
-        Plate("", caption, 1, (), (picture(to_svg(figure), f"{answer.title}: {name}"),))
+        Plate("", caption, 1, (picture(to_svg(figure), f"{answer.title}: {name}"),))
         for name, figure in figures.items()
     )
     return Section(answer.title, across=answer.sentences, tables=answer.tables, plates=plates)
@@ -191,7 +180,7 @@ def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str,
             f"{_judged_by(answer.question.outcome, about)} A line a stratum; small grey ticks are its points. "
             "Two sets that overlap do not contradict each other."
         ).strip()
-        plates.insert(1, Plate("Where the optimum can be", caption, 1, (), (image,)))
+        plates.insert(1, Plate("Where the optimum can be", caption, 1, (image,)))
     first = 2 if "optimum" in figures else 1
     across = tuple(
         line for line in answer.sentences if not any(line.endswith(s) for o in opinions for s in o.sentences)
@@ -298,7 +287,7 @@ def _plate(chart: Chart, about: SweepAbout) -> Plate:
         caption += " Intervals wider than the frame go on beyond it."
     if chart.hidden:
         caption += f" {count(chart.hidden, 'value')} not above 0 cannot be shown on a logarithmic axis."
-    return Plate(chart.title, caption, min(3, len(panels)) if len(panels) != 4 else 2, legend, tuple(panels))
+    return Plate(chart.title, caption, min(3, len(panels)) if len(panels) != 4 else 2, tuple(panels), legend)
 
 
 def _facts(table: Table, about: SweepAbout) -> list[str]:
