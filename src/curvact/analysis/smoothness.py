@@ -24,11 +24,12 @@ from curvact.analysis.input_flatness import InputFlatness, input_flatness
 from curvact.analysis.loss import Batch, Loss
 from curvact.analysis.records import OnProgress, plain
 from curvact.analysis.weights import Weights, moving, norm_of
-from curvact.attacks.arguments import door, is_attack, shown
+from curvact.attacks.arguments import door, is_attack
 from curvact.attacks.batch import checked_images
 from curvact.attacks.pgd import Attack
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError, nearest
+from curvact.names import shortened
 from curvact.random import generator as make_generator
 
 Point = Mapping[str, Tensor] | Tensor
@@ -590,7 +591,7 @@ def _check_attacks(attacks: Mapping[str, Attack | None], where: str) -> None:
     for name, attack in attacks.items():
         if attack is not None and not is_attack(attack):
             raise CurvactError(
-                f"attack {name!r} in {where} is {shown(attack)}: a function (model, x, y) -> x_adv, such as "
+                f"attack {name!r} in {where} is {shortened(attack)}: a function (model, x, y) -> x_adv, such as "
                 "PGD(20).on(threat_model), or None"
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvact.attacks.arguments import door, shown, takes_threat_model
+from curvact.attacks.arguments import door, takes_threat_model
 from curvact.attacks.batch import (
     ROUNDING,
     Guarded,
@@ -27,6 +27,7 @@ from curvact.attacks.registry import NamedAttack, named_attack
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
 from curvact.models.modes import mode
+from curvact.names import shortened
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _attack(attack: Any, threat_model: ThreatModel | None) -> Attack:
         attack = named_attack(attack)
     if not callable(attack) or isinstance(attack, type):
         raise CurvactError(
-            f"attack={shown(attack)} of accuracy: a function (model, x, y) -> x_adv, or a name"
+            f"attack={shortened(attack)} of accuracy: a function (model, x, y) -> x_adv, or a name"
         )
     if not takes_threat_model(attack):
         ready: Attack = attack

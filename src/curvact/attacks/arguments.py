@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from curvact.attacks.batch import differentiable
-from curvact.errors import CurvactError, short
+from curvact.errors import CurvactError
+from curvact.names import shortened
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,17 +68,12 @@ def _taken(where: str, name: str, value: Any, kinds: list[str] | None) -> Any:
             number = kind in ("int", "float") and not isinstance(value, (int, float))
             return value if not number else int(value) if kind == "int" else float(value)
     wanted = " or ".join(KINDS[kind][1] if kind != "None" else "None" for kind in kinds)
-    raise CurvactError(f"{name}={shown(value)} of {where}: {wanted}")
+    raise CurvactError(f"{name}={shortened(value)} of {where}: {wanted}")
 
 
 def check_kind(where: str, name: str, value: object, kind: str) -> None:
     """CurvactError for an argument that is not of the kind, a key of `KINDS`."""
     _taken(where, name, value, [kind])
-
-
-def shown(value: object) -> str:
-    """A value in one short line."""
-    return short(" ".join(repr(value).split()), 80)
 
 
 def takes_threat_model(attack: Callable[..., Any]) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from curvact.attacks.threat import ThreatModel, radius_text
 from curvact.errors import CurvactError
+from curvact.names import shortened
 
 WRAP = "wrap it with curvact.models.foreign.logits_of"
 ROUNDING = 1e-6
@@ -246,7 +247,7 @@ def check_classes(highest: int, count: int, where: str) -> None:
 def check_number(value: object, name: str, where: str, least: int = 1) -> None:
     """CurvactError unless the value is a whole number ≥ least."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise CurvactError(f"{name}={value!r} of {where}: a whole number >= {least}")
+        raise CurvactError(f"{name}={shortened(value)} of {where}: a whole number >= {least}")
 
 
 def check_images(x: Tensor) -> None:

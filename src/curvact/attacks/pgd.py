@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor
 
-from curvact.attacks.arguments import door, shown
-from curvact.attacks.batch import Guarded, checked, checked_labels, normal
+from curvact.attacks.arguments import door
+from curvact.attacks.batch import Guarded, check_number, checked, checked_labels, normal
 from curvact.attacks.losses import AttackLoss, attack_loss, succeeded
 from curvact.attacks.threat import ThreatModel, ball, check_per_sample
 from curvact.errors import CurvactError, nearest
 from curvact.models.modes import frozen
-from curvact.names import called, parse_call
+from curvact.names import called, parse_call, shortened
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -301,7 +301,7 @@ def pgd(
         if isinstance(value, Tensor):
             check_per_sample(name, value, x)
         elif value is not None:
-            raise CurvactError(f"{name}={shown(value)} of pgd: a tensor, one value for each image")
+            raise CurvactError(f"{name}={shortened(value)} of pgd: a tensor, one value for each image")
     _check_start(start, x)
     if check:
         _check_values(epsilon, start, generator, x)
@@ -341,13 +341,12 @@ def pgd(
 
 
 def _check(steps: int, step: float | None, restarts: int) -> None:
-    for name, value, least in (("steps", steps, 0), ("restarts", restarts, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise CurvactError(f"{name}={shown(value)} of pgd: a whole number >= {least}")
+    check_number(steps, "steps", "pgd", 0)
+    check_number(restarts, "restarts", "pgd")
     if step is None:
         return
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not (math.isfinite(step) and step > 0):
-        raise CurvactError(f"step={shown(step)} of pgd: a number > 0, in units of ε")
+        raise CurvactError(f"step={shortened(step)} of pgd: a number > 0, in units of ε")
     if step > LONGEST:
         raise CurvactError(
             f"step={step!r} of pgd: at most {LONGEST:g}, because steps are in units of ε and the ball is 2ε wide"

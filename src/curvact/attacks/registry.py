@@ -13,12 +13,12 @@ from torch import Tensor
 
 from curvact.attacks.adapters import from_adv_lib, from_torchattacks
 from curvact.attacks.adaptive import Adaptive
-from curvact.attacks.arguments import shown, takes_threat_model
+from curvact.attacks.arguments import takes_threat_model
 from curvact.attacks.autoattack import ATTACKS, AutoAttack
 from curvact.attacks.pgd import FGSM, PGD, Model, OnStep
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError, nearest
-from curvact.names import called, parse_call
+from curvact.names import called, parse_call, shortened
 
 
 class NamedAttack(Protocol):
@@ -171,7 +171,7 @@ def as_named_attack(attack: object) -> NamedAttack:
         return attack
     if not callable(attack) or isinstance(attack, type):
         raise CurvactError(
-            f"attack={shown(attack)}: a name such as pgd-20, or a function (model, x, y) -> x_adv"
+            f"attack={shortened(attack)}: a name such as pgd-20, or a function (model, x, y) -> x_adv"
         )
     function: Callable[..., Any] = attack
     name = getattr(function, "__name__", type(function).__name__).strip("<>")
