@@ -69,7 +69,11 @@ def _attack(change: Callable[[Tensor], object]) -> Callable[..., object]:
     ("change", "message"),
     [
         (lambda x: x.index_fill(0, torch.tensor([1]), math.nan), "at 1 of 2: image 1 is NaN"),
-        (lambda x: x - 0.51, r"at 2 of 2: image 0 lies 0.01 outside of linf ε = 0.1 in \[0, 1\]|lies 0.41"),
+        (lambda x: x - 0.51, r"at 2 of 2: image 0 lies 0\.41 outside of linf ε = 0\.1 in \[0, 1\]"),
+        (
+            lambda x: x + torch.tensor([0.15, 0.3]).view(2, 1, 1, 1),
+            r"at 2 of 2: image 0 lies 0\.05 outside of linf ε = 0\.1",
+        ),
         (lambda x: x + 0.102, "image 0 lies 0.002 outside of linf ε = 0.1"),
         (lambda x: x[:1], r"images of shape \(1, 1, 1, 2\) for \(2, 1, 1, 2\)"),
         (lambda x: x.double(), "images of dtype torch.float64 for torch.float32"),

@@ -167,11 +167,7 @@ def _check_distances(distances: list[Tensor], threat_model: ThreatModel | None) 
     if not bad:
         return
     place = "[0, 1]" if threat_model is None else f"{threat_model} in [0, 1]"
-    what = (
-        "is NaN"
-        if math.isnan(beyond[bad[0]])
-        else f"lies {float(beyond[bad].nan_to_num().max()):.3g} outside of {place}"
-    )
+    what = "is NaN" if math.isnan(beyond[bad[0]]) else f"lies {float(beyond[bad[0]]):.3g} outside of {place}"
     raise CurvactError(
         f"the attack of accuracy left the allowed images at {len(bad)} of {len(beyond)}: image {bad[0]} {what}; "
         "project onto them (ThreatModel.project)"
