@@ -217,5 +217,7 @@ def test_a_function_of_the_model_is_an_attack_with_settings(monkeypatch: pytest.
     }.items():
         with pytest.raises(CurvactError, match=message):
             named_attack(text)
+    register_attack("pgdtowards", towards)
+    assert str(named_attack("pgdtowards(share=0.5)")) == "pgdtowards(share=0.5)"
     with pytest.raises(CurvactError, match="a function or a class"):
         register_attack("three", 3)  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ def named_attack(text: str) -> NamedAttack:
     name, settings = parse_call(text)
     if not settings and all(part in ATTACKS for part in name.split("+")):
         return AutoAttack(None, tuple(name.split("+")))
-    if name.startswith("pgd"):
+    if name == "pgd" or (name.startswith("pgd") and name not in _REGISTRY):
         return PGD.parse(text)
     if name not in _REGISTRY:
         known = attack_names()
