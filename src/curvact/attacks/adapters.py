@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvact.attacks.autoattack.shard import allowed
 from curvact.attacks.batch import alike, checked, differentiable
 from curvact.attacks.losses import succeeded
 from curvact.attacks.pgd import Model, OnStep
@@ -68,9 +69,8 @@ class Adapted:
         x_adv = self._found(model, x, y, threat_model, generator)
         if not self.smallest:
             return x_adv
-        flat = x_adv.flatten(1)
-        allowed = (threat_model.excess(x_adv, x) <= 0) & ((flat >= 0) & (flat <= 1)).all(1)
-        return torch.where(allowed.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
+        near = allowed(x_adv, x, threat_model)
+        return torch.where(near.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
 
     @differentiable()
     def radii(
