@@ -266,6 +266,13 @@ X, Y = torch.rand(2, 3), torch.tensor([0, 1])
 BALL = ThreatModel("l2", 0.1)
 
 
+class Cut(nn.Module):
+    """No gradient leads from its outputs to its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
 def spoiled() -> nn.Module:
     model = nn.Linear(3, 2)
     with torch.no_grad():
@@ -290,6 +297,8 @@ def spoiled() -> nn.Module:
             "inputs of torch.uint8 in input_gradient: they must be floating point",
         ),
         (lambda: linearity_error(Loss(nn.Identity(), X - 1, Y), BALL), "images of linearity_error lie in"),
+        (lambda: input_gradient(Loss(Cut(), X, Y)), "by a differentiable way in input_gradient"),
+        (lambda: linearity_error(Loss(Cut(), X, Y), BALL), "by a differentiable way in linearity_error"),
         (
             lambda: input_gradient(Loss(spoiled(), X, Y)),
             "the gradient of example 0 is not finite in input_gradient",

@@ -150,7 +150,7 @@ def input_gradient(loss: Loss) -> Tensor:
     with loss.running("input_gradient", twice=False), frozen(loss.model), torch.enable_grad():
         for x, y in loss.inputs():
             point = x.detach().requires_grad_()
-            slope = _slope(loss.each(loss.outputs(point), y), point)
+            slope = _slope(loss.each(loss.outputs(point), y), point, loss.where)
             slopes.append(slope.detach())
     return _finite(torch.cat(slopes), "gradient", "input_gradient")
 
@@ -181,7 +181,7 @@ def input_spectrum(loss: Loss, *, steps: int = 20, random: torch.Generator | Non
         for x, y in loss.inputs():
             random = generator(0, "input spectrum", device=x.device) if random is None else random
             point = x.detach().requires_grad_()
-            slope = _slope(loss.each(loss.outputs(point), y), point, again=True)
+            slope = _slope(loss.each(loss.outputs(point), y), point, where, again=True)
 
             def product(v: Tensor, slope: Tensor = slope, point: Tensor = point) -> Tensor:
                 if not slope.requires_grad:
@@ -248,7 +248,7 @@ def _furthest(
     length = 2.5 * threat_model.epsilon / steps
     start = x.clone().requires_grad_()
     here = loss.each(loss.outputs(start), y)
-    slope = _slope(here, start)
+    slope = _slope(here, start, loss.where)
     here, flat = here.detach().double(), slope.flatten(1).double()
     worst = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for _ in range(restarts):
@@ -304,7 +304,7 @@ def _lanczos(
     return InputSpectrum(values[:, -1], values[:, 0], last.double() * vectors[:, -1, -1].abs())
 
 
-def _slope(losses: Tensor, point: Tensor, *, again: bool = False) -> Tensor:
+def _slope(losses: Tensor, point: Tensor, where: str, *, again: bool = False) -> Tensor:
     """The gradient of the losses in the inputs. again: to be differentiated once more. CurvactError
     where autograd finds no way.
     """
@@ -312,7 +312,7 @@ def _slope(losses: Tensor, point: Tensor, *, again: bool = False) -> Tensor:
     if losses.requires_grad:
         (found,) = torch.autograd.grad(losses.sum(), point, allow_unused=True, create_graph=again)
     if found is None:
-        raise CurvactError("the loss does not depend on the inputs by a differentiable way in input_flatness")
+        raise CurvactError(f"the loss does not depend on the inputs by a differentiable way in {where}")
     return found
 
 

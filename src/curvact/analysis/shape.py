@@ -201,7 +201,7 @@ def empirical_lipschitz(
     check_number(batch_size, "batch_size", where)
     x = checked_images(x, where)
     ratios = []
-    for number, images in enumerate(torch.split(x.detach(), batch_size)):
+    for number, images in enumerate(torch.split(x, batch_size)):
         with torch.no_grad():
             clean = first_outputs(model, images, where)
         if wrong := wrong_shape(clean, len(images)):

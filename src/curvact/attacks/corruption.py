@@ -69,7 +69,8 @@ def corruption_accuracy(
     data: a data set, which is corrupted batch by batch; or a folder such as CIFAR-10-C, with
         NAME.npy and labels.npy.
     corruptions: names in `curvact.data.corruptions.CORRUPTIONS`, or files of the folder. None: all
-        that suit the images. One name, or one severity, may stand alone. seed: of the random numbers of the corruptions.
+        that suit the images. One name, or one severity, may stand alone.
+    seed: of the random numbers of the corruptions.
     on_done: called with each corruption, severity and accuracy.
     Logits with NaN are wrong answers. Raises CurvactError for unknown corruptions and severities, a
     batch_size below 1, and for a model that lacks an output for a label.

@@ -345,7 +345,7 @@ class Runner:
 
 def zero_gradients(model: Model, x: Tensor, y: Tensor) -> int:
     """How many images have no gradient of the cross-entropy (or NaN). The reference looks only under
-    its other losses. It is not counted as work of the attack. Waits for the device.
+    its other losses. This pass is not counted as work of the attack. Waits for the device.
 
     >>> zero_gradients(lambda x: 1e5 * x, torch.eye(3), torch.arange(3))
     3
