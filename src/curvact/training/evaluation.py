@@ -35,8 +35,7 @@ def evaluated_weights(
 ) -> Iterator[None]:
     """Inside, the model holds the weights to evaluate and keep.
 
-    These are the outer weights (Entropy-SGD), the average, or the trained weights themselves. In
-    the
+    These are the outer weights (Entropy-SGD), the average, or the trained weights themselves. In the
     first two cases batch norm is recalibrated for them; see `recalibration_cost`.
     enter_average: take the weights into the average (SWA) first.
     """
@@ -61,9 +60,12 @@ def recalibration_cost(trainer: Trainer, batches: Batches) -> int:
     """Gradient evaluations of one recalibration of batch norm; 0 where none is needed."""
     if not trainer.needs_recalibration:
         return 0
-    return trainer.objective.entry.cost(trainer.recipe.attack.steps) * _recalibration_batches(
-        batches.batch_size, batches.per_epoch
-    )
+    return _one_recalibration(trainer.recipe, batches.per_epoch)
+
+
+def _one_recalibration(recipe: Recipe, per_epoch: int) -> int:
+    each = objective(recipe.objective).entry.cost(recipe.attack.steps)
+    return each * _recalibration_batches(recipe.batch_size, per_epoch)
 
 
 def _recalibration_batches(batch_size: int, per_epoch: int) -> int:
@@ -79,10 +81,8 @@ def most_evaluations(recipe: Recipe, steps_per_epoch: int) -> int:
     >>> most_evaluations(Recipe(budget=100, attack="pgd-5"), 10)
     100
     """
-    cost, last = step_cost(recipe), 0
-    if recipe.averaging != "none" or recipe.optimizer.startswith("entropy-sgd"):
-        each = objective(recipe.objective).entry.cost(recipe.attack.steps)
-        last = each * _recalibration_batches(recipe.batch_size, steps_per_epoch)
+    others = recipe.method_of("averaging")[0] != "none" or recipe.method_of("optimizer")[0] == "entropy-sgd"
+    cost, last = step_cost(recipe), _one_recalibration(recipe, steps_per_epoch) if others else 0
     if recipe.budget is None:
         return recipe.epochs * steps_per_epoch * cost + last
     return max(recipe.budget, cost + last)

@@ -39,7 +39,7 @@ from curvact.training.progress import SILENT, Diverged, Epoch, Step, Watch
 from curvact.training.recipe import Recipe
 from curvact.training.schedule import averages_epoch, extension_problem, learning_rate, perturbs_weights
 from curvact.training.state import difference, load_state, save_state
-from curvact.training.step import Trainer
+from curvact.training.step import Trainer, step_cost
 
 CHECK_EVERY = 20
 """Steps between two looks at the losses: the only waits for the device within an epoch."""
@@ -146,7 +146,7 @@ class _Run:
         self.total = recipe.epochs * self.batches.per_epoch
         if recipe.budget is not None:
             left = recipe.budget - recalibration_cost(self.trainer, self.batches)
-            self.total = max(1, left // self.trainer.cost())
+            self.total = max(1, left // step_cost(recipe))
         self.epochs = math.ceil(self.total / self.batches.per_epoch)
 
     def train(self, state: Path | None, watch: Watch) -> list[Epoch]:

@@ -10,7 +10,8 @@ from curvact.errors import CurvactError
 from curvact.training.objectives import objective
 from curvact.training.parsing import Settings, is_number, method
 
-METHODS: dict[str, dict[str, Settings]] = {
+Kind = Literal["optimizer", "perturbation", "averaging"]
+METHODS: dict[Kind, dict[str, Settings]] = {
     "optimizer": {
         "sgd": {},
         "adamw": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
@@ -126,8 +127,8 @@ class Recipe:
                 f"milestones={self.milestones!r} of a recipe: rising parts of all steps, each in (0, 1)"
             )
         self._read_attacks()
-        for kind, known in METHODS.items():
-            name, settings = method(kind, getattr(self, kind), known)
+        for kind in METHODS:
+            name, settings = self.method_of(kind)
             if name == "adamw":
                 self._check_adamw(settings)
         objective(self.objective, self.label_smoothing)
@@ -158,6 +159,14 @@ class Recipe:
                 f"attack={self.attack} of a recipe: the objective sets the loss, and training starts "
                 "PGD once; allowed are steps, step and start"
             )
+
+    def method_of(self, kind: Kind) -> tuple[str, dict[str, Any]]:
+        """The name of its method of a kind, and all settings of that method.
+
+        >>> Recipe(averaging="EMA").method_of("averaging")
+        ('ema', {'decay': 0.995})
+        """
+        return method(kind, getattr(self, kind), METHODS[kind])
 
     def as_dict(self) -> dict[str, Any]:
         """Every field as plain data for JSON; `Recipe(**…)` makes the recipe again."""

@@ -7,7 +7,7 @@ from dataclasses import fields
 from functools import lru_cache
 
 from curvact.training.parsing import method
-from curvact.training.recipe import METHODS, Recipe
+from curvact.training.recipe import METHODS, Kind, Recipe
 
 
 def learning_rate(recipe: Recipe, step: int, total: int) -> float:
@@ -38,11 +38,14 @@ def perturbs_weights(recipe: Recipe, step: int, total: int) -> bool:
 
 def averages_epoch(recipe: Recipe, steps_done: int, total: int) -> bool:
     """Whether the weights at the end of an epoch, after `steps_done` steps, enter SWA's average."""
-    return recipe.averaging.startswith("swa") and steps_done > _start("averaging", recipe.averaging) * total
+    return (
+        recipe.method_of("averaging")[0] == "swa"
+        and steps_done > _start("averaging", recipe.averaging) * total
+    )
 
 
 @lru_cache
-def _start(kind: str, text: str) -> float:
+def _start(kind: Kind, text: str) -> float:
     """The part of training at which a method begins; infinity where it is "none"."""
     name, settings = method(kind, text, METHODS[kind])
     return math.inf if name == "none" else float(settings.get("start", 0.0))

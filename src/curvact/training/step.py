@@ -19,9 +19,8 @@ from curvact.training.methods.averaging import Average
 from curvact.training.methods.entropy_sgd import EntropySGD
 from curvact.training.methods.perturbation import add, awp, restore, sam
 from curvact.training.objectives import ObjectiveValue, objective
-from curvact.training.parsing import method
 from curvact.training.processes import Compute, average_gradients, precision
-from curvact.training.recipe import METHODS, Recipe
+from curvact.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -56,11 +55,7 @@ def step_cost(recipe: Recipe) -> int:
     (6, 7)
     """
     entry = objective(recipe.objective, recipe.label_smoothing).entry
-    again = (
-        0
-        if method("perturbation", recipe.perturbation, METHODS["perturbation"])[0] == "none"
-        else entry.passes
-    )
+    again = 0 if recipe.method_of("perturbation")[0] == "none" else entry.passes
     return entry.cost(recipe.attack.steps) + again
 
 
@@ -86,12 +81,10 @@ class Trainer:
         self.accumulate = compute.accumulate
         self.forward: Any = torch.compile(model) if compute.compiled else model
         self.objective = objective(recipe.objective, recipe.label_smoothing)
-        self.perturbation, self.settings = method(
-            "perturbation", recipe.perturbation, METHODS["perturbation"]
-        )
+        self.perturbation, self.settings = recipe.method_of("perturbation")
         self.optimizer = make_optimizer(model, recipe, random)
         self.fabric_optimizer: Any = fabric.setup_optimizers(self.optimizer)
-        kind, settings = method("averaging", recipe.averaging, METHODS["averaging"])
+        kind, settings = recipe.method_of("averaging")
         decay = {"decay": settings["decay"]} if "decay" in settings else {}
         self.average = None if kind == "none" else Average(model, kind=kind, **decay)
         folds = not compute.compiled and example.shape[-1] >= FOLD_FROM and batch_norm.has_batch_norm(model)
@@ -107,10 +100,6 @@ class Trainer:
         """Whether others than the trained weights are evaluated, in a model with batch norm."""
         others = self.entropy_sgd is not None or self.average is not None
         return others and batch_norm.has_batch_norm(self.model)
-
-    def cost(self) -> int:
-        """Gradient evaluations of one step."""
-        return step_cost(self.recipe)
 
     def step(
         self, x: Tensor, y: Tensor, *, whole: int, rate: float, perturbed: bool, random: torch.Generator
@@ -205,7 +194,7 @@ class Trainer:
 
 def make_optimizer(model: nn.Module, recipe: Recipe, random: torch.Generator) -> torch.optim.Optimizer:
     """The optimizer of the recipe, on the trained parameters. random: of Entropy-SGD's noise."""
-    name, settings = method("optimizer", recipe.optimizer, METHODS["optimizer"])
+    name, settings = recipe.method_of("optimizer")
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
     left_out = _not_decayed(model, recipe)
