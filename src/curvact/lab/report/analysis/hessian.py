@@ -117,9 +117,7 @@ def split_figure(losses: Mapping[str, Record], title: str = "", ax: Axes | None 
     layers = list(first["layers"])
     sites = _largest(losses)
     with house_style():
-        figure = Figure(
-            figsize=(5.4 * len(losses) + 1.2, 2.0 + 0.26 * (len(layers) + 1)), layout="constrained"
-        )
+        figure = canvas((5.4 * len(losses) + 1.2, 2.0 + 0.26 * (len(layers) + 1)), ax)
         panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
         others = False
         for axes, (label, record) in zip(panels, losses.items(), strict=True):
