@@ -117,6 +117,16 @@ def test_every_form_is_the_same_data_set(mapped: Any, form: str, memory: int) ->
     assert data.first(7).sha256 == DIGITS.first(7).sha256
 
 
+def test_a_mapped_file_of_the_other_byte_order(tmp_path: Path) -> None:
+    """torch takes arrays in the byte order of the machine alone."""
+    np.save(tmp_path / "x.npy", (BYTES / 255).astype(">f4" if sys.byteorder == "little" else "<f4"))
+    data = from_arrays(np.load(tmp_path / "x.npy", mmap_mode="r"), LABELS, memory=0)
+    assert isinstance(data.images, LazyImages)
+    assert data.sha256 == DIGITS.sha256
+    index = torch.tensor([5, 199, 0, 5])
+    assert torch.equal(data.images[index], DIGITS.images[index])
+
+
 def test_floats_that_are_no_bytes_are_kept_exactly() -> None:
     images = np.random.default_rng(0).random((50, 3, 6, 9), np.float32)
     data = from_arrays(images, np.arange(50) % 2)

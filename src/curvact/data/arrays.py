@@ -221,10 +221,9 @@ def _of_map(where: str, images: Array) -> LazyImages:
     """Images of a mapped file, which stay there. Each is looked at once."""
 
     def rows(index: Tensor) -> Tensor:
-        return channels_first(where, as_tensor(where, read_rows(images, index).numpy()))
+        return channels_first(where, as_tensor(where, read_rows(images, index)))
 
     places = torch.arange(len(images))
-    channels_first(where, as_tensor(where, images[:1]) if len(images) else torch.zeros(images.shape))
     look = Look(where)
     shape: tuple[int, ...] = ()
     for part in places.split(at_once(images.shape[1:])):  # type: ignore[no-untyped-call]

@@ -85,7 +85,7 @@ class ExtraImages:
 
     def read(self, index: Tensor) -> Tensor:
         """The chosen images, uint8 N×C×H×W. They are read in the order of the file."""
-        rows = read_rows(self.images, index)
+        rows = torch.from_numpy(read_rows(self.images, index))
         return (rows if self.channels_first else rows.permute(0, 3, 1, 2)).contiguous()
 
     def order(self, seed: int, position: Tensor) -> Tensor:

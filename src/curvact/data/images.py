@@ -81,7 +81,7 @@ def chunks(images: Images, index: Tensor | None = None) -> Iterator[Tensor]:
         yield images[part] if index is None else images[index[part]]
 
 
-def read_rows(array: Array, index: Tensor) -> Tensor:
-    """The rows of a mapped array. They are read in the order of the file."""
+def read_rows(array: Array, index: Tensor) -> Array:
+    """The rows of a mapped array, in its byte order. They are read in the order of the file."""
     ordered, back = index.sort()
-    return torch.from_numpy(np.asarray(array[ordered.numpy()]))[back.argsort()]
+    return np.asarray(array[ordered.numpy()])[back.argsort().numpy()]
