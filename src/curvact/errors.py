@@ -25,6 +25,15 @@ def short(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type if it has none.
+
+    >>> first_line(RuntimeError("no shape\\nat line 3")), first_line(EOFError())
+    ('no shape', 'EOFError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`'; did you mean 'x'?'` for the nearest allowed name, or an empty string.
 

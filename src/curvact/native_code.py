@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, hash_of_file
 
 _FLAGS = (
     "-std=gnu11",
@@ -70,17 +70,17 @@ def compiled(source: Path, macros: Sequence[str] = ()) -> Path:
     return library
 
 
-def _hash_file(library: Path) -> Path:
+def _path_of_hash(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
 def _intact(library: Path) -> bool:
     """Whether a library and its hash are there, of this user, and belong together."""
-    beside = _hash_file(library)
+    beside = _path_of_hash(library)
     try:
         if not all(_is_own(file.lstat(), stat.S_ISREG) for file in (library, beside)):
             return False
-        return hashlib.sha256(library.read_bytes()).hexdigest() == beside.read_text().strip()
+        return hash_of_file(library) == beside.read_text().strip()
     except (OSError, ValueError):
         return False
 
@@ -169,10 +169,10 @@ def build(compiler: list[str], source: Path, macros: Sequence[str], library: Pat
             done = subprocess.run(command, capture_output=True, timeout=_BUILD_SECONDS, check=False)
             if done.returncode == 0 and os.path.getsize(temporary) > 0:
                 os.chmod(temporary, 0o700)
-                digest = hashlib.sha256(Path(temporary).read_bytes()).hexdigest()
+                digest = hash_of_file(Path(temporary))
                 os.replace(temporary, library)
-                atomic_write(_hash_file(library), digest + "\n")
-                os.chmod(_hash_file(library), 0o600)
+                atomic_write(_path_of_hash(library), digest + "\n")
+                os.chmod(_path_of_hash(library), 0o600)
                 return
     except (OSError, subprocess.SubprocessError, CurvactError):
         pass

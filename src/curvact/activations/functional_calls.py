@@ -17,7 +17,7 @@ from torch import nn
 
 from curvact.activations.inplace import seen_writes
 from curvact.activations.selection import FUNCTION_NAMES, FUNCTIONAL, Match, functional_names, is_activation
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, first_line
 
 ROOT = "(the model itself)"
 Make = Callable[[nn.Module | None, nn.Module, Any], nn.Module]
@@ -62,9 +62,8 @@ def trace(model: nn.Module, match: Match, new: list[nn.Module]) -> torch.fx.Grap
             warnings.simplefilter("ignore")
             return _Tracer(lambda m: id(m) in added or match(m) or is_activation(m)).trace(model)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CurvactError(
-            f"torch.fx cannot trace {type(model).__name__} to rewrite its functional calls: {reason}"
+            f"torch.fx cannot trace {type(model).__name__} to rewrite its functional calls: {first_line(error)}"
         ) from None
 
 

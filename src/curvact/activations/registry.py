@@ -24,7 +24,7 @@ from curvact.activations.families.sparta import Sparta
 from curvact.activations.families.squareplus import Squareplus
 from curvact.activations.families.standard import ELU, GELU, Mish, ReLU, Softplus
 from curvact.activations.families.swish import SiLU, Swish
-from curvact.errors import CurvactError, nearest
+from curvact.errors import CurvactError, first_line, nearest
 from curvact.names import parse_call, shortened
 
 Factory = Callable[..., nn.Module]
@@ -168,7 +168,9 @@ def made_by(factory: Callable[..., nn.Module], **options: Any) -> nn.Module:
     except CurvactError:
         raise
     except Exception as error:
-        raise CurvactError(f"the factory {name_of(factory)} of activations fails: {_line(error)}") from None
+        raise CurvactError(
+            f"the factory {name_of(factory)} of activations fails: {first_line(error)}"
+        ) from None
     if not isinstance(made, nn.Module):
         raise CurvactError(
             f"the factory {name_of(factory)} of activations made a {type(made).__name__}: it must make an nn.Module"
@@ -323,15 +325,10 @@ def _check_function(function: Callable[..., Any]) -> None:
     except CurvactError:
         raise
     except Exception as error:
-        raise CurvactError(f"{what}: given a tensor it fails, {_line(error)}") from None
+        raise CurvactError(f"{what}: given a tensor it fails, {first_line(error)}") from None
     shapes = isinstance(whole, Tensor) and whole.shape == x.shape and part.shape == (1, 5)
     if not shapes or not torch.allclose(whole[2:], part[0], equal_nan=True):
         raise CurvactError(f"{what}: it is not elementwise, or differs from call to call")
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's text, or its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def fresh(activation_like: ActivationLike, where: str) -> Callable[[], nn.Module]:

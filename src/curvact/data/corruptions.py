@@ -70,8 +70,7 @@ def corrupt(
     tensor([128], dtype=torch.uint8)
     """
     chosen = corruption_named(name)
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise CurvactError(f"severity={severity!r} of {name}: 1, 2, 3, 4 or 5")
+    _check_severity(name, severity)
     if images.ndim != 4 or 0 in images.shape[1:] or images.shape[1] not in (1, 3):
         raise CurvactError(f"{name}: images of shape {tuple(images.shape)}; N×C×H×W, C of 1 or 3, is needed")
     if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -84,6 +83,11 @@ def corrupt(
     if len(images) == 0:
         return images.to(torch.uint8)
     return as_bytes(chosen.function(x, chosen.settings[severity - 1], randoms).clamp(0, 1))
+
+
+def _check_severity(name: str, severity: object) -> None:
+    if isinstance(severity, bool) or severity not in SEVERITIES:
+        raise CurvactError(f"severity={severity!r} of {name}: 1, 2, 3, 4 or 5")
 
 
 def corruption_named(name: str) -> Corruption:
@@ -142,8 +146,7 @@ def stored_corruption(
     known = stored_corruptions(folder)
     if name not in known:
         raise CurvactError(f"{folder} has no {name}.npy{nearest(name, known)}; it has {', '.join(known)}")
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise CurvactError(f"severity={severity!r} of {name}: 1, 2, 3, 4 or 5")
+    _check_severity(name, severity)
     path = Path(folder) / f"{name}.npy"
     images, labels = map_npy(path), map_npy(Path(folder) / "labels.npy")
     if len(images) % len(SEVERITIES) or len(labels) != len(images):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from curvact.activations import Activation
 from curvact.activations.arguments import module as check_module
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, short
 from curvact.files import as_path, atomic_write
 from curvact.models.registry import build, is_known, skeleton
 from curvact.names import shortened
@@ -296,13 +296,12 @@ def rebuild(
     try:
         plan = skeleton(arguments)
         wrong = [] if plan is None else misfits(tensors, plan.state_dict())
-        if wrong:
-            raise CurvactError(f"{where} does not fit its architecture: {'; '.join(wrong)}")
     except CurvactError as error:
-        text = str(error)
-        raise CurvactError(text if text.startswith(where) else f"{where}: {text}") from None
+        raise CurvactError(f"{where}: {error}") from None
     except _FAULTS as error:
         raise _misfit(where, error) from None
+    if wrong:
+        raise CurvactError(f"{where} does not fit its architecture: {'; '.join(wrong)}")
     try:
         model = build(**arguments)
         for name, place in model.state_dict(keep_vars=True).items() if keep_types else ():
@@ -321,5 +320,4 @@ _FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError,
 
 def _misfit(where: str, error: Exception) -> CurvactError:
     why = " ".join(str(error).split()) or type(error).__name__
-    short = why if len(why) <= _LONGEST else f"{why[:_LONGEST]}…"
-    return CurvactError(f"{where} does not fit its architecture: {short}")
+    return CurvactError(f"{where} does not fit its architecture: {short(why, _LONGEST)}")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, first_line
 from curvact.names import shortened
 
 Array = NDArray[np.float64]
@@ -64,7 +64,7 @@ class ScalarFunction:
                     f = copy.deepcopy(f).to(device="cpu", dtype=torch.float64).eval()
             except (RuntimeError, TypeError) as error:
                 raise CurvactError(
-                    f"max_curvature cannot copy {call.name} to measure it: {_line(error)}"
+                    f"max_curvature cannot copy {call.name} to measure it: {first_line(error)}"
                 ) from None
         call._choose(f)
         return call
@@ -111,7 +111,7 @@ class ScalarFunction:
                 except CurvactError:
                     raise
                 except Exception as error:
-                    failures.append(f"given {form}: {_line(error)}")
+                    failures.append(f"given {form}: {first_line(error)}")
                     continue
                 self.values = values
                 self.by_arrays = dtype is not None or form == "an array"
@@ -226,11 +226,6 @@ def _number(f: Any, x: Any) -> float:
             f"a function for max_curvature returns {tuple(y.shape)} for one number: it must be elementwise"
         )
     return float(y)
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
 
 
 @contextmanager
