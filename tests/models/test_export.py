@@ -64,6 +64,16 @@ def test_fx_traces_our_networks(name: str) -> None:
     agrees(torch.fx.symbolic_trace(model), model, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["mini_resnet", "vit"])
+def test_our_networks_are_traced_and_exported(name: str) -> None:
+    sizes = {"vit": {"width": 6, "depth": 1}}.get(name, {"width": 2})
+    model = build(name, activation="rctaf(curvature=6)", channels=1, size=8, **sizes).eval()
+    agrees(torch.jit.trace(model, images(2)), model)
+    count = torch.export.Dim("count", min=1, max=100)
+    agrees(torch.export.export(model, (images(),), dynamic_shapes=({0: count},)).module(), model)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("way", ["script", "trace"])
 @pytest.mark.parametrize("name", ACTIVATIONS)

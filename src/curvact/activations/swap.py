@@ -93,8 +93,8 @@ def swap_activations(
     from_: what to replace: a class; a name such as "ReLU" or "relu", of a class of torch.nn, of an
         activation of curvact or of a class in the model; a tuple or list of these; one module
         object; or a predicate on modules (for functional calls it is asked about the torch.nn
-        module of that name, with default arguments). None: the activations of torch.nn (`selection.TORCH_ACTIVATIONS`) and every
-        module that has `slope` and `curvature`.
+        module of that name, with default arguments). None: the activations of torch.nn
+        (`selection.TORCH_ACTIVATIONS`) and every module that has `slope` and `curvature`.
     to: a name such as "rctaf(curvature=6)", a factory called without arguments (a class, too), or a
         module, which is copied unless shared="one".
     shared: "keep": a module object that was used at several places becomes one new module at all of

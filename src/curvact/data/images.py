@@ -84,4 +84,5 @@ def chunks(images: Images, index: Tensor | None = None) -> Iterator[Tensor]:
 def read_rows(array: Array, index: Tensor) -> Array:
     """The rows of a mapped array, in its byte order. They are read in the order of the file."""
     ordered, back = index.sort()
-    return np.asarray(array[ordered.numpy()])[back.argsort().numpy()]
+    rows: Array = np.asarray(array[ordered.numpy()])[back.argsort().numpy()]
+    return rows

@@ -50,10 +50,10 @@ def load(
 ) -> Splits:
     """The three splits of a data set.
 
-    name: a name in `DATASETS`; or the path (a `Path`, or a text with a `/`) of a folder with one folder a class, of a folder with
-        `train` and `test` (or `val`) folders, of an .npz, of a folder of .npy files, or of .parquet
-        files (extra `parquet`); or `hf:owner/name` or `hf:owner/name:config@revision` of the
-        Hugging Face hub (extra `hub`).
+    name: a name in `DATASETS`; or a path (a `Path`, or a text with a `/`); or `hf:owner/name` or
+        `hf:owner/name:config@revision` of the Hugging Face hub (extra `hub`). A path is that of a
+        folder with one folder a class, of a folder with `train` and `test` (or `val`) folders, of
+        an .npz, of a folder of .npy files, or of .parquet files (extra `parquet`).
     root: the folder of the named data sets. If None: the environment's CURVACT_DATA, else `data`.
     size: scale the images to size×size pixels.
     train, validation, test: at most so many images of each split.

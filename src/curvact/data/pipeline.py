@@ -1,6 +1,7 @@
 """Training batches: shuffled, shifted, flipped and cut out on the device of the data, from a seed.
 
-Images stay as they are stored until a batch is made. Batches are float32 in [0, 1]; models normalize themselves.
+Images stay as they are stored until a batch is made. Batches are float32 in [0, 1]; models normalize
+themselves.
 """
 
 from __future__ import annotations
