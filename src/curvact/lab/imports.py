@@ -17,7 +17,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from curvact.attacks.registry import attack_names
 from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
-from curvact.lab.settings import Strict
+from curvact.lab.settings import Settings, Strict, read_settings
 from curvact.models import MODELS
 from curvact.models.named import FILES
 from curvact.training import OBJECTIVES
@@ -162,6 +162,33 @@ _PLUGINS_RUN: set[str] = set()
 _PLUGINS_TOLD: list[bool] = []
 
 
+def read_with_code(
+    kind: type[Settings],
+    path: Path,
+    overrides: list[str] | None,
+    *,
+    name: str,
+    what: str,
+    writer: str,
+    flat: Collection[str] = (),
+) -> Settings:
+    """The spec in a YAML file, or in the file of that name in a folder, after its `imports` were run.
+
+    what: the thing that such a folder holds. writer: the command that writes it.
+    overrides, flat: as in `read_settings`. Raises CurvactError in one line, as `load_imports` does
+    too, and for a folder without that file.
+    """
+    ask = path.is_dir()
+    if ask:
+        path = path / name
+        if not path.is_file():
+            raise CurvactError(f"{path.parent} holds no {what} (no {name}): `{writer}` writes one")
+    folder = path.parent
+    return read_settings(
+        kind, path, overrides, flat, prepare=lambda content: load_imports(content, folder, ask=ask)
+    )
+
+
 def load_imports(content: Mapping[str, Any], folder: Path, *, ask: bool) -> dict[str, Any]:
     """Settings whose `imports` were run. With those given on the command line, unless `ask`.
 
@@ -174,13 +201,10 @@ def load_imports(content: Mapping[str, Any], folder: Path, *, ask: bool) -> dict
         raise CurvactError(f"imports={short(repr(known))}: must be a list of files, such as [my.py]")
     wanted = [_plain_import(item) for item in known]
     done = [_of_folder(item, folder) if ask else _of_spec(item, folder) for item in wanted]
+    rest = {key: value for key, value in content.items() if key != "imports"}
     if not ask:
         done += [item for item in _given.get() if item.sha256 not in {d.sha256 for d in done}]
-    plain = {key: value for key, value in content.items() if key != "imports"}
-    if not ask:
-        rest = _run_networks(plain, folder, done)
-    else:
-        rest = plain
+        rest = _run_networks(rest, folder, done)
     _check_names(done)
     return {**rest, "imports": [item.model_dump() for item in done]} if done else rest
 

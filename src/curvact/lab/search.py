@@ -13,9 +13,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from curvact.errors import CurvactError, nearest
-from curvact.lab.imports import Import, load_imports
-from curvact.lab.settings import Strict, first_problem, override_all, read_settings
+from curvact.errors import nearest
+from curvact.lab.imports import Import, read_with_code
+from curvact.lab.settings import Strict, first_problem, override_all
 from curvact.lab.spec import RunSpec
 from curvact.lab.sweep import Settings, in_words, nested, run_of
 from curvact.lab.table import Value
@@ -272,19 +272,12 @@ def read_search(path: str | Path, overrides: list[str] | None = None) -> SearchS
     only if they are trusted, see `curvact.lab.imports`.
     Raises CurvactError in one line for what is wrong in it.
     """
-    path = Path(path)
-    ask = path.is_dir()
-    if ask:
-        path = path / SEARCH_FILE
-        if not path.is_file():
-            raise CurvactError(
-                f"{path.parent} holds no search (no {SEARCH_FILE}): `curvact search` writes one"
-            )
-    folder = path.parent
-    return read_settings(
+    return read_with_code(
         SearchSpec,
-        path,
+        Path(path),
         overrides,
+        name=SEARCH_FILE,
+        what="search",
+        writer="curvact search",
         flat=("space", "baseline"),
-        prepare=lambda content: load_imports(content, folder, ask=ask),
     )

@@ -28,9 +28,9 @@ from curvact.data.loading import SIZE
 from curvact.devices import check_device_name
 from curvact.errors import CurvactError, nearest
 from curvact.files import hash_of_file
-from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports
+from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports, read_with_code
 from curvact.lab.layout import SPEC_FILE
-from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key, read_settings
+from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key
 from curvact.models import MODELS, arguments_of
 from curvact.models.checkpoint import find_weights
 from curvact.models.registry import takes_any_argument
@@ -475,16 +475,8 @@ def read_spec(source: str | Path, overrides: list[str] | None = None) -> RunSpec
     1
     """
     path = Path(source)
-    ask = path.is_dir()
-    if ask:
-        path = path / SPEC_FILE
-        if not path.is_file():
-            raise CurvactError(f"{path.parent} holds no run (no {SPEC_FILE}): `curvact train` writes one")
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        folder = path.parent
-        return read_settings(
-            RunSpec, path, overrides, prepare=lambda content: load_imports(content, folder, ask=ask)
-        )
+    if path.is_dir() or path.is_file() or path.suffix in (".yaml", ".yml"):
+        return read_with_code(RunSpec, path, overrides, name=SPEC_FILE, what="run", writer="curvact train")
     known = recipes()
     if str(source) not in known:
         raise CurvactError(

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from curvact.errors import CurvactError, nearest
-from curvact.lab.imports import Import, changing_runs, load_imports
-from curvact.lab.settings import Strict, check_settings, override_all, override_in, read_settings
+from curvact.errors import nearest
+from curvact.lab.imports import Import, changing_runs, read_with_code
+from curvact.lab.settings import Strict, check_settings, override_all, override_in
 from curvact.lab.spec import RunSpec
 from curvact.lab.statistics import QUESTIONS
 from curvact.lab.statistics.question import Question, question
@@ -334,19 +334,12 @@ def read_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepSpe
     `curvact.lab.imports`. What follows `grid.` is one key, dots included: `grid.training.epochs=[10,40]`.
     Raises CurvactError in one line for what is wrong in it.
     """
-    path = Path(path)
-    ask = path.is_dir()
-    if ask:
-        path = path / SWEEP_FILE
-        if not path.is_file():
-            raise CurvactError(
-                f"{path.parent} holds no sweep (no {SWEEP_FILE}): `curvact sweep run` writes one"
-            )
-    folder = path.parent
-    return read_settings(
+    return read_with_code(
         SweepSpec,
-        path,
+        Path(path),
         overrides,
+        name=SWEEP_FILE,
+        what="sweep",
+        writer="curvact sweep run",
         flat=("grid",),
-        prepare=lambda content: load_imports(content, folder, ask=ask),
     )
