@@ -21,6 +21,7 @@ from rich.progress import (
 
 from curvact.lab.store import Record
 from curvact.training import Epoch, Step
+from curvact.workers import Event
 
 
 @contextmanager
@@ -84,6 +85,17 @@ class SweepBars:
 
     def __exit__(self, *exception: object) -> None:
         self.progress.stop()
+
+    def show(self, label: str, epochs: int, event: Event) -> None:
+        """Show an event of the run of that label, which has so many epochs."""
+        if event.kind == "start":
+            self.started(label, epochs, event.device)
+        elif event.kind == "epoch":
+            self.epoch(label, event.content)
+        elif event.kind == "died":
+            self.died(label, event.content, event.cause)
+        elif event.kind == "done":
+            self.done(label, event.content)
 
     def started(self, label: str, epochs: int, device: str = "") -> None:
         if label in self.bars:  # run again after its worker died

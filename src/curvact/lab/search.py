@@ -173,18 +173,15 @@ class SearchSpec(Strict):
     @cached_property
     def size(self) -> float:
         """The number of different trials; infinite with a range, except for a grid."""
-        grid = self.sampler == "grid"
-        numbers = (
-            len(v)
-            if isinstance(v, tuple)
-            else len(v.values)
-            if grid
-            else v.high - v.low + 1
-            if v.integer
-            else math.inf
-            for v in self.space.values()
-        )
-        return math.prod(numbers)
+
+        def count(values: Range | tuple[Value, ...]) -> float:
+            if isinstance(values, tuple):
+                return len(values)
+            if self.sampler == "grid":
+                return len(values.values)
+            return values.high - values.low + 1 if values.integer else math.inf
+
+        return math.prod(map(count, self.space.values()))
 
     def combinations(self) -> Iterator[dict[str, Value]]:
         """Every combination of a grid."""

@@ -31,7 +31,7 @@ from curvact.lab.settings import read_plain
 from curvact.lab.spec import DataSpec, RunSpec
 from curvact.lab.store import Record, check_writable, finished, locked, read_history
 from curvact.lab.sweep import Planned, in_words
-from curvact.lab.sweep_run import RUNS, check_empty, rehearse
+from curvact.lab.sweep_run import RUNS, check_empty, given_up, rehearse
 from curvact.lab.table import Value
 from curvact.random import generator
 from curvact.training import most_evaluations
@@ -305,13 +305,8 @@ class _Driver:
             self._go_on()
             self._fill()
             while self.jobs:
-                given_up = engine(self.jobs, self.workers, self._on)
-                lost = {self.jobs[index].spec.id for index in given_up}
-                for run in lost:
-                    why = f" ({self.causes[run]})" if self.causes.get(run) else ""
-                    problems.append(
-                        f"{self.labels[run]}: its worker died again and again{why}; --resume tries it again"
-                    )
+                lost = {self.jobs[index].spec.id for index in engine(self.jobs, self.workers, self._on)}
+                problems += [given_up(self.labels[run], self.causes.get(run, "")) for run in lost]
                 # An engine may leave the jobs that were appended to its next call.
                 self.jobs = [
                     job for job in self.jobs if job.spec.id in self.reserved and job.spec.id not in lost
@@ -347,10 +342,8 @@ class _Driver:
         if self.in_vain >= MOST_IN_VAIN:
             return True
         trials = self.study.get_trials(deepcopy=False)
-        if self.spec.sampler == "grid" or math.isfinite(self.spec.size):
-            different = {tuple(sorted(trial.params.items())) for trial in trials}
-            if len(different) >= self.spec.size:
-                return True
+        if len({tuple(sorted(trial.params.items())) for trial in trials}) >= self.spec.size:
+            return True
         return self._spent() + sum(self.reserved.values()) + self._least > self.spec.budget
 
     def _ask(self) -> bool:
@@ -466,16 +459,10 @@ class _Driver:
 
     def _on(self, event: Event) -> None:
         job = self.jobs[event.job]
-        label = self.labels[job.spec.id]
-        if event.kind == "start":
-            self.bars.started(label, job.spec.training.epochs, event.device)
-        elif event.kind == "epoch":
-            self.bars.epoch(label, event.content)
-        elif event.kind == "died":
+        self.bars.show(self.labels[job.spec.id], job.spec.training.epochs, event)
+        if event.kind == "died":
             self.causes[job.spec.id] = event.cause
-            self.bars.died(label, event.content, event.cause)
         elif event.kind == "done":
-            self.bars.done(label, event.content)
             del self.reserved[job.spec.id]
             for number in self.waiting.pop(job.spec.id, []):
                 self._judge(number, event.content, job.spec)

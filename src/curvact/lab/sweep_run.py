@@ -91,12 +91,8 @@ def run_sweep(
                     for run in ready
                 ]
                 causes: dict[int, str] = {}
-                given_up = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
-                for index in given_up:
-                    why = f" ({causes[index]})" if causes.get(index) else ""
-                    problems.append(
-                        f"{ready[index].label}: its worker died again and again{why}; --resume tries it again"
-                    )
+                lost = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
+                problems += [given_up(ready[index].label, causes.get(index, "")) for index in lost]
     return problems
 
 
@@ -153,16 +149,16 @@ def check_empty(folder: Path, kind: str) -> None:
 
 def _show(bars: SweepBars, runs: Sequence[Planned], causes: dict[int, str], event: Event) -> None:
     """Show an event. causes: how the last worker of a run died, by the run's index."""
-    run = runs[event.job]
-    if event.kind == "start":
-        bars.started(run.label, run.spec.training.epochs, event.device)
-    elif event.kind == "epoch":
-        bars.epoch(run.label, event.content)
-    elif event.kind == "died":
+    if event.kind == "died":
         causes[event.job] = event.cause
-        bars.died(run.label, event.content, event.cause)
-    elif event.kind == "done":
-        bars.done(run.label, event.content)
+    run = runs[event.job]
+    bars.show(run.label, run.spec.training.epochs, event)
+
+
+def given_up(label: str, cause: str) -> str:
+    """The line on a run whose worker died again and again. cause: of the last time; "" if unknown."""
+    why = f" ({cause})" if cause else ""
+    return f"{label}: its worker died again and again{why}; --resume tries it again"
 
 
 def rehearse(runs: Sequence[Planned]) -> None:
