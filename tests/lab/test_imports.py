@@ -212,7 +212,6 @@ def test_an_installed_plugin(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(imports, "_PLUGINS_RUN", set())
-    monkeypatch.setattr(imports, "_PLUGINS_TOLD", [])
     (tmp_path / "plugged.py").write_text(
         "import curvact as cv\nfrom torch import nn\ndef add(): cv.activations.register('plugged', nn.Tanh)"
     )

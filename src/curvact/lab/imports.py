@@ -145,6 +145,8 @@ def load_plugins() -> dict[str, str]:
         found[point.name] = version
         if point.name in _PLUGINS_RUN:
             continue
+        if not _PLUGINS_RUN:
+            at_start(load_plugins)
         _PLUGINS_RUN.add(point.name)
         try:
             target = point.load()
@@ -152,14 +154,10 @@ def load_plugins() -> dict[str, str]:
                 target()
         except Exception as error:
             raise CurvactError(f"the plugin {point.name} ({version}): {_in_words(error)}") from None
-    if found and not _PLUGINS_TOLD:
-        _PLUGINS_TOLD.append(True)
-        at_start(load_plugins)
     return found
 
 
 _PLUGINS_RUN: set[str] = set()
-_PLUGINS_TOLD: list[bool] = []
 
 
 def read_with_code(

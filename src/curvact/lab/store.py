@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from curvact.activations import kernel_info
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, hash_of_file
-from curvact.lab.environment import environment
 from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
 from curvact.lab.layout import (
     ACTIVATION_FILE,
@@ -195,7 +195,7 @@ def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
 
 
 def check_writable(folder: Path) -> None:
-    """CurvactError where the folder of a run or a sweep cannot be written. Leaves nothing behind."""
+    """CurvactError where a folder cannot be written: of a run, a sweep or an analysis. Leaves nothing behind."""
     if folder.exists() and not folder.is_dir():
         raise CurvactError(f"{folder} is a file: --out takes a folder")
     place = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
@@ -221,7 +221,7 @@ def check_goes_on(folder: Path, device: torch.device) -> None:
             f"{folder} was begun on {place}, and here it would run on {device}: the numbers would be a mixture; "
             f"give --device {place}, or another --out"
         )
-    begun, here = (str(place.get("kernels", "")) for place in (before, environment()))
+    begun, here = str(before.get("kernels", "")), kernel_info()
     if begun and begun.partition(" ")[0] != here.partition(" ")[0]:
         raise CurvactError(
             f"{folder} was begun with the activation kernels {begun}, and here they are {here}: the numbers "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from curvact.lab.cli.subjects import Subjects
 from curvact.lab.environment import environment
 from curvact.lab.record.record import model_entry
 from curvact.lab.report.style import to_png, to_svg
+from curvact.lab.store import check_writable
 
 Record = dict[str, Any]
 
@@ -46,7 +46,7 @@ class Findings:
         self.notes: list[str] = []
         self._pictures: dict[tuple[Path, str], Callable[[], Figure]] = {}
         for name in subjects.checkpoints:
-            _check_writable(self.folder(name))
+            check_writable(self.folder(name))
 
     @property
     def together(self) -> str:
@@ -171,16 +171,6 @@ def progress_bar(title: str, parts: int) -> Iterator[Callable[[str], OnProgress]
             return on_progress
 
         yield begin
-
-
-def _check_writable(folder: Path) -> None:
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise CurvactError(f"cannot write {folder}: {place} is no folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise CurvactError(f"cannot write {folder}: no permission in {place}")
 
 
 def _write(folders: Mapping[Path, Mapping[str, bytes | str]]) -> None:

@@ -52,9 +52,6 @@ Devices = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was begun in the folder.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a setting, such as training.batch_size=64.")
-]
 
 
 @dataclass(frozen=True)
