@@ -23,7 +23,7 @@ from curvact.data import Splits, load
 from curvact.errors import CurvactError
 from curvact.models import build
 from curvact.random import generator
-from curvact.training import OBJECTIVES, Compute, Diverged, Epoch, Recipe, Step, Watch, fit
+from curvact.training import OBJECTIVES, Compute, Diverged, Epoch, Recipe, Step, Watch, fit, most_evaluations
 from curvact.training import loop as loop_module
 from curvact.training.methods.batch_norm import recalibrate
 
@@ -472,5 +472,20 @@ def test_training_inside_no_grad_is_training() -> None:
         model = build("mlp", channels=1, size=8, width=4, generator=generator(0, "initialization"))
         with torch.set_grad_enabled(gradients):
             fit(model, data, recipe, ThreatModel("linf", 0.1))
+        found.append(model)
+    assert _same(*found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [("averaging", ("swa(start=0)", "SWA(start=0)")), ("optimizer", ("entropy-sgd", "Entropy-SGD"))],
+)
+def test_capitals_in_the_name_of_a_method_change_nothing(kind: str, texts: tuple[str, str]) -> None:
+    data, found = load("digits", train=24, validation=8, test=8), []
+    for text in texts:
+        recipe = Recipe(epochs=2, batch_size=12, attack="pgd-1", **{kind: text})
+        model = build("mini_resnet", channels=1, size=8, width=2, generator=generator(0, "initialization"))
+        history = fit(model, data, recipe, ThreatModel("linf", 0.1))
+        assert history[-1].gradient_evaluations == most_evaluations(recipe, steps_per_epoch=2)
         found.append(model)
     assert _same(*found)
