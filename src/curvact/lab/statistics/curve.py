@@ -13,7 +13,14 @@ from curvact.lab.statistics import words
 from curvact.lab.statistics.across import Common, SameShape, common_optimum, same_shape
 from curvact.lab.statistics.calibration import Calibration, nearest_calibration
 from curvact.lab.statistics.contrasts import NULL_DRAWS, Array, Design, precise_p_values
-from curvact.lab.statistics.interval import Interval, curve_intervals, interval_text, scale_of, student
+from curvact.lab.statistics.interval import (
+    Interval,
+    curve_intervals,
+    difference_text,
+    interval_text,
+    scale_of,
+    student,
+)
 from curvact.lab.statistics.paired import holm, middle
 from curvact.lab.statistics.question import Answer, Grid, Question
 from curvact.lab.statistics.strata import (
@@ -31,7 +38,6 @@ from curvact.lab.statistics.strata import (
     metric_of,
     place,
     strata,
-    strongest,
     varying,
 )
 from curvact.lab.statistics.verdict import MOST_POINTS, Range, Verdict, decide, difference, peak_test
@@ -44,8 +50,8 @@ ACCURACIES = ("clean_accuracy", "robust_accuracy", "train_clean_accuracy", "trai
 Key = tuple[int, str]
 """A stratum by its number, and a metric."""
 
-OTHER_ATTACKS = (STRONG, BESIDE[STRONG], QUICK)
-"""Robust accuracies, the strongest attack first: in a table they stand beside what is asked."""
+ROBUST_ACCURACIES = (STRONG, BESIDE[STRONG], QUICK)
+"""On the test images, the strongest attack first: in a table they stand beside what is asked."""
 LOSSES = ("clean", "adversarial")
 NORM_SYMBOLS = {
     "rms": "‖diag H‖₂/√P",
@@ -123,8 +129,9 @@ class CurveAnswer(Answer):
 class Curve(Question):
     """How does an outcome depend on an axis, in each stratum and across them?
 
-    outcome, axis: metric and axis of the curve; without a setting the robust accuracy under the
-    strongest attack that all runs were measured with ("strongest"). maximise: whether its optimum is the highest value.
+    outcome, axis: metric and axis of the curve. Without a setting the outcome is the robust
+    accuracy under the strongest attack that all runs were measured with ("strongest").
+    maximise: whether the optimum is the highest value.
     band: where the optimum was published to be, None for nowhere; without a setting 4 to 10 for the
     curvature.
     margin, norm_margin: differences that count as none, in the outcome and in log10 of a norm (0.05
@@ -165,7 +172,7 @@ class Curve(Question):
     def answer(self, table: Table) -> CurveAnswer:
         """The verdict in each stratum and across them. Raises CurvactError as `decide` does."""
         if self.outcome == STRONGEST:
-            return self.model_copy(update={"outcome": strongest(table)}).answer(table)
+            return self.model_copy(update={"outcome": metric_of(self.outcome, table)}).answer(table)
         found = [self._stratum(stratum) for stratum in strata(table, self.axis)]
         known = [one for one in found if one is not None]
         known, u_sentences = self._correct(known)
@@ -431,12 +438,7 @@ class Curve(Question):
             best = curve_of(s.stratum.rows, self.axis, self.outcome, self.level).get(s.verdict.best)
             for name, one in s.against.items():
                 ends = (math.nan, math.nan) if one.interval is None else (one.interval.low, one.interval.high)
-                form, factor = (
-                    ("{:+.1f}", 100.0) if scale_of(self.outcome) == "fraction" else ("{:+.3g}", 1.0)
-                )
-                gap = interval_text(
-                    Interval(one.difference, *ends, one.seeds), form, factor=factor, brackets=True
-                )
+                gap = Interval(one.difference, *ends, one.seeds)
                 lines.append(
                     (
                         *(label_text(axis, s.stratum.labels[axis]) for axis in axes),
@@ -444,7 +446,7 @@ class Curve(Question):
                         mean_text(one.reference, self.outcome),
                         f"{s.verdict.best:g}",
                         mean_text(best, self.outcome),
-                        gap,
+                        difference_text(gap, percent=scale_of(self.outcome) == "fraction"),
                         str(one.seeds),
                     )
                 )
@@ -456,7 +458,7 @@ class Curve(Question):
 
     def _means_grid(self, found: Sequence[StratumAnswer], axes: Sequence[str]) -> Grid:
         every = {metric for s in found for row in s.stratum.rows for metric in row.metrics}
-        wanted = dict.fromkeys((self.outcome, *OTHER_ATTACKS, *ACCURACIES))
+        wanted = dict.fromkeys((self.outcome, *ROBUST_ACCURACIES, *ACCURACIES))
         metrics = [m for m in wanted if m in every]
         return self._grid("Means over seeds", found, axes, metrics, [accuracy_head(m) for m in metrics])
 

@@ -134,10 +134,11 @@ def interval_text(
     mean: Interval | None, form: str = "{:.1f}", *, factor: float = 100.0, brackets: bool = False
 ) -> str:
     """A mean with its interval in words: `67.1 ± 1.5` where both sides are nearly alike (the
-    wider one), else `98.0 [94.6, 99.3]`. Two seeds have their range instead: an interval of two says nothing.
+    wider one), else `98.0 [94.6, 99.3]`. Two seeds have their range instead: an interval of two
+    says nothing.
 
     form, factor: how a number is written, and in which unit; accuracies are in per cent.
-    brackets: both ends always, as for a difference.
+    brackets: both ends always.
 
     >>> interval_text(Interval(0.671, 0.656, 0.686, 3)), interval_text(Interval(0.98, 0.946, 0.993, 3))
     ('67.1 ± 1.5', '98.0 [94.6, 99.3]')
@@ -162,6 +163,16 @@ def interval_text(
     if not brackets and wide <= ALIKE * narrow and text(wide).strip("0."):
         return f"{text(mean.value)} ± {text(wide)}"
     return f"{text(mean.value)} [{text(mean.low)}, {text(mean.high)}]"
+
+
+def difference_text(mean: Interval, *, percent: bool) -> str:
+    """A difference with both ends of its interval; for `percent` in points.
+
+    >>> difference_text(Interval(0.028, 0.012, 0.045, 3), percent=True)
+    '+2.8 [+1.2, +4.5]'
+    """
+    form, factor = ("{:+.1f}", 100.0) if percent else ("{:+.3g}", 1.0)
+    return interval_text(mean, form, factor=factor, brackets=True)
 
 
 def all_equal(values: Array) -> bool:

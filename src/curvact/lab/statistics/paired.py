@@ -13,7 +13,14 @@ import numpy as np
 
 from curvact.errors import CurvactError, nearest
 from curvact.lab.statistics.contrasts import Array
-from curvact.lab.statistics.interval import Interval, all_equal, interval_text, scale_of, student
+from curvact.lab.statistics.interval import (
+    Interval,
+    all_equal,
+    difference_text,
+    interval_text,
+    scale_of,
+    student,
+)
 from curvact.lab.statistics.question import Answer, Grid, Question
 from curvact.lab.statistics.strata import (
     SEED,
@@ -307,9 +314,7 @@ def _mean_text(mean: Interval | None, measure: Measure) -> str:
 def _difference_text(difference: Difference | None, measure: Measure) -> str:
     if difference is None:
         return "–"
-    factor, form = (100.0, "{:+.1f}") if measure.percent else (1.0, "{:+.3g}")
-    text = interval_text(difference.mean, form, factor=factor, brackets=True)
-    return f"{text}{'*' if difference.shown else ''}"
+    return difference_text(difference.mean, percent=measure.percent) + "*" * difference.shown
 
 
 def gradient_evaluations(rows: Sequence[Row]) -> dict[int, float]:

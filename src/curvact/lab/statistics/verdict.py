@@ -50,10 +50,11 @@ class Verdict:
     fits best.
 
     kind: "interior peak" (a run of curvatures lies above one on its left and one on its right), "U
-    shape" (its mirror), "plateau" (a rise or a fall is shown, and at the best end of the curve, three
-    curvatures or more, each lies within `margin` of their mean), "monotone rise" and "monotone fall" (shown, and the
-    optimum is one of the two curvatures at the best end of the curve), "flat" (each curvature lies within
-    `margin` of the mean of all), "inconclusive". Words describe the curve as it is drawn, so for a Hessian norm
+    shape" (its mirror), "plateau" (a rise or a fall is shown, and at the best end of the curve,
+    three curvatures or more, each lies within `margin` of their mean), "monotone rise" and
+    "monotone fall" (shown, and the optimum is one of the two curvatures at the best end of the
+    curve), "flat" (each curvature lies within `margin` of the mean of all), "inconclusive". Words
+    describe the curve as it is drawn, so for a Hessian norm
     (maximise=False) the shape with an interior optimum is "U shape".
     """
 

@@ -40,9 +40,9 @@ def comparison_figure(
     """A line for each cell, from the top: accuracies of every seed with a bar at their mean; paired
     differences.
 
-    judge: the metric that robustness is judged by; the quick attack on the same images stands beside
-    it. titles: metric → attack. ax: see `canvas`. Filled marks: differences that are shown after correction. None
-    where no cell has that metric.
+    judge: the metric that robustness is judged by, drawn with the quick attack on the same images.
+    titles: metric → attack. ax: see `canvas`. Filled marks: differences that are shown after
+    correction. None where no cell has that metric.
     """
     if not any(cell.values.get(judge) for cell in cells):
         return None

@@ -26,7 +26,7 @@ from curvact.lab.report.sweep.curves import (
 from curvact.lab.report.sweep.results import write_csv
 from curvact.lab.report.text import to_latex, to_markdown
 from curvact.lab.statistics import ask
-from curvact.lab.statistics.curve import OTHER_ATTACKS, CurveAnswer, accuracy_head
+from curvact.lab.statistics.curve import ROBUST_ACCURACIES, CurveAnswer, accuracy_head
 from curvact.lab.statistics.interval import TEXTS
 from curvact.lab.statistics.paired import PairedAnswer, paired_grid
 from curvact.lab.statistics.question import Answer, Grid
@@ -112,7 +112,9 @@ def _write(path: Path, text: str) -> Path:
 def _titled(answer: Answer, about: SweepAbout) -> Answer:
     """The answer with the headings and the notes of this sweep in its tables."""
     if isinstance(answer, CurveAnswer):
-        heads = {accuracy_head(m): f"{title} (%)" for m, title in about.titles.items() if m in OTHER_ATTACKS}
+        heads = {
+            accuracy_head(m): f"{title} (%)" for m, title in about.titles.items() if m in ROBUST_ACCURACIES
+        }
         return replace(
             answer,
             tables=tuple(replace(g, heads=tuple(heads.get(h, h) for h in g.heads)) for g in answer.tables),
@@ -254,7 +256,9 @@ def _power(answer: CurveAnswer) -> str:
 
 def _judged_by(metric: str, about: SweepAbout) -> str:
     """Which attack a robust accuracy is measured by, where that is known."""
-    return f"Judged by {about.titles[metric]}." if metric in OTHER_ATTACKS and metric in about.titles else ""
+    return (
+        f"Judged by {about.titles[metric]}." if metric in ROBUST_ACCURACIES and metric in about.titles else ""
+    )
 
 
 def _plate(chart: Chart, about: SweepAbout) -> Plate:
@@ -271,7 +275,7 @@ def _plate(chart: Chart, about: SweepAbout) -> Plate:
     caption = f"Lines: {means} over seeds. Shading: {INTERVALS}. Faint dots: single seeds."
     if not all(curve.bounded for panel in chart.panels for curve in panel.curves):
         caption += " Points of fewer than three seeds have no shading: an interval of two says nothing."
-    if chart.name in OTHER_ATTACKS and chart.name in about.titles:
+    if chart.name in ROBUST_ACCURACIES and chart.name in about.titles:
         caption = f"{_judged_by(chart.name, about)} {caption}"
     if any(curve.label.startswith(QUICK_MARK) for panel in chart.panels for curve in panel.curves):
         caption += (
