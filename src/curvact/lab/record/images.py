@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from curvact.attacks.losses import classes
 from curvact.data import Dataset
-from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.lab.record.record import write_file
 from curvact.models.modes import mode
 
 PICTURES = 8
@@ -68,23 +67,19 @@ def write_images(attacked: Attacked, path: Path) -> None:
     }
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CurvactError(f"cannot write {path}: {error.strerror}") from None
-    atomic_write(path, stream.getvalue())
-    atomic_write(path.with_suffix(".png"), _picture(arrays))
+    write_file(path, stream.getvalue())
+    write_file(path.with_suffix(".png"), _picture(arrays))
 
 
 def _picture(arrays: dict[str, NDArray[np.generic]]) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from curvact.lab.report.style import to_png
 
     changed = (arrays["clean"] != arrays["adversarial"]).reshape(len(arrays["clean"]), -1).any(1)
     broken = changed & (arrays["prediction"] != arrays["label"])
     shown = np.argsort(~broken, kind="stable")[:PICTURES]
     figure = Figure(figsize=(1.1 * len(shown), 2.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     rows = figure.subplots(2, len(shown), squeeze=False)
     for column, i in enumerate(shown):
         for row, (kind, said) in enumerate((("clean", "label"), ("adversarial", "prediction"))):
@@ -92,6 +87,4 @@ def _picture(arrays: dict[str, NDArray[np.generic]]) -> bytes:
             axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
             axes.set_title(f"{said} {arrays[said][i]}", fontsize=7)
             axes.set_axis_off()
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
+    return to_png(figure)

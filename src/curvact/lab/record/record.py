@@ -197,9 +197,8 @@ class EvaluationRecord(_Strict):
         )
 
     def _repr_html_(self) -> str:
-        threat = self.threat_model
         facts = {
-            "attack": f"{self.attack}, {threat.norm} ε = {threat.epsilon:.6g}",
+            "attack": f"{self.attack}, {self.threat_model}",
             "images": f"{self.data.name}, {self.data.count}",
             "clean %": interval_text(self.clean, brackets=True),
             "robust %": interval_text(self.robust, brackets=True),
@@ -245,12 +244,18 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in a folder that is made."""
+    """Write text and an end of line, as `write_file` does."""
+    write_file(path, text + "\n")
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all, in a folder that is made. Raises CurvactError where it cannot
+    be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CurvactError(f"cannot write {path}: {error.strerror}") from None
-    atomic_write(path, text + "\n")
+    atomic_write(path, content)
 
 
 def read_record(path: Path) -> EvaluationRecord:
