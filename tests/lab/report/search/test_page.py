@@ -106,6 +106,7 @@ def test_the_page(tmp_path: Path) -> None:
         "1 left",
     ):
         assert text in page
+    assert page.count("Green: a local straight line") == 1, "a key of names has no smooth curve"
     before = page
     report_search(_about(), tmp_path)
     assert files["report.html"].read_text() == before

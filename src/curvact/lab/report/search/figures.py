@@ -24,6 +24,9 @@ from curvact.lab.report.style import (
 LEAST_FITTED = 6
 """Completed trials that a smooth curve needs."""
 
+SMOOTHED = "smoothed"
+"""The smooth curve's name in the legend."""
+
 Array = NDArray[np.float64]
 
 
@@ -110,7 +113,7 @@ def _draw_fit(axes: Axes, points: Sequence[Point], place: dict[int, float], loga
     scale = np.log(x) if logarithmic else x
     at = np.linspace(scale.min(), scale.max(), 100)
     curve = smooth(scale, y, at)
-    axes.plot(np.exp(at) if logarithmic else at, curve, color=OKABE_ITO[2], zorder=2, label="smoothed")
+    axes.plot(np.exp(at) if logarithmic else at, curve, color=OKABE_ITO[2], zorder=2, label=SMOOTHED)
 
 
 def smooth(x: Array, y: Array, at: Array) -> Array:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from curvact.files import atomic_write
 from curvact.lab.report.html import Plate, page_template, picture
 from curvact.lab.report.search.about import Point, SearchAbout
-from curvact.lab.report.search.figures import key_figure, progress_figure
+from curvact.lab.report.search.figures import SMOOTHED, key_figure, progress_figure
 from curvact.lab.report.style import to_svg, write_figure
 from curvact.lab.statistics.question import Grid
 from curvact.lab.statistics.words import count
@@ -21,29 +24,28 @@ CAPTION = (
     "was not attacked at its end. Grey band: one standard error below the winner, from the choice of "
     "validation images."
 )
+SMOOTH_CAPTION = (
+    "Green: a local straight line through the completed trials [ours]; with several keys it mixes them."
+)
 
 
 def report_search(about: SearchAbout, folder: Path) -> dict[str, Path]:
     """Write report.html and the figures to `folder`; the paths by file name."""
     files: dict[str, Path] = {}
     keys = sorted(about.keys[:MOST_KEYS], key=lambda key: key != "curvature")
-    plates = []
+    figures = [key_figure(about, key) for key in keys]
     panels = []
-    for key in keys:
-        figure = key_figure(about, key)
+    for key, figure in zip(keys, figures, strict=True):
         files |= write_figure(figure, folder / f"response-{_plain(key)}")
         panels.append(picture(to_svg(figure), f"Validation robust accuracy of each trial against {key}"))
-    smooth = (
-        " Green: a local straight line through the completed trials [ours]; with several keys it mixes them."
-    )
     figure = progress_figure(about)
     files |= write_figure(figure, folder / "progress")
     what = "Accuracy of the trials and the best so far, against gradient evaluations"
     title = f"Response to {'κ' if keys[0] == 'curvature' else keys[0]}, and what the budget brought"
-    plates.append(Plate(title, CAPTION + smooth, 2, (panels[0], picture(to_svg(figure), what))))
+    plates = [Plate(title, _caption(figures[:1]), 2, (panels[0], picture(to_svg(figure), what)))]
     if len(panels) > 1:
         columns = min(2, len(panels) - 1)
-        plates.append(Plate("Response to the other keys", CAPTION + smooth, columns, tuple(panels[1:])))
+        plates.append(Plate("Response to the other keys", _caption(figures[1:]), columns, tuple(panels[1:])))
     page = page_template("search/page.html").render(
         title=about.title,
         facts=_facts(about),
@@ -78,6 +80,12 @@ def trials_grid(about: SearchAbout) -> Grid:
     heads = ("trial", *keys, "state", "robust %, validation", "epochs", "gradient evaluations", "run")
     causes = tuple(f"trial {p.number}: {p.cause}" for p in about.points if p.cause)
     return Grid("Trials", heads, lines, 1, causes)
+
+
+def _caption(figures: Sequence[Figure]) -> str:
+    """What is drawn in figures of keys; the smooth curve only where one of them has it."""
+    labels = {line.get_label() for figure in figures for axes in figure.axes for line in axes.lines}
+    return f"{CAPTION} {SMOOTH_CAPTION}" if SMOOTHED in labels else CAPTION
 
 
 def _facts(about: SearchAbout) -> list[str]:
