@@ -21,7 +21,7 @@ from rich.console import Console
 from curvact.data import batches_per_epoch
 from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
-from curvact.lab.engines import Engine, Job, engine_named
+from curvact.lab.engines import Engine, Job, engine_from
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
@@ -106,7 +106,7 @@ def run_search(
     """
     check_optuna()
     console = console or Console(stderr=True)
-    run_engine = engine_named(engine)
+    run_engine = engine_from(engine)
     check_writable(folder)
     _check_folder(folder, spec, resume)
     corners = [Planned(settings, spec.trial(settings)) for settings in spec.corners()]

@@ -289,6 +289,8 @@ class HardwareSpec(Strict):
     channels_last: memory format. None: channels last for images from 16 pixels.
     threads: of each process on a CPU. None: torch's choice, and one in the workers of a sweep.
     deterministic: only algorithms that repeat bit for bit, which are slower on a GPU.
+    gpus: how much of a GPU one run takes, such as 0.25, where an engine of a cluster places the runs.
+    None: one where the accelerator is cuda, else none. It does not change a run's id.
     """
 
     accelerator: Annotated[str, AfterValidator(check_device_name)] = "auto"
@@ -298,6 +300,7 @@ class HardwareSpec(Strict):
     channels_last: bool | None = None
     threads: int | None = Field(None, ge=1)
     deterministic: bool = False
+    gpus: float | None = Field(None, ge=0, le=8)
 
 
 class LoggingSpec(Strict):
@@ -370,14 +373,14 @@ class RunSpec(Strict):
     def id(self) -> str:
         """Twelve hexadecimal digits: the hash of everything that determines the run's numbers.
 
-        Equal specs have equal ids on any machine. The name, `about`, `logging`, the accelerator and
-        the path of a learned activation do not count.
+        Equal specs have equal ids on any machine. The name, `about`, `logging`, the accelerator,
+        `gpus` and the path of a learned activation do not count.
         """
         content = self.model_dump(mode="json", exclude={"name", "about", "logging", "imports"})
         code = changing_runs(self.imports, self.model.name)
         if code:
             content["imports"] = sorted(str(item.sha256) for item in code)
-        del content["hardware"]["accelerator"]
+        del content["hardware"]["accelerator"], content["hardware"]["gpus"]
         if not self.hardware.deterministic:  # the default before there was a choice
             del content["hardware"]["deterministic"]
         if self.evaluation.autoattack_mode == "fast":  # the default before there was a choice

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.lab.engines import Job, engine_named
+from curvact.lab.engines import Job, engine_from
 from curvact.lab.imports import CODE_FOLDER, copy_code, hashes
 from curvact.lab.loggers import check_loggers
 from curvact.lab.placement import devices_of, on_device, worker_count
@@ -59,7 +59,7 @@ def run_sweep(
     is written.
     """
     console = console or Console(stderr=True)
-    run_engine = engine_named(engine)
+    run_engine = engine_from(engine)
     worker_count(workers, "cpu", ())
     check_writable(folder)
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]

@@ -51,6 +51,14 @@ Devices = Annotated[
         "--device", help="The devices of the workers in turn, such as cuda:0,cuda:1; auto: all of CUDA."
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="What executes the runs: local (worker processes), inline (this process, for a debugger), "
+        "or a YAML file with the key engine and that engine's settings.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was begun in the folder.")]
 
 

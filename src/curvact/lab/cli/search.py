@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvact.errors import printable
-from curvact.lab.cli.options import Devices, Resume, RunOut, Workers, plain_console
+from curvact.lab.cli.options import Devices, Engine, Resume, RunOut, Workers, plain_console
 
 SHOWN = ("report.html", "winner.yaml", "trials.csv")
 
@@ -23,7 +23,7 @@ def search(
     workers: Workers = None,
     device: Devices = "auto",
     resume: Resume = False,
-    engine: Annotated[str, typer.Option(help="What executes the runs.")] = "local",
+    engine: Engine = "local",
 ) -> None:
     """Search the best value of any keys within a budget.
 

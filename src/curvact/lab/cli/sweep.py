@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvact.errors import CurvactError, printable
-from curvact.lab.cli.options import Devices, Resume, RunOut, Workers
+from curvact.lab.cli.options import Devices, Engine, Resume, RunOut, Workers
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
 
@@ -28,12 +28,7 @@ def sweep_run(
     workers: Workers = None,
     device: Devices = "auto",
     resume: Resume = False,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="What executes the runs: local (worker processes) or inline (this process, for a debugger)."
-        ),
-    ] = "local",
+    engine: Engine = "local",
 ) -> None:
     """Execute the runs of a sweep, then report on them.
 

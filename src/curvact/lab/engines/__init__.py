@@ -1,6 +1,6 @@
 """Engines execute runs side by side. They only move specs to workers and records back."""
 
-from curvact.lab.engines.engine import ENGINES, Engine, engine_named, register_engine
+from curvact.lab.engines.engine import ENGINES, Engine, engine_from, register_engine
 from curvact.lab.engines.job import Job, run_job
 
-__all__ = ["ENGINES", "Engine", "Job", "engine_named", "register_engine", "run_job"]
+__all__ = ["ENGINES", "Engine", "Job", "engine_from", "register_engine", "run_job"]
