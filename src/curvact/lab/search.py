@@ -84,6 +84,7 @@ class Range(Strict):
 class SearchSpec(Strict):
     """A search.
 
+    name: the folder is named so, unless another is given. question: what it is run for, in words.
     imports: files of Python that register what the spec names, such as `[my.py]`.
     base: settings of a `RunSpec` that all trials share.
     space: what is searched, by dotted key: a list of choices, or a `Range`. The key `curvature`

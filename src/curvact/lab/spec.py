@@ -99,10 +99,10 @@ class DataSpec(Strict):
 
 
 class ModelSpec(Strict):
-    """The network: a name in `curvact.models.MODELS`, and the arguments of that network, such as
-    width. Text may say both: "mlp(width=16)". `my.py:Net` names a class or function of a file,
-    `timm:NAME` and `hf:NAME` one of a library.
+    """The network, and the arguments of that network, such as width.
 
+    name: one of `curvact.models.MODELS`. Text may have the arguments too: "mlp(width=16)".
+        `my.py:Net` names a class or function of a file, `timm:NAME` and `hf:NAME` one of a library.
     scope: where one activation module is shared. None: what suits the activation.
     """
 
@@ -214,12 +214,14 @@ class InitFrom(Strict):
 class EvaluationSpec(Strict):
     """How the trained network is attacked.
 
-    attack: the PGD on the split and on the first `train_images` of the training split.
+    attack: the PGD on the images of the split.
+    train_images: it attacks the first so many images of the training split too.
     split: "test", or "validation", which leaves the test images alone: the metrics of that split are
     named `validation_robust_accuracy` and so on.
     images: at most so many images of the split. None: all of them.
     weights: "last" measures the last weights; "both" the weights of the best validation epoch too.
-    autoattack_images: parts of AutoAttack (`autoattack_parts`) attack so many images of the split.
+    autoattack_images: parts of AutoAttack attack so many images of the split.
+    autoattack_parts: which parts.
     autoattack_mode: "plain" is the reference image by image. "fast" is faster on images from 16
     pixels on.
     activations: κ and effective curvature before and after training, and the parameters of the
@@ -262,6 +264,7 @@ class HessianSpec(Strict):
 class AnalysesSpec(Strict):
     """Analyses of the trained network, see `curvact.lab.analyses`. A list alone names the kinds.
 
+    kinds: what is analysed.
     images: how many are used. attack: the PGD of the adversarial loss.
     probes: of the Hessian's split. directions: of smoothness. draws: of flatness.
     """
@@ -286,6 +289,7 @@ class HardwareSpec(Strict):
     else the CPU.
     precision: of training and of its attack. Weights stay in float32.
     accumulate: a batch passes the network in so many parts.
+    compile: whether torch.compile compiles the network for training.
     channels_last: memory format. None: channels last for images from 16 pixels.
     threads: of each process on a CPU. None: torch's choice, and one in the workers of a sweep.
     deterministic: only algorithms that repeat bit for bit, which are slower on a GPU.
@@ -307,6 +311,7 @@ class LoggingSpec(Strict):
     """What is written beside metrics.jsonl. It does not change a run's id.
 
     keep: the weights of every so many epochs stay, as epoch-0001.safetensors and so on.
+    tensorboard: whether epochs are written for TensorBoard (needs `pip install curvact[tensorboard]`).
     wandb: a project of Weights & Biases (needs `pip install curvact[wandb]`).
     """
 
@@ -318,13 +323,19 @@ class LoggingSpec(Strict):
 class RunSpec(Strict):
     """One run: train a network, attack it, measure its loss.
 
+    name: the folder is named so, unless another is given. about: a remark.
+    data: the images. model: the network.
     activation: a name such as "rctaf(curvature=6)". It is kept in the form that `str(activation)`
     gives. A spec may also have the keys `curvature` and `centered`: they choose the member of the
     family that `activation` names, so "rctaf(beta=1)" with curvature 6 is "rctaf(alpha=16.0,
     beta=1)".
     imports: files of Python that register what the spec names, such as `[my.py]`. They have to be
     run first: `read_spec` does, see `curvact.lab.imports`.
+    activation_from: a learned activation that the network starts with.
     init_from: weights to start with, such as those of another run.
+    threat_model: norm and radius of the attacks. training: how to train.
+    evaluation: how the trained network is attacked. hessian: the Hessian diagonal of its loss.
+    analyses: other analyses of it. hardware: where a run computes. logging: what else is written.
     seed: of everything random.
     """
 

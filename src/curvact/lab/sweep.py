@@ -105,6 +105,7 @@ def run_of(content: Settings, imports: Sequence[Import], where: str) -> RunSpec:
 class SweepSpec(Strict):
     """A sweep.
 
+    name: the folder is named so, unless another is given. question: what it is run for, in words.
     imports: files of Python that register what the spec names, such as `[my.py]`.
     base: settings of a `RunSpec` that all runs share.
     grid: lists of values by dotted key. Every combination is a run. The key `curvature` chooses κ

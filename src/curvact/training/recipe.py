@@ -47,8 +47,10 @@ class Recipe:
     batch_size: real and synthetic images together, over all processes.
     learning_rate: the highest rate.
     schedule: "cosine" (down to `final_rate`), "piecewise" (times `decay` at each of `milestones`),
-        "one-cycle" (linearly down to `final_rate`) or "constant". Before it the rate rises linearly
-        over the part `warmup` of all steps. milestones: parts of all steps, in (0, 1), rising.
+        "one-cycle" (linearly down to `final_rate`) or "constant".
+    warmup: the part of all steps, before the schedule, over which the rate rises linearly.
+    final_rate: the rate at the end. milestones: parts of all steps, in (0, 1), rising.
+    decay: the factor of the rate at each milestone.
     momentum, nesterov: of SGD. clip_norm: the largest global norm of the gradient.
     weight_decay: of SGD it is a part of the gradient, of AdamW it shrinks the weights apart from it.
     weight_decay_on: "all", or "weights": parameters with two dimensions or more, without those of

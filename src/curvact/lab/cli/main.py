@@ -23,9 +23,11 @@ from curvact.lab.cli.analyze import analyze_app
 from curvact.lab.cli.corruptions import corruptions
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluate, leaderboard
+from curvact.lab.cli.examples import overview, with_examples
 from curvact.lab.cli.options import with_code
 from curvact.lab.cli.runs import runs_app
 from curvact.lab.cli.search import search
+from curvact.lab.cli.start import doctor, init, schema
 from curvact.lab.cli.steer import steer
 from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
@@ -46,7 +48,7 @@ OF_THE_SYSTEM = (
 )
 """Errors of files that are no bug of ours: one line each."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("activation")(activation)
 app.add_typer(data_app, name="data")
 app.command("train")(train)
@@ -70,6 +72,9 @@ def _all_take_code(group: typer.Typer) -> None:
 
 
 _all_take_code(app)
+app.command("init")(init)
+app.command("schema")(schema)
+app.command("doctor")(doctor)
 app.add_typer(runs_app, name="runs")  # after it: listing runs runs no code, and loads no torch
 
 
@@ -79,7 +84,10 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+with_examples(app)
+
+
+@app.callback(epilog=overview())
 def _curvact(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
