@@ -324,6 +324,14 @@ def test_fabric_is_one_process_without_torchrun(run_spec: Any) -> None:
         assert fabric.world_size == 1
 
 
+def test_a_slurm_job_is_one_process(run_spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's variables alone start no processes: a job of several tasks would wait for the others."""
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job"}.items():
+        monkeypatch.setenv(name, value)
+    with launched(run_spec().hardware) as fabric:
+        assert fabric.world_size == 1
+
+
 TWO = """
     import sys
     from pathlib import Path

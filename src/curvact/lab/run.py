@@ -64,6 +64,7 @@ from curvact.models.learned import (
 from curvact.random import generator
 from curvact.training import Compute, Diverged, Epoch, Step, Watch, extension_problem, fit
 from curvact.training.batches import check_fit
+from curvact.training.processes import launcher
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -463,6 +464,7 @@ def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
         num_nodes=max(1, size // local),
         strategy="ddp" if size > 1 else "auto",
         precision=hardware.precision,
+        plugins=launcher(),
     )
     fabric.launch()
     try:

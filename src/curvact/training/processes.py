@@ -16,6 +16,7 @@ from curvact.errors import CurvactError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import ClusterEnvironment
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,21 @@ class Compute:
         from lightning_fabric import Fabric
 
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return Fabric(accelerator=device.type, devices=1 if device.type == "cpu" else [device.index or 0])
+        devices = 1 if device.type == "cpu" else [device.index or 0]
+        return Fabric(accelerator=device.type, devices=devices, plugins=launcher())
 
 
 ONE_PROCESS = Compute()
+
+
+def launcher() -> ClusterEnvironment:
+    """Who starts the processes: `torchrun`, else nobody.
+
+    Lightning would also take a SLURM job for several processes, and warns where `srun` is installed.
+    """
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
 def precision(fabric: Fabric) -> str:
