@@ -71,6 +71,7 @@ ATTACKS: dict[str, Callable[[Given], Any]] = {
     "minimum_radius": lambda g: attacks.minimum_radius(
         g.model, g.x, g.y, high=0.5, halvings=2, attack=PGD(2, start="none")
     ),
+    "malt_order": lambda g: attacks.malt_order(g.model, g.x, g.y, g.threat).distances,
     "masking_report": lambda g: (
         attacks.masking_report(g.model, g.x, g.y, g.threat, steps=2, queries=2).measurements
     ),
@@ -206,7 +207,7 @@ RIGHT = {
     "ensemble, fast": {"no gradient"},
     "accuracy": {"NaN logits"},
     "minimum_radius": {"NaN logits"},
-    **{key: {"NaN logits"} for key in ("fgsm", "pgd", "PGD", "PGD.on")},
+    **{key: {"NaN logits"} for key in ("fgsm", "pgd", "PGD", "PGD.on", "malt_order")},
 }
 """Wrong inputs of each function that have a right answer."""
 EVERYWHERE = {"probabilities"}

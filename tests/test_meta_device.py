@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from curvact.activations import activation, activation_names
 from curvact.analysis import Loss
 from curvact.analysis.hessian.ggn import _together, output_hessian
-from curvact.attacks import ThreatModel, fgsm, pgd
+from curvact.attacks import ThreatModel, fgsm, malt_order, pgd
 from curvact.attacks.autoattack.apgd import GPU_STRIDE, apgd, targets_of
 from curvact.attacks.autoattack.ensemble import Step
 from curvact.attacks.autoattack.fab import _boundary, onto_plane
@@ -274,6 +274,8 @@ def test_the_parts_of_fab_and_square(norm: Norm) -> None:
     """
     (x, y), epsilon = _batch(), 0.1
     assert targets_of(_model(), x, 4, 3).shape == (6, 3)
+    order = malt_order(_model(), x, y, ThreatModel(norm, epsilon), batch_size=4, check=False)
+    assert all(part.is_meta and part.shape == (6, 9) for part in order)
     gap, normal = _boundary(_model(), x, y, y)
     assert onto_plane(x, normal, gap, norm).is_meta
     random = torch.Generator()

@@ -19,6 +19,7 @@ from curvact.attacks.autoattack import (
 from curvact.attacks.batch import SuspectModelWarning, check_images, check_model, two_logits
 from curvact.attacks.corruption import CorruptionAccuracy, corruption_accuracy
 from curvact.attacks.losses import LOSSES, AttackLoss, attack_loss, ce, dlr, margin, pma
+from curvact.attacks.malt import MaltOrder, malt_order
 from curvact.attacks.masking import Finding, MaskingReport, masking_report
 from curvact.attacks.pgd import FGSM, PGD, Attack, Model, Start, default_step, fgsm, pgd
 from curvact.attacks.radius import minimum_radius
@@ -50,6 +51,7 @@ __all__ = [
     "CorruptionAccuracy",
     "Finding",
     "FunctionAttack",
+    "MaltOrder",
     "MaskingReport",
     "Mode",
     "Model",
@@ -79,6 +81,7 @@ __all__ = [
     "fgsm",
     "from_adv_lib",
     "from_torchattacks",
+    "malt_order",
     "margin",
     "masking_report",
     "minimum_radius",

@@ -5,7 +5,7 @@ through surrogate activations. [ours]
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -13,9 +13,12 @@ from torch import Tensor
 
 from curvact.activations.selection import Selector
 from curvact.attacks.arguments import door
-from curvact.attacks.autoattack import CLEAN
+from curvact.attacks.autoattack import CLEAN, MALT
+from curvact.attacks.autoattack.apgd import apgd
+from curvact.attacks.autoattack.ensemble import Step, chosen_steps
 from curvact.attacks.batch import Guarded, check_number, checked, connected, cuts_graph, warn_of
 from curvact.attacks.losses import classes
+from curvact.attacks.malt import malt_order
 from curvact.attacks.masking import RATES, allowed
 from curvact.attacks.pgd import Model, OnStep, pgd
 from curvact.attacks.surrogate import WAYS, Surrogate, SurrogateNetwork, check_surrogate
@@ -26,7 +29,9 @@ from curvact.models.modes import frozen, mode
 PLAIN = {"pgd-ce": "ce", "pgd-margin": "margin", "pgd-pma": "pma"}
 """The attacks along the network's own gradient, with their losses."""
 NAMES = (*PLAIN, *(way.name for way in WAYS))
-"""All attacks, in the order in which they run."""
+"""All attacks, in the order in which they run; APGD with MALT's targets runs after `PLAIN` where asked
+for.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +39,8 @@ class AdaptiveResult:
     """The outcome of `adaptive_attack`: the worst case over its attacks.
 
     clean_accuracy, robust_accuracy: fractions of all images.
-    broken_by: for each image the attack that broke it, of `NAMES`; "clean" if the clean image is
-        misclassified, None if it is robust.
+    broken_by: for each image the attack that broke it, of `NAMES` or "apgd-malt"; "clean" if the clean
+        image is misclassified, None if it is robust.
     x_adv: N×…; x itself where no attack succeeded. perturbation: ‖x_adv − x‖, N.
     accuracy_after: "clean" and each attack → robust accuracy after it.
     notes: why attacks were left out. suspicions: reasons to distrust attacks along the gradient.
@@ -59,7 +64,7 @@ class AdaptiveResult:
     @property
     def plain_accuracy(self) -> float:
         """The robust accuracy under the attacks along the network's own gradient alone."""
-        return self.accuracy_after[list(PLAIN)[-1]]
+        return self.accuracy_after[MALT if MALT in self.accuracy_after else list(PLAIN)[-1]]
 
     def __str__(self) -> str:
         return (
@@ -78,13 +83,15 @@ def adaptive_attack(
     steps: int = 40,
     restarts: int = 1,
     surrogate: Surrogate | None = None,
+    malt: int = 0,
     activations: Selector | None = None,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
     on_batch: Callable[[int, float], None] | None = None,
 ) -> AdaptiveResult:
-    """The worst case of six attacks for each image: PGD on three losses, then through surrogates.
+    """The worst case of six attacks for each image: PGD on three losses, then through surrogates. One
+    more, APGD with MALT's targets, runs where asked for.
 
     The first three follow the network's own gradient, on the cross-entropy, the margin and the
     margin of the probabilities (PMA). "bpda-ce" and "bpda-margin" keep the network's values and
@@ -96,6 +103,8 @@ def adaptive_attack(
         eval mode inside, restored after; no weight gradient is computed.
     x: N×… in [0, 1]. y: N, whole numbers.
     steps: of each PGD, of length 2.5ε/steps, at most ε. restarts: of each.
+    malt: if not 0, "apgd-malt" runs after the first three: APGD on the targeted DLR loss, towards so
+        many classes in the order of `malt_order`, with `steps` and `restarts` for each.
     surrogate: None for the activations themselves, averaged over an interval that shrinks with the
         steps, from 1 to 0.1 standard deviations of their inputs to each side. A number κ: the
         interval in which ReLU has this κ, at the end of the attack, and κ/10 at its start. The name
@@ -104,10 +113,11 @@ def adaptive_attack(
         torch.nn, those with a slope, and elementwise modules of your own without parameters.
     on_step: called as `pgd` calls it. on_batch: called after each batch with the number of images
         done and the robust accuracy so far.
-    Cost of an image that withstands all: 6·steps·restarts gradients and about 20 forward passes.
+    Cost of an image that withstands all: 6·steps·restarts gradients and about 20 forward passes; with
+        malt, malt·(steps + 1)·restarts gradients more, and one for each class looked at.
     Nothing waits for the device inside the steps; between attacks and restarts it does.
-    Raises CurvactError for images outside [0, 1], labels that are no classes, numbers below 1, and
-    what is no surrogate.
+    Raises CurvactError for images outside [0, 1], labels that are no classes, numbers below 1, what is
+    no surrogate, and malt under l1 or with fewer than 4 classes.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> x, y = torch.rand(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64)
@@ -119,6 +129,7 @@ def adaptive_attack(
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
         check_number(value, name, where)
     check_surrogate(surrogate, where)
+    check_number(malt, "malt", where, 0)
     x, y, highest = checked(x, y, where, threat_model=threat_model)
     if len(x) == 0:
         raise CurvactError(f"{where} got 0 images: at least 1")
@@ -126,13 +137,20 @@ def adaptive_attack(
     parts: list[tuple[Tensor, Tensor]] = []
     with mode(model, training=False), frozen(model):
         with torch.no_grad():
-            warn_of(model, guarded(x[:batch_size]), where)
+            logits = guarded(x[:batch_size])
+            warn_of(model, logits, where)
         network: SurrogateNetwork | None = None
         try:
             network = SurrogateNetwork(model, surrogate, activations)
         except CurvactError as error:
             notes.append(f"no attack through surrogate activations: {error}")
         attacks = _attacks(model, x[:1], threat_model, network, steps, restarts, generator, on_step)
+        names = list(NAMES)
+        if malt:
+            (step,) = chosen_steps([MALT], threat_model.norm, logits.shape[1], steps=steps, queries=1)
+            step = replace(step, targets=min(malt, logits.shape[1] - 1), restarts=restarts)
+            attacks.insert(len(PLAIN), partial(_towards, model, step, threat_model, generator))
+            names.insert(len(PLAIN), MALT)
         for images, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             parts.append(_worst(model, images, labels, attacks))
             if on_batch is not None:
@@ -140,19 +158,20 @@ def adaptive_attack(
                 on_batch(len(so_far), (so_far == ROBUST).double().mean().item())
     x_adv = torch.cat([points for points, _ in parts])
     found = torch.cat([by for _, by in parts]).tolist()
-    broken_by = tuple(None if by == ROBUST else CLEAN if by == WRONG else NAMES[by] for by in found)
+    broken_by = tuple(None if by == ROBUST else CLEAN if by == WRONG else names[by] for by in found)
     total = len(broken_by)
     fallen, after = 0, {}
-    for name in (CLEAN, *NAMES):
+    for name in (CLEAN, *names):
         fallen += broken_by.count(name)
         after[name] = (total - fallen) / total
-    through = sum(by in NAMES and by not in PLAIN for by in broken_by)
+    ways = [way.name for way in WAYS]
+    through = sum(by in ways for by in broken_by)
     rate = allowed(RATES["surrogate activation"], max(total - broken_by.count(CLEAN), 1))
     suspicions = []
     if through > rate * (total - broken_by.count(CLEAN)):
         suspicions.append(
-            f"{through} of {total} images withstand PGD on three losses and not attacks through surrogate activations: the "
-            "activations mask the gradient"
+            f"{through} of {total} images withstand PGD on three losses{f' and {MALT}' if malt else ''} and not "
+            "attacks through surrogate activations: the activations mask the gradient"
         )
     return AdaptiveResult(
         clean_accuracy=after[CLEAN],
@@ -184,7 +203,7 @@ def _attacks(
     on_step: OnStep | None,
 ) -> list[_Run]:
     """The attacks in the order of `NAMES`."""
-    searched = connected(model) if cuts_graph(model, one) else model
+    searched = _searchable(model, one)
     plain: list[_Run] = [
         partial(
             pgd,
@@ -218,6 +237,47 @@ def _attacks(
     return plain + through
 
 
+def _searchable(model: Model, one: Tensor) -> Model:
+    """The model, with a gradient of zero where it cuts the graph."""
+    return connected(model) if cuts_graph(model, one) else model
+
+
+def _towards(
+    model: Model,
+    step: Step,
+    threat_model: ThreatModel,
+    generator: torch.Generator | None,
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
+    """APGD towards the classes of `malt_order` in turn, on images that are classified correctly."""
+    device = "cpu" if generator is None else generator.device
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    searched = _searchable(model, x[:1])
+    targets = malt_order(searched, x, y, threat_model, batch_size=len(x), check=False).classes
+    found = x.clone()
+
+    def confirm(rows: Tensor, x_adv: Tensor) -> Tensor:
+        with torch.no_grad():
+            fooled = classes(model(x_adv)) != y[rows]
+        found[rows[fooled]] = x_adv[fooled]
+        return fooled
+
+    apgd(
+        step,
+        searched,
+        confirm,
+        x,
+        y,
+        torch.arange(len(x)),
+        threat_model,
+        seed=seed,
+        batch_size=len(x),
+        targets=targets[:, : step.targets],
+    )
+    return found
+
+
 def _worst(model: Model, x: Tensor, y: Tensor, attacks: list[_Run]) -> tuple[Tensor, Tensor]:
     """Attacked images, and the number of the attack that broke each."""
     with torch.no_grad():
@@ -244,7 +304,8 @@ def _worst(model: Model, x: Tensor, y: Tensor, attacks: list[_Run]) -> tuple[Ten
 class Adaptive:
     """`adaptive_attack` as a value, by name "adaptive".
 
-    steps, restarts, surrogate: as there; a surrogate that is a κ or a name. CurvactError for others.
+    steps, restarts, surrogate, malt: as there; a surrogate that is a κ or a name. CurvactError for
+        others.
 
     >>> str(Adaptive()), str(Adaptive(20, surrogate="rctaf(curvature=2)"))
     ('adaptive', "adaptive(steps=20, surrogate='rctaf(curvature=2)')")
@@ -253,11 +314,13 @@ class Adaptive:
     steps: int = 40
     restarts: int = 1
     surrogate: float | str | None = None
+    malt: int = 0
 
     def __post_init__(self) -> None:
         check_number(self.steps, "steps", "adaptive")
         check_number(self.restarts, "restarts", "adaptive")
         check_surrogate(self.surrogate, "adaptive")
+        check_number(self.malt, "malt", "adaptive", 0)
 
     def __str__(self) -> str:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -285,6 +348,7 @@ class Adaptive:
             steps=self.steps,
             restarts=self.restarts,
             surrogate=self.surrogate,
+            malt=self.malt,
             batch_size=batch_size,
             generator=generator,
             on_step=on_step,

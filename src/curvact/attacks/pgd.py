@@ -429,7 +429,7 @@ def _ascend(
             if not isinstance(losses, Tensor) or losses.shape != (len(x_adv),):
                 got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
                 raise CurvactError(f"the loss of pgd is {got}: a tensor ({len(x_adv)},), one loss an image")
-            gradient = _gradient(losses, x_adv)
+            gradient = gradient_of(losses, x_adv, "pgd")
         with torch.no_grad():
             x_adv, losses = x_adv.detach(), losses.detach()
             if on_step is not None:
@@ -477,15 +477,17 @@ def _started(
     return x
 
 
-def _gradient(losses: Tensor, x: Tensor) -> Tensor:
-    """The gradient of the losses in x. CurvactError if autograd finds no way from the outputs to x."""
+def gradient_of(losses: Tensor, x: Tensor, where: str, *, retain_graph: bool = False) -> Tensor:
+    """The gradient of the sum of the losses in x. CurvactError, in the name of `where`, if autograd
+    finds no way from the outputs to x.
+    """
     gradient = None
     if losses.requires_grad:
-        (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+        (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True, retain_graph=retain_graph)
     if gradient is None:
         raise CurvactError(
-            "pgd needs a gradient, but the model's outputs do not depend on its inputs by a differentiable way (no_grad, detach "
-            "or numpy inside?): use an attack without gradients, such as square"
+            f"{where} needs a gradient, but the model's outputs do not depend on its inputs by a differentiable way "
+            "(no_grad, detach or numpy inside?): use an attack without gradients, such as square"
         )
     return gradient
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from curvact.attacks.adapters import from_adv_lib, from_torchattacks
 from curvact.attacks.adaptive import Adaptive
 from curvact.attacks.arguments import takes_threat_model
-from curvact.attacks.autoattack import ATTACKS, AutoAttack
+from curvact.attacks.autoattack import ATTACKS, MALT, AutoAttack
 from curvact.attacks.pgd import FGSM, PGD, Model, OnStep
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError, nearest
@@ -46,6 +46,7 @@ _REGISTRY: dict[str, Callable[..., NamedAttack]] = {
     "autoattack": AutoAttack,
     "autoattack-plus": partial(AutoAttack, "plus"),
     "autoattack-rand": partial(AutoAttack, "rand"),
+    "malt": lambda: AutoAttack(None, (MALT,)),
     "adaptive": Adaptive,
     "torchattacks": from_torchattacks,
     "adv-lib": from_adv_lib,
@@ -136,8 +137,8 @@ def attack_names() -> list[str]:
 
 def named_attack(text: str) -> NamedAttack:
     """The attack of a name: "fgsm", "pgd-20", "pgd(steps=20, step=0.1)", "autoattack",
-    "autoattack-plus", "autoattack-rand", some attacks of AutoAttack ("apgd-ce+square"),
-    "adaptive(steps=20)", or a registered one. Raises CurvactError for another.
+    "autoattack-plus", "autoattack-rand", some attacks of AutoAttack ("apgd-ce+square"), "malt" (which
+    is "apgd-malt"), "adaptive(steps=20)", or a registered one. Raises CurvactError for another.
 
     >>> named_attack("pgd-20"), named_attack("apgd-ce+square")
     (PGD(steps=20, step=None, restarts=1, start=None, loss='ce'), AutoAttack(version=None,

@@ -234,10 +234,9 @@ class EvaluationSpec(Strict):
     train_images: int = Field(512, ge=1)
     weights: Literal["last", "both"] = "both"
     autoattack_images: int = Field(0, ge=0)
-    autoattack_parts: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"], ...] = (
-        "apgd-ce",
-        "apgd-t",
-    )
+    autoattack_parts: tuple[
+        Literal["apgd-ce", "apgd-dlr", "apgd-t", "apgd-malt", "fab", "fab-t", "square"], ...
+    ] = ("apgd-ce", "apgd-t")
     autoattack_mode: Literal["plain", "fast"] = "fast"
     activations: bool = False
 

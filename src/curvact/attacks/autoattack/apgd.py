@@ -38,17 +38,21 @@ def apgd(
     *,
     seed: int,
     batch_size: int,
+    targets: Tensor | None = None,
 ) -> int:
     """Attack x until every point is broken or has withstood all runs; `confirm` keeps the
     successes.
 
     x: n×C×H×W in [0, 1], on the model's device; y: n. index: n, the points' numbers in the whole
         set (on the CPU). l∞ or l2.
+    targets: n×step.targets classes, tried in turn; None: for "apgd-t" those after the first by their
+        logits.
     Returns the number of starts with a gradient of zero. Waits for the device every step on a CPU,
     every 10th on a GPU.
     """
     runs = step.restarts * max(step.targets, 1)
-    targets = targets_of(model, x, batch_size, step.targets) if step.attack == "apgd-t" else None
+    if targets is None and step.attack == "apgd-t":
+        targets = targets_of(model, x, batch_size, step.targets)
     window = checkpoints(step.budget).to(x.device)
     stride = 1 if x.device.type == "cpu" else GPU_STRIDE
     waiting = deque((point, 0) for point in range(len(x)))

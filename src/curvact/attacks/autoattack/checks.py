@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from curvact.attacks.autoattack.ensemble import MALT
 from curvact.attacks.autoattack.shard import Job, Unit, model_device
 from curvact.attacks.batch import Batch, Guarded, checked, checked_module, suspect_logits
 from curvact.attacks.pgd import Model
@@ -98,7 +99,7 @@ def late_suspicions(job: Job, units: Sequence[Unit], accuracy_after: Mapping[str
         before = accuracy_after[earlier[-1]]
         # The reference warns from 0.2 % on; we want at least two images. Without targeted attacks
         # Square finds more on honest networks too.
-        limit = 0.002 if any(key.endswith("-t") for key in earlier) else 0.05
+        limit = 0.002 if any(key.endswith("-t") or key == MALT for key in earlier) else 0.05
         if before - accuracy_after["square"] > max(limit, 1.5 / len(job.x)):
             lines.append(
                 f"Square took the robust accuracy from {before:.2%} to {accuracy_after['square']:.2%} after the attacks "

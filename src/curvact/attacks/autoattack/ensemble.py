@@ -12,7 +12,9 @@ from curvact.errors import CurvactError, nearest
 Version = Literal["standard", "plus", "rand"]
 Mode = Literal["plain", "fast"]
 Precision = Literal["fp32", "bf16"]
-ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+MALT = "apgd-malt"
+"""APGD-T with the targets of `malt_order`: no part of a version of AutoAttack."""
+ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", MALT, "fab", "fab-t", "square")
 STEPS, QUERIES, TARGETS = 100, 5000, 9
 TITLES = {"standard": "AutoAttack", "plus": "AutoAttack (plus)", "rand": "AutoAttack (rand)"}
 
@@ -22,7 +24,7 @@ class Step:
     """One attack of an ensemble.
 
     budget: iterations of a run, or queries (square). restarts, targets: runs are restarts, or
-        targets × restarts (…-t).
+        targets × restarts (…-t, apgd-malt).
     averaged: gradients averaged an iteration (randomized models). shrinking: APGD's l1 schedule of
         radii 3ε, 2ε, ε.
     second_look: an fp32 run after a search in bf16.
@@ -69,7 +71,7 @@ def check_version(version: str) -> None:
 
 
 def check_attacks(attacks: Sequence[str]) -> None:
-    """CurvactError unless these are attacks of AutoAttack, at least one, each once."""
+    """CurvactError unless these are names of `ATTACKS`, at least one, each once."""
     if isinstance(attacks, str) or not attacks:
         raise CurvactError(f"attacks={attacks!r}: a list of at least one of {', '.join(ATTACKS)}")
     if len(set(attacks)) < len(attacks):
@@ -113,7 +115,10 @@ def chosen_steps(
     check_attacks(attacks)
     if steps < 1 or queries < 1:
         raise CurvactError(f"steps={steps}, queries={queries} of an ensemble: each must be >= 1")
+    if norm == "l1" and MALT in attacks:
+        raise CurvactError(f"{MALT} of attacks={list(attacks)!r}: under linf or l2, not l1")
     standard = {step.attack: step for step in version_steps("standard", norm, max(classes, 4))}
+    standard[MALT] = Step(MALT, STEPS, targets=TARGETS)
     made = [
         replace(standard.get(name, Step(name, STEPS)), budget=queries if name == "square" else steps)
         for name in attacks
@@ -140,7 +145,7 @@ def ensemble_name(version: str | None, steps: Sequence[Step], precision: Precisi
 
 def _fitting(steps: Sequence[Step], classes: int, what: str) -> tuple[Step, ...]:
     for step in steps:
-        needed = {"apgd-t": 4, "apgd-dlr": 3}.get(step.attack, 2)
+        needed = {"apgd-t": 4, MALT: 4, "apgd-dlr": 3}.get(step.attack, 2)
         if classes < needed:
             others = ["apgd-ce", *(["apgd-dlr"] if classes >= 3 else []), "fab-t", "square"]
             raise CurvactError(

@@ -201,7 +201,8 @@ def ensemble(
     "AutoAttack".
 
     attacks: of "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", set as in the standard
-        version.
+        version; and "apgd-malt" (linf and l2), which is "apgd-t" with the targets of `malt_order`. It
+        runs in our own loop in both modes.
     steps: iterations of APGD and FAB a run. queries: of Square. Others than the standard ones show
         in the name.
     settings: as `autoattack`.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from curvact.attacks.autoattack.apgd import apgd
-from curvact.attacks.autoattack.ensemble import Mode, Precision, Step
+from curvact.attacks.autoattack.ensemble import MALT, Mode, Precision, Step
 from curvact.attacks.autoattack.fab import fab
 from curvact.attacks.autoattack.reference import ZeroGradients, reference_attack
 from curvact.attacks.autoattack.search import Counted, Twin, adaptive_batch, search_twin
@@ -23,6 +23,7 @@ from curvact.attacks.autoattack.square import square
 from curvact.attacks.autoattack.windows import Windowed, windowed
 from curvact.attacks.batch import connected
 from curvact.attacks.losses import ce, classes
+from curvact.attacks.malt import malt_order
 from curvact.attacks.pgd import Model
 from curvact.attacks.threat import ThreatModel
 from curvact.errors import CurvactError
@@ -187,7 +188,11 @@ class Runner:
         if len(standing) and self.job.mode == "plain":
             batch_size = self._plain_batch(len(x))
             with _memory_named(step.key, self.device, batch_size):
-                zero = self._reference(shard, step, plain, x, y, standing, claims, batch_size)
+                if step.attack == MALT:  # the reference has none: our loop, on the model itself
+                    left = claims.left()
+                    zero = self._ours(shard, step, plain, x, y, standing, left, claims, batch_size)
+                else:
+                    zero = self._reference(shard, step, plain, x, y, standing, claims, batch_size)
         elif len(standing):
             twin, notes = self._twin(step)
             searched = Counted(twin)
@@ -306,6 +311,11 @@ class Runner:
                 windows=small,
             )
             return 0
+        targets = None
+        if step.attack == MALT:
+            found = malt_order(model, images, labels, job.threat_model, batch_size=batch_size, check=False)
+            targets = found.classes[:, : step.targets]
+            model.gradient += (found.classes.shape[1] - 1) * len(images)  # one a class; the first is counted
         return apgd(
             step,
             model,
@@ -316,6 +326,7 @@ class Runner:
             job.threat_model,
             seed=job.seed,
             batch_size=batch_size,
+            targets=targets,
         )
 
     def _twin(self, step: Step) -> tuple[Model, tuple[str, ...]]:
