@@ -110,6 +110,8 @@ METHODS: list[dict[str, Any]] = [
     {"optimizer": "entropy-sgd(inner_steps=1)", "weight_decay_on": "weights"},
     {"optimizer": "entropy-sgd(inner_steps=1, variant=authors)", "averaging": "swa"},
     {"perturbation": "awp"},
+    {"averaging": "me-a"},
+    {"averaging": "me-a(outer=ema)", "perturbation": "sam"},
     {"perturbation": "sam", "label_smoothing": 0.1},
 ]
 
@@ -131,12 +133,16 @@ def test_a_training_step(monkeypatch: pytest.MonkeyPatch, objective: str, method
         random=torch.Generator(), example=x[:2],
     )  # fmt: skip
     outcome = trainer.step(
-        x, y, whole=6, rate=0.1, perturbed="perturbation" in methods, random=torch.Generator()
-    )
+        x, y, whole=6, rate=0.1, perturbed="perturbation" in methods, random=torch.Generator(),
+        pulled="me-a" in methods.get("averaging", ""),
+    )  # fmt: skip
     assert outcome.loss.is_meta
     assert outcome.right.is_meta
     assert (trainer.twin is not None) is (side == 16)
     assert all(p.is_meta for p in model.parameters())
+    if "me-a" in methods.get("averaging", ""):
+        assert trainer.envelope is not None
+        assert trainer.envelope.penalty().is_meta
 
 
 def test_a_recalibration_of_batch_norm() -> None:

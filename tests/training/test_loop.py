@@ -39,6 +39,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sam": {"perturbation": "sam"},
     "ema": {"averaging": "ema(decay=0.9)"},
     "swa": {"averaging": "swa(start=0.3)"},
+    "me-a": {"averaging": "me-a(rho=0.5, start=0.2)"},
+    "me-a, ema": {"averaging": "me-a(rho=0.5, outer=ema, start=0.2)", "perturbation": "awp"},
     "entropy": {"optimizer": "entropy-sgd(inner_steps=3, variant=authors)", "learning_rate": 1.0},
     "algorithm": {
         "optimizer": "entropy-sgd(inner_steps=3)",
@@ -169,7 +171,7 @@ def test_any_objective_meets_any_method(name: str, method: str, digits: Digits, 
     assert any(not torch.equal(p, q) for p, q in zip(weights, start.parameters(), strict=True))
     entry = OBJECTIVES[name]
     once = entry.cost(2)
-    perturbed = {"sam": 3, "algorithm": 3, "all": 3, "awp": 2}.get(
+    perturbed = {"sam": 3, "algorithm": 3, "all": 3, "me-a, ema": 3, "awp": 2}.get(
         method, 0
     )  # AWP alone starts after the first batch
     recalibrated = 0 if method in ("sgd", "adamw", "awp", "sam") else 3 * once

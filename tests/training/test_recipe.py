@@ -95,6 +95,7 @@ def test_the_rate_rises_then_falls_to_its_end() -> None:
         (Recipe(), {"epochs": 40}, 0, ""),  # nothing is done yet
         (replace(CONSTANT, optimizer="entropy-sgd", averaging="ema"), {"epochs": 40}, 50, ""),
         (replace(CONSTANT, perturbation="awp", averaging="swa(start=0)"), {"epochs": 40}, 50, ""),
+        (replace(CONSTANT, averaging="me-a(start=0)"), {"epochs": 40}, 50, ""),
         (replace(CONSTANT, perturbation="sam"), {"epochs": 40}, 50, ""),
         # Before their first milestone and start, these are the same.
         (replace(CONSTANT, schedule="piecewise"), {"epochs": 40}, 25, ""),

@@ -37,7 +37,7 @@ def evaluated_weights(
 
     These are the outer weights (Entropy-SGD), the average, or the trained weights themselves. In the
     first two cases batch norm is recalibrated for them; see `recalibration_cost`.
-    enter_average: take the weights into the average (SWA) first.
+    enter_average: take the weights into the average (SWA, ME-A) first.
     """
     with ExitStack() as stack:
         average_buffers(trainer.fabric, trainer.model)

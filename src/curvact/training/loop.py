@@ -37,7 +37,13 @@ from curvact.training.processes import (
 )
 from curvact.training.progress import SILENT, Diverged, Epoch, Step, Watch
 from curvact.training.recipe import Recipe
-from curvact.training.schedule import averages_epoch, extension_problem, learning_rate, perturbs_weights
+from curvact.training.schedule import (
+    averages_epoch,
+    extension_problem,
+    learning_rate,
+    perturbs_weights,
+    pulls_weights,
+)
 from curvact.training.state import difference, load_state, save_state
 from curvact.training.step import Trainer, step_cost
 
@@ -189,6 +195,7 @@ class _Run:
             whole=self.batches.size(self.batch),
             rate=self.rate,
             perturbed=perturbs_weights(self.recipe, self.step, self.total),
+            pulled=pulls_weights(self.recipe, self.step, self.total),
             random=self.attack_random,
         )
         self.batch, self.step = self.batch + 1, self.step + 1

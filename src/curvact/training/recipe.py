@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from curvact.attacks import PGD
 from curvact.errors import CurvactError
+from curvact.training.methods.moreau import check_settings
 from curvact.training.objectives import objective
 from curvact.training.parsing import Settings, is_number, method
 
@@ -26,7 +27,12 @@ METHODS: dict[Kind, dict[str, Settings]] = {
         },
     },
     "perturbation": {"none": {}, "awp": {"gamma": 0.01, "start": 0.0}, "sam": {"rho": 0.05}},
-    "averaging": {"none": {}, "ema": {"decay": 0.995}, "swa": {"start": 0.75}},
+    "averaging": {
+        "none": {},
+        "ema": {"decay": 0.995},
+        "swa": {"start": 0.75},
+        "me-a": {"rho": 5e-4, "outer": "swa", "start": 0.5, "decay": 0.995},
+    },
 }
 """The methods of each kind, with their settings and default values."""
 
@@ -59,8 +65,9 @@ class Recipe:
         "entropy-sgd(inner_steps=20, gamma=0.03, …)", whose outer rate is `learning_rate`.
     perturbation: "none", "awp(gamma=0.01, start=0)" (from the part `start` of all steps on) or
         "sam(rho=0.05)".
-    averaging: "none", "ema(decay=0.995)" or "swa(start=0.75)" (over the ends of epochs after the
-        part `start` of all steps). The average is evaluated and kept, with batch norm recalibrated.
+    averaging: "none", "ema(decay=0.995)", "swa(start=0.75)" (over the ends of epochs after the
+        part `start` of all steps), or "me-a(rho=0.0005, outer=swa, start=0.5)", an average that pulls
+        the weights to itself. The average is evaluated and kept, with batch norm recalibrated.
     attack: the PGD inside the objective, a `PGD` or its text, such as "pgd-10" or "pgd(steps=5,
         step=0.4)"; step in units of ε. start=None: the start that the objective's authors use. The
         objective sets the loss.
@@ -133,6 +140,8 @@ class Recipe:
             name, settings = self.method_of(kind)
             if name == "adamw":
                 self._check_adamw(settings)
+            if name == "me-a":
+                check_settings(**settings)
         objective(self.objective, self.label_smoothing)
 
     def _check_adamw(self, settings: dict[str, Any]) -> None:

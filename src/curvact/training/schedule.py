@@ -37,10 +37,18 @@ def perturbs_weights(recipe: Recipe, step: int, total: int) -> bool:
 
 
 def averages_epoch(recipe: Recipe, steps_done: int, total: int) -> bool:
-    """Whether the weights at the end of an epoch, after `steps_done` steps, enter SWA's average."""
+    """Whether the weights at the end of an epoch, after `steps_done` steps, enter the average of SWA,
+    or that of ME-A.
+    """
+    name, settings = recipe.method_of("averaging")
+    by_epoch = name == "swa" or settings.get("outer") == "swa"
+    return by_epoch and steps_done > _start("averaging", recipe.averaging) * total
+
+
+def pulls_weights(recipe: Recipe, step: int, total: int) -> bool:
+    """Whether the slow copy of ME-A pulls the weights in the step (from 0)."""
     return (
-        recipe.method_of("averaging")[0] == "swa"
-        and steps_done > _start("averaging", recipe.averaging) * total
+        recipe.method_of("averaging")[0] == "me-a" and step >= _start("averaging", recipe.averaging) * total
     )
 
 
@@ -90,6 +98,8 @@ def extension_problem(before: Recipe, after: Recipe, steps_done: int, steps_per_
             )
         if perturbs_weights(before, step, totals[0]) != perturbs_weights(after, step, totals[1]):
             return f"{after.perturbation} starts at another step in {after.epochs} epochs: {anew} start=0"
+        if pulls_weights(before, step, totals[0]) != pulls_weights(after, step, totals[1]):
+            return f"{after.averaging} starts at another step in {after.epochs} epochs: {anew} start=0"
         done = step + 1
         if done % steps_per_epoch == 0 and (
             averages_epoch(before, done, totals[0]) != averages_epoch(after, done, totals[1])

@@ -17,6 +17,7 @@ from curvact.training.inner_attack import BatchNorm, Fixed, InnerAttack, Trainin
 from curvact.training.methods import batch_norm
 from curvact.training.methods.averaging import Average
 from curvact.training.methods.entropy_sgd import EntropySGD
+from curvact.training.methods.moreau import MoreauEnvelope
 from curvact.training.methods.perturbation import add, awp, restore, sam
 from curvact.training.objectives import ObjectiveValue, objective
 from curvact.training.processes import Compute, average_gradients, precision
@@ -84,9 +85,7 @@ class Trainer:
         self.perturbation, self.settings = recipe.method_of("perturbation")
         self.optimizer = make_optimizer(model, recipe, random)
         self.fabric_optimizer: Any = fabric.setup_optimizers(self.optimizer)
-        kind, settings = recipe.method_of("averaging")
-        decay = {"decay": settings["decay"]} if "decay" in settings else {}
-        self.average = None if kind == "none" else Average(model, kind=kind, **decay)
+        self.average = _average(model, recipe)
         folds = not compute.compiled and example.shape[-1] >= FOLD_FROM and batch_norm.has_batch_norm(model)
         self.twin = _twin(model, example) if folds else None
 
@@ -96,20 +95,36 @@ class Trainer:
         return self.optimizer if isinstance(self.optimizer, EntropySGD) else None
 
     @property
+    def envelope(self) -> MoreauEnvelope | None:
+        """The average, if it is that of ME-A and has begun."""
+        average = self.average
+        return average if isinstance(average, MoreauEnvelope) and average.begun else None
+
+    @property
     def needs_recalibration(self) -> bool:
         """Whether others than the trained weights are evaluated, in a model with batch norm."""
         others = self.entropy_sgd is not None or self.average is not None
         return others and batch_norm.has_batch_norm(self.model)
 
     def step(
-        self, x: Tensor, y: Tensor, *, whole: int, rate: float, perturbed: bool, random: torch.Generator
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        whole: int,
+        rate: float,
+        perturbed: bool,
+        random: torch.Generator,
+        pulled: bool = False,
     ) -> Outcome:
         """Train on this process's part of a batch.
 
         whole: number of images of the batch over all processes. rate: the learning rate.
         perturbed: whether the second gradient of AWP or SAM is taken.
-        random: of the attack's starts.
+        random: of the attack's starts. pulled: whether the slow copy of ME-A pulls the weights.
         """
+        if pulled and isinstance(self.average, MoreauEnvelope):
+            self.average.begin()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         use_awp, use_sam = (perturbed and self.perturbation == name for name in ("awp", "sam"))
@@ -137,6 +152,7 @@ class Trainer:
         if (
             self.average is not None
             and self.average.kind == "ema"
+            and (self.envelope is not None or not isinstance(self.average, MoreauEnvelope))
             and (self.entropy_sgd is None or self.entropy_sgd.outer_step_ended)
         ):
             self.average.update()
@@ -177,6 +193,8 @@ class Trainer:
                     loss = result.value
                     if self.recipe.beta_penalty:
                         loss = loss + penalty(self.model, self.recipe.beta_penalty)
+                    if self.envelope is not None:
+                        loss = loss + self.envelope.penalty()
                 self.fabric.backward(loss * (len(labels) * self.fabric.world_size / whole))
                 values.append(result)
         average_gradients(self.fabric, self.model)
@@ -220,6 +238,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe, random: torch.Generator) ->
     if name == "entropy-sgd":
         return EntropySGD(groups, **shared, **settings, generator=random)
     return torch.optim.SGD(groups, **shared, nesterov=recipe.nesterov and recipe.momentum > 0)
+
+
+def _average(model: nn.Module, recipe: Recipe) -> Average | None:
+    kind, settings = recipe.method_of("averaging")
+    if kind == "none":
+        return None
+    own = {name: value for name, value in settings.items() if name != "start"}
+    return MoreauEnvelope(model, **own) if kind == "me-a" else Average(model, kind=kind, **own)
 
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

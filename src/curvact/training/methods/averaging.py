@@ -58,7 +58,7 @@ class Average:
         """Take the current parameters into the average."""
         now = [p.detach().to(_wide(p)) for p in self._parameters.values()]
         if self.updates == 0:
-            self._averages = [w.clone() for w in now]
+            self._averages = self._current()
         elif now:
             if self.kind == "swa":
                 share = 1 / (self.updates + 1)
@@ -66,6 +66,10 @@ class Average:
                 share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(self._averages, now, share)
         self.updates += 1
+
+    def _current(self) -> list[Tensor]:
+        """Copies of the parameters, as wide as averages are."""
+        return [p.detach().to(_wide(p), copy=True) for p in self._parameters.values()]
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -86,7 +90,7 @@ class Average:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers."""
-        averages = dict(zip(self._parameters, self._averages, strict=True)) if self.updates else {}
+        averages = dict(zip(self._parameters, self._averages, strict=True)) if self._averages else {}
         return {"kind": self.kind, "decay": self.decay, "updates": self.updates, "averages": averages}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -103,7 +107,7 @@ class Average:
             ) from None
         if kind != self.kind:
             raise CurvactError(f"the state is of averaging {kind!r}, and this is {self.kind!r}")
-        own = {name: tuple(p.shape) for name, p in self._parameters.items()} if updates else {}
+        own = {name: tuple(p.shape) for name, p in self._parameters.items()} if updates or averages else {}
         if theirs != own:
             odd = sorted(n for n in theirs.keys() | own.keys() if theirs.get(n) != own.get(n))
             raise CurvactError(f"the averaged parameters do not fit this model: {', '.join(odd[:3])} differ")
@@ -111,7 +115,7 @@ class Average:
         self._averages = [
             averages[name].to(device=p.device, dtype=_wide(p), copy=True)
             for name, p in self._parameters.items()
-            if updates
+            if averages
         ]
 
 
