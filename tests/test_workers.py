@@ -45,6 +45,8 @@ def failing(job: str, send: Send) -> None:
         raise CurvactError("a clear line")
     if job == "disk":
         raise OSError(28, "No space left on device")
+    if job == "memory":
+        raise MemoryError("Unable to allocate\n9 TiB")
     if job == "fault":
         raise KeyError("some\nkey")
 
@@ -128,6 +130,17 @@ def test_an_exception_stops_all(job: str, message: str, capfd: pytest.CaptureFix
         )
     assert "\n" not in str(caught.value)
     assert ("Traceback" in capfd.readouterr().err) == (job == "fault")
+
+
+def test_a_job_without_memory_is_as_one_whose_worker_died(capfd: pytest.CaptureFixture[str]) -> None:
+    seen: list[Event] = []
+    assert run_jobs(failing, ["memory", "fine"], workers=1, on_event=seen.append, attempts=2) == [0]
+    assert [(e.kind, e.content, e.cause) for e in seen if e.job == 0 and e.kind != "start"] == [
+        ("died", 1, "out of memory: Unable to allocate"),
+        ("died", 2, "out of memory: Unable to allocate"),
+    ]
+    assert [e.kind for e in seen if e.job == 1] == ["start", "done"]
+    assert capfd.readouterr().err == ""
 
 
 def test_workers_is_a_whole_number() -> None:

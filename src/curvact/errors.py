@@ -34,6 +34,22 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def for_want_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short: of Python, of NumPy, or of torch on any device.
+
+    >>> for_want_of_memory(MemoryError()), for_want_of_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _OF_MEMORY))
+    )
+
+
+_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+"""In messages of torch: of its allocator for the CPU, of CUDA and MPS, and of the system."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`'; did you mean 'x'?'` for the nearest allowed name, or an empty string.
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from curvact.errors import CurvactError
+
+CHECKSUM = "checksum"
+"""The key of the checksum in a JSON file."""
 
 
 def as_path(value: object, where: str) -> Path:
@@ -68,6 +73,30 @@ def hash_of_file(path: Path) -> str:
         while part := stream.read(1 << 20):
             found.update(part)
     return found.hexdigest()
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file, with the sha256 of everything else under the key "checksum".
+
+    >>> content = with_checksum({"accuracy": 0.5})
+    >>> has_other_checksum(content), has_other_checksum({**content, "accuracy": 0.75})
+    (False, True)
+    """
+    return {**content, CHECKSUM: _checksum(content)}
+
+
+def has_other_checksum(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a JSON file has a checksum that is not its own, so that it is damaged.
+
+    False for content without a checksum, as earlier versions wrote it.
+    """
+    found = content.get(CHECKSUM, "")
+    return bool(found != "" and found != _checksum(content))
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, first_line, for_want_of_memory
 
 ATTEMPTS = 3
 """How often a job is started before the death of its workers counts as its own fault."""
@@ -86,7 +86,8 @@ def run_jobs(
     setup: a value sent once to each worker; the call is then `work(job, send, setup)`.
     devices: given to the workers in turn; the call then has `device=` too.
     name: of a job, by its index, for messages.
-    Raises CurvactError for workers < 1 and for an exception inside a job, which stops all jobs. The
+    A job that runs out of memory is treated as one whose worker died.
+    Raises CurvactError for workers < 1 and for another exception inside a job, which stops all jobs. The
     message is that of a CurvactError or OSError; any other exception prints its traceback in the
     worker and is named with the job.
     """
@@ -104,8 +105,11 @@ def run_jobs(
                 try:
                     kind, content = pickle.loads(worker.connection.recv_bytes())
                 except (EOFError, OSError):
+                    kind, content = _ENDED, _end_of(worker.process)
+                if kind in (_ENDED, _MEMORY):
                     started = pool.started[index]
-                    on_event(Event("died", index, started, _end_of(worker.process), worker.device or ""))
+                    cause = content if kind == _ENDED else f"out of memory: {content}"
+                    on_event(Event("died", index, started, cause, worker.device or ""))
                     (pool.waiting.appendleft if started < attempts else given_up.append)(index)
                     pool.replace(worker)
                     continue
@@ -123,6 +127,7 @@ def run_jobs(
 
 
 _ERROR, _FAULT = "curvact: error", "curvact: fault"
+_MEMORY, _ENDED = "curvact: memory", "curvact: ended"
 
 
 @dataclass
@@ -184,7 +189,8 @@ class _Pool:
     def _new(self, device: str | None) -> _Worker:
         ours, theirs = self.context.Pipe()
         starts = pickle.dumps(_AT_START)
-        arguments = (theirs, os.getpid(), self.work, self.setup is not None, device, self.threads, starts)
+        work = pickle.dumps(self.work)  # what it imports is imported when the process can already leave
+        arguments = (theirs, os.getpid(), work, self.setup is not None, device, self.threads, starts)
         process = self.context.Process(target=_serve, args=arguments, daemon=True)
         # A Ctrl-C is for this process: one that is still starting would show a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -222,13 +228,16 @@ def _send(worker: _Worker, content: bytes) -> None:
 def _stop(worker: _Worker) -> None:
     worker.connection.close()
     worker.process.terminate()
-    worker.process.join()
+    worker.process.join(timeout=1)
+    if worker.process.is_alive():  # code of a user may have taken charge of the signal
+        worker.process.kill()
+        worker.process.join()
 
 
 def _serve(
     connection: Connection,
     parent: int,
-    work: Callable[..., object],
+    packed: bytes,
     has_setup: bool,
     device: str | None,
     threads: int,
@@ -256,6 +265,7 @@ def _serve(
         return pickle.loads(message)
 
     try:
+        work = pickle.loads(packed)
         for function, arguments in pickle.loads(starts):
             function(*arguments)
         more = (receive(),) if has_setup else ()
@@ -269,6 +279,9 @@ def _serve(
     except (CurvactError, OSError) as error:
         send(_ERROR, str(error))
     except Exception as error:
+        if for_want_of_memory(error):
+            send(_MEMORY, first_line(error))
+            return
         traceback.print_exc()
         send(_FAULT, f"{type(error).__name__}: {' '.join(str(error).split())}")
 

@@ -5,6 +5,7 @@ another's.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -27,7 +28,15 @@ from curvact.errors import CurvactError
 from curvact.lab import run as run_module
 from curvact.lab.run import execute, launched, prepare
 from curvact.lab.spec import RunSpec, read_spec
-from curvact.lab.store import Record, finished, locked, read_environment, read_history, read_record
+from curvact.lab.store import (
+    NoLockWarning,
+    Record,
+    finished,
+    locked,
+    read_environment,
+    read_history,
+    read_record,
+)
 from curvact.models.checkpoint import load_checkpoint
 
 CLI = [sys.executable, "-m", "curvact", "train"]
@@ -178,6 +187,33 @@ def test_two_processes_do_not_share_a_folder(run_spec: Any, tmp_path: Path) -> N
     with locked(tmp_path), pytest.raises(CurvactError, match="another process is writing"):
         execute(run_spec(), tmp_path)
     assert execute(run_spec(), tmp_path).status == "done"
+
+
+def test_a_file_system_without_locks_is_said(
+    run_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some of a network are. What is there of a lock of another machine is no obstacle."""
+
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / ".lock").write_text("another-machine 1\n")
+    with pytest.warns(NoLockWarning, match=r"has no locks \(No locks available\): make sure") as caught:
+        assert execute(run_spec(), tmp_path).status == "done"
+    (ours,) = (warning for warning in caught if warning.category is NoLockWarning)
+    assert "\n" not in str(ours.message)
+
+
+def test_a_changed_spec_of_an_unfinished_run_is_found(run_spec: Any, tmp_path: Path) -> None:
+    spec = run_spec()
+    execute(spec, tmp_path)
+    (tmp_path / "record.json").unlink()
+    (tmp_path / "spec.yaml").write_text(run_spec(seed=1).to_yaml())
+    with pytest.raises(
+        CurvactError, match=rf"spec.yaml is damaged or changed: .* the run {spec.id} was begun"
+    ):
+        execute(read_spec(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("file", ["last.safetensors", "best.safetensors"])

@@ -59,7 +59,7 @@ def _spec(**changes: Any) -> SearchSpec:
 
 
 def _trials(spec: SearchSpec, folder: Path) -> list[Trial]:
-    return trials_of(spec, open_study(folder))
+    return trials_of(spec, open_study(spec, folder))
 
 
 @pytest.fixture(scope="module")

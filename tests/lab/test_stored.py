@@ -47,7 +47,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write(folder: Path, one: Path, number: int, **changes: Any) -> Path:
     """A run's folder with the record of the real one, but for some keys."""
     content = json.loads((one / "record.json").read_text())
-    content |= {"run": f"{number:012x}", "max_curvature": float(number % 7), **changes}
+    content |= {"checksum": "", "run": f"{number:012x}", "max_curvature": float(number % 7), **changes}
     content["spec"]["seed"] = number
     content["spec"]["training"]["objective"] = ("pgd-at", "trades(beta=6)")[number % 2]
     if "metrics" not in changes:

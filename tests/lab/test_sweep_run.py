@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
+import curvact.lab.run
 from curvact.activations import current_parameters
 from curvact.data.loading import _load_place
 from curvact.errors import CurvactError
@@ -108,43 +113,84 @@ def test_a_run_of_a_sweep_is_a_run(unbroken: tuple[Path, Path], tmp_path: Path) 
     assert alone.metrics | times == record.metrics | times
 
 
-def test_two_workers_killed_resumed_and_replaced_give_the_same(
-    unbroken: tuple[Path, Path], tmp_path: Path
+@pytest.fixture
+def deadly() -> Iterator[str]:
+    """The local engine; the first worker that starts a run is killed."""
+    killed: list[int] = []
+
+    def engine(jobs: Sequence[Job], workers: int, on_event: Any) -> list[int]:
+        def tell(event: Event) -> None:
+            if event.kind == "start" and not killed:
+                killed.append(event.content)
+                os.kill(event.content, signal.SIGKILL)
+            on_event(event)
+
+        return run_local(jobs, workers, tell)
+
+    register_engine("deadly", engine)
+    yield "deadly"
+    assert killed
+    del ENGINES["deadly"]
+
+
+def test_killed_resumed_and_a_worker_replaced_gives_the_same(
+    unbroken: tuple[Path, Path], deadly: str, tmp_path: Path
 ) -> None:
-    """kill -9 of the whole group, then --resume with two workers, one of which is killed: the same
-    table.
+    """kill -9 of the driver, whose workers leave with it; then with two workers, one of which is killed:
+    the same table.
     """
     spec, out = unbroken
     there = tmp_path / "run"
     process = _run(spec, there, "--workers", "1")
     _wait_for(lambda: list(there.glob("runs/*/record.json")))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    done = list(there.glob("runs/*/record.json"))
-    assert 1 <= len(done) < 4
-    with pytest.raises(CurvactError, match="--resume"):
-        run_sweep(read_sweep(spec), there, console=QUIET)
-    before = {p: p.stat().st_mtime_ns for p in done}
-    process = _run(spec, there, "--resume", "--workers", "2")
-    _wait_for(lambda: len(list(there.glob("runs/*/spec.yaml"))) > len(done))
-    os.kill(_children(process.pid)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "a worker died" in errors
-    assert {p: p.stat().st_mtime_ns for p in done} == before
-    assert _csv_without_times(there / "results.csv") == _csv_without_times(out / "results.csv")
-    assert not list(there.rglob("*.tmp"))
-
-
-def test_workers_leave_with_their_driver(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
-    spec, _ = unbroken
-    process = _run(spec, tmp_path / "run", "--workers", "2")
-    _wait_for(lambda: list((tmp_path / "run").glob("runs/*/spec.yaml")))
     children = _children(process.pid)
     assert children
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     _wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 10)
+    done = list(there.glob("runs/*/record.json"))
+    assert 1 <= len(done) < 4
+    with pytest.raises(CurvactError, match="--resume"):
+        run_sweep(read_sweep(spec), there, console=QUIET)
+    before = {p: p.stat().st_mtime_ns for p in done}
+    console = Console(file=io.StringIO())
+    assert run_sweep(read_sweep(spec), there, workers=2, resume=True, engine=deadly, console=console) == []
+    report(there)
+    assert isinstance(console.file, io.StringIO)
+    assert "a worker died" in console.file.getvalue()
+    assert {p: p.stat().st_mtime_ns for p in done} == before
+    assert _csv_without_times(there / "results.csv") == _csv_without_times(out / "results.csv")
+    assert not list(there.rglob("*.tmp"))
+
+
+def test_a_run_out_of_memory_fails_and_is_tried_again(
+    sweep_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch says what it says when memory is short. The other run goes on."""
+    whole = curvact.lab.run.fit
+    enough = False
+
+    def fit(model: Any, *arguments: Any, **options: Any) -> Any:
+        found = whole(model, *arguments, **options)
+        if "beta=1" in repr(model) and model.act.max_curvature.value > 3 and not enough:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return found
+
+    monkeypatch.setattr(curvact.lab.run, "fit", fit)
+    spec = sweep_spec(grid={"curvature": [1, 6], "seed": [0]})
+    assert run_sweep(spec, tmp_path, engine="inline", console=QUIET) == []
+    (_, small), (large_run, large) = sweep_records(spec, tmp_path)
+    assert (small.status, large.status) == ("done", "failed")
+    assert re.match("out of memory: .*can't allocate memory", large.cause)
+    assert "\n" not in large.cause
+    report(tmp_path)
+    enough = True
+    assert run_sweep(spec, tmp_path, engine="inline", resume=True, console=QUIET) == []
+    again = finished(tmp_path / "runs" / large_run.id, large_run.id)
+    assert again is not None
+    alone = execute(large_run.spec, tmp_path / "alone")
+    assert (again.status, again.files) == ("done", alone.files)
+    assert sweep_records(spec, tmp_path)[0][1] == small
 
 
 def test_a_worker_that_keeps_dying_is_given_up(sweep_spec: Any, tmp_path: Path) -> None:

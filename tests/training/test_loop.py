@@ -4,6 +4,7 @@ evaluated, divergence explained.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from curvact.random import generator
 from curvact.training import OBJECTIVES, Compute, Diverged, Epoch, Recipe, Step, Watch, fit, most_evaluations
 from curvact.training import loop as loop_module
 from curvact.training.methods.batch_norm import recalibrate
+from curvact.training.state import DamagedStateWarning, load_state
 
 THREAT = ThreatModel("linf", 0.2)
 SHORT = Recipe(epochs=2, batch_size=16, attack=PGD(1, step=0.4), objective="pgd-at(batch_norm=eval)")
@@ -152,8 +155,49 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, digits: Digits, sma
     refused("cannot go on with these settings: step 0 of a cosine schedule with warmup=0.3 had", SHORT)
     refused("objective was .* and is trades: only epochs can change", replace(once, objective="trades"))
     refused(r"another seed \(1 there, 2 here\); use another folder", seed=2)
-    state.write_bytes(state.read_bytes()[:1000])
-    refused("truncated or damaged")
+
+
+@pytest.mark.usefixtures("saves_each_step")
+def test_a_damaged_state_gives_way_to_the_one_before_it(
+    tmp_path: Path, digits: Digits, small_model: Model
+) -> None:
+    """One flipped bit in a weight; then in both states. The end is the same to the bit."""
+    state, data = tmp_path / "state.safetensors", digits(64)
+    straight = small_model()
+    history = fit(straight, data, SHORT, THREAT, seed=1)
+    with pytest.raises(Killed):
+        fit(small_model(), data, SHORT, THREAT, seed=1, state=state, watch=_kill_at(6))
+    before = tmp_path / "state.previous.safetensors"
+    kept = {file: file.read_bytes() for file in (state, before)}
+    for damaged, first, words in (
+        ([state], 5, f"going on from {before}"),
+        ([state, before], 1, "starts anew"),
+    ):
+        for file, content in kept.items():
+            middle = len(content) * 3 // 4  # in the tensors
+            flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            file.unlink()  # the two may be the same file
+            file.write_bytes(flipped if file in damaged else content)
+        steps: list[int] = []
+        watch = Watch(on_step=lambda s, steps=steps: steps.append(s.step))
+        resumed = small_model()
+        with pytest.warns(DamagedStateWarning, match=words) as caught:
+            assert fit(resumed, data, SHORT, THREAT, seed=1, state=state, watch=watch) == history
+        (ours,) = (warning for warning in caught if warning.category is DamagedStateWarning)
+        assert "\n" not in str(ours.message)
+        assert steps[0] == first
+        assert _same(straight, resumed)
+
+
+def test_a_state_without_a_checksum_is_read(tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    tree = {"weights": torch.ones(2), "place": [1, 2]}
+    plain = {"dict": [["weights", {"tensor": "0"}], ["place", {"list": [1, 2]}]]}
+    content = safetensors.torch.save({"0": torch.ones(2)}, metadata={"tree": json.dumps(plain)})
+    (tmp_path / "state.safetensors").write_bytes(content)
+    found = load_state(tmp_path / "state.safetensors")
+    assert found["place"] == tree["place"]
+    assert torch.equal(found["weights"], torch.ones(2))
 
 
 @pytest.mark.parametrize("method", METHODS)

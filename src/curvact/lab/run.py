@@ -4,11 +4,10 @@ on.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,15 +20,13 @@ from curvact.activations import activation, known_curvature
 from curvact.attacks import SuspectModelWarning
 from curvact.data import ExtraImages, Splits, batches_per_epoch, open_extra
 from curvact.devices import deterministic, device_named
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, first_line, for_want_of_memory
 from curvact.files import atomic_write, hash_of_file
 from curvact.lab.environment import environment
 from curvact.lab.imports import copy_code
 from curvact.lab.layout import (
     ACTIVATION_FILE,
-    ENVIRONMENT_FILE,
     LOCK_FILE,
-    METRICS_FILE,
     RECORD_FILE,
     SPEC_FILE,
     STATE_FILE,
@@ -39,6 +36,7 @@ from curvact.lab.measure import accuracies, evaluated_images, measure, of_activa
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec, HardwareSpec, InitFrom, RunSpec
 from curvact.lab.store import (
+    OUT_OF_MEMORY,
     Record,
     check_goes_on,
     check_run_folder,
@@ -48,6 +46,8 @@ from curvact.lab.store import (
     locked,
     read_history,
     read_record,
+    write_environment,
+    write_history,
     write_record,
 )
 from curvact.models import build
@@ -65,6 +65,7 @@ from curvact.random import generator
 from curvact.training import Compute, Diverged, Epoch, Step, Watch, extension_problem, fit
 from curvact.training.batches import check_fit
 from curvact.training.processes import launcher
+from curvact.training.state import remove_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -83,7 +84,8 @@ def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: No
 
     A finished run is returned as it is. An unfinished run goes on from its state, to the same bits.
     A finished run whose spec differs in `training.epochs` alone is extended, where its schedule
-    allows it. A run whose loss diverges has a record too, with status "failed" and its cause.
+    allows it. A run whose loss diverges has a record too, with status "failed" and its cause. So has
+    one that memory is too short for; it goes on from its state when it is executed again.
 
     on_event: called with every `Step` and `Epoch` of training.
 
@@ -110,8 +112,8 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
     with locked(folder, wanted=first):
         if first:
             before = check_run_folder(folder, spec)
-            if before is None or before.run != spec.id:
-                if before is not None:
+            if before is None or before.run != spec.id or not before.is_final:
+                if before is not None and before.run != spec.id:
                     _check_extension(before, spec, start, folder)
                 if (folder / STATE_FILE).exists():
                     check_goes_on(folder, fabric.device)
@@ -120,11 +122,16 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
         if (folder / RECORD_FILE).is_file():
             return read_record(folder)
         run = _Run(spec, folder, fabric, start, on_event)
-        record = run.failed(problem) if problem else run.train_and_measure()
+        try:
+            record = run.failed(problem) if problem else run.train_and_measure()
+        except (MemoryError, RuntimeError) as error:
+            if fabric.world_size > 1 or not for_want_of_memory(error):
+                raise
+            record = run.failed(f"{OUT_OF_MEMORY}: {' '.join(first_line(error).split())}")
         if first:
             write_record(folder, record)
             if record.status == "done" and not _can_be_extended(spec, start):
-                (folder / STATE_FILE).unlink(missing_ok=True)
+                remove_state(folder / STATE_FILE)
         return record
 
 
@@ -132,8 +139,7 @@ def _begin(spec: RunSpec, folder: Path, learned: LearnedActivation | None, devic
     """What a run's folder holds before training. The spec comes before an older record goes."""
     if learned is not None:
         write_learned(folder / ACTIVATION_FILE, learned)
-    place = json.dumps(environment(device), indent=2, sort_keys=True)
-    atomic_write(folder / ENVIRONMENT_FILE, place + "\n")
+    write_environment(folder, spec, environment(device))
     copy_code(spec.imports, folder)
     atomic_write(folder / SPEC_FILE, spec.to_yaml())
     (folder / RECORD_FILE).unlink(missing_ok=True)
@@ -196,17 +202,15 @@ class _Run:
     def _remember(self, epoch: Epoch) -> None:
         self.history[epoch.epoch] = epoch.as_dict()
         if self.first:
-            self._write_lines(line for number, line in sorted(self.history.items()) if number <= epoch.epoch)
+            known = [line for number, line in sorted(self.history.items()) if number <= epoch.epoch]
+            write_history(self.folder, known)
             for logger in self.loggers:
                 log_epoch(logger, epoch)
         self.on_event(epoch)  # last: what it raises ends a run whose files are whole
 
     def _write_history(self, epochs: list[Epoch]) -> None:
         """All epochs, from the state: a run killed between its state and its metrics loses no line."""
-        self._write_lines(epoch.as_dict() for epoch in epochs)
-
-    def _write_lines(self, lines: Iterable[dict[str, Any]]) -> None:
-        atomic_write(self.folder / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+        write_history(self.folder, (epoch.as_dict() for epoch in epochs))
 
     def _keep(self, model: nn.Module, epoch: Epoch, best: bool) -> None:
         """Write the weights that were evaluated."""

@@ -141,7 +141,7 @@ def result_of(folder: Path, device: str = "auto") -> SearchResult:
     The caller holds the folder. Raises CurvactError for a folder without a search or without a trial that was completed.
     """
     spec = read_search(folder)
-    trials = tuple(trials_of(spec, open_study(folder)))
+    trials = tuple(trials_of(spec, open_study(spec, folder)))
     done = [t for t in trials if t.state == "completed"]
     if not done:
         raise CurvactError(

@@ -23,13 +23,14 @@ from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
 from curvact.lab.engines import Engine, Job, engine_from
 from curvact.lab.imports import copy_code, hashes
+from curvact.lab.layout import RECORD_FILE
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
 from curvact.lab.run import images_of
 from curvact.lab.search import SEARCH_FILE, SearchSpec, read_search
 from curvact.lab.settings import read_plain
 from curvact.lab.spec import DataSpec, RunSpec
-from curvact.lab.store import Record, check_writable, finished, locked, read_history
+from curvact.lab.store import Record, check_writable, finished, locked, read_history, read_record
 from curvact.lab.sweep import Planned, in_words
 from curvact.lab.sweep_run import RUNS, check_empty, given_up, rehearse
 from curvact.lab.table import Value
@@ -113,10 +114,11 @@ def run_search(
     workers = worker_count(workers, device, [run.spec for run in corners])
     _rehearse(spec, corners, device)
     with locked(folder):
+        _check_folder(folder, spec, resume)  # another process may have begun since
         copy_code(spec.imports, folder)
         atomic_write(folder / SEARCH_FILE, spec.to_yaml())
         (folder / RUNS).mkdir(exist_ok=True)
-        return _Driver(spec, folder, open_study(folder), workers, device, console).run(run_engine)
+        return _Driver(spec, folder, open_study(spec, folder), workers, device, console).run(run_engine)
 
 
 def check_optuna() -> None:
@@ -127,10 +129,11 @@ def check_optuna() -> None:
         raise CurvactError("a search needs Optuna: pip install 'curvact[search]'") from None
 
 
-def open_study(folder: Path) -> optuna.Study:
+def open_study(spec: SearchSpec, folder: Path) -> optuna.Study:
     """The study in a search's folder, made where there is none. The caller holds the folder.
 
-    What a killed process left of a line is cut off. CurvactError where the file is damaged.
+    What a killed process left of a line is cut off. CurvactError where the file is damaged, or says
+    something else of a trial than the record and the epochs of its run.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
@@ -148,12 +151,47 @@ def open_study(folder: Path) -> optuna.Study:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
         if optuna.get_all_study_names(storage):
-            return optuna.load_study(study_name="search", storage=storage)
-        return optuna.create_study(storage=storage, study_name="search", direction="maximize")
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
+            study = optuna.load_study(study_name="search", storage=storage)
+        else:
+            study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+        expected = _distributions(spec)
+        for trial in study.get_trials(deepcopy=False):
+            if any(expected[key] != found for key, found in trial.distributions.items()):
+                raise ValueError
+        if any(_is_wrong(spec, folder, trial) for trial in trials_of(spec, study)):
+            raise ValueError
+        return study
+    except CurvactError:
+        raise
+    except (*_OF_A_DAMAGED_STUDY, optuna.exceptions.OptunaError):
         raise CurvactError(
             f"{path} is damaged: delete it and go on with --resume; the runs that have finished are not repeated"
         ) from None
+
+
+_OF_A_DAMAGED_STUDY = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
+
+
+def _is_wrong(spec: SearchSpec, folder: Path, trial: Trial) -> bool:
+    """Whether a trial is said to be something else than its run. A trial without a run is not known."""
+    if not trial.run or trial.state not in ("completed", "failed", "pruned"):
+        return False
+    place = folder / RUNS / trial.run
+    if spec.trial(trial.settings).id != trial.run:
+        return True
+    curve = _curve(read_history(place))
+    if trial.state == "pruned":  # a later trial of the same settings may have gone on with the run
+        return not trial.curve.items() <= curve.items()
+    if not (place / RECORD_FILE).exists():
+        return False
+    record = read_record(place)
+    ended = (record.status == "failed", judged(record), record.gradient_evaluations, record.cause)
+    told = (trial.state == "failed", trial.accuracy, trial.evaluations, trial.cause)
+    return ended != told or trial.curve != curve
+
+
+def _curve(history: Sequence[dict[str, Any]]) -> dict[int, float]:
+    return {epoch["epoch"]: epoch["validation_robust_accuracy"] for epoch in history}
 
 
 def trials_of(spec: SearchSpec, study: optuna.Study) -> list[Trial]:
@@ -472,8 +510,8 @@ class _Driver:
         """Tell the study how a trial ended, with its curve and its cost."""
         history = read_history(self._place(run.id))
         trial = self._opened(number)
-        for epoch in history:
-            trial.report(epoch["validation_robust_accuracy"], epoch["epoch"])
+        for epoch, accuracy in _curve(history).items():
+            trial.report(accuracy, epoch)
         cost = record.gradient_evaluations if record is not None else history[-1]["gradient_evaluations"]
         self._note(number, evaluations=cost)
         if record is None:

@@ -8,7 +8,8 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from curvact.activations import kernel_info
 from curvact.errors import CurvactError
-from curvact.files import atomic_write, hash_of_file
+from curvact.files import CHECKSUM, atomic_write, has_other_checksum, hash_of_file, with_checksum
 from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
 from curvact.lab.layout import (
     ACTIVATION_FILE,
@@ -36,15 +37,25 @@ if TYPE_CHECKING:
     import torch
 
 
+class NoLockWarning(UserWarning):
+    """A second process that writes the same folder would not be noticed."""
+
+
+OUT_OF_MEMORY = "out of memory"
+"""How the cause of a run begins that failed for want of memory."""
+
+
 class Record(Strict):
     """The outcome of a run.
 
-    run: its id. spec: what ran. status: "failed" where the loss diverged; `cause` says why.
+    run: its id. spec: what ran. status: "failed" where the loss diverged or memory was short; `cause`
+        says why.
     note: why training ended early, or "". metrics: numbers by name; accuracies are fractions.
     test_images: how many were attacked; 0 where another split was.
     max_curvature: κ of the activation as it is built; None where it has none.
     data_sha256: of each split. files: sha256 of each file of weights.
     seconds: wall clock of the session that wrote the record.
+    checksum: of everything else, in a file; `write_record` makes it and `read_record` checks it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -63,6 +74,12 @@ class Record(Strict):
     data_sha256: dict[str, str]
     files: dict[str, str]
     seconds: float
+    checksum: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """False for a run that memory was too short for: it is tried again when its sweep goes on."""
+        return self.status == "done" or OUT_OF_MEMORY not in self.cause
 
     def _repr_html_(self) -> str:
         facts = {
@@ -78,8 +95,8 @@ class Record(Strict):
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write the record of a run, whole or not at all."""
-    plain = json.loads(record.model_dump_json())
+    """Write the record of a run with its checksum, whole or not at all."""
+    plain = with_checksum(json.loads(record.model_dump_json()))
     atomic_write(folder / RECORD_FILE, json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
@@ -89,12 +106,17 @@ def read_record(folder: Path) -> Record:
     try:
         text = path.read_bytes()
         load_imports(_spec_of(text), folder, ask=True)
-        return Record.model_validate_json(text)
+        record = Record.model_validate_json(text)
     except OSError as error:
         raise CurvactError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
         problem = first_problem(Record, error)
         raise CurvactError(f"{path} is damaged ({problem}): delete {folder} and run it again") from None
+    if has_other_checksum(json.loads(text)):
+        raise CurvactError(
+            f"{path} is damaged (its checksum is not that of its content): delete {folder} and run it again"
+        )
+    return record.model_copy(update={"checksum": ""})
 
 
 def _spec_of(record: bytes) -> dict[str, Any]:
@@ -124,6 +146,12 @@ def finished(folder: Path, run: str) -> Record | None:
             raise CurvactError(
                 f"{path} is damaged (its sha256 is not the recorded one): delete {folder} and run it again"
             )
+    history = read_history(folder)
+    if record.status == "done" and history and len(history) != record.epochs:
+        raise CurvactError(
+            f"{folder / METRICS_FILE} is damaged: it has {len(history)} epochs and the record {record.epochs}; "
+            f"delete {folder} and run it again"
+        )
     return record
 
 
@@ -133,6 +161,12 @@ def hash_of(folder: Path) -> dict[str, str]:
     return {file.name: hash_of_file(file) for file in files if file.is_file()}
 
 
+def write_history(folder: Path, epochs: Iterable[Mapping[str, Any]]) -> None:
+    """Write the epochs of a run, one a line with its checksum, whole or not at all."""
+    lines = (json.dumps(with_checksum(epoch)) + "\n" for epoch in epochs)
+    atomic_write(folder / METRICS_FILE, "".join(lines))
+
+
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, one an epoch. CurvactError where the file is damaged."""
     file = folder / METRICS_FILE
@@ -140,13 +174,14 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-        if not all(isinstance(line, dict) and isinstance(line["epoch"], int) for line in lines):
-            raise TypeError
+        for line in lines:
+            if not isinstance(line, dict) or not isinstance(line["epoch"], int) or has_other_checksum(line):
+                raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CurvactError(
             f"{file} is damaged: each line is the JSON of an epoch; delete {folder} and run it again"
         ) from None
-    return lines
+    return [{key: value for key, value in line.items() if key != CHECKSUM} for line in lines]
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -160,9 +195,15 @@ def read_environment(folder: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or has_other_checksum(content):
         raise CurvactError(f"{path} is damaged: delete {folder} and run it again")
-    return content
+    return {key: value for key, value in content.items() if key != CHECKSUM}
+
+
+def write_environment(folder: Path, spec: RunSpec, content: Mapping[str, Any]) -> None:
+    """Write where the run of a spec was begun, with its id and a checksum, whole or not at all."""
+    text = json.dumps(with_checksum({**content, "run": spec.id}), indent=2, sort_keys=True)
+    atomic_write(folder / ENVIRONMENT_FILE, text + "\n")
 
 
 def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
@@ -189,9 +230,22 @@ def check_run_folder(folder: Path, spec: RunSpec) -> Record | None:
             raise CurvactError(
                 f"{folder} holds a run of another spec ({_difference(present, spec)}): give another --out"
             )
+        _check_spec(folder, spec)
     elif folder.exists() and any(not _is_ours(file) for file in folder.iterdir()):
         raise CurvactError(f"{folder} is not empty and holds no run: give another --out")
     return None
+
+
+def _check_spec(folder: Path, spec: RunSpec) -> None:
+    """CurvactError where the spec.yaml of an unfinished run is not the one that it was begun with."""
+    if not (folder / ENVIRONMENT_FILE).exists():
+        return
+    begun = read_environment(folder).get("run", spec.id)
+    if begun != spec.id:
+        raise CurvactError(
+            f"{folder / SPEC_FILE} is damaged or changed: it is the spec of the run {spec.id}, and the run "
+            f"{begun} was begun here; delete {folder}, or give another --out"
+        )
 
 
 def check_writable(folder: Path) -> None:
@@ -307,6 +361,13 @@ def locked(folder: Path, *, wanted: bool = True) -> Iterator[None]:
             raise CurvactError(
                 f"another process is writing {folder}: wait for it, or give another --out"
             ) from None
+        except OSError as error:  # a file system of a network, as a rule
+            warnings.warn(
+                f"the file system of {folder} has no locks ({error.strerror}): make sure that no other process "
+                "writes there",
+                NoLockWarning,
+                stacklevel=2,
+            )
         for stale in folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
         yield

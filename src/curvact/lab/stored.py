@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from curvact.errors import CurvactError, nearest, short
-from curvact.files import atomic_write, csv_text
+from curvact.files import atomic_write, csv_text, has_other_checksum
 from curvact.lab.layout import INDEX_FILE, METRICS_FILE, RECORD_FILE, RECORD_SCHEMA, SPEC_FILE
 
 Value = str | float | int | bool | None
 
-VERSION = 1
+VERSION = 2
 """Of what the index holds: an index of another version is made again."""
 
 MANY = 100
@@ -154,6 +155,8 @@ def _read(folder: Path) -> dict[str, Any]:
                 f"{record} has schema_version {short(repr(schema), 40)}, this version reads {RECORD_SCHEMA}: "
                 "run it again"
             )
+        if has_other_checksum(content):
+            raise ValueError
         return _of_record(content)
     except FileNotFoundError:
         return _of_unfinished(folder)
@@ -305,8 +308,7 @@ class _Known:
         """The hash of the base of a run, and the rest of its content as JSON."""
         values, parent = content["values"], os.path.dirname(place)
         if parent not in self.beside:
-            text = json.dumps(values, sort_keys=True)
-            self.beside[parent] = hashlib.sha256(text.encode()).hexdigest()
+            self.beside[parent] = _hash(values)
             self.bases[self.beside[parent]] = values
         base = self.bases[self.beside[parent]]
         rest = {
@@ -343,11 +345,26 @@ def _known(path: Path) -> _Known:
             return known
         index.execute("BEGIN")  # both tables as they are at one time
         bases = index.execute("SELECT hash, content FROM bases").fetchall()
-        rows = index.execute("SELECT place, time, size, time2, size2, base, content FROM runs").fetchall()
+        rows = index.execute(
+            "SELECT place, time, size, time2, size2, base, content, checksum FROM runs"
+        ).fetchall()
     known.bases = {name: dict(json.loads(content)) for name, content in bases}
-    for place, time, size, time2, size2, base, content in rows:
+    if any(name != _hash(base) for name, base in known.bases.items()):
+        raise ValueError("a damaged base")
+    for *row, checksum in rows:
+        if checksum != _checksum(row):
+            raise ValueError("a damaged row")
+        place, time, size, time2, size2, base, content = row
         known.add(place, (time, size, time2, size2), base, content)
     return known
+
+
+def _checksum(row: Sequence[object]) -> int:
+    return zlib.crc32(repr(tuple(row)).encode())
+
+
+def _hash(base: Mapping[str, Value]) -> str:
+    return hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()
 
 
 def _write(
@@ -369,12 +386,13 @@ def _write(
                     index.execute("CREATE TABLE bases (hash TEXT PRIMARY KEY, content TEXT)")
                     index.execute(
                         "CREATE TABLE runs (place TEXT PRIMARY KEY, time INTEGER, size INTEGER, "
-                        "time2 INTEGER, size2 INTEGER, base TEXT, content TEXT)"
+                        "time2 INTEGER, size2 INTEGER, base TEXT, content TEXT, checksum INTEGER)"
                     )
                     index.execute(f"PRAGMA user_version = {VERSION}")
                 shared = [(name, json.dumps(values)) for name, values in bases.items()]
                 index.executemany("INSERT OR IGNORE INTO bases VALUES (?, ?)", shared)
-                index.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                checked = [(*row, _checksum(row)) for row in rows]
+                index.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", checked)
                 index.executemany("DELETE FROM runs WHERE place = ?", [(place,) for place in gone])
                 index.execute("COMMIT")
             return

@@ -52,7 +52,7 @@ def run_sweep(
         "auto" leaves it to the spec of a run, and spreads runs with the accelerator auto or cuda over
         all CUDA devices. A run's record and environment.json say its device.
     resume: go on in a folder that holds a sweep already. Its spec may have grown: runs that are
-        part of both are not repeated.
+        part of both are not repeated, but those that memory was too short for.
     Returns one line for each run that did not finish because its worker died again and again.
     Raises CurvactError for a folder that holds something else, a damaged record, or a full disk.
     Data, a network or a learned activation that a run cannot start from are found before anything
@@ -65,13 +65,18 @@ def run_sweep(
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
     records = {run.id: finished(folder / RUNS / run.id, run.id) for run in planned}
-    left = [replace(run, spec=on_device(run.spec, device)) for run in planned if records[run.id] is None]
+    left = [
+        replace(run, spec=on_device(run.spec, device))
+        for run in planned
+        if (record := records[run.id]) is None or not record.is_final
+    ]
     workers = worker_count(workers, device, [run.spec for run in left])
     if not _holds(folder, spec):
         rehearse(left)
     _check_images([record for record in records.values() if record is not None], left, folder)
     problems: list[str] = []
     with locked(folder):
+        _check_folder(folder, spec, resume)  # another process may have begun since
         copy_code(spec.imports, folder)
         atomic_write(folder / SWEEP_FILE, spec.to_yaml())
         if not left:

@@ -5,21 +5,19 @@ A checkpoint never holds a pickle. The JSON file is called the sidecar.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from curvact.activations import Activation
 from curvact.activations.arguments import module as check_module
 from curvact.errors import CurvactError, short
-from curvact.files import as_path, atomic_write
+from curvact.files import CHECKSUM, as_path, atomic_write, has_other_checksum, hash_of_file, with_checksum
+from curvact.models.hashing import from_safetensors, to_safetensors
 from curvact.models.registry import build, is_known, skeleton
 from curvact.names import shortened
 
@@ -48,11 +46,11 @@ def save_checkpoint(
     check_rebuilds(model, architecture)
     sidecar = {"schema": 1, "architecture": dict(architecture), **about}
     try:
-        text = json.dumps(sidecar, indent=2, sort_keys=True)
+        text = json.dumps(with_checksum(sidecar), indent=2, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
         raise CurvactError(f"{path.with_suffix('.json')} cannot be written as JSON: {error}") from None
     atomic_write(path.with_suffix(".json"), text + "\n")
-    atomic_write(path, save_tensors(state_of(model)))
+    atomic_write(path, to_safetensors(state_of(model)))
 
 
 def check_rebuilds(model: nn.Module, architecture: Mapping[str, Any]) -> None:
@@ -185,7 +183,12 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
         raise CurvactError(
             f"the checkpoint's description {sidecar} is not readable JSON with an 'architecture'"
         ) from None
-    return dict(content)
+    if has_other_checksum(content):
+        raise CurvactError(
+            f"the checkpoint's description {sidecar} is damaged: its checksum is not that of its content; write it "
+            "again, or take the checksum out if you have changed it yourself"
+        )
+    return {key: value for key, value in content.items() if key != CHECKSUM}
 
 
 class RunRecord(NamedTuple):
@@ -213,7 +216,7 @@ def read_run_record(weights: Path) -> RunRecord | None:
     try:
         content = json.loads((folder / "record.json").read_text())
         metrics, files, spec = content["metrics"], content["files"], dict(content["spec"])
-        if files[weights.name] != hashlib.sha256(weights.read_bytes()).hexdigest():
+        if has_other_checksum(content) or files[weights.name] != hash_of_file(weights):
             return None
         last = files[weights.name] == files["last.safetensors"]
         prefix = "" if last else {"best": "best_"}[weights.stem]
@@ -233,7 +236,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CurvactError(f"cannot read {path}: {error.strerror}") from None
     refuse_page(path, content)
     try:
-        return load_tensors(content)
+        return from_safetensors(content)[0]
     except SafetensorError as error:
         raise CurvactError(
             f"the weights {path} are truncated or damaged ({path.stat().st_size} bytes; {error}): "

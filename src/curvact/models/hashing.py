@@ -1,12 +1,16 @@
-"""A hash of a model's weights. Records, leaderboards and resumed runs identify weights by it."""
+"""A hash of a model's weights. Records, leaderboards and resumed runs identify weights by it, and files of
+tensors are checked by it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from curvact.errors import CurvactError
@@ -41,3 +45,48 @@ def tensor_bytes(tensor: Tensor) -> Any:
     """
     values = tensor.detach().contiguous().cpu().reshape(-1)
     return values.view(torch.uint8).numpy().data if values.numel() else b""
+
+
+CHECKSUM = "curvact.sha256"
+"""The key of the checksum in the header of a safetensors file."""
+
+
+def to_safetensors(tensors: Mapping[str, Tensor], **about: str) -> bytes:
+    """Tensors as the content of a safetensors file, with a checksum of them in its header.
+
+    about: more entries of the header, which the checksum covers.
+    """
+    return save(dict(tensors), metadata={**about, CHECKSUM: _checksum(tensors, about)})
+
+
+def from_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the entries of its header.
+
+    A file without a checksum, of somebody else or of an earlier version, is taken as it is.
+    Raises SafetensorError for content that is no safetensors file, and for one whose checksum is not
+    that of its tensors.
+
+    >>> content = bytearray(to_safetensors({"weight": torch.ones(2)}))
+    >>> from_safetensors(bytes(content))[0]
+    {'weight': tensor([1., 1.])}
+    >>> content[-1] ^= 1
+    >>> from_safetensors(bytes(content))
+    Traceback (most recent call last):
+        ...
+    safetensors_rust.SafetensorError: its checksum is not that of its content
+    """
+    tensors = load(content)
+    size = int.from_bytes(content[:8], "little")
+    try:
+        about = dict(json.loads(content[8 : 8 + size]).get("__metadata__") or {})
+    except (ValueError, RecursionError, AttributeError):
+        raise SafetensorError("its header is not JSON") from None
+    checksum = about.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(tensors, about):
+        raise SafetensorError("its checksum is not that of its content")
+    return tensors, about
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    text = json.dumps(dict(about), sort_keys=True)
+    return hashlib.sha256(f"{text}\n{model_hash(tensors)}".encode()).hexdigest()

@@ -44,7 +44,7 @@ from curvact.training.schedule import (
     perturbs_weights,
     pulls_weights,
 )
-from curvact.training.state import difference, load_state, save_state
+from curvact.training.state import difference, latest_state, replace_state
 from curvact.training.step import Trainer, step_cost
 
 CHECK_EVERY = 20
@@ -72,9 +72,9 @@ def fit(
     fraction of each batch; an epoch is one pass over the real images.
     compute: device, precision, processes. watch: functions that are called on the way.
     state: a file that keeps the whole state, saved at the end of each epoch and every five minutes.
-        If it exists, training goes on from it, to bit-identical weights on a CPU. The state of a
-        run with other epochs is extended where `curvact.training.extension_problem` finds nothing
-        against it.
+        If it exists, training goes on from it, to bit-identical weights on a CPU. A damaged one gives
+        way to the one before it, with a warning, or to a new start. The state of a run with other
+        epochs is extended where `curvact.training.extension_problem` finds nothing against it.
 
     After training the model holds the weights that were evaluated last. A last batch with less than
     two images for each process is left out.
@@ -100,8 +100,9 @@ def fit(
     state = None if state is None else Path(state)
     with torch.enable_grad():
         run = _Run(model, data, recipe, threat_model, seed, extra, compute)
-        if state is not None and state.exists():
-            run.load(load_state(state), state)
+        before = None if state is None else latest_state(state)
+        if state is not None and before is not None:
+            run.load(before, state)
         return run.train(state, watch)
 
 
@@ -306,7 +307,7 @@ class _Run:
             "right": torch.stack(self.right) if self.right else None,
             "history": [epoch.as_dict() for epoch in self.history],
         }
-        save_state(path, tree)
+        replace_state(path, tree)
 
     def load(self, tree: Any, path: Path) -> None:
         """Go on from a state. Raises CurvactError for the state of another run."""

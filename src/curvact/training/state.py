@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.models.hashing import from_safetensors, to_safetensors
+
+
+class DamagedStateWarning(UserWarning):
+    """The state of a run is damaged, so that it goes on from an earlier one, or starts anew."""
 
 
 def save_state(path: Path, tree: object) -> None:
     """Write a tree of dicts, lists, tuples, tensors and plain values, whole or not at all.
 
-    Keys: text or whole numbers. Plain values: those of JSON, and infinities.
+    Keys: text or whole numbers. Plain values: those of JSON, and infinities. The file has a checksum in
+    its header.
 
     >>> import tempfile, torch
     >>> file = Path(tempfile.mkdtemp()) / "state.safetensors"
@@ -27,20 +35,67 @@ def save_state(path: Path, tree: object) -> None:
     """
     tensors: dict[str, Tensor] = {}
     plain = _flatten(tree, tensors)
-    atomic_write(path, save(tensors, metadata={"tree": json.dumps(plain)}))
+    atomic_write(path, to_safetensors(tensors, tree=json.dumps(plain)))
 
 
-def load_state(path: Path, device: str = "cpu") -> Any:
-    """The tree of a file; CurvactError if it is missing, truncated or no such file."""
-    if not path.is_file():
-        raise CurvactError(f"no state file {path}")
+def replace_state(path: Path, tree: object) -> None:
+    """Write a state as `save_state` does, and keep the one before it, for `latest_state`.
+
+    A file system without hard links keeps none.
+    """
+    if path.exists():
+        before = _before(path)
+        with contextlib.suppress(OSError):
+            before.unlink(missing_ok=True)
+            os.link(path, before)
+    save_state(path, tree)
+
+
+def latest_state(path: Path) -> Any:
+    """The tree of a run's state; where it is damaged, that of the state before it, with a warning.
+
+    None where there is no state, and, with a warning, where none can be read.
+    """
+    problem = ""
+    for file in (path, _before(path)) if path.exists() else ():
+        try:
+            tree = load_state(file)
+        except CurvactError as error:
+            problem = problem or str(error)
+            continue
+        if problem:
+            warnings.warn(f"{problem}: going on from {file}", DamagedStateWarning, stacklevel=2)
+        return tree
+    if problem:
+        warnings.warn(f"{problem}: the run starts anew", DamagedStateWarning, stacklevel=2)
+    return None
+
+
+def remove_state(path: Path) -> None:
+    """Remove a state, and the one before it."""
+    for file in (_before(path), path):
+        file.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> Path:
+    """The file of the state before that in `path`."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def load_state(path: Path) -> Any:
+    """The tree of a file; CurvactError if it is missing, truncated, damaged or no such file."""
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            tree = json.loads((file.metadata() or {})["tree"])
-            return _restore(tree, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CurvactError(f"no state file {path}") from None
+    except OSError as error:
+        raise CurvactError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        tensors, about = from_safetensors(content)
+        return _restore(json.loads(about["tree"]), tensors)
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise CurvactError(
-            f"the state file {path} is truncated or damaged ({path.stat().st_size} bytes; "
+            f"the state file {path} is truncated or damaged ({len(content)} bytes; "
             f"{' '.join(str(error).split())})"
         ) from None
 

@@ -20,6 +20,7 @@ from curvact.analysis import Loss, diagonal_norms
 from curvact.attacks import ThreatModel
 from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.files import with_checksum
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.record import model_hash
 from curvact.lab.run import execute
@@ -431,7 +432,7 @@ def test_what_the_checkpoint_does_not_say_has_to_be_given(run: Run, tmp_path: Pa
 
     def says(**changes: Any) -> None:
         kept = {key: value for key, value in {**sidecar, **changes}.items() if value is not None}
-        path.with_suffix(".json").write_text(json.dumps(kept))
+        path.with_suffix(".json").write_text(json.dumps(with_checksum(kept)))
 
     says(data=None)
     assert "does not say its data set: give --data" in run("shape", path).err

@@ -20,6 +20,7 @@ from curvact.attacks import AutoAttack, AutoAttackResult, Progress, ThreatModel
 from curvact.attacks.masking import LIMITS, RATES
 from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.files import with_checksum
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.cli import evaluate as cli
 from curvact.lab.imports import copy_code, import_code
@@ -441,7 +442,9 @@ def test_the_code_of_a_run_may_register_the_attack(
     item = import_code(mine)
     copy_code([item], best.parent)
     sidecar = json.loads(best.with_suffix(".json").read_text())
-    best.with_suffix(".json").write_text(json.dumps({**sidecar, "imports": [item.model_dump()]}))
+    best.with_suffix(".json").write_text(
+        json.dumps(with_checksum({**sidecar, "imports": [item.model_dump()]}))
+    )
     fresh()
     options = ("--attack", "push", "--n", 10, "--no-masking", "--out", tmp_path / "out")
     assert "robust" in done("evaluate", best.parent, *options, "--trust-code")

@@ -160,8 +160,8 @@ def test_a_group_of_options_reaches_the_command_as_one_value(
     assert curvact("two", "--epsilon", "0.1").code == 2
 
 
-@pytest.mark.parametrize("after", [0.3, 1.2])
-def test_ctrl_c_at_any_time_is_one_line(after: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("after", "number"), [(0.3, signal.SIGINT), (1.2, signal.SIGTERM)])
+def test_a_stop_at_any_time_is_one_line(after: float, number: signal.Signals, tmp_path: Path) -> None:
     """In the first second, while modules are imported, too, and twice in a row."""
     command = [sys.executable, "-m", "curvact", "train", "digits", "training.epochs=500", "--out", "run"]
     process = subprocess.Popen(
@@ -169,10 +169,10 @@ def test_ctrl_c_at_any_time_is_one_line(after: float, tmp_path: Path) -> None:
     )
     time.sleep(after)
     for _ in range(2):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         time.sleep(0.02)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert [line for line in errors.splitlines() if not line.startswith("epoch")] == [
         "curvact: stopped; --resume goes on with a training run, a sweep, a search or an evaluation"
     ]

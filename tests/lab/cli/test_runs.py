@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         execute(check_settings(RunSpec, {**CONTENT, **content, "name": name}, name), top / name)
     record = json.loads((top / "a" / "record.json").read_text())
-    record["spec"]["name"], record["run"] = "evil\x1b[31m", "f" * 12
+    record["spec"]["name"], record["run"], record["checksum"] = "evil\x1b[31m", "f" * 12, ""
     (top / "c").mkdir()
     (top / "c" / "record.json").write_text(json.dumps(record))
     return top

@@ -192,7 +192,7 @@ def test_damaged_files_are_one_line_exit_2_and_no_files(
     file = {"ACT": act, "CHECKPOINT": checkpoint}[of]
     whole, told = damage(file.read_bytes(), json.loads(file.with_suffix(".json").read_text()))
     file.write_bytes(whole)
-    file.with_suffix(".json").write_text(json.dumps(told))
+    file.with_suffix(".json").write_text(json.dumps({**told, "checksum": ""}))
     place = tmp_path / "cwd"
     place.mkdir()
     monkeypatch.chdir(place)

@@ -1,6 +1,7 @@
 """The `curvact` command: its groups, its errors and its exit codes.
 
-Exit codes: 0 done, 1 a run failed, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a run failed, 2 bad input (one line on standard error), 130 stopped by Ctrl-C,
+143 stopped by SIGTERM.
 
 This module and the command groups import typer and nothing heavier. A command imports what it needs
 when it runs, so that `curvact --help` is quick.
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from curvact._version import __version__
-from curvact.errors import CurvactError, printable, short
+from curvact.errors import CurvactError, first_line, for_want_of_memory, printable, short
 from curvact.lab.cli import STOPPED
 from curvact.lab.cli.activation import activation
 from curvact.lab.cli.analyze import analyze_app
@@ -32,12 +33,14 @@ from curvact.lab.cli.steer import steer
 from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
 from curvact.lab.cli.transfer import transfer_app
+from curvact.workers import at_start
 
 LONGEST_LINE = 2000
 """A longer message is cut."""
 
 OF_THE_SYSTEM = (
     errno.ENOSPC,
+    errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -107,8 +110,13 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 def main() -> None:
     """Run the command line. `curvact.__main__` does, after it has taken charge of Ctrl-C."""
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        _show_warnings()
+        at_start(_show_warnings)
         _main()
+
+
+def _show_warnings() -> None:
+    warnings.showwarning = _show_warning
 
 
 def _main() -> None:
@@ -122,6 +130,10 @@ def _main() -> None:
         _end(f"{error.strerror}: {error.filename or 'while writing'}", 2)
     except KeyboardInterrupt:
         _end(STOPPED, 130)
+    except (MemoryError, RuntimeError) as error:
+        if not for_want_of_memory(error):
+            raise
+        _end(f"out of memory: {first_line(error)}; what is finished is kept", 1)
     except SystemExit as end:
         if end.code == 130:  # typer turns Ctrl-C into this
             _end(STOPPED, 130)

@@ -83,7 +83,7 @@ def train_into(run: RunSpec, where: Path, *, resume: bool, device: str) -> int:
     earlier = read_record(where) if (where / RECORD_FILE).is_file() else None
     with run_bar(run.name, errors) as show:
         record = execute(run, where, on_event=show)
-    if earlier is not None and earlier.run == record.run:
+    if earlier == record:
         errors.print(f"{where} has run to its end", soft_wrap=True, highlight=False)
     if record.status == "failed":
         print(f"curvact: {run.name}: {record.cause}", file=sys.stderr)

@@ -15,7 +15,7 @@ from torch import nn
 
 from curvact.attacks import CLEAN, AutoAttack, Precision, ThreatModel, Version
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, has_other_checksum, with_checksum
 from curvact.lab.statistics.interval import Interval, interval_text, proportion
 from curvact.models.hashing import model_hash as model_hash
 from curvact.notebook import html_facts, html_list
@@ -232,15 +232,8 @@ def model_entry(model: nn.Module, name: str | None, architecture: Mapping[str, A
 
 def write_record(record: EvaluationRecord, path: Path) -> None:
     """Write a record as JSON with its checksum, whole or not at all. The folder is made."""
-    content = record.model_dump(mode="json")
-    content["checksum"] = _checksum(content)
+    content = with_checksum(record.model_dump(mode="json"))
     write_json(path, json.dumps(content, indent=1, sort_keys=True))
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    """sha256 of a record's JSON without its checksum."""
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, text: str) -> None:
@@ -280,9 +273,8 @@ def read_record(path: Path) -> EvaluationRecord:
     why = _contradiction(record)
     if why:
         raise CurvactError(f"{path}: {why}")
-    if (record.checksum != "" or record.schema_version > 3) and record.checksum != _checksum(
-        json.loads(text)
-    ):
+    missing = record.checksum == "" and record.schema_version > 3
+    if missing or has_other_checksum(json.loads(text)):
         raise CurvactError(f"{path} is damaged: its checksum is not that of its content; evaluate again")
     return record.model_copy(update={"checksum": ""})
 
