@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/demo
 
-.PHONY: demo test slow lint bench second-opinion setup clean
+.PHONY: demo test slow soak lint bench second-opinion setup clean
 
 demo: $(READY)
 	$(BIN)/curvact sweep run sweeps/demo.yaml --out $(DEMO) --resume
@@ -15,6 +15,10 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# Kills, signals, full disks, want of memory, damaged files. CURVACT_SOAK_KILLS=50 is longer.
+soak: $(READY)
+	$(BIN)/python -m pytest -q -m soak
 
 lint: $(READY)
 	$(BIN)/ruff check .
