@@ -64,8 +64,8 @@ def evaluate(
     """Attack a model and put the outcome on record.
 
     The record has the outcome of every image. Attacks are autoattack, autoattack-plus,
-    autoattack-rand, attacks of AutoAttack such as apgd-ce+square, adaptive, pgd-20, "pgd(steps=20,
-    restarts=5)" and fgsm. AutoAttack runs on several devices, such as --device cuda:0,cuda:1.
+    autoattack-rand, attacks of AutoAttack such as apgd-ce+square, malt, adaptive, pgd-20,
+    "pgd(steps=20, restarts=5)" and fgsm. AutoAttack runs on several devices, such as --device cuda:0,cuda:1.
     """
     from curvact.attacks import AutoAttack, named_attack
     from curvact.devices import device_named, device_names
