@@ -66,6 +66,15 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
+def user_cache() -> Path:
+    """The folder for what can be made or fetched again: $CURVACT_CACHE, else curvact in the user's cache
+    folder. It may not exist."""
+    chosen = os.environ.get("CURVACT_CACHE")
+    if chosen:
+        return Path(chosen).absolute()
+    return (Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "curvact").absolute()
+
+
 def hash_of_file(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal digits."""
     found = hashlib.sha256()

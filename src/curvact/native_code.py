@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write, hash_of_file
+from curvact.files import atomic_write, hash_of_file, user_cache
 
 _FLAGS = (
     "-std=gnu11",
@@ -126,8 +126,7 @@ def _cache() -> Path:
     """A folder that this user can write to and nobody else, else a new temporary one."""
     chosen = os.environ.get("CURVACT_CACHE")
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "curvact"
-        folder = Path(chosen).absolute() if chosen else home.absolute()
+        folder = user_cache()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if _is_own(folder.stat(), stat.S_ISDIR):
             if os.access(folder, os.W_OK | os.X_OK):

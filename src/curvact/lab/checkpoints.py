@@ -15,6 +15,7 @@ from torch import nn
 from curvact.attacks import ThreatModel
 from curvact.errors import CurvactError
 from curvact.lab.imports import load_imports, network_name
+from curvact.lab.remote import local_weights
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec
 from curvact.models.checkpoint import find_weights, load_checkpoint, read_sidecar
@@ -95,7 +96,7 @@ class Checkpoint:
 
 def run_code_of(path: Path) -> None:
     """Run the code that the model in a run's folder or a checkpoint needs, if it is trusted."""
-    weights = find_weights(path)
+    weights = find_weights(local_weights(path))
     if weights.with_suffix(".json").is_file():
         load_imports(read_sidecar(weights), weights.parent, ask=True)
 
@@ -133,7 +134,7 @@ class Network:
 def open_checkpoint(path: str | Path, weights: str = "best", network: Network | None = None) -> Checkpoint:
     """The model of a run folder or of a file, in eval mode.
 
-    path: a run folder, a folder of `save_pretrained`, a checkpoint (safetensors with its JSON), or
+    path: a URL of fsspec, or a run folder, a folder of `save_pretrained`, a checkpoint (safetensors with its JSON), or
     weights in RobustBench's naming (.pt, .pth, .safetensors; never arbitrary pickles).
     weights: "best" or "last" of a run folder. network: of weights without a description; the names in
     the file are those of the network without its normalization.
@@ -150,7 +151,7 @@ def open_checkpoint(path: str | Path, weights: str = "best", network: Network | 
     >>> checkpoint.architecture["width"], checkpoint.data.name, checkpoint.threat_model
     (2, 'digits', None)
     """
-    path = Path(path)
+    path = local_weights(Path(path))
     path = find_weights(path / "last.safetensors" if path.is_dir() and weights == "last" else path)
     if network is not None:
         sidecar = network.described()

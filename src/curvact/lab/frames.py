@@ -27,16 +27,18 @@ def frame(rows: Sequence[dict[str, Any]]) -> pandas.DataFrame:
 def load_runs(folder: str | Path) -> pandas.DataFrame:
     """The runs of a folder as a data frame, a line each.
 
-    folder: that of a sweep: its finished runs, with a column for each axis and `reference`. Any other
-    folder: every run below it, with its data, network, activation, objective and seed. Both have
-    run, status, cause, the metrics (accuracies are fractions), gradient_evaluations and seconds.
+    folder: a path, or a URL such as s3://bucket/sweep. That of a sweep: its finished runs, with a
+    column for each axis and `reference`. Any other: every run below it, with its data, network,
+    activation, objective and seed. Both have run, status, cause, the metrics (accuracies are
+    fractions), gradient_evaluations and seconds.
     Raises CurvactError for a folder without a run, a damaged record, and where pandas is not
     installed.
     """
+    from curvact.lab.remote import local_runs
     from curvact.lab.sweep import SWEEP_FILE, read_sweep
     from curvact.lab.sweep_run import sweep_records, table_of
 
-    folder = Path(folder)
+    folder = local_runs(Path(folder))
     if (folder / SWEEP_FILE).is_file():
         spec = read_sweep(folder)
         rows = table_of(spec, sweep_records(spec, folder)).as_dicts()

@@ -31,14 +31,12 @@ from curvact.attacks.registry import attack_names
 from curvact.data import DATASETS, names_a_place
 from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
+from curvact.lab.layout import CODE_FOLDER
 from curvact.lab.settings import Settings, Strict, read_settings
 from curvact.models import MODELS
 from curvact.models.named import FILES
 from curvact.training import OBJECTIVES
 from curvact.workers import at_start
-
-CODE_FOLDER = "code"
-"""The folder of the copies, in the folder of a run or a sweep."""
 
 PLUGINS = "curvact.plugins"
 """The group of entry points: each names a module, which is imported, or a function, which is called."""

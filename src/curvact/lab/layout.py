@@ -8,9 +8,20 @@ SPEC_FILE = "spec.yaml"
 RECORD_FILE = "record.json"
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.safetensors"
+STATE_BEFORE_FILE = "state.previous.safetensors"
+"""The state before the last one, which `curvact.training.state` keeps."""
 ENVIRONMENT_FILE = "environment.json"
 ACTIVATION_FILE = "activation.safetensors"
 """A run that starts with a learned activation keeps a copy of it under this name."""
+
+CODE_FOLDER = "code"
+"""Copies of the files of Python that a run or a sweep imports."""
+
+RUNS = "runs"
+"""The folder of the runs in a sweep's or a search's folder."""
+
+LISTED_FILE = ".store.json"
+"""In the local copy of a store's folder, and there: the list of its files, see `curvact.lab.remote`."""
 
 LOCK_FILE = ".lock"
 INDEX_FILE = ".runs.sqlite"

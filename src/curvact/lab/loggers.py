@@ -63,7 +63,7 @@ class WandbLogger(Logger):
     def __init__(self, project: str, name: str, folder: Path) -> None:
         import wandb
 
-        self._run = wandb.init(project=project, name=name, dir=str(folder), resume="allow", id=name)
+        self._run: Any = wandb.init(project=project, name=name, dir=str(folder), resume="allow", id=name)
 
     @property
     def name(self) -> str:

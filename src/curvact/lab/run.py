@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from curvact.lab.layout import (
 )
 from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
 from curvact.lab.measure import accuracies, evaluated_images, measure, of_activations
+from curvact.lab.remote import Pushes, Store
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec, HardwareSpec, InitFrom, RunSpec
 from curvact.lab.store import (
@@ -79,7 +80,13 @@ On 32×32 images a narrow ResNet-18 is then 1.5 times as fast.
 OnEvent = Callable[[Step | Epoch], None]
 
 
-def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: None) -> Record:
+def execute(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    on_event: OnEvent = lambda event: None,
+    store: Store | None = None,
+) -> Record:
     """Train, attack and analyse what the spec says, in the run's folder, and return its record.
 
     A finished run is returned as it is. An unfinished run goes on from its state, to the same bits.
@@ -88,6 +95,8 @@ def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: No
     one that memory is too short for; it goes on from its state when it is executed again.
 
     on_event: called with every `Step` and `Epoch` of training.
+    store: whose local folder `folder` is. It is pulled first, pushed after each epoch in a thread beside
+    training, and has the record at the end.
 
     The folder holds spec.yaml, environment.json, metrics.jsonl (one line an epoch),
     best.safetensors and last.safetensors with their JSON, and record.json. It holds
@@ -97,10 +106,50 @@ def execute(spec: RunSpec, folder: Path, *, on_event: OnEvent = lambda event: No
     another run. Under `torchrun`, only the first process writes and has a record with metrics.
     """
     with launched(spec.hardware) as fabric:
-        return _execute(spec, folder, fabric, on_event)
+        if store is None:
+            return _execute(spec, folder, fabric, on_event)
+        first = fabric.is_global_zero
+        with locked(folder, wanted=first):
+            if fabric.local_rank == 0:
+                _pull(spec, store)
+            fabric.barrier()
+            if not first:
+                return _execute(spec, folder, fabric, on_event, held=True)
+            return _pushed(store, on_event, lambda tell: _execute(spec, folder, fabric, tell, held=True))
 
 
-def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> Record:
+def _pull(spec: RunSpec, store: Store) -> None:
+    """What a run goes on from, and the weights of the run that learned its activation."""
+    store.pull()
+    wanted = spec.activation_from
+    if wanted is not None and wanted.run is not None:
+        store.beside(wanted.run).pull(lambda name: name != STATE_FILE)
+
+
+def _pushed(store: Store, on_event: OnEvent, work: Callable[[OnEvent], Record]) -> Record:
+    """Do the work, with a push after each epoch and at its end. An interrupt begins no further one."""
+    pushes = Pushes(store)
+
+    def tell(event: Step | Epoch) -> None:
+        if isinstance(event, Epoch):
+            pushes.soon()
+        on_event(event)
+
+    try:
+        record = work(tell)
+    except Exception:
+        with suppress(CurvactError):
+            pushes.close()
+        raise
+    except BaseException:
+        pushes.abandon()
+        raise
+    pushes.close()
+    return record
+
+
+def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent, *, held: bool = False) -> Record:
+    """held: the caller has locked the folder."""
     check_loggers(spec)
     if fabric.is_global_zero:
         check_writable(folder)
@@ -109,7 +158,7 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent) -> 
     first = fabric.is_global_zero
     if first and folder.is_dir() and not (folder / LOCK_FILE).exists():
         check_run_folder(folder, spec)  # so that no lock is left in a folder of something else
-    with locked(folder, wanted=first):
+    with locked(folder, wanted=first and not held):
         if first:
             before = check_run_folder(folder, spec)
             if before is None or before.run != spec.id or not before.is_final:

@@ -13,10 +13,12 @@ from curvact.attacks import SuspectModelWarning, named_attack
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, csv_text
 from curvact.lab.checkpoints import open_checkpoint
+from curvact.lab.layout import RUNS, STATE_FILE
 from curvact.lab.placement import on_device
 from curvact.lab.record import EvaluationRecord, evaluate, read_record, record_key, write_record
 from curvact.lab.record.evaluation import short_name
 from curvact.lab.record.record import existing_record, record_paths
+from curvact.lab.remote import Store
 from curvact.lab.report.search.about import Point, SearchAbout
 from curvact.lab.report.search.page import report_search
 from curvact.lab.run import device_of
@@ -26,7 +28,6 @@ from curvact.lab.spec import RunSpec
 from curvact.lab.statistics.interval import interval_text
 from curvact.lab.statistics.words import count
 from curvact.lab.store import Record, finished, locked, read_environment
-from curvact.lab.sweep_run import RUNS
 
 EVALUATIONS = "evaluations"
 WINNER_FILE = "winner.yaml"
@@ -134,10 +135,10 @@ def _difference(winner: EvaluationRecord, baseline: EvaluationRecord) -> str:
     return f"The winner resists on {count(ours, 'image')} that the baseline loses, and loses {theirs} that it resists on."
 
 
-def result_of(folder: Path, device: str = "auto") -> SearchResult:
+def result_of(folder: Path, device: str = "auto", store: Store | None = None) -> SearchResult:
     """The result of a search that has ended. The test images are attacked where they were not yet.
 
-    device: of these attacks, where it is not "auto"; else that of the spec.
+    device: of these attacks, where it is not "auto"; else that of the spec. store: of the weights.
     The caller holds the folder. Raises CurvactError for a folder without a search or without a trial that was completed.
     """
     spec = read_search(folder)
@@ -148,10 +149,11 @@ def result_of(folder: Path, device: str = "auto") -> SearchResult:
             f"{folder} has no completed trial: `curvact search {folder}` goes on; --set budget=… raises it"
         )
     best = max(done, key=lambda t: (t.accuracy or 0.0, -t.number))
-    winner = _judge(spec, folder, on_device(spec.trial(best.settings), device), best.label)
+    winner = _judge(spec, folder, on_device(spec.trial(best.settings), device), best.label, store)
     baseline = None
     if spec.baseline_run is not None:
-        baseline = _judge(spec, folder, on_device(spec.baseline_run, device), spec.baseline_run.activation)
+        run = on_device(spec.baseline_run, device)
+        baseline = _judge(spec, folder, run, spec.baseline_run.activation, store)
     splits = winner.record.spec.data.load()
     images = len(splits.validation.first(winner.record.spec.evaluation.images))
     records = [read_record(path) for path in (folder / EVALUATIONS).glob("*.evaluation.json")]
@@ -159,9 +161,11 @@ def result_of(folder: Path, device: str = "auto") -> SearchResult:
     return SearchResult(spec, folder, trials, images, best, winner, baseline, looks)
 
 
-def _judge(spec: SearchSpec, folder: Path, run: RunSpec, label: str) -> Judged:
+def _judge(spec: SearchSpec, folder: Path, run: RunSpec, label: str, store: Store | None) -> Judged:
     """The record of a run and its evaluation on the test images, which is made once."""
     place = folder / RUNS / run.id
+    if store is not None:
+        store.below(RUNS, run.id).pull(lambda name: name != STATE_FILE)
     record = finished(place, run.id)
     if record is None:
         raise CurvactError(f"{place} has not finished: `curvact search {folder}` goes on with it")
@@ -204,14 +208,16 @@ def _judge(spec: SearchSpec, folder: Path, run: RunSpec, label: str) -> Judged:
     return Judged(label, record, found)
 
 
-def conclude(folder: Path, device: str = "auto") -> tuple[SearchResult, Mapping[str, Path]]:
+def conclude(
+    folder: Path, device: str = "auto", store: Store | None = None
+) -> tuple[SearchResult, Mapping[str, Path]]:
     """The result of a search, and the files that were written of it, by name: report.html, its figures,
     trials.csv and winner.yaml.
 
-    device: as in `result_of`.
+    device, store: as in `result_of`.
     """
     with locked(folder):
-        result = result_of(folder, device)
+        result = result_of(folder, device, store)
         asked = result.spec.trial(result.best.settings).hardware.accelerator  # not where a worker computed
         winner = on_test_images(result.winner.record.spec).on(asked).to_yaml()
         files = {name: folder / name for name in (WINNER_FILE, "trials.csv")}

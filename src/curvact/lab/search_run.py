@@ -23,16 +23,17 @@ from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
 from curvact.lab.engines import Engine, Job, engine_from
 from curvact.lab.imports import copy_code, hashes
-from curvact.lab.layout import RECORD_FILE
+from curvact.lab.layout import RECORD_FILE, RUNS
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
+from curvact.lab.remote import Store, is_of_a_list
 from curvact.lab.run import images_of
 from curvact.lab.search import SEARCH_FILE, SearchSpec, read_search
 from curvact.lab.settings import read_plain
 from curvact.lab.spec import DataSpec, RunSpec
 from curvact.lab.store import Record, check_writable, finished, locked, read_history, read_record
 from curvact.lab.sweep import Planned, in_words
-from curvact.lab.sweep_run import RUNS, check_empty, given_up, rehearse
+from curvact.lab.sweep_run import check_empty, given_up, rehearse
 from curvact.lab.table import Value
 from curvact.random import generator
 from curvact.training import most_evaluations
@@ -92,6 +93,7 @@ def run_search(
     engine: str = "local",
     device: str = "auto",
     console: Console | None = None,
+    store: Store | None = None,
 ) -> list[str]:
     """Execute trials until the budget is spent, and the baseline.
 
@@ -99,7 +101,7 @@ def run_search(
     killed and resumed or not. With several, a trial is drawn from those that have ended by then, so
     the trials depend on which ends first.
 
-    workers, device: as in `run_sweep`.
+    workers, device, store: as in `run_sweep`.
     resume: go on in a folder that holds this search. Its budget may have grown.
     Returns one line for each run that did not finish because its worker died again and again.
     Raises CurvactError for a missing Optuna, a budget too small for one run, a folder that holds
@@ -118,7 +120,8 @@ def run_search(
         copy_code(spec.imports, folder)
         atomic_write(folder / SEARCH_FILE, spec.to_yaml())
         (folder / RUNS).mkdir(exist_ok=True)
-        return _Driver(spec, folder, open_study(spec, folder), workers, device, console).run(run_engine)
+        study = open_study(spec, folder)
+        return _Driver(spec, folder, study, workers, device, console, store).run(run_engine)
 
 
 def check_optuna() -> None:
@@ -324,9 +327,10 @@ class _Driver:
         workers: int,
         device: str,
         console: Console,
+        store: Store | None,
     ) -> None:
         self.spec, self.folder, self.study, self.workers = spec, folder, study, workers
-        self.device = device
+        self.device, self.store = device, store
         self.jobs: list[Job] = []
         self.labels: dict[str, str] = {}
         self.causes: dict[str, str] = {}
@@ -455,7 +459,9 @@ class _Driver:
     def _append(self, run: RunSpec, label: str, cost: int) -> None:
         self.reserved[run.id], self.labels[run.id] = cost, label
         self.bars.add()
-        self.jobs.append(Job(run, self._place(run.id), self._thresholds(run), devices_of(run, self.device)))
+        store = None if self.store is None else self.store.below(RUNS, run.id)
+        devices = devices_of(run, self.device)
+        self.jobs.append(Job(run, self._place(run.id), self._thresholds(run), devices, store))
 
     def _thresholds(self, run: RunSpec) -> tuple[float, ...]:
         """The rule of Optuna's MedianPruner, fixed when a trial begins: so its end depends on no other
@@ -502,9 +508,14 @@ class _Driver:
             self.causes[job.spec.id] = event.cause
         elif event.kind == "done":
             del self.reserved[job.spec.id]
+            if job.store is not None:
+                job.store.pull(is_of_a_list)
             for number in self.waiting.pop(job.spec.id, []):
                 self._judge(number, event.content, job.spec)
             self._fill()
+            if self.store is not None:
+                self.store.check_claim()
+                self.store.push()
 
     def _judge(self, number: int, record: Record | None, run: RunSpec) -> None:
         """Tell the study how a trial ended, with its curve and its cost."""

@@ -19,16 +19,19 @@ from pydantic import ConfigDict, Field, ValidationError
 from curvact.activations import kernel_info
 from curvact.errors import CurvactError
 from curvact.files import CHECKSUM, atomic_write, has_other_checksum, hash_of_file, with_checksum
-from curvact.lab.imports import CODE_FOLDER, hashes, load_imports
+from curvact.lab.imports import hashes, load_imports
 from curvact.lab.layout import (
     ACTIVATION_FILE,
+    CODE_FOLDER,
     ENVIRONMENT_FILE,
+    LISTED_FILE,
     LOCK_FILE,
     METRICS_FILE,
     RECORD_FILE,
     RECORD_SCHEMA,
     SPEC_FILE,
 )
+from curvact.lab.remote import is_kept_elsewhere, refuse_url
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
 from curvact.lab.spec import RunSpec
 from curvact.notebook import html_facts
@@ -141,6 +144,8 @@ def finished(folder: Path, run: str) -> Record | None:
     for name, sha256 in record.files.items():
         path = folder / name
         if not path.is_file():
+            if is_kept_elsewhere(path, sha256):
+                continue
             raise CurvactError(f"{path} is missing: delete {folder} and run it again")
         if hash_of_file(path) != sha256:
             raise CurvactError(
@@ -250,6 +255,7 @@ def _check_spec(folder: Path, spec: RunSpec) -> None:
 
 def check_writable(folder: Path) -> None:
     """CurvactError where a folder cannot be written: of a run, a sweep or an analysis. Leaves nothing behind."""
+    refuse_url(folder, "--out")
     if folder.exists() and not folder.is_dir():
         raise CurvactError(f"{folder} is a file: --out takes a folder")
     place = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
@@ -300,6 +306,7 @@ def _is_ours(file: Path) -> bool:
     """Whether the file can be what a run leaves that was killed before its spec was written."""
     return file.name in (
         LOCK_FILE,
+        LISTED_FILE,
         ENVIRONMENT_FILE,
         ACTIVATION_FILE,
         CODE_FOLDER,

@@ -25,6 +25,7 @@ from typing import Any
 from curvact.errors import CurvactError, nearest, short
 from curvact.files import atomic_write, csv_text, has_other_checksum
 from curvact.lab.layout import INDEX_FILE, METRICS_FILE, RECORD_FILE, RECORD_SCHEMA, SPEC_FILE
+from curvact.lab.remote import local_runs
 
 Value = str | float | int | bool | None
 
@@ -99,8 +100,10 @@ COLUMNS = (
 def stored_runs(folder: Path) -> list[StoredRun]:
     """Every run below a folder, or the run that the folder itself is, in the order of their paths.
 
+    folder: a path, or a URL whose records are pulled first.
     A run whose record is damaged is among them, as "unreadable". Raises CurvactError for no folder.
     """
+    folder = local_runs(folder)
     if not folder.is_dir():
         raise CurvactError(f"there is no folder {folder}")
     found = dict(_run_folders(folder))

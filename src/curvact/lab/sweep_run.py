@@ -16,10 +16,12 @@ from rich.console import Console
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.engines import Job, engine_from
-from curvact.lab.imports import CODE_FOLDER, copy_code, hashes
+from curvact.lab.imports import copy_code, hashes
+from curvact.lab.layout import CODE_FOLDER, LISTED_FILE, LOCK_FILE, RUNS
 from curvact.lab.loggers import check_loggers
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
+from curvact.lab.remote import Store
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.page import report_sweep
 from curvact.lab.run import device_of, prepare, settle
@@ -29,9 +31,6 @@ from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
 from curvact.lab.table import Row, Table
 from curvact.models.learned import extract_activation, insert_activation
 from curvact.workers import Event
-
-RUNS = "runs"
-"""The folder of the runs in a sweep's folder."""
 
 
 def run_sweep(
@@ -43,6 +42,7 @@ def run_sweep(
     engine: str = "local",
     device: str = "auto",
     console: Console | None = None,
+    store: Store | None = None,
 ) -> list[str]:
     """Execute every run of the sweep that has no record in the folder yet.
 
@@ -53,6 +53,8 @@ def run_sweep(
         all CUDA devices. A run's record and environment.json say its device.
     resume: go on in a folder that holds a sweep already. Its spec may have grown: runs that are
         part of both are not repeated, but those that memory was too short for.
+    store: whose local folder `folder` is, see `curvact.lab.remote.working`. Its runs are pushed while
+        they run, and may run on machines that do not share the folder.
     Returns one line for each run that did not finish because its worker died again and again.
     Raises CurvactError for a folder that holds something else, a damaged record, or a full disk.
     Data, a network or a learned activation that a run cannot start from are found before anything
@@ -79,6 +81,8 @@ def run_sweep(
         _check_folder(folder, spec, resume)  # another process may have begun since
         copy_code(spec.imports, folder)
         atomic_write(folder / SWEEP_FILE, spec.to_yaml())
+        if store is not None:
+            store.push()
         if not left:
             console.print(f"all {len(planned)} runs of {spec.name} have finished", highlight=False)
             return []
@@ -92,12 +96,20 @@ def run_sweep(
                 if not ready:
                     continue
                 jobs = [
-                    Job(run.spec, folder / RUNS / run.id, devices=devices_of(run.spec, device))
+                    Job(
+                        run.spec,
+                        folder / RUNS / run.id,
+                        devices=devices_of(run.spec, device),
+                        store=None if store is None else store.below(RUNS, run.id),
+                    )
                     for run in ready
                 ]
                 causes: dict[int, str] = {}
                 lost = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
                 problems += [given_up(ready[index].label, causes.get(index, "")) for index in lost]
+                if store is not None:
+                    store.check_claim()
+                    store.pull_runs()
     return problems
 
 
@@ -147,7 +159,8 @@ def check_empty(folder: Path, kind: str) -> None:
     if folder.is_file():
         raise CurvactError(f"{folder} is a file: --out takes a folder")
     if folder.exists() and any(
-        file.name not in (".lock", RUNS, CODE_FOLDER) and file.suffix != ".tmp" for file in folder.iterdir()
+        file.name not in (LOCK_FILE, LISTED_FILE, RUNS, CODE_FOLDER) and file.suffix != ".tmp"
+        for file in folder.iterdir()
     ):
         raise CurvactError(f"{folder} is not empty and holds no {kind}: choose another --out")
 

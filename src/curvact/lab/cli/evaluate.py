@@ -75,7 +75,9 @@ def evaluate(
     from curvact.lab.record import record_key, write_record
     from curvact.lab.record.evaluation import short_name
     from curvact.lab.record.record import Masking, existing_record, record_paths
+    from curvact.lab.remote import refuse_url
 
+    refuse_url(out, "--out")
     depth = cast("Masking", "none" if no_masking else masking)
     one_of("--masking", masking, get_args(Masking))
     devices = (subject.device,) if subject.device == "auto" else device_names(subject.device, "--device")

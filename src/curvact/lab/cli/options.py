@@ -36,7 +36,10 @@ Checkpoints = Annotated[
 OneCheckpoint = Annotated[
     Path, typer.Argument(help="A run folder, a checkpoint, or weights in RobustBench's naming.")
 ]
-RunOut = Annotated[Path | None, typer.Option("--out", help="The folder to write; by default runs/NAME.")]
+RunOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="The folder or URL (s3://bucket/name) to write; by default runs/NAME."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Worker processes; by default one a core, or one a GPU where GPUs are used."),

@@ -30,20 +30,29 @@ def search(
     The budget is in gradient evaluations. Trials are judged by robust accuracy on validation images.
     At the end the winner and a baseline are attacked once on the test images. Needs pip install 'curvact[search]'.
     """
+    from curvact.lab.remote import local_spec, working
     from curvact.lab.search import read_search
     from curvact.lab.search_result import conclude
     from curvact.lab.search_run import run_search
 
-    wanted = read_search(spec, settings)
-    folder = out if out is not None else spec if spec.is_dir() else Path("runs") / wanted.name
-    problems = run_search(
-        wanted, folder, workers=workers, resume=resume or folder == spec, engine=engine, device=device
-    )
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
-    result, files = conclude(folder, device)
+    here = local_spec(spec)
+    wanted = read_search(here, settings)
+    place = out if out is not None else spec if here.is_dir() else Path("runs") / wanted.name
+    with working(place) as (folder, store):
+        problems = run_search(
+            wanted,
+            folder,
+            workers=workers,
+            resume=resume or place == spec,
+            engine=engine,
+            device=device,
+            store=store,
+        )
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if problems:
+            raise typer.Exit(1)
+        result, files = conclude(folder, device, store)
     console = plain_console()
     for sentence in result.sentences:
         console.print(f"• {printable(sentence)}")

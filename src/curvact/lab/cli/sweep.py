@@ -35,22 +35,31 @@ def sweep_run(
     With --resume, finished runs are kept, and the spec may have grown. The report is a table,
     figures and a page.
     """
+    from curvact.lab.remote import local_spec, working
     from curvact.lab.sweep import read_sweep
     from curvact.lab.sweep_run import run_sweep
 
-    sweep = read_sweep(spec, settings)
-    folder = out if out is not None else spec if spec.is_dir() else Path("runs") / sweep.name
-    problems = run_sweep(
-        sweep, folder, workers=workers, resume=resume or folder == spec, engine=engine, device=device
-    )
-    for problem in problems:  # before the report, which a sweep without a finished run does not have
-        print(problem, file=sys.stderr)
-    try:
-        _report(folder)
-    except CurvactError as error:
-        if not problems:
-            raise
-        print(f"curvact: {printable(str(error))}", file=sys.stderr)
+    here = local_spec(spec)
+    sweep = read_sweep(here, settings)
+    place = out if out is not None else spec if here.is_dir() else Path("runs") / sweep.name
+    with working(place) as (folder, store):
+        problems = run_sweep(
+            sweep,
+            folder,
+            workers=workers,
+            resume=resume or place == spec,
+            engine=engine,
+            device=device,
+            store=store,
+        )
+        for problem in problems:  # before the report, which a sweep without a finished run does not have
+            print(problem, file=sys.stderr)
+        try:
+            _report(folder)
+        except CurvactError as error:
+            if not problems:
+                raise
+            print(f"curvact: {printable(str(error))}", file=sys.stderr)
     if problems:
         raise typer.Exit(1)
 
@@ -58,7 +67,10 @@ def sweep_run(
 @sweep_app.command("report")
 def sweep_report(folder: Annotated[Path, typer.Argument(help="The folder of a sweep.")]) -> None:
     """Write the tables, figures and page of a sweep again."""
-    _report(folder)
+    from curvact.lab.remote import working
+
+    with working(folder) as (here, _):
+        _report(here)
 
 
 def _report(folder: Path) -> None:

@@ -12,6 +12,7 @@ from curvact.errors import CurvactError
 from curvact.lab.cli.options import Device, Resume, RunOut, plain_console
 
 if TYPE_CHECKING:
+    from curvact.lab.remote import Store
     from curvact.lab.spec import RunSpec
 
 
@@ -38,6 +39,7 @@ def train(
     from rich.markup import escape
     from rich.table import Table
 
+    from curvact.lab.remote import is_url, local_spec, working
     from curvact.lab.spec import read_spec, recipes
 
     console = Console()
@@ -49,20 +51,21 @@ def train(
         return
     if spec is None:
         raise CurvactError(f"give a YAML file, a run's folder or a recipe: {', '.join(recipes())}")
-    folder = Path(spec) if Path(spec).is_dir() else None
+    here = local_spec(Path(spec)) if is_url(spec) else Path(spec)
+    folder = Path(spec) if here.is_dir() else None
     if folder is not None and out is not None:
-        raise CurvactError(f"{folder} is the folder of a run: it goes on there, without --out")
-    run = read_spec(spec, settings)
-    where = folder or out or Path("runs") / run.name
-    code = train_into(run, where, resume=resume or folder is not None, device=device)
+        raise CurvactError(f"{spec} is the folder of a run: it goes on there, without --out")
+    run = read_spec(here if is_url(spec) else spec, settings)
+    with working(folder or out or Path("runs") / run.name) as (where, store):
+        code = train_into(run, where, resume=resume or folder is not None, device=device, store=store)
     if code:
         raise typer.Exit(code)
 
 
-def train_into(run: RunSpec, where: Path, *, resume: bool, device: str) -> int:
+def train_into(run: RunSpec, where: Path, *, resume: bool, device: str, store: Store | None = None) -> int:
     """Execute a run, draw its curves, print its accuracies. Returns the exit code, 1 if it failed.
 
-    device: a name; "auto" leaves it to the spec.
+    device: a name; "auto" leaves it to the spec. store: as in `execute`.
     """
     from rich.console import Console
     from rich.table import Table
@@ -82,7 +85,7 @@ def train_into(run: RunSpec, where: Path, *, resume: bool, device: str) -> int:
         raise CurvactError(f"{where} holds a run already: --resume goes on with it")
     earlier = read_record(where) if (where / RECORD_FILE).is_file() else None
     with run_bar(run.name, errors) as show:
-        record = execute(run, where, on_event=show)
+        record = execute(run, where, on_event=show, store=store)
     if earlier == record:
         errors.print(f"{where} has run to its end", soft_wrap=True, highlight=False)
     if record.status == "failed":

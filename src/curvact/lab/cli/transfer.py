@@ -63,6 +63,7 @@ def train(
 ) -> None:
     """Train a network with a learned activation. Its folder is runs/NAME-transfer by default."""
     from curvact.lab.cli.train import train_into
+    from curvact.lab.remote import working
     from curvact.lab.spec import read_spec
     from curvact.models.learned import read_learned
 
@@ -75,7 +76,8 @@ def train(
     read_learned(activation)
     origin = json.dumps({"path": str(activation), "frozen": not warm_start})
     run = read_spec(spec, [*(settings or []), f"activation_from={origin}"])
-    code = train_into(run, out or Path("runs") / f"{run.name}-transfer", resume=resume, device=device)
+    with working(out or Path("runs") / f"{run.name}-transfer") as (where, store):
+        code = train_into(run, where, resume=resume, device=device, store=store)
     if code:
         raise typer.Exit(code)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curvact.lab.remote import Store, is_of_a_list
 from curvact.lab.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -20,12 +21,15 @@ class Job:
     stop_below: a run whose best validation robust accuracy so far is lower than entry e - 1 after
     epoch e stops there: it keeps its state, and has no record. Epochs without an entry do not stop.
     devices: where it may run; the engine chooses. Empty where the spec says it.
+    store: of the run. The run then has the store's local folder on the machine where it runs, and goes
+    on from what the store has.
     """
 
     spec: RunSpec
     folder: Path
     stop_below: tuple[float, ...] = ()
     devices: tuple[str, ...] = ()
+    store: Store | None = None
 
     def on(self, device: str | None) -> Job:
         """The job on that device, as far as it may run there. None changes nothing."""
@@ -60,9 +64,12 @@ def run_job(job: Job, on_epoch: Callable[[dict[str, Any]], None]) -> Record | No
             check(event.epoch, event.validation_robust_accuracy)
 
     try:
+        folder = job.folder if job.store is None else job.store.folder
         if job.stop_below:
-            for epoch in read_history(job.folder):
+            if job.store is not None:
+                job.store.pull(is_of_a_list)
+            for epoch in read_history(folder):
                 check(epoch["epoch"], epoch["validation_robust_accuracy"])
-        return execute(job.spec, job.folder, on_event=tell)
+        return execute(job.spec, folder, on_event=tell, store=job.store)
     except _Stopped:
         return None
