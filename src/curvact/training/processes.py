@@ -59,7 +59,8 @@ def launcher() -> ClusterEnvironment:
 
     Lightning would also take a SLURM job for several processes, and warns where `srun` is installed.
     """
-    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
