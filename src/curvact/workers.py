@@ -52,6 +52,26 @@ def at_start(function: Callable[..., object], *arguments: object) -> None:
     _AT_START.append((function, arguments))
 
 
+def start_calls() -> bytes:
+    """What `at_start` was told so far, pickled: `start_worker` in another process does it."""
+    return pickle.dumps(_AT_START)
+
+
+def start_worker(calls: bytes) -> None:
+    """Call what `start_calls` pickled, in this process."""
+    for function, arguments in pickle.loads(calls):
+        function(*arguments)
+
+
+def in_words(error: BaseException) -> str:
+    """The kind of an error and what it says, in one line.
+
+    >>> in_words(KeyError("some key"))
+    "KeyError: 'some key'"
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def placed(workers: int, devices: Sequence[str | None]) -> list[str | None]:
     """The device of each worker: the devices in turn.
 
@@ -188,9 +208,9 @@ class _Pool:
 
     def _new(self, device: str | None) -> _Worker:
         ours, theirs = self.context.Pipe()
-        starts = pickle.dumps(_AT_START)
         work = pickle.dumps(self.work)  # what it imports is imported when the process can already leave
-        arguments = (theirs, os.getpid(), work, self.setup is not None, device, self.threads, starts)
+        has_setup, starts = self.setup is not None, start_calls()
+        arguments = (theirs, os.getpid(), work, has_setup, device, self.threads, starts)
         process = self.context.Process(target=_serve, args=arguments, daemon=True)
         # A Ctrl-C is for this process: one that is still starting would show a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -266,8 +286,7 @@ def _serve(
 
     try:
         work = pickle.loads(packed)
-        for function, arguments in pickle.loads(starts):
-            function(*arguments)
+        start_worker(starts)
         more = (receive(),) if has_setup else ()
         on = {} if device is None else {"device": device}
         while True:
@@ -283,7 +302,7 @@ def _serve(
             send(_MEMORY, first_line(error))
             return
         traceback.print_exc()
-        send(_FAULT, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        send(_FAULT, in_words(error))
 
 
 def _leave_with(parent: int) -> None:

@@ -86,6 +86,7 @@ def execute(
     *,
     on_event: OnEvent = lambda event: None,
     store: Store | None = None,
+    patience: float = 0,
 ) -> Record:
     """Train, attack and analyse what the spec says, in the run's folder, and return its record.
 
@@ -97,6 +98,7 @@ def execute(
     on_event: called with every `Step` and `Epoch` of training.
     store: whose local folder `folder` is. It is pulled first, pushed after each epoch in a thread beside
     training, and has the record at the end.
+    patience: seconds to wait for a folder that another process holds.
 
     The folder holds spec.yaml, environment.json, metrics.jsonl (one line an epoch),
     best.safetensors and last.safetensors with their JSON, and record.json. It holds
@@ -107,9 +109,9 @@ def execute(
     """
     with launched(spec.hardware) as fabric:
         if store is None:
-            return _execute(spec, folder, fabric, on_event)
+            return _execute(spec, folder, fabric, on_event, patience=patience)
         first = fabric.is_global_zero
-        with locked(folder, wanted=first):
+        with locked(folder, wanted=first, patience=patience):
             if fabric.local_rank == 0:
                 _pull(spec, store)
             fabric.barrier()
@@ -148,7 +150,15 @@ def _pushed(store: Store, on_event: OnEvent, work: Callable[[OnEvent], Record]) 
     return record
 
 
-def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent, *, held: bool = False) -> Record:
+def _execute(
+    spec: RunSpec,
+    folder: Path,
+    fabric: Fabric,
+    on_event: OnEvent,
+    *,
+    held: bool = False,
+    patience: float = 0,
+) -> Record:
     """held: the caller has locked the folder."""
     check_loggers(spec)
     if fabric.is_global_zero:
@@ -158,7 +168,7 @@ def _execute(spec: RunSpec, folder: Path, fabric: Fabric, on_event: OnEvent, *, 
     first = fabric.is_global_zero
     if first and folder.is_dir() and not (folder / LOCK_FILE).exists():
         check_run_folder(folder, spec)  # so that no lock is left in a folder of something else
-    with locked(folder, wanted=first and not held):
+    with locked(folder, wanted=first and not held, patience=patience):
         if first:
             before = check_run_folder(folder, spec)
             if before is None or before.run != spec.id or not before.is_final:

@@ -21,7 +21,7 @@ from rich.console import Console
 from curvact.data import batches_per_epoch
 from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
-from curvact.lab.engines import Engine, Job, engine_from
+from curvact.lab.engines import Engine, Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import RECORD_FILE, RUNS
 from curvact.lab.placement import devices_of, on_device, worker_count
@@ -91,6 +91,7 @@ def run_search(
     workers: int | None = None,
     resume: bool = False,
     engine: str = "local",
+    address: str | None = None,
     device: str = "auto",
     console: Console | None = None,
     store: Store | None = None,
@@ -101,7 +102,7 @@ def run_search(
     killed and resumed or not. With several, a trial is drawn from those that have ended by then, so
     the trials depend on which ends first.
 
-    workers, device, store: as in `run_sweep`.
+    workers, engine, address, device, store: as in `run_sweep`.
     resume: go on in a folder that holds this search. Its budget may have grown.
     Returns one line for each run that did not finish because its worker died again and again.
     Raises CurvactError for a missing Optuna, a budget too small for one run, a folder that holds
@@ -109,19 +110,22 @@ def run_search(
     """
     check_optuna()
     console = console or Console(stderr=True)
-    run_engine = engine_from(engine)
+    run_engine = engine_from(engine, address=address)
     check_writable(folder)
     _check_folder(folder, spec, resume)
     corners = [Planned(settings, spec.trial(settings)) for settings in spec.corners()]
-    workers = worker_count(workers, device, [run.spec for run in corners])
-    _rehearse(spec, corners, device)
+    elsewhere = runs_elsewhere(run_engine)
+    specs = [on_device(run.spec, device, elsewhere=elsewhere) for run in corners]
+    workers = worker_count(workers, device, [run.spec for run in corners], room_of(run_engine, specs))
+    _rehearse(spec, corners, device, elsewhere)
     with locked(folder):
         _check_folder(folder, spec, resume)  # another process may have begun since
         copy_code(spec.imports, folder)
         atomic_write(folder / SEARCH_FILE, spec.to_yaml())
         (folder / RUNS).mkdir(exist_ok=True)
         study = open_study(spec, folder)
-        return _Driver(spec, folder, study, workers, device, console, store).run(run_engine)
+        driver = _Driver(spec, folder, study, workers, device, elsewhere, console, store)
+        return driver.run(run_engine)
 
 
 def check_optuna() -> None:
@@ -298,10 +302,14 @@ def _check_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
         check_empty(folder, "search")
 
 
-def _rehearse(spec: SearchSpec, corners: Sequence[Planned], device: str) -> None:
+def _rehearse(spec: SearchSpec, corners: Sequence[Planned], device: str, elsewhere: bool) -> None:
     """Prepare the baseline and the trials at the corners of the space, and check the budget."""
     others = [Planned(spec.baseline, spec.baseline_run)] if spec.baseline_run is not None else []
-    rehearse([replace(run, spec=on_device(run.spec, device)) for run in (*others, *corners)])
+    runs = [*others, *corners]
+    rehearse(
+        [replace(run, spec=on_device(run.spec, device, elsewhere=elsewhere)) for run in runs],
+        elsewhere=elsewhere,
+    )
     least = min(cost_of(run.spec) for run in corners)
     if least > spec.budget:
         raise CurvactError(
@@ -326,11 +334,12 @@ class _Driver:
         study: optuna.Study,
         workers: int,
         device: str,
+        elsewhere: bool,
         console: Console,
         store: Store | None,
     ) -> None:
         self.spec, self.folder, self.study, self.workers = spec, folder, study, workers
-        self.device, self.store = device, store
+        self.device, self.elsewhere, self.store = device, elsewhere, store
         self.jobs: list[Job] = []
         self.labels: dict[str, str] = {}
         self.causes: dict[str, str] = {}
@@ -460,7 +469,9 @@ class _Driver:
         self.reserved[run.id], self.labels[run.id] = cost, label
         self.bars.add()
         store = None if self.store is None else self.store.below(RUNS, run.id)
-        devices = devices_of(run, self.device)
+        devices = devices_of(run, self.device, elsewhere=self.elsewhere)
+        if self.elsewhere:
+            run = on_device(run, self.device, elsewhere=True)
         self.jobs.append(Job(run, self._place(run.id), self._thresholds(run), devices, store))
 
     def _thresholds(self, run: RunSpec) -> tuple[float, ...]:

@@ -305,6 +305,15 @@ class HardwareSpec(Strict):
     deterministic: bool = False
     gpus: float | None = Field(None, ge=0, le=8)
 
+    @property
+    def share(self) -> float:
+        """How much of a GPU one run takes: `gpus`, or what it means where it is None."""
+        if self.accelerator.startswith("cpu"):
+            return 0.0
+        if self.gpus is not None:
+            return self.gpus
+        return 1.0 if self.accelerator.startswith("cuda") else 0.0
+
 
 class LoggingSpec(Strict):
     """What is written beside metrics.jsonl. It does not change a run's id.

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -348,10 +349,11 @@ def _difference(present: RunSpec, wanted: RunSpec) -> str:
 
 
 @contextmanager
-def locked(folder: Path, *, wanted: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, wanted: bool = True, patience: float = 0) -> Iterator[None]:
     """Make the folder and hold it: a second process that wants it is refused in one line.
 
     The lock dies with its process, whatever ends it. wanted: False for processes that do not write.
+    patience: seconds to wait for a process that holds it.
     """
     if not wanted:
         yield
@@ -362,21 +364,29 @@ def locked(folder: Path, *, wanted: bool = True) -> Iterator[None]:
     except OSError as error:
         raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CurvactError(
-                f"another process is writing {folder}: wait for it, or give another --out"
-            ) from None
-        except OSError as error:  # a file system of a network, as a rule
-            warnings.warn(
-                f"the file system of {folder} has no locks ({error.strerror}): make sure that no other process "
-                "writes there",
-                NoLockWarning,
-                stacklevel=2,
-            )
+        end = time.monotonic() + patience
+        while not _taken(descriptor, folder):
+            if time.monotonic() >= end:
+                raise CurvactError(f"another process is writing {folder}: wait for it, or give another --out")
+            time.sleep(0.2)
         for stale in folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
+
+
+def _taken(descriptor: int, folder: Path) -> bool:
+    """Whether the lock of the folder is ours now. A file system without locks is told of, once a lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system of a network, as a rule
+        warnings.warn(
+            f"the file system of {folder} has no locks ({error.strerror}): make sure that no other process "
+            "writes there",
+            NoLockWarning,
+            stacklevel=4,
+        )
+    return True

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
-from curvact.lab.engines import Job, engine_from
+from curvact.lab.engines import Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import CODE_FOLDER, LISTED_FILE, LOCK_FILE, RUNS
 from curvact.lab.loggers import check_loggers
@@ -40,6 +40,7 @@ def run_sweep(
     workers: int | None = None,
     resume: bool = False,
     engine: str = "local",
+    address: str | None = None,
     device: str = "auto",
     console: Console | None = None,
     store: Store | None = None,
@@ -47,7 +48,9 @@ def run_sweep(
     """Execute every run of the sweep that has no record in the folder yet.
 
     workers: runs at a time, one thread each. None: one a core, or one a GPU where GPUs are used. On a
-        CPU the records do not depend on it.
+        CPU the records do not depend on it. With an engine of a cluster, the most runs at a time; None:
+        as many as the cluster has room for.
+    engine: a name or a YAML file, see `engine_from`. address: of its cluster, such as "head:6379".
     device: names with commas between them, such as "cuda:0,cuda:1", which the workers have in turn.
         "auto" leaves it to the spec of a run, and spreads runs with the accelerator auto or cuda over
         all CUDA devices. A run's record and environment.json say its device.
@@ -61,20 +64,22 @@ def run_sweep(
     is written.
     """
     console = console or Console(stderr=True)
-    run_engine = engine_from(engine)
+    run_engine = engine_from(engine, address=address)
     worker_count(workers, "cpu", ())
     check_writable(folder)
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
     records = {run.id: finished(folder / RUNS / run.id, run.id) for run in planned}
+    elsewhere = runs_elsewhere(run_engine)
     left = [
-        replace(run, spec=on_device(run.spec, device))
+        replace(run, spec=on_device(run.spec, device, elsewhere=elsewhere))
         for run in planned
         if (record := records[run.id]) is None or not record.is_final
     ]
-    workers = worker_count(workers, device, [run.spec for run in left])
+    specs = [run.spec for run in left]
+    workers = worker_count(workers, device, specs, room_of(run_engine, specs))
     if not _holds(folder, spec):
-        rehearse(left)
+        rehearse(left, elsewhere=elsewhere)
     _check_images([record for record in records.values() if record is not None], left, folder)
     problems: list[str] = []
     with locked(folder):
@@ -99,7 +104,7 @@ def run_sweep(
                     Job(
                         run.spec,
                         folder / RUNS / run.id,
-                        devices=devices_of(run.spec, device),
+                        devices=devices_of(run.spec, device, elsewhere=elsewhere),
                         store=None if store is None else store.below(RUNS, run.id),
                     )
                     for run in ready
@@ -179,8 +184,11 @@ def given_up(label: str, cause: str) -> str:
     return f"{label}: its worker died again and again{why}; --resume tries it again"
 
 
-def rehearse(runs: Sequence[Planned]) -> None:
-    """Prepare every run that differs in data, network, activation or hardware from those before it."""
+def rehearse(runs: Sequence[Planned], *, elsewhere: bool = False) -> None:
+    """Prepare every run that differs in data, network, activation or hardware from those before it.
+
+    elsewhere: the runs will be on other machines, so that this one need not have their devices.
+    """
     by_id = {run.id: run for run in runs}
     seen = set()
     for run in runs:
@@ -191,7 +199,8 @@ def rehearse(runs: Sequence[Planned]) -> None:
             continue
         seen.add(key)
         try:
-            device_of(run.spec.hardware)
+            if not elsewhere:
+                device_of(run.spec.hardware)
             check_loggers(run.spec)
             if wanted is not None and wanted.path is not None:
                 settled, learned, _ = settle(run.spec, Path(os.devnull))

@@ -42,7 +42,10 @@ RunOut = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Worker processes; by default one a core, or one a GPU where GPUs are used."),
+    typer.Option(
+        help="Runs at a time; by default one a core, one a GPU where GPUs are used, or all that a cluster "
+        "has room for."
+    ),
 ]
 Device = Annotated[
     str,
@@ -59,7 +62,15 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         help="What executes the runs: local (worker processes), inline (this process, for a debugger), "
-        "or a YAML file with the key engine and that engine's settings.",
+        "ray (a Ray cluster), or a YAML file with the key engine and that engine's settings.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="The cluster of --engine ray: HOST:PORT, or auto for the one on this machine; by default one is "
+        "started for the runs.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was begun in the folder.")]

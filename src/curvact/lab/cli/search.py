@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvact.errors import printable
-from curvact.lab.cli.options import Devices, Engine, Resume, RunOut, Workers, plain_console
+from curvact.lab.cli.options import Address, Devices, Engine, Resume, RunOut, Workers, plain_console
 
 SHOWN = ("report.html", "winner.yaml", "trials.csv")
 
@@ -24,6 +24,7 @@ def search(
     device: Devices = "auto",
     resume: Resume = False,
     engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Search the best value of any keys within a budget.
 
@@ -45,6 +46,7 @@ def search(
             workers=workers,
             resume=resume or place == spec,
             engine=engine,
+            address=address,
             device=device,
             store=store,
         )

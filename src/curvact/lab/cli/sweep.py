@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvact.errors import CurvactError, printable
-from curvact.lab.cli.options import Devices, Engine, Resume, RunOut, Workers
+from curvact.lab.cli.options import Address, Devices, Engine, Resume, RunOut, Workers
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
 
@@ -29,6 +29,7 @@ def sweep_run(
     device: Devices = "auto",
     resume: Resume = False,
     engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Execute the runs of a sweep, then report on them.
 
@@ -49,6 +50,7 @@ def sweep_run(
             workers=workers,
             resume=resume or place == spec,
             engine=engine,
+            address=address,
             device=device,
             store=store,
         )

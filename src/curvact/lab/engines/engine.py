@@ -12,7 +12,9 @@ from curvact.errors import CurvactError, nearest
 from curvact.lab.engines.inline import run_inline
 from curvact.lab.engines.job import Job
 from curvact.lab.engines.local import run_local
+from curvact.lab.engines.ray import RaySettings, ray_room, run_ray
 from curvact.lab.settings import Strict, check_settings, read_plain
+from curvact.lab.spec import RunSpec
 from curvact.workers import Event
 
 Engine = Callable[[Sequence[Job], int, Callable[[Event], None]], list[int]]
@@ -29,24 +31,58 @@ again and again. It raises CurvactError for bad input.
 
 @dataclass(frozen=True)
 class _Known:
-    """run: the engine. settings: their type, for an engine that takes `settings=` too."""
+    """run: the engine. settings: their type, for an engine that takes `settings=` too. room: see
+    `register_engine`.
+    """
 
     run: Callable[..., list[int]]
     settings: type[Strict] | None = None
+    room: Callable[..., int] | None = None
 
 
-ENGINES: dict[str, _Known] = {"local": _Known(run_local), "inline": _Known(run_inline)}
+ENGINES: dict[str, _Known] = {
+    "local": _Known(run_local),
+    "inline": _Known(run_inline),
+    "ray": _Known(run_ray, RaySettings, ray_room),
+}
 
 
 def register_engine(
-    name: str, engine: Callable[..., list[int]], settings: type[Strict] | None = None
+    name: str,
+    engine: Callable[..., list[int]],
+    settings: type[Strict] | None = None,
+    room: Callable[..., int] | None = None,
 ) -> None:
     """Make an engine known by a name.
 
     settings: the type of its settings. The engine is then called with `settings=` too, which a
     file such as `engine: NAME` with the keys of the settings fills.
+    room: for an engine that runs on other machines: `room(specs)` is how many of the runs fit in
+    there at a time, which is used where nobody gives `workers`. It is called with `settings=` too,
+    before anything is written, and raises CurvactError for what cannot run there. Devices are then
+    the engine's own affair: this machine need not have them.
     """
-    ENGINES[name] = _Known(engine, settings)
+    ENGINES[name] = _Known(engine, settings, room)
+
+
+def runs_elsewhere(engine: Engine) -> bool:
+    """Whether an engine from `engine_from` runs on other machines."""
+    return _known(engine).room is not None
+
+
+def room_of(engine: Engine, specs: Sequence[RunSpec]) -> int | None:
+    """How many of the runs fit in at a time where the engine runs them; None where that is this machine.
+
+    engine: from `engine_from`. Raises CurvactError for what cannot run there.
+    """
+    room = _known(engine).room
+    given = engine.keywords if isinstance(engine, partial) else {}
+    return None if room is None else room(specs, **given)
+
+
+def _known(engine: Engine) -> _Known:
+    function = engine.func if isinstance(engine, partial) else engine
+    return next((known for known in ENGINES.values() if known.run is function), _Known(function))
 
 
 def engine_from(text: str, **settings: object) -> Engine:

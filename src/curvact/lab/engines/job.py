@@ -40,11 +40,11 @@ class _Stopped(Exception):
     """The run is not worth its end."""
 
 
-def run_job(job: Job, on_epoch: Callable[[dict[str, Any]], None]) -> Record | None:
+def run_job(job: Job, on_epoch: Callable[[dict[str, Any]], None], *, patience: float = 0) -> Record | None:
     """Execute the job in this process: what a worker of an engine does.
 
-    on_epoch: called with each epoch as a mapping. Returns the record; None where `stop_below` stopped
-    the run.
+    on_epoch: called with each epoch as a mapping. patience: seconds to wait for a folder that another
+    process holds. Returns the record; None where `stop_below` stopped the run.
     """
     from curvact.lab.run import execute
     from curvact.lab.store import read_history
@@ -70,6 +70,6 @@ def run_job(job: Job, on_epoch: Callable[[dict[str, Any]], None]) -> Record | No
                 job.store.pull(is_of_a_list)
             for epoch in read_history(folder):
                 check(epoch["epoch"], epoch["validation_robust_accuracy"])
-        return execute(job.spec, folder, on_event=tell, store=job.store)
+        return execute(job.spec, folder, on_event=tell, store=job.store, patience=patience)
     except _Stopped:
         return None
