@@ -51,7 +51,10 @@ class Mine(torch.nn.ReLU):
     def __str__(self):
         return "mine"
 
-class Raising(Mine):
+class Raising(torch.nn.ReLU):
+    def __str__(self):
+        return "raising"
+
     def forward(self, x):
         raise KeyError("some key")
 
