@@ -46,20 +46,17 @@ KINDS = [
 CODE = """
 import torch
 from curvact.activations import register
+from curvact.training.objectives import register_objective
 
 class Mine(torch.nn.ReLU):
     def __str__(self):
         return "mine"
 
-class Raising(torch.nn.ReLU):
-    def __str__(self):
-        return "raising"
-
-    def forward(self, x):
-        raise KeyError("some key")
+def raising(model, x, y, attack):
+    raise KeyError("some key")
 
 register("mine", Mine)
-register("raising", Raising)
+register_objective("raising", raising)
 """
 
 
@@ -281,7 +278,8 @@ def test_code_of_users_runs_and_its_exceptions_are_named(
     file.write_text(CODE)
     needed = [import_code(file).model_dump()]
     engine = engine_from(kind.name)
-    good, bad = (run_spec(activation=name, imports=needed) for name in ("mine", "raising"))
+    good = run_spec(activation="mine", imports=needed)
+    bad = run_spec(training={"objective": "raising"}, imports=needed)
     done: list[Event] = []
     assert engine([Job(good, tmp_path / "good")], 1, done.append) == []
     assert done[-1].content.spec.activation == "mine"

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from curvact._version import __version__
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, first_line, for_want_of_memory
 from curvact.lab.engines.job import Job, run_job
 from curvact.lab.settings import Strict
 from curvact.lab.spec import RunSpec
@@ -95,8 +95,8 @@ def run_ray(
 ) -> list[int]:
     """Execute every job as a task of a Ray cluster, `workers` at a time at most.
 
-    A run whose worker or node is lost goes on elsewhere from its state. Its folder has to be on a
-    file system that all nodes share. An event's `device` is the node, with "cuda" where the run has a GPU.
+    A run whose worker or node is lost goes on elsewhere from its state. It has a store, or its folder is
+    on a file system that all nodes share. An event's `device` is the node, with "cuda" where the run has a GPU.
     Raises CurvactError for a missing Ray, an address where no cluster answers, and bad input.
     """
     settings = settings or RaySettings()
@@ -139,7 +139,7 @@ def _nodes(settings: RaySettings) -> list[dict[str, float]]:
     if settings.place == "local" and not ray.is_initialized():
         import torch
 
-        own = {name: math.inf for name in ("memory", *settings.resources)}
+        own = dict.fromkeys(("memory", *settings.resources), math.inf)
         return [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), **own}]
     with _connected(settings) as ray:
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -294,7 +294,8 @@ class _Driver:
 
     started: how often each job was given to the cluster. running: jobs that have neither ended nor
     died. tasks: the job of each task that has not ended. nodes: the `device` of each job's worker.
-    token: a file beside the runs' folders, which every node has to see.
+    short: jobs whose worker ends for want of memory. tokens: a file beside the runs of each folder,
+    which every node has to see.
     """
 
     def __init__(
@@ -312,6 +313,7 @@ class _Driver:
         self.running: set[int] = set()
         self.tasks: dict[Any, int] = {}
         self.nodes: dict[int, str] = {}
+        self.short: dict[int, str] = {}
         self.tokens: dict[Path, Path] = {}
         self.starts = start_calls()
         self.task = ray.remote(_execute)
@@ -338,6 +340,7 @@ class _Driver:
                 self._hear()
                 if index in self.running:
                     self.running.remove(index)
+                    cause = self.short.pop(index, cause)
                     self._tell("died", index, self.started[index], cause)
                     again = self.started[index] < self.settings.attempts
                     (self.waiting.appendleft if again else given_up.append)(index)
@@ -372,7 +375,7 @@ class _Driver:
         site = _Site(
             index,
             self.started[index],
-            self._token(job.folder.parent),
+            self._token(job.folder.parent) if job.store is None else None,
             Path.cwd(),
             "cuda" if wanted["GPU"] else "",
             self.settings.patience,
@@ -413,6 +416,9 @@ class _Driver:
             message, trace = content
             sys.stderr.write(trace)
             raise CurvactError(message)
+        if kind == "memory":
+            self.short[index] = f"out of memory: {content}"
+            return
         if kind == "start":
             content, self.nodes[index] = content
         if kind == "done":
@@ -458,11 +464,13 @@ def _here(ray: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Site:
-    """Where and how a worker executes a run. token: a file that it has to see. version: of curvact."""
+    """Where and how a worker executes a run. token: a file that it has to see; None where the run has a
+    store. version: of curvact.
+    """
 
     job: int
     attempt: int
-    token: Path
+    token: Path | None
     working_directory: Path
     device: str
     patience: float
@@ -498,6 +506,9 @@ def _execute(packed: bytes, starts: bytes, site: _Site, events: Any) -> None:
         except (_Superseded, ray.exceptions.RayError):
             raise
         except Exception as error:
+            if for_want_of_memory(error):
+                send("memory", first_line(error))
+                os._exit(1)
             send("error", (f"{run}: {in_words(error)}", traceback.format_exc()))
 
 
@@ -505,7 +516,7 @@ def _check_site(site: _Site, where: str) -> None:
     """CurvactError where the node does not share the driver's files, or has another curvact."""
     if __version__ != site.version:
         raise CurvactError(f"the node {where} has curvact {__version__}, and the driver {site.version}")
-    if not site.token.exists():
+    if site.token is not None and not site.token.exists():
         raise CurvactError(
             f"the node {where} does not see the files of {site.token.parent}: the folder of --out has to be on a "
             "file system that all nodes share"
