@@ -120,9 +120,10 @@ def test_fast_mode_does_not_depend_on_batch_or_shard_size(net: Any, images: Any)
     ]
     for first, other in (results[:2], results[2:]):
         assert other.broken_by == first.broken_by
-        # The convolutions round otherwise in other batches, and sign(gradient) can amplify that:
-        # not bit by bit.
-        assert float((other.x_adv != first.x_adv).flatten(1).any(1).float().mean()) < 0.5
+        # The convolutions round otherwise in other batches, and sign(gradient) can amplify that: not bit
+        # by bit. Another seed moves pixels of 9 (linf) and 10 (l2) of the 16 images by more than this.
+        moved = (other.x_adv - first.x_adv).abs().flatten(1).amax(1) > 1e-3
+        assert float(moved.float().mean()) < 0.5
 
 
 @pytest.mark.filterwarnings("ignore::curvact.attacks.SuspectModelWarning")
