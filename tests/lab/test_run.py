@@ -284,14 +284,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert _without_times(again) == _without_times(execute(run_spec(), tmp_path / "whole"))
 
 
-def test_tensorboard_has_every_epoch(run_spec: Any, tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    execute(run_spec(training={"epochs": 2}, logging={"tensorboard": True}), tmp_path)
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [e.step for e in events.Scalars("validation_robust_accuracy")] == [1, 2]
-
-
 def test_learned_activations_are_logged(run_spec: Any, tmp_path: Path) -> None:
     learned = {
         "activation": "pssilu(learnable=True)",

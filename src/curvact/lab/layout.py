@@ -23,6 +23,9 @@ RUNS = "runs"
 LISTED_FILE = ".store.json"
 """In the local copy of a store's folder, and there: the list of its files, see `curvact.lab.remote`."""
 
+WANDB_FILE = "wandb-id.txt"
+"""The id of a run in Weights & Biases. It moves with the folder."""
+
 LOCK_FILE = ".lock"
 INDEX_FILE = ".runs.sqlite"
 """The index of the runs below a folder: `curvact.lab.stored`."""

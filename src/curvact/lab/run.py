@@ -31,7 +31,7 @@ from curvact.lab.layout import (
     SPEC_FILE,
     STATE_FILE,
 )
-from curvact.lab.loggers import check_loggers, log_epoch, open_loggers
+from curvact.lab.loggers import BY_ITSELF, Shown, check_loggers, log_epoch, open_loggers
 from curvact.lab.measure import accuracies, evaluated_images, measure, of_activations
 from curvact.lab.remote import Pushes, Store
 from curvact.lab.settings import check_settings
@@ -86,6 +86,7 @@ def execute(
     *,
     on_event: OnEvent = lambda event: None,
     store: Store | None = None,
+    shown: Shown = BY_ITSELF,
     patience: float = 0,
 ) -> Record:
     """Train, attack and analyse what the spec says, in the run's folder, and return its record.
@@ -98,6 +99,7 @@ def execute(
     on_event: called with every `Step` and `Epoch` of training.
     store: whose local folder `folder` is. It is pulled first, pushed after each epoch in a thread beside
     training, and has the record at the end.
+    shown: how TensorBoard and Weights & Biases name the run.
     patience: seconds to wait for a folder that another process holds.
 
     The folder holds spec.yaml, environment.json, metrics.jsonl (one line an epoch),
@@ -109,15 +111,17 @@ def execute(
     """
     with launched(spec.hardware) as fabric:
         if store is None:
-            return _execute(spec, folder, fabric, on_event, patience=patience)
+            return _execute(spec, folder, fabric, on_event, shown, patience=patience)
         first = fabric.is_global_zero
         with locked(folder, wanted=first, patience=patience):
             if fabric.local_rank == 0:
                 _pull(spec, store)
             fabric.barrier()
             if not first:
-                return _execute(spec, folder, fabric, on_event, held=True)
-            return _pushed(store, on_event, lambda tell: _execute(spec, folder, fabric, tell, held=True))
+                return _execute(spec, folder, fabric, on_event, shown, held=True)
+            return _pushed(
+                store, on_event, lambda tell: _execute(spec, folder, fabric, tell, shown, held=True)
+            )
 
 
 def _pull(spec: RunSpec, store: Store) -> None:
@@ -155,6 +159,7 @@ def _execute(
     folder: Path,
     fabric: Fabric,
     on_event: OnEvent,
+    shown: Shown,
     *,
     held: bool = False,
     patience: float = 0,
@@ -180,13 +185,16 @@ def _execute(
         fabric.barrier()
         if (folder / RECORD_FILE).is_file():
             return read_record(folder)
-        run = _Run(spec, folder, fabric, start, on_event)
+        run = _Run(spec, folder, fabric, start, on_event, shown)
+        record = None
         try:
             record = run.failed(problem) if problem else run.train_and_measure()
         except (MemoryError, RuntimeError) as error:
             if fabric.world_size > 1 or not for_want_of_memory(error):
                 raise
             record = run.failed(f"{OUT_OF_MEMORY}: {' '.join(first_line(error).split())}")
+        finally:  # the next run of this process has loggers of its own
+            run.end_loggers("success" if record is not None and record.status == "done" else "failed")
         if first:
             write_record(folder, record)
             if record.status == "done" and not _can_be_extended(spec, start):
@@ -208,13 +216,19 @@ class _Run:
     """One execution of a run: the pieces that training, measuring and recording share."""
 
     def __init__(
-        self, spec: RunSpec, folder: Path, fabric: Fabric, start: Prepared, on_event: OnEvent
+        self,
+        spec: RunSpec,
+        folder: Path,
+        fabric: Fabric,
+        start: Prepared,
+        on_event: OnEvent,
+        shown: Shown,
     ) -> None:
         self.spec, self.folder, self.fabric, self.start, self.on_event = spec, folder, fabric, start, on_event
         self.first = fabric.is_global_zero
         self.began = time.perf_counter()
         self.history = {line["epoch"]: line for line in read_history(folder)}
-        self.loggers = open_loggers(spec, folder) if self.first else []
+        self.loggers = open_loggers(spec, folder, shown) if self.first else []
 
     def train_and_measure(self) -> Record:
         spec, data = self.spec, self.start.data
@@ -239,9 +253,12 @@ class _Run:
         except (Diverged, SuspectModelWarning) as error:
             return self.failed(str(error), epochs)
         numbers["seconds_per_epoch"] = round(sum(e.seconds for e in epochs) / len(epochs), 4)
-        for logger in self.loggers:
-            logger.finalize("success")
         return self._record(epochs, numbers)
+
+    def end_loggers(self, status: str) -> None:
+        """Send what is left. status: "success" or "failed"."""
+        for logger in self.loggers:
+            logger.finalize(status)
 
     def _fit(self, model: nn.Module, data: Splits) -> list[Epoch]:
         spec = self.spec

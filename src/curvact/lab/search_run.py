@@ -24,6 +24,7 @@ from curvact.files import atomic_write
 from curvact.lab.engines import Engine, Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import RECORD_FILE, RUNS
+from curvact.lab.loggers import Shown
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
 from curvact.lab.remote import Store, is_of_a_list
@@ -472,7 +473,8 @@ class _Driver:
         devices = devices_of(run, self.device, elsewhere=self.elsewhere)
         if self.elsewhere:
             run = on_device(run, self.device, elsewhere=True)
-        self.jobs.append(Job(run, self._place(run.id), self._thresholds(run), devices, store))
+        shown = Shown(self.spec.name, label)
+        self.jobs.append(Job(run, self._place(run.id), self._thresholds(run), devices, store, shown))
 
     def _thresholds(self, run: RunSpec) -> tuple[float, ...]:
         """The rule of Optuna's MedianPruner, fixed when a trial begins: so its end depends on no other

@@ -31,6 +31,7 @@ from curvact.lab.layout import (
     RECORD_FILE,
     RECORD_SCHEMA,
     SPEC_FILE,
+    WANDB_FILE,
 )
 from curvact.lab.remote import is_kept_elsewhere, refuse_url
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
@@ -311,6 +312,7 @@ def _is_ours(file: Path) -> bool:
         ENVIRONMENT_FILE,
         ACTIVATION_FILE,
         CODE_FOLDER,
+        WANDB_FILE,
         "activation.json",
     ) or file.name.endswith(".tmp")
 

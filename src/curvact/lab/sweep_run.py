@@ -18,7 +18,7 @@ from curvact.files import atomic_write
 from curvact.lab.engines import Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import CODE_FOLDER, LISTED_FILE, LOCK_FILE, RUNS
-from curvact.lab.loggers import check_loggers
+from curvact.lab.loggers import Shown, check_loggers
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
 from curvact.lab.remote import Store
@@ -106,6 +106,7 @@ def run_sweep(
                         folder / RUNS / run.id,
                         devices=devices_of(run.spec, device, elsewhere=elsewhere),
                         store=None if store is None else store.below(RUNS, run.id),
+                        shown=Shown(spec.name, run.label),
                     )
                     for run in ready
                 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curvact.lab.loggers import BY_ITSELF, Shown
 from curvact.lab.remote import Store, is_of_a_list
 from curvact.lab.spec import RunSpec
 
@@ -23,6 +24,7 @@ class Job:
     devices: where it may run; the engine chooses. Empty where the spec says it.
     store: of the run. The run then has the store's local folder on the machine where it runs, and goes
     on from what the store has.
+    shown: how loggers name it.
     """
 
     spec: RunSpec
@@ -30,6 +32,7 @@ class Job:
     stop_below: tuple[float, ...] = ()
     devices: tuple[str, ...] = ()
     store: Store | None = None
+    shown: Shown = BY_ITSELF
 
     def on(self, device: str | None) -> Job:
         """The job on that device, as far as it may run there. None changes nothing."""
@@ -70,6 +73,6 @@ def run_job(job: Job, on_epoch: Callable[[dict[str, Any]], None], *, patience: f
                 job.store.pull(is_of_a_list)
             for epoch in read_history(folder):
                 check(epoch["epoch"], epoch["validation_robust_accuracy"])
-        return execute(job.spec, folder, on_event=tell, store=job.store, patience=patience)
+        return execute(job.spec, folder, on_event=tell, store=job.store, shown=job.shown, patience=patience)
     except _Stopped:
         return None
