@@ -91,3 +91,21 @@ def test_bad_input_is_one_line(
     assert message in done.err
     assert done.err.count("\n") == 1
     assert list(place.iterdir()) == []
+
+
+def test_cost(curvact: Run, tiny: Path) -> None:
+    done = curvact("sweep", "cost", tiny, "--rate", "2 GFLOPS", "--by", "seed")
+    assert done.code == 0, done.err
+    for part in (
+        "training: attack",
+        "Hessian diagonal",
+        "seed 1",
+        "4 runs, at most 40",
+        "at 2 GFLOPS (given)",
+    ):
+        assert part in " ".join(done.out.split())
+    assert "measured in κ=1" in " ".join(curvact("sweep", "cost", tiny, "--rate", "measure").out.split())
+    for wrong in (["--rate", "40"], ["--by", "sead"], ["--clean", "0.2"]):
+        done = curvact("sweep", "cost", tiny, *wrong)
+        assert (done.code, done.out) == (2, "")
+        assert len(done.err.splitlines()) == 1

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curvact.errors import CurvactError, printable
-from curvact.lab.cli.options import Address, Devices, Engine, Resume, RunOut, Workers
+from curvact.lab.cli.options import Address, Device, Devices, Engine, Resume, RunOut, Workers
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
 
@@ -64,6 +64,61 @@ def sweep_run(
             print(f"curvact: {printable(str(error))}", file=sys.stderr)
     if problems:
         raise typer.Exit(1)
+
+
+@sweep_app.command("cost")
+def sweep_cost(
+    spec: Annotated[
+        Path, typer.Argument(help="A YAML file such as sweeps/digits.yaml, or a sweep's folder.")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key, as in `sweep run`.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Operations a second of one device, such as 40TFLOPS, for the hours; "
+            "measure: try the first batches of the first run."
+        ),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="An axis of the sweep, such as model.name.")] = None,
+    clean: Annotated[float, typer.Option(help="The assumed clean accuracy, for AutoAttack.")] = 0.85,
+    robust: Annotated[float, typer.Option(help="The assumed robust accuracy, for AutoAttack.")] = 0.5,
+    device: Device = "auto",
+) -> None:
+    """Count what the runs of a sweep cost. Nothing is trained.
+
+    Operations are counted for each network, objective and attack, and added up over images, epochs and runs.
+    """
+    from rich.console import Console
+
+    from curvact.lab.cost import AssumedAccuracy, costs_of, measured_rate, parse_rate, rate_text
+    from curvact.lab.placement import on_device
+    from curvact.lab.report.sweep.cost import cost_tables
+    from curvact.lab.report.text import to_terminal
+    from curvact.lab.sweep import read_sweep
+
+    accuracy = AssumedAccuracy(clean, robust)
+    known = parse_rate(rate) if rate not in (None, "measure") else None
+    sweep = read_sweep(spec, settings)
+    runs = list({run.id: run for run in sweep.planned}.values())
+    console = Console()
+    with Console(stderr=True).status("counting"):
+        costs = costs_of([run.spec for run in runs], accuracy)
+        if rate == "measure":
+            known = measured_rate(on_device(runs[0].spec, device))
+    evaluations = sum(cost.gradient_evaluations for cost in costs)
+    words = [f"{len(runs):,} runs, at most {evaluations:,} gradient evaluations of training."]
+    if known is not None:
+        how = f"measured in {runs[0].label}" if rate == "measure" else "given"
+        words.append(f"Hours are those of one device at {rate_text(known)} ({how}).")
+    for grid in cost_tables(runs, costs, accuracy, known, by):
+        for table in to_terminal(grid, console.width):
+            console.print(table)
+            console.print()
+        words += grid.notes
+    for sentence in words:
+        console.print(f"• {printable(sentence)}", highlight=False, markup=False)
 
 
 @sweep_app.command("report")
