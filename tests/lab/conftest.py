@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,28 @@ def shipped() -> Callable[..., Table]:
 @pytest.fixture(scope="session")
 def curves() -> Callable[..., Table]:
     return curve_table
+
+
+@pytest.fixture(scope="session")
+def slurm_config() -> Iterator[Path]:
+    """The configuration of a running SLURM cluster; the test is skipped where there can be none."""
+    code = runpy.run_path(str(Path(__file__).parent / "slurm" / "cluster.py"))
+    problem = code["why_not"]()
+    if problem:
+        pytest.skip(problem)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:  # a short path: munge has a socket there
+        running = code["cluster"](Path(folder))
+        try:
+            config = running.__enter__()
+        except (RuntimeError, OSError) as error:
+            pytest.skip(f"SLURM does not start here: {error}")
+        yield config
+        running.__exit__(None, None, None)
+
+
+@pytest.fixture
+def slurm(slurm_config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A running SLURM cluster, which the commands of SLURM and their children find."""
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("SLURM_CONF", str(slurm_config))
+    return slurm_config

@@ -29,11 +29,13 @@ from curvact.workers import Event
 @dataclass(frozen=True)
 class Kind:
     """An engine to be tested. own_process: its runs are in other processes, which can be killed.
+    polls: it hears of epochs late, so a test of its own kills its processes.
     needs: a package, without which it is skipped.
     """
 
     name: str
     own_process: bool = True
+    polls: bool = False
     needs: str = "torch"
 
 
@@ -41,6 +43,7 @@ KINDS = [
     pytest.param(Kind("inline", own_process=False), id="inline"),
     pytest.param(Kind("local"), id="local"),
     pytest.param(Kind("ray", needs="ray"), id="ray", marks=pytest.mark.slow),  # its cluster takes seconds
+    pytest.param(Kind("slurm", polls=True, needs="submitit"), id="slurm", marks=pytest.mark.slow),
 ]
 
 CODE = """
@@ -84,6 +87,8 @@ def kind(request: pytest.FixtureRequest, ray_cluster: Callable[[], None]) -> Kin
         pytest.skip(f"the engine {chosen.name} needs the package {chosen.needs}")
     if chosen.name == "ray":
         ray_cluster()
+    elif chosen.name == "slurm":
+        request.getfixturevalue("slurm")
     return chosen
 
 
@@ -222,8 +227,8 @@ def test_a_sweep_has_the_same_results(
 def test_a_killed_worker_is_replaced_and_its_run_goes_on(
     kind: Kind, run_spec: Any, tmp_path: Path, truth: Callable[[RunSpec], Record]
 ) -> None:
-    if not kind.own_process:
-        pytest.skip("its runs are in this process")
+    if not kind.own_process or kind.polls:
+        pytest.skip("its runs are in this process, or it hears of them late")
     spec = run_spec(training={"epochs": 3})
     seen: list[Event] = []
 
@@ -244,8 +249,8 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(
 
 
 def test_a_run_that_keeps_dying_is_given_up(kind: Kind, run_spec: Any, tmp_path: Path) -> None:
-    if not kind.own_process:
-        pytest.skip("its runs are in this process")
+    if not kind.own_process or kind.polls:
+        pytest.skip("its runs are in this process, or it hears of them late")
     seen: list[Event] = []
 
     def on_event(event: Event) -> None:

@@ -17,6 +17,9 @@ ACTIVATION_FILE = "activation.safetensors"
 CODE_FOLDER = "code"
 """Copies of the files of Python that a run or a sweep imports."""
 
+SLURM_FOLDER = "slurm"
+"""What the slurm engine keeps in a sweep's folder: the jobs of the runs, and the logs of their tasks."""
+
 RUNS = "runs"
 """The folder of the runs in a sweep's or a search's folder."""
 

@@ -36,6 +36,7 @@ from curvact.lab.layout import (
     METRICS_FILE,
     RECORD_FILE,
     RUNS,
+    SLURM_FOLDER,
     SPEC_FILE,
     STATE_BEFORE_FILE,
     STATE_FILE,
@@ -279,12 +280,12 @@ def _entry(path: Path) -> Entry:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files that belong to a folder, without its runs, what is hidden, W&B's own files, and the state
+    """The files that belong to a folder, without its runs, what is hidden, W&B's and SLURM's own, and the state
     before the last one, which the store needs not: its files have a sha256."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         parts = name.split("/")
-        elsewhere = parts[0] in (RUNS, "wandb", STATE_BEFORE_FILE)
+        elsewhere = parts[0] in (RUNS, SLURM_FOLDER, "wandb", STATE_BEFORE_FILE)
         if not elsewhere and not any(part.startswith(".") for part in parts) and path.is_file():
             yield name, path
 

@@ -133,6 +133,9 @@ def plain_of(text: str | bytes, where: str) -> Any:
     return content
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _Loader(yaml.SafeLoader):
     """Plain data only, and no more of them, nor deeper, than settings have."""
 
@@ -150,6 +153,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and ":" in node.value:
+            return node.value  # 1:30:00 stays text: YAML 1.1 reads it as 5400, a number to the base 60
         try:
             return super().construct_object(node, deep)
         except (CurvactError, yaml.YAMLError):

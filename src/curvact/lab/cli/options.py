@@ -62,7 +62,7 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         help="What executes the runs: local (worker processes), inline (this process, for a debugger), "
-        "ray (a Ray cluster), or a YAML file with the key engine and that engine's settings.",
+        "ray (a Ray cluster), slurm (a SLURM cluster), or a YAML file with the key engine and that engine's settings.",
     ),
 ]
 Address = Annotated[

@@ -13,6 +13,7 @@ from curvact.lab.engines.inline import run_inline
 from curvact.lab.engines.job import Job
 from curvact.lab.engines.local import run_local
 from curvact.lab.engines.ray import RaySettings, ray_room, run_ray
+from curvact.lab.engines.slurm import SlurmSettings, run_slurm, slurm_room
 from curvact.lab.settings import Strict, check_settings, read_plain
 from curvact.lab.spec import RunSpec
 from curvact.workers import Event
@@ -44,6 +45,7 @@ ENGINES: dict[str, _Known] = {
     "local": _Known(run_local),
     "inline": _Known(run_inline),
     "ray": _Known(run_ray, RaySettings, ray_room),
+    "slurm": _Known(run_slurm, SlurmSettings, slurm_room),
 }
 
 
