@@ -32,6 +32,10 @@ from curvact.lab.frames import load_runs
 from curvact.lab.layout import STATE_FILE
 from curvact.lab.remote import Store, StoreWarning, Taken, is_url, local_runs, working
 from curvact.lab.run import execute
+from curvact.lab.search import SearchSpec
+from curvact.lab.search_result import conclude
+from curvact.lab.search_run import run_search
+from curvact.lab.settings import check_settings
 from curvact.lab.store import finished, read_history
 from curvact.lab.stored import stored_runs
 from curvact.lab.sweep_run import report, run_sweep
@@ -92,9 +96,9 @@ LIFE: Sequence[dict[str, str]] = (
     {"last": "w2", "state": "s2", "metrics": "1\n2\n"},
     {"record": _record("w2", "w1")},
     {"spec": "epochs: 3", "record": "", "last": "w3", "best": "w3", "state": "s3", "metrics": "1\n2\n3\n"},
-    {"record": _record("w3", "w3"), "state": ""},
+    {"last": "w4", "metrics": "1\n2\n3\n4\n", "record": _record("w4", "w3"), "state": ""},
 )
-"""A run of two epochs, finished, then extended to three."""
+"""A run of two epochs, finished, then extended to four; the push of the fourth was still to come at its end."""
 
 
 class _Failing:
@@ -149,7 +153,7 @@ def test_a_push_cut_off_anywhere_leaves_no_record_without_its_weights(
         wanted = {path.name: path.read_bytes() for path in here.iterdir() if not path.name.startswith(".")}
         found = {n: c for n, c in _content(memory, "memory://run").items() if not n.startswith(".")}
         assert found == wanted
-        assert found["last.safetensors"] == b"w3"
+        assert found["last.safetensors"] == b"w4"
         assert begins_anew or "state.safetensors" not in found
         if failing.left > 0:
             break
@@ -587,3 +591,40 @@ def test_what_is_wrong_with_s3_in_one_line(
     _, errors = _ends(process, 2)
     assert message in errors.lower()
     assert errors.count("\n") == 1, errors
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_from_the_store(
+    machine: Callable[[str], None], memory: Any, tiny_content: dict[str, Any]
+) -> None:
+    pytest.importorskip("optuna")
+    content = {
+        "name": "tiny",
+        "base": {**tiny_content["base"], "hessian": None},
+        "space": {"curvature": [1, 6]},
+        "budget": 100_000,
+        "sampler": "grid",
+    }
+    spec = check_settings(SearchSpec, content, "search")
+    place = Path("memory://bucket/search")
+
+    def dies(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None]) -> list[int]:
+        run_inline(jobs[:1], workers, on_event)
+        raise KeyboardInterrupt
+
+    register_engine("dies", dies)
+    try:
+        with pytest.raises(KeyboardInterrupt), working(place) as (folder, store):
+            run_search(spec, folder, engine="dies", console=QUIET, store=store)
+    finally:
+        del ENGINES["dies"]
+    done = {n: c for n, c in _content(memory, "memory://bucket/search").items() if n.endswith("record.json")}
+    assert len(done) == 1
+    machine("b")
+    with working(place) as (folder, store):
+        assert run_search(spec, folder, resume=True, engine="inline", console=QUIET, store=store) == []
+        result, _ = conclude(folder, store=store)
+    after = _content(memory, "memory://bucket/search")
+    assert {name: after[name] for name in done} == done
+    assert sorted(trial.state for trial in result.trials) == ["completed", "completed"]
+    assert {"report.html", "winner.yaml", "trials.csv", "optuna.journal"} <= set(after)
