@@ -120,6 +120,7 @@ def _same(record: Record | None, other: Record) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @needs_ray
 def test_a_node_is_lost(cluster: Any, run_spec: Any, tmp_path: Path) -> None:
     """Its run goes on from its state on the other node, to the same bits."""
@@ -214,6 +215,7 @@ def _rows(folder: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @needs_ray
 def test_a_driver_is_killed_and_comes_back(cluster: Any, command: Any, tmp_path: Path) -> None:
     """Its runs end with it, though the cluster lives on; --resume gives the table of an unbroken sweep.

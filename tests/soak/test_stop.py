@@ -31,7 +31,7 @@ def test_a_sweep_at_random_moments(number: signal.Signals, tmp_path: Path, chanc
         moment = chance.uniform(0.2, length)
         while command.runs and harness.seconds_since(command.began) < moment:
             time.sleep(0.005)
-        sent = command.runs
+        sent, busy = command.runs, bool(command.workers())
         began = time.monotonic()
         for _ in range(chance.choice([1, 2])):
             command.process.send_signal(number)
@@ -43,7 +43,8 @@ def test_a_sweep_at_random_moments(number: signal.Signals, tmp_path: Path, chanc
             assert one_line(errors) == STOPPED
             stopped += 1
             note(f"{number.name} to a sweep")
-            note(f"workers gone after {number.name}, s", left)
+            if busy:
+                note(f"workers gone after {number.name}, s", left)
             note(f"driver gone after {number.name}, s", harness.seconds_since(began))
             harness.nothing_half_written(out)
             continue
