@@ -221,11 +221,14 @@ def torment(
         moment = chance.uniform(0.1, length) if target else LONGEST
         while command.runs and seconds_since(command.began) < moment:
             time.sleep(0.005)
+        busy = bool(command.workers())
         if target and command.kill(target, chance):
             killed += 1
             note(f"kill -9 of {target}")
             if target == "driver":
-                note("workers left after kill -9 of their driver, s", command.wait_for_workers_to_leave())
+                left = command.wait_for_workers_to_leave()
+                if busy:
+                    note("workers left after kill -9 of their driver, s", left)
             if target in ("driver", "group"):
                 command.process.communicate()
                 continue

@@ -181,15 +181,22 @@ _OF_A_DAMAGED_STUDY = (ValueError, LookupError, TypeError, AttributeError, Asser
 
 
 def _is_wrong(spec: SearchSpec, folder: Path, trial: Trial) -> bool:
-    """Whether a trial is said to be something else than its run. A trial without a run is not known."""
-    if not trial.run or trial.state not in ("completed", "failed", "pruned"):
+    """Whether a trial is said to be something else than its run."""
+    if trial.state not in ("completed", "failed", "pruned"):
         return False
-    place = folder / RUNS / trial.run
-    if spec.trial(trial.settings).id != trial.run:
+    try:
+        run = spec.trial(trial.settings).id
+    except CurvactError as error:
+        return (trial.run, trial.state, trial.cause) != ("", "failed", str(error))
+    if run != trial.run:
         return True
-    curve = _curve(read_history(place))
+    place = folder / RUNS / run
+    history = read_history(place)
+    curve = _curve(history)
     if trial.state == "pruned":  # a later trial of the same settings may have gone on with the run
-        return not trial.curve.items() <= curve.items()
+        costs = {epoch["epoch"]: epoch["gradient_evaluations"] for epoch in history}
+        last = costs.get(max(trial.curve, default=0))
+        return not trial.curve.items() <= curve.items() or trial.evaluations != last
     if not (place / RECORD_FILE).exists():
         return False
     record = read_record(place)
@@ -209,9 +216,10 @@ def trials_of(spec: SearchSpec, study: optuna.Study) -> list[Trial]:
 
 def _as_trial(spec: SearchSpec, trial: optuna.trial.FrozenTrial) -> Trial:
     known = trial.user_attrs
-    state = known.get("state") or {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}.get(
-        trial.state.name, "running"
-    )
+    ends = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
+    state = "running"
+    if trial.state.name in ends:  # what a killed process noted of an end that it did not tell is no end
+        state = known.get("state") or ends[trial.state.name]
     return Trial(
         trial.number,
         _settings(spec, trial.params),
