@@ -95,7 +95,7 @@ def _count(
             torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
 
     def trained(attack: TrainingAttack) -> float:
-        return _counted(lambda: loss(model, x, y, attack).value.backward())
+        return _counted(lambda: torch.autograd.backward(loss(model, x, y, attack).value))
 
     def attacked(steps: int) -> float:
         return trained(InnerAttack(threat_model, replace(recipe.attack, steps=steps), check=False))
@@ -143,7 +143,7 @@ def _counted(call: Callable[[], object]) -> float:
     """Operations of the call for each image."""
     with flop_counter() as counter:
         call()
-    return counter.get_total_flops() / IMAGES
+    return float(counter.get_total_flops()) / IMAGES
 
 
 def flop_counter() -> FlopCounterMode:
