@@ -1,4 +1,4 @@
-"""Draws the figure of the README from results/demo.csv: `python docs/figures.py`."""
+"""Draws the figure of the README from the runs of the demo: `python docs/figures.py`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ def robustness(ax: Axes, rows: list[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    rows = list(csv.DictReader((HERE / "results" / "demo.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader(
+            (HERE.parent / "reproductions" / "rctaf" / "results" / "demo.csv").read_text().splitlines()
+        )
+    )
     with house_style():
         figure = Figure(figsize=(11, 3.2), layout="constrained")
         axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))

@@ -122,8 +122,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def shipped_table(name: str) -> Table:
-    """The runs of docs/results/NAME.csv, which a sweep's report wrote."""
-    path = ROOT / "docs" / "results" / f"{name}.csv"
+    """The runs of reproductions/*/results/NAME.csv, which a sweep's report wrote."""
+    path = next(ROOT.glob(f"reproductions/*/results/{name}.csv"))
     lines = list(csv.DictReader(path.read_text().splitlines()))
     heads = list(lines[0])
     axes = [head for head in heads[1 : heads.index("status")] if head != "reference"]

@@ -1,4 +1,4 @@
-"""The tables in docs/results are what the shipped sweeps give. Some of their runs are repeated
+"""The tables in reproductions/*/results are what the shipped sweeps give. Some of their runs are repeated
 (slow).
 """
 
@@ -13,7 +13,11 @@ from curvact.lab.run import execute
 from curvact.lab.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
-TABLES = sorted((ROOT / "docs" / "results").glob("*.csv"))
+SPECS = {
+    path.stem: path for folder in ("sweeps", "reproductions/*") for path in ROOT.glob(f"{folder}/*.yaml")
+}
+TABLES = sorted(path for path in ROOT.glob("reproductions/*/results/*.csv") if path.stem in SPECS)
+RESULTS = ROOT / "reproductions" / "rctaf" / "results"
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
@@ -23,7 +27,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("table", TABLES, ids=[t.stem for t in TABLES])
 def test_the_table_belongs_to_its_sweep(table: Path) -> None:
     """Every run of the sweep is a row, and no other. Labels and ids agree."""
-    spec = read_sweep(ROOT / "sweeps" / f"{table.stem}.yaml")
+    spec = read_sweep(SPECS[table.stem])
     planned = [run for run in spec.planned if run.source is None]
     rows = _rows(table)
     by_id = {row["run"]: row for row in rows}
@@ -42,13 +46,13 @@ def _numbers(line: str) -> list[str]:
 
 
 def _section(title: str) -> list[str]:
-    page = (ROOT / "docs" / "findings.md").read_text()
+    page = (ROOT / "reproductions" / "findings.md").read_text()
     return page[page.index(f"## {title}") :].split("\n## ")[0].splitlines()
 
 
 def test_the_page_says_what_the_demo_gave() -> None:
-    """The means of docs/findings.md, to their last digit, from the runs."""
-    rows, section = _rows(ROOT / "docs" / "results" / "demo.csv"), _section("The demo")
+    """The means of findings.md, to their last digit, from the runs."""
+    rows, section = _rows(RESULTS / "demo.csv"), _section("The demo")
     heads = _numbers(next(line for line in section if line.startswith("| κ |")))
     for what, key in (
         ("apgd-ce + apgd-t", "subset_robust_accuracy"),
@@ -63,7 +67,7 @@ def test_the_page_says_what_the_demo_gave() -> None:
 
 
 def test_the_page_says_what_the_full_study_gave() -> None:
-    rows, section = _rows(ROOT / "docs" / "results" / "digits.csv"), _section("The full study")
+    rows, section = _rows(RESULTS / "digits.csv"), _section("The full study")
     curvatures = _numbers(next(line for line in section if line.startswith("| κ |")))
     for beta in (0, 1):
         for what, key in (("test", "robust_accuracy"), ("training", "train_robust_accuracy")):
@@ -85,7 +89,7 @@ def test_runs_come_out_again(table: Path, tmp_path: Path) -> None:
     """The first run: the same accuracies, to three points for other versions of torch and other
     processors.
     """
-    run = next(r for r in read_sweep(ROOT / "sweeps" / f"{table.stem}.yaml").planned if r.source is None)
+    run = next(r for r in read_sweep(SPECS[table.stem]).planned if r.source is None)
     again = execute(run.spec, tmp_path).metrics
     before = next(row for row in _rows(table) if row["run"] == run.id)
     for key in ("clean_accuracy", "robust_accuracy"):

@@ -1,0 +1,351 @@
+"""The published claims, their criteria and their verdicts.
+
+    python reproductions/claims.py                     read all claims and results, write the pages
+    python reproductions/claims.py --check             exit with 1 where a page is not what this command writes
+    python reproductions/claims.py --collect RUNS      copy the results of finished sweeps below RUNS first
+
+Each folder has a `claims.yaml` with a criterion for every claim, and `results/` with one csv a sweep. The
+verdict of a claim follows from both by the statistics of `curvact.lab.statistics`; no number of a page is
+typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from criteria import (
+    HERE,
+    CurveJudge,
+    Finding,
+    Paper,
+    Piece,
+    all_results,
+    evidence_of,
+    read_papers,
+    read_pieces,
+    read_results,
+    together,
+)
+from verdicts import FEWEST_SEEDS, FEWEST_STRATA, judge, mean_curves, verdict_on_mean
+
+from curvact.errors import CurvactError
+from curvact.files import atomic_write
+from curvact.lab.statistics.interval import interval_text, student
+from curvact.lab.statistics.strata import STRONG, metric_of
+from curvact.lab.sweep import SWEEP_FILE, read_sweep
+from second_opinion import second_opinion
+
+WIDTH = 100
+BEGIN, END = "<!-- claims: written by claims.py -->", "<!-- end of claims -->"
+
+
+def claims_table(paper: Paper, found: Mapping[str, Finding]) -> str:
+    """The claims of a folder as Markdown: a table, then the criterion and the finding of each."""
+    lines = ["| claim | mark | where | criterion | verdict |", "|---|---|---|---|---|"]
+    for claim in paper.claims:
+        lines.append(
+            f"| {claim.claim} | [{claim.mark}] | {claim.place} | stated {claim.stated} the runs | "
+            f"**{found[claim.id].verdict}** |"
+        )
+    for claim in paper.claims:
+        lines += [
+            "",
+            f"### {claim.id}",
+            "",
+            f"{claim.claim} [{claim.mark}]",
+            "",
+            f"- Runs: {', '.join(f'`{name}`' for name in claim.evidence)}.",
+            f"- Measure: {claim.measure}",
+            f"- Supports: {claim.supports}",
+            f"- Refutes: {claim.refutes}",
+            f"- Leaves open: {claim.open}",
+            f"- Found: {found[claim.id].sentence} **{found[claim.id].verdict.capitalize()}.**",
+            f"- To settle it: {claim.settle}",
+        ]
+    return "\n".join(map(wrapped, lines))
+
+
+def folder_page(before: str, paper: Paper, found: Mapping[str, Finding]) -> str:
+    """The README of a folder with its table of claims made anew, between two marks."""
+    head, mark, rest = before.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    if not mark:
+        head, tail = f"# {paper.paper}\n\n{wrapped(f'arXiv {paper.arxiv}. {paper.about}')}\n\n", "\n"
+    return f"{head}{BEGIN}\n\n{claims_table(paper, found)}\n\n{END}{tail}"
+
+
+def main_page(
+    papers: Mapping[str, Paper],
+    found: Mapping[str, Mapping[str, Finding]],
+    results: Mapping[str, Path],
+    pieces: Sequence[Piece],
+) -> str:
+    """The page across all papers."""
+    counts = Counter(one.verdict for part in found.values() for one in part.values())
+    total = sum(counts.values())
+    lines = [
+        "# Which published claims hold here",
+        "",
+        "<!-- Written by `python reproductions/claims.py`. Change the claims or the results, not this file. -->",
+        "",
+        (
+            "Each claim has a criterion: what is measured, and which outcome supports it, refutes it or leaves it open. "
+            "A criterion that was written after its runs is marked so. The networks are small and the attacks short of "
+            "the whole AutoAttack: a verdict speaks of this setting, not of the paper's own experiments."
+        ),
+        "",
+        f"Of {total} claims and conditions: "
+        + ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
+        + ".",
+        "",
+    ]
+    for folder, paper in papers.items():
+        lines += [
+            f"## [{paper.paper}]({folder}/README.md)",
+            "",
+            "| claim | mark | criterion | verdict | found |",
+            "|---|---|---|---|---|",
+        ]
+        for claim in paper.claims:
+            one = found[folder][claim.id]
+            lines.append(
+                f"| {claim.claim} | [{claim.mark}] | {claim.stated} | **{one.verdict}** | {one.sentence} |"
+            )
+        lines.append("")
+    lines += [*_second_opinions(papers, results), *_evidence(results), *_pieces(pieces, results)]
+    lines += [
+        "## How a verdict is made",
+        "",
+        (
+            "- A mean curve takes every stratum (network, data, method, decay) as one replicate, and is judged as a sweep "
+            "judges a curve over seeds ([statistics](../docs/statistics.md)). So its intervals hold for further strata "
+            "like these."
+        ),
+        (
+            "- A difference is paired by seed and by everything else, and has Student's t interval over strata or over "
+            "seeds, as its criterion says. A claim is supported where the interval excludes 0 on its side, and not "
+            "supported where it excludes a gain as large as the margin."
+        ),
+        f"- Fewer than {FEWEST_STRATA} strata, or {FEWEST_SEEDS} seeds, decide nothing.",
+        (
+            "- Verdicts are not corrected for the number of claims: of twenty claims that are false by a hair, one may be "
+            "called supported by chance."
+        ),
+        "",
+        "What the sweeps before these criteria gave, in detail: [findings](findings.md).",
+        "",
+    ]
+    return "\n".join(map(wrapped, lines))
+
+
+def wrapped(line: str) -> str:
+    """A line of prose in lines of at most WIDTH characters; a line of a table or a heading as it is."""
+    if line.startswith(("|", "#", "<!--")):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return "\n".join(
+        textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    )
+
+
+def _second_opinions(papers: Mapping[str, Paper], results: Mapping[str, Path]) -> list[str]:
+    """Our set of the optimum beside that of a Gaussian process, for every claim on a mean curve."""
+    lines = []
+    for folder, paper in papers.items():
+        for claim in paper.claims:
+            rule = claim.judge
+            files = evidence_of(claim, results)
+            if not isinstance(rule, CurveJudge) or not files:
+                continue
+            table = together({name: read_results(path) for name, path in files.items()})
+            points, values, _ = mean_curves(table, rule.outcome)
+            verdict = verdict_on_mean(rule, table)
+            if verdict is None:
+                continue
+            other = second_opinion(points, values, rule.band, maximise=rule.shape == "peak")
+            ours = verdict.optimum
+            agree = "overlap" if other.low <= ours.high and other.high >= ours.low else "do not overlap"
+            lines.append(
+                f"| {folder}: {claim.id} | {values.shape[1]} | {ours.low:g} to {ours.high:g} | {other.low:.3g} to "
+                f"{other.high:.3g} | {100 * other.in_band:.0f} % | {agree} |"
+            )
+    if not lines:
+        return []
+    return [
+        "## A second opinion on the mean curves",
+        "",
+        (
+            "A Gaussian process on log κ (scikit-learn) shares no code with our procedure. It assumes a smooth curve, and "
+            "so can name a place between two curvatures; ours assumes nothing, and names a set of those that were run. "
+            "Both are made from the same means of strata."
+        ),
+        "",
+        "| curve | strata | ours, 95 % set | Gaussian process, 95 % | its share in the band | the two |",
+        "|---|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def _evidence(results: Mapping[str, Path]) -> list[str]:
+    lines = [
+        "## The results",
+        "",
+        "| result | runs | failed | clean, mean % | robust, mean % | hours | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, path in results.items():
+        if path.suffix != ".csv":
+            continue
+        table = read_results(path)
+        rows = [*table.rows, *table.references]
+        done = [row for row in rows if row.status == "done"]
+        robust = metric_of("strongest", table)
+        judge_name = " (AutoAttack's parts)" if robust == STRONG else ""
+        means = [
+            interval_text(student([r.metrics[m] for r in done if m in r.metrics])).split(" ")[0]
+            if any(m in r.metrics for r in done)
+            else "–"
+            for m in ("clean_accuracy", robust)
+        ]
+        hours = sum(row.seconds for row in rows) / 3600
+        link = f"{path.parent.parent.name}/results/{path.name}"
+        lines.append(
+            f"| [{name}]({link}) | {len(rows)} | {len(rows) - len(done)} | {means[0]} | {means[1]}{judge_name} | "
+            f"{hours:.1f} | {_commit(path)} |"
+        )
+    return [*lines, ""]
+
+
+def _commit(path: Path) -> str:
+    about = path.with_suffix(".json")
+    return str(json.loads(about.read_text(encoding="utf-8"))["commit"]) if about.is_file() else "–"
+
+
+def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
+    lines = [
+        "## The pieces",
+        "",
+        (
+            "`curvact sweep run SPEC --out runs/NAME --resume`, in the order of their worth; then "
+            "`python reproductions/claims.py --collect runs`. CPU minutes are estimated from one run of each kind; two "
+            "cores halve them."
+        ),
+        "",
+        "| spec | runs | CPU minutes | done |",
+        "|---|---|---|---|",
+    ]
+    for piece in pieces:
+        spec = read_sweep(HERE / piece.spec)
+        done = "yes" if spec.name in results else ""
+        lines.append(f"| [{piece.spec}]({piece.spec}) | {len(spec.planned)} | {piece.minutes:g} | {done} |")
+    total = sum(piece.minutes for piece in pieces)
+    return [*lines, "", f"Together {total / 60:.0f} hours of CPU time.", ""]
+
+
+def pages(root: Path = HERE) -> dict[Path, str]:
+    """file → text, of every page that the command writes."""
+    papers, results = read_papers(root), all_results(root)
+    found = {
+        folder: {claim.id: judge(claim, results) for claim in paper.claims}
+        for folder, paper in papers.items()
+    }
+    written = {root / "README.md": main_page(papers, found, results, read_pieces(root))}
+    for folder, paper in papers.items():
+        path = root / folder / "README.md"
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        written[path] = folder_page(before, paper, found[folder])
+    return written
+
+
+def collect(runs: Path, root: Path = HERE) -> list[Path]:
+    """Copy results.csv of every sweep below `runs` that is finished and has its spec here, with its origin.
+
+    A sweep is finished when results.csv has a line for each of its runs.
+    """
+    from curvact.lab.store import read_environment
+    from curvact.lab.sweep_run import RUNS
+
+    specs = {path.stem: path for path in root.glob("*/*.yaml") if path.name != "claims.yaml"}
+    copied = []
+    for folder in sorted({path.parent for path in runs.glob(f"*/{SWEEP_FILE}")}):
+        source = folder / "results.csv"
+        if folder.name not in specs or not source.is_file():
+            continue
+        table = read_results(source)
+        wanted = [run.id for run in read_sweep(specs[folder.name]).planned if run.source is None]
+        got = [row.run for row in (*table.rows, *table.references)]
+        if set(got) != set(wanted):
+            print(
+                f"{folder}: {len(set(got) & set(wanted))} of {len(set(wanted))} runs: left out",
+                file=sys.stderr,
+            )
+            continue
+        places = [read_environment(folder / RUNS / run) for run in got]
+        about = {
+            key: ", ".join(sorted({str(place.get(key, "unknown")) for place in places}))
+            for key in ("commit", "cpu", "torch", "kernels")
+        }
+        target = specs[folder.name].parent / "results" / f"{folder.name}.csv"
+        target.parent.mkdir(exist_ok=True)
+        atomic_write(target, source.read_text(encoding="utf-8"))
+        atomic_write(target.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+        copied.append(target)
+    theory = runs / "theory" / "theory.json"
+    if theory.is_file():
+        copied.append(_collect_theory(json.loads(theory.read_text(encoding="utf-8")), root))
+    return copied
+
+
+def _collect_theory(record: dict[str, Any], root: Path) -> Path:
+    """What `smoothness/theory.py` found, in four numbers."""
+    claims = record["check"]["claims"]
+    found = {
+        "violations": record["check"]["violations"],
+        "bounds": len(claims),
+        "pairs": record["config"]["pairs"],
+        "commit": record["environment"].get("commit", "unknown"),
+    }
+    target = root / "smoothness" / "results" / "theory.violations.json"
+    atomic_write(target, json.dumps(found, indent=1) + "\n")
+    return target
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where a page differs"
+    )
+    parser.add_argument(
+        "--collect", type=Path, metavar="RUNS", help="copy results of finished sweeps below RUNS"
+    )
+    options = parser.parse_args(arguments)
+    if options.collect is not None:
+        for path in collect(options.collect):
+            print(f"collected: {path}")
+    stale = 0
+    for path, text in pages().items():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if options.check:
+            print(f"not what claims.py writes: {path}")
+        else:
+            atomic_write(path, text)
+            print(f"written: {path}")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CurvactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

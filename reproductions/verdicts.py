@@ -1,0 +1,375 @@
+"""The verdict on a claim, from its results, by the statistics of `curvact.lab.statistics`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from criteria import (
+    Claim,
+    CommonJudge,
+    CurveJudge,
+    DifferenceJudge,
+    Finding,
+    GapJudge,
+    Judge,
+    RatioJudge,
+    SameShapeJudge,
+    SlopeJudge,
+    UntestableJudge,
+    Where,
+    WithinJudge,
+    ZeroJudge,
+    evidence_of,
+    read_results,
+    together,
+)
+
+from curvact.lab.statistics.across import common_optimum, same_shape
+from curvact.lab.statistics.curve import norm_name
+from curvact.lab.statistics.interval import difference_text, scale_of, student
+from curvact.lab.statistics.strata import cells, strata
+from curvact.lab.statistics.verdict import Verdict, decide
+from curvact.lab.table import Row, Table, Value
+
+FEWEST_STRATA, FEWEST_SEEDS, FEWEST_POINTS = 4, 3, 3
+"""Fewer leave a claim about all strata open."""
+
+
+def judge(claim: Claim, results: Mapping[str, Path]) -> Finding:
+    """The verdict on a claim, from the results that are there."""
+    rule = claim.judge
+    if isinstance(rule, UntestableJudge):
+        return Finding("not testable here", "No run here can settle it.")
+    files = evidence_of(claim, results)
+    if not files:
+        return Finding("not run", f"No result of {', '.join(claim.evidence)} is here yet.")
+    if isinstance(rule, ZeroJudge):
+        return _zero(rule, next(iter(files.values())))
+    tables = {name: read_results(path) for name, path in files.items()}
+    if isinstance(rule, WithinJudge):
+        return _within(rule, together(tables), results)
+    if isinstance(rule, DifferenceJudge) and rule.replicate == "seed" and len(tables) > 1:
+        return _each(rule, tables)
+    return verdict_on(rule, together(tables))
+
+
+def verdict_on(rule: Judge, table: Table) -> Finding:
+    if isinstance(rule, CurveJudge):
+        return _curve(rule, table)
+    if isinstance(rule, DifferenceJudge):
+        return _difference(rule, table)
+    if isinstance(rule, GapJudge):
+        return _gap(rule, table)
+    if isinstance(rule, SlopeJudge):
+        return _slope(rule, table)
+    if isinstance(rule, RatioJudge):
+        return _ratio(rule, table)
+    if isinstance(rule, CommonJudge):
+        return _common(rule, table)
+    assert isinstance(rule, SameShapeJudge)
+    return _same_shape(rule, table)
+
+
+def _each(rule: DifferenceJudge, tables: Mapping[str, Table]) -> Finding:
+    """Each result by itself; the claim has the verdict that all of them share."""
+    found = {name: _difference(rule, table) for name, table in tables.items()}
+    verdicts = {one.verdict for one in found.values()}
+    verdict = verdicts.pop() if len(verdicts) == 1 else "inconclusive"
+    return Finding(verdict, " ".join(f"{name}: {one.sentence}" for name, one in found.items()))
+
+
+def mean_curves(table: Table, outcome: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """The mean over seeds at the curvatures that all strata have: points (K,), values (K, strata), and how
+    many strata were left out because they have fewer than FEWEST_POINTS with FEWEST_SEEDS seeds. Of a
+    Hessian norm the log10.
+    """
+    curves: list[dict[float, float]] = []
+    left_out = 0
+    for stratum in strata(table, "curvature"):
+        own = cells(stratum.rows, "curvature", outcome)
+        values = _logs(outcome, own.values)
+        enough = np.isfinite(values).sum(axis=1) >= FEWEST_SEEDS
+        if enough.sum() < FEWEST_POINTS:
+            left_out += 1
+            continue
+        means = np.nanmean(values[enough], axis=1)
+        curves.append(dict(zip(own.points[enough].tolist(), means.tolist(), strict=True)))
+    shared = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = np.array([[curve[at] for curve in curves] for at in shared]).reshape(len(shared), len(curves))
+    return np.array(shared), values, left_out
+
+
+def _logs(outcome: str, values: np.ndarray) -> np.ndarray:
+    """log10 of a Hessian norm, NaN where it is not above 0; other outcomes as they are."""
+    if "hessian" not in outcome:
+        return values
+    return np.log10(np.where(values > 0, values, np.nan))
+
+
+def verdict_on_mean(rule: CurveJudge, table: Table) -> Verdict | None:
+    """The verdict on the mean curve, every stratum a replicate. None for fewer than two strata."""
+    points, values, _ = mean_curves(table, rule.outcome)
+    if values.shape[1] < 2 or len(points) < FEWEST_POINTS:
+        return None
+    return decide(points.tolist(), values, margin=rule.margin, maximise=rule.shape == "peak", planned=False)
+
+
+def _curve(rule: CurveJudge, table: Table) -> Finding:
+    _, values, left_out = mean_curves(table, rule.outcome)
+    count = values.shape[1]
+    verdict = verdict_on_mean(rule, table)
+    beside = f" {left_out} strata are incomplete and left out." if left_out else ""
+    if verdict is None:
+        return Finding("inconclusive", f"{_strata(count)} with {FEWEST_SEEDS} seeds: no mean curve.{beside}")
+    inside = [k for k in verdict.optimum_set if rule.band[0] <= k <= rule.band[1]]
+    word = "optimum" if rule.shape == "peak" else "least"
+    where = ", ".join(f"{k:g}" for k in verdict.optimum_set)
+    sentence = (
+        f"The mean curve of {_strata(count)}: {verdict.kind} ({rule.shape} p {_p(verdict.peak_p)}); the 95 % set "
+        f"of the {word} is κ = {where}.{_own(rule, table)}{beside}"
+    )
+    if count < FEWEST_STRATA:
+        return Finding("inconclusive", f"{sentence} Fewer than {FEWEST_STRATA} strata decide nothing.")
+    if not inside:
+        return Finding("not supported", sentence)
+    if verdict.interior:
+        return Finding("supported", sentence)
+    settled = verdict.kind in ("plateau", "flat", "monotone rise", "monotone fall")
+    return Finding("not supported" if settled else "inconclusive", sentence)
+
+
+def _own(rule: CurveJudge, table: Table) -> str:
+    """The verdicts of the single strata, counted."""
+    kinds: Counter[str] = Counter()
+    outside = 0
+    for stratum in strata(table, "curvature"):
+        own = cells(stratum.rows, "curvature", rule.outcome)
+        values = _logs(rule.outcome, own.values)
+        if not len(own.points) or not np.isfinite(values).any():
+            continue
+        one = decide(
+            own.points.tolist(), values, margin=rule.margin, maximise=rule.shape == "peak", planned=False
+        )
+        kinds[one.kind] += 1
+        outside += not any(rule.band[0] <= k <= rule.band[1] for k in one.optimum_set)
+    words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return f" By themselves: {words}; {outside} exclude {rule.band[0]:g} to {rule.band[1]:g}."
+
+
+def _matches(row: Row, where: Where) -> bool:
+    return all(
+        any(
+            _same(row.labels.get(axis), one)
+            for one in (allowed if isinstance(allowed, tuple) else (allowed,))
+        )
+        for axis, allowed in where.items()
+    )
+
+
+def _same(label: Value, wanted: Value) -> bool:
+    return label == wanted or str(label) == str(wanted)
+
+
+Key = tuple[tuple[str, str], ...]
+
+
+def _by_key(rows: Sequence[Row], outcome: str, leave_out: set[str]) -> dict[tuple[Key, int], float]:
+    """(stratum, seed) → the mean of the outcome over what `leave_out` leaves free."""
+    found: dict[tuple[Key, int], list[float]] = {}
+    for row in rows:
+        value = row.metrics.get(outcome)
+        if row.status != "done" or value is None or math.isnan(value):
+            continue
+        key = tuple(sorted((a, str(v)) for a, v in row.labels.items() if a not in leave_out | {"seed"}))
+        found.setdefault((key, int(row.labels.get("seed") or 0)), []).append(value)
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def differences(rule: DifferenceJudge, table: Table) -> dict[tuple[Key, int], float]:
+    """(stratum, seed) → the difference."""
+    rows = [r for r in table.rows if _same(r.labels.get(rule.axis), rule.label) and _matches(r, rule.where)]
+    base = [
+        r
+        for r in (*table.rows, *table.references)
+        if (
+            r.reference == rule.baseline
+            or (not r.reference and _same(r.labels.get(rule.axis), rule.baseline))
+        )
+        and _matches(r, rule.baseline_where or ({} if r.reference else rule.where))
+    ]
+    choices = {axis for axis, allowed in rule.where.items() if isinstance(allowed, tuple)}
+    free = {rule.axis, *choices, *rule.baseline_where}
+    ours, theirs = (_by_key(part, rule.outcome, free) for part in (rows, base))
+    return {key: ours[key] - theirs[key] for key in ours if key in theirs}
+
+
+def _replicates(found: Mapping[tuple[Key, int], float], replicate: str) -> list[float]:
+    groups: dict[object, list[float]] = {}
+    for (stratum, seed), value in found.items():
+        groups.setdefault(stratum if replicate == "stratum" else seed, []).append(value)
+    fewest = FEWEST_SEEDS if replicate == "stratum" else 1
+    return [float(np.mean(values)) for values in groups.values() if len(values) >= fewest]
+
+
+def _difference(rule: DifferenceJudge, table: Table) -> Finding:
+    found = differences(rule, table)
+    values = _replicates(found, rule.replicate)
+    what = f"{rule.label} minus {rule.baseline}"
+    if rule.replicate == "stratum":
+        counted = _strata(len(values))
+    else:
+        counted = f"{len(values)} seeds in {_strata(len({key for key, _ in found}))}"
+    fewest = FEWEST_STRATA if rule.replicate == "stratum" else FEWEST_SEEDS
+    return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, fewest)
+
+
+def _gap(rule: GapJudge, table: Table) -> Finding:
+    rows = [row for row in table.rows if _matches(row, rule.where)]
+    first, second = (_by_key(rows, metric, set()) for metric in (rule.outcome, rule.minus))
+    values = _replicates({key: first[key] - second[key] for key in first if key in second}, "seed")
+    what = f"{_words(rule.outcome)} minus {_words(rule.minus)}"
+    counted = f"{len(values)} seeds"
+    return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
+
+
+def _slope(rule: SlopeJudge, table: Table) -> Finding:
+    values, names = [], set()
+    for stratum in strata(table, rule.axis):
+        first, second = (cells(stratum.rows, rule.axis, metric) for metric in (rule.outcome, rule.minus))
+        if first.seeds != second.seeds or first.points.tolist() != second.points.tolist():
+            continue
+        for column in (first.values - second.values).T:
+            known = np.isfinite(column)
+            if known.sum() > 2:
+                names.add(stratum.name)
+                values.append(float(np.polyfit(np.log10(first.points[known]), column[known], 1)[0]))
+    what = f"The slope of {_words(rule.outcome)} minus {_words(rule.minus)} a decade"
+    counted = f"{len(values)} curves in {_strata(len(names))}"
+    return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
+
+
+def _decided(
+    what: str, values: Sequence[float], outcome: str, expect: str, margin: float, counted: str, fewest: int
+) -> Finding:
+    """The verdict on the mean of some differences."""
+    percent = scale_of(outcome) == "fraction" or outcome.endswith("loss")
+    if len(values) < max(2, fewest):
+        return Finding("inconclusive", f"{what}: {counted}, and {fewest} are asked for.")
+    mean = student(values)
+    sentence = f"{what}: {difference_text(mean, percent=percent)}{' points' if percent else ''}, {counted}."
+    if not mean.bounded:
+        return Finding("inconclusive", f"{sentence} The values are all equal, so there is no interval.")
+    if expect == "not-higher":
+        if mean.low > 0:
+            return Finding("not supported", sentence)
+        return Finding("supported" if mean.high < margin else "inconclusive", sentence)
+    sign = 1 if expect == "higher" else -1
+    low, high = sorted((sign * mean.low, sign * mean.high))
+    if low > 0:
+        return Finding("supported", sentence)
+    return Finding("not supported" if high < margin else "inconclusive", sentence)
+
+
+def _ratio(rule: RatioJudge, table: Table) -> Finding:
+    values = {}
+    ours, theirs = (
+        _by_key([r for r in table.rows if _same(r.labels.get(rule.axis), label)], rule.outcome, {rule.axis})
+        for label in (rule.label, rule.baseline)
+    )
+    for stratum in {key for key, _ in ours}:
+        first, second = (
+            float(np.mean([v for (key, _), v in found.items() if key == stratum] or [math.nan]))
+            for found in (ours, theirs)
+        )
+        if second > 0:
+            values[", ".join(label for _, label in stratum)] = first / second
+    if not values:
+        return Finding("inconclusive", "In no stratum is the baseline above 0, so there is no ratio.")
+    name = max(values, key=lambda key: values[key])
+    sentence = f"The largest ratio is {values[name]:.2f} ({name}), of {_strata(len(values))} with a baseline above 0."
+    if values[name] >= rule.least:
+        return Finding("supported", sentence)
+    return Finding("not supported" if values[name] < 2 else "inconclusive", sentence)
+
+
+def _within(rule: WithinJudge, table: Table, results: Mapping[str, Path]) -> Finding:
+    rows = [r for r in table.rows if _same(r.labels.get(rule.axis), rule.label)]
+    values = list(_by_key(rows, rule.outcome, set()).values())
+    if rule.curve not in results or len(values) < FEWEST_SEEDS:
+        return Finding("not run", f"{rule.curve} and {FEWEST_SEEDS} seeds of {rule.label} are asked for.")
+    curve = read_results(results[rule.curve])
+    chosen = [r for r in curve.rows if _matches(r, rule.where)]
+    own = cells(chosen, "curvature", rule.optimum)
+    optimum = decide(own.points.tolist(), own.values, planned=False).optimum
+    mean = student(values)
+    ends = (mean.low, mean.high) if mean.bounded else (mean.value, mean.value)
+    sentence = (
+        f"{_words(rule.outcome)} of {rule.label}: {mean.value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}], {len(values)} seeds; "
+        f"the 95 % set of the optimum is κ = {optimum.low:g} to {optimum.high:g}."
+    )
+    if ends[1] < optimum.low or ends[0] > optimum.high:
+        return Finding("not supported", sentence)
+    inside = optimum.low <= ends[0] and ends[1] <= optimum.high
+    return Finding("supported" if inside else "inconclusive", sentence)
+
+
+def _verdicts(table: Table, outcome: str) -> dict[str, Verdict]:
+    found = {}
+    for stratum in strata(table, "curvature"):
+        own = cells(stratum.rows, "curvature", outcome)
+        if len(own.seeds) >= FEWEST_SEEDS and len(own.points) > 2:
+            found[stratum.name] = decide(own.points.tolist(), own.values, planned=False)
+    return found
+
+
+def _common(rule: CommonJudge, table: Table) -> Finding:
+    verdicts = list(_verdicts(table, rule.outcome).values())
+    if len(verdicts) < FEWEST_STRATA:
+        return Finding("inconclusive", f"{_strata(len(verdicts))}, and {FEWEST_STRATA} are asked for.")
+    common = common_optimum(verdicts)
+    widest = max(len(v.optimum_set) for v in verdicts)
+    if common.possible is None:
+        return Finding("not supported", f"The sets of {_strata(len(verdicts))} have no point in common.")
+    low, high = common.possible.low, common.possible.high
+    sentence = f"The sets of {_strata(len(verdicts))} have κ = {low:g} to {high:g} in common; the widest has {widest} points."
+    meets = low <= rule.band[1] and high >= rule.band[0]
+    return Finding("supported" if meets and widest <= 3 else "inconclusive", sentence)
+
+
+def _same_shape(rule: SameShapeJudge, table: Table) -> Finding:
+    curves = {}
+    for stratum in strata(table, "curvature"):
+        own = cells(stratum.rows, "curvature", rule.outcome)
+        if len(own.points):
+            curves[stratum.name] = (own.points, own.values)
+    found = same_shape(curves)
+    if math.isnan(found.p):
+        return Finding("inconclusive", f"One shape cannot be tested with {_strata(len(curves))}.")
+    apart = [name for name, p in found.departs.items() if p < rule.least]
+    names = f" Apart: {', '.join(apart)}." if apart else ""
+    sentence = f"One shape of {_strata(len(curves))}: p {_p(found.p)}.{names}"
+    return Finding("not supported" if found.p < rule.least else "inconclusive", sentence)
+
+
+def _zero(rule: ZeroJudge, path: Path) -> Finding:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    count, pairs = int(record[rule.outcome]), int(record["pairs"])
+    sentence = f"{count:,} {rule.outcome} of {record['bounds']} bounds, on {pairs:,} pairs of weights each."
+    return Finding("supported" if count == 0 else "not supported", sentence)
+
+
+def _strata(count: int) -> str:
+    return "1 stratum" if count == 1 else f"{count} strata"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
+def _words(metric: str) -> str:
+    return norm_name(metric) if "hessian" in metric else metric.replace("_", " ")

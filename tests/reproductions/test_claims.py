@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import claims
+import numpy as np
+import pytest
+from claims import folder_page, pages
+from criteria import (
+    HERE,
+    Claim,
+    CommonJudge,
+    CurveJudge,
+    DifferenceJudge,
+    Finding,
+    GapJudge,
+    SlopeJudge,
+    evidence_of,
+    fnmatch,
+    read_papers,
+    read_pieces,
+    read_results,
+)
+from verdicts import differences, judge, verdict_on
+
+from curvact.errors import CurvactError
+from curvact.lab.statistics.verdict import decide
+from curvact.lab.sweep import read_sweep
+from curvact.lab.table import Row, Table
+from second_opinion import second_opinion
+
+PAPERS = read_papers()
+CLAIMS = [(folder, claim) for folder, paper in PAPERS.items() for claim in paper.claims]
+SPECS = sorted(path for path in HERE.glob("*/*.yaml") if path.name not in ("claims.yaml", "cluster.yaml"))
+KAPPA = (0.1, 0.5, 2.0, 6.0, 20.0, 60.0, 200.0)
+
+
+# ---- what is shipped ----
+
+
+@pytest.mark.parametrize("path", SPECS, ids=[path.stem for path in SPECS])
+def test_every_spec_is_a_sweep_with_its_own_name(path: Path) -> None:
+    spec = read_sweep(path)
+    assert spec.name == path.stem
+    assert len(spec.grid["seed"]) >= 3
+
+
+@pytest.mark.parametrize(("folder", "claim"), CLAIMS, ids=[f"{f}-{c.id}" for f, c in CLAIMS])
+def test_every_claim_names_specs_or_results_that_exist(folder: str, claim: Claim) -> None:
+    known = {path.stem for path in SPECS} | {path.stem for path in (HERE.parent / "sweeps").glob("*.yaml")}
+    known |= {"theory", "steered", "adaptive"}
+    for pattern in claim.evidence:
+        assert any(fnmatch(name, pattern) for name in known), pattern
+    for text in (claim.supports, claim.refutes, claim.open, claim.measure, claim.settle):
+        assert text.endswith(".")
+
+
+def test_the_judge_of_a_claim_names_labels_of_its_specs() -> None:
+    """A misspelt label would leave a claim open for ever."""
+    specs = {path.stem: path for path in [*SPECS, *(HERE.parent / "sweeps").glob("*.yaml")]}
+    for _, claim in CLAIMS:
+        rule = claim.judge
+        if not isinstance(rule, DifferenceJudge) or set(claim.evidence) & {"steered", "adaptive"}:
+            continue
+        for name, path in specs.items():
+            if not any(fnmatch(name, pattern) for pattern in claim.evidence):
+                continue
+            spec = read_sweep(path)
+            labels = [str(label) for label in spec.axes[rule.axis]]
+            assert str(rule.label) in labels, (claim.id, rule.label)
+            assert str(rule.baseline) in [*labels, *spec.references], (claim.id, rule.baseline)
+            assert set(rule.where) | set(rule.baseline_where) <= set(spec.axes), claim.id
+
+
+def test_every_piece_is_a_spec() -> None:
+    pieces = [piece.spec for piece in read_pieces()]
+    assert len(set(pieces)) == len(pieces)
+    assert {HERE / spec for spec in pieces} == set(SPECS)
+
+
+def test_the_pages_are_what_the_command_writes() -> None:
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: python reproductions/claims.py"
+
+
+# ---- how a verdict is made ----
+
+
+def table(value: Callable[[float, int, int], float], strata: int = 6, seeds: int = 3) -> Table:
+    """κ × strata × seeds, with value(κ, stratum, seed), and a reference that has 0.5."""
+    rows = [
+        Row(
+            f"{k}-{g}-{s}",
+            {"curvature": k, "network": f"n{g}", "seed": s},
+            "done",
+            "",
+            {"m_accuracy": value(k, g, s)},
+            1,
+            1.0,
+        )
+        for k in KAPPA
+        for g in range(strata)
+        for s in range(seeds)
+    ]
+    base = [
+        Row(f"r-{g}-{s}", {"network": f"n{g}", "seed": s}, "done", "", {"m_accuracy": 0.5}, 1, 1.0, "relu")
+        for g in range(strata)
+        for s in range(seeds)
+    ]
+    return Table(("network", "curvature", "seed"), tuple(rows), tuple(base))
+
+
+def noise(k: float, g: int, s: int, size: float = 0.005) -> float:
+    return size * float(np.random.default_rng([KAPPA.index(k), g, s]).standard_normal())
+
+
+def peaked(k: float) -> float:
+    return 0.6 - 0.1 * float(np.log10(k / 6) ** 2)
+
+
+CURVE = CurveJudge(kind="curve", outcome="m_accuracy", band=(4, 10), margin=0.02, shape="peak")
+
+
+def verdict(found: Finding) -> str:
+    return found.verdict
+
+
+def test_a_peak_in_the_band_is_supported_and_one_elsewhere_is_not() -> None:
+    inside = table(lambda k, g, s: peaked(k) + 0.1 * g + noise(k, g, s))
+    assert verdict(verdict_on(CURVE, inside)) == "supported"
+    low = table(lambda k, g, s: peaked(k * 12) + noise(k, g, s))
+    assert verdict(verdict_on(CURVE, low)) == "not supported"
+    flat = table(lambda k, g, s: 0.5 + noise(k, g, s, 0.002))
+    assert verdict(verdict_on(CURVE, flat)) == "not supported"
+    noisy = table(lambda k, g, s: 0.5 + noise(k, g, s, 0.2))
+    assert verdict(verdict_on(CURVE, noisy)) == "inconclusive"
+    few = table(lambda k, g, s: peaked(k) + noise(k, g, s), strata=3)
+    assert verdict(verdict_on(CURVE, few)) == "inconclusive"
+
+
+def difference(**changes: object) -> DifferenceJudge:
+    base = {
+        "kind": "difference",
+        "outcome": "m_accuracy",
+        "axis": "curvature",
+        "label": 6,
+        "baseline": "relu",
+    }
+    return DifferenceJudge.model_validate(
+        {**base, "expect": "higher", "margin": 0.01, "replicate": "stratum", **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("gap", "expect", "wanted"),
+    [
+        (0.05, "higher", "supported"),
+        (-0.05, "higher", "not supported"),
+        (0.0, "higher", "not supported"),
+        (-0.05, "lower", "supported"),
+        (0.05, "lower", "not supported"),
+        (0.0, "not-higher", "supported"),
+        (0.05, "not-higher", "not supported"),
+    ],
+)
+def test_a_difference_to_a_reference(gap: float, expect: str, wanted: str) -> None:
+    found = table(lambda k, g, s: 0.5 + (gap if k == 6 else 0.3) + noise(k, g, s, 0.002))
+    assert verdict(verdict_on(difference(expect=expect), found)) == wanted
+    assert verdict(verdict_on(difference(expect=expect, replicate="seed"), found)) == wanted
+
+
+def test_a_difference_that_noise_hides_is_inconclusive() -> None:
+    found = table(lambda k, g, s: 0.5 + noise(k, g, s, 0.1))
+    assert verdict(verdict_on(difference(), found)) == "inconclusive"
+    assert verdict(verdict_on(difference(), table(lambda k, g, s: 0.6, strata=3))) == "inconclusive"
+
+
+def test_differences_are_paired_and_filtered() -> None:
+    found = table(lambda k, g, s: 10 * g + s + (k == 6), strata=4)
+    rule = difference(label=6, baseline=2, where={"network": ("n1", "n2")})
+    values = differences(rule, found)
+    assert set(values.values()) == {1.0}
+    assert len(values) == 3  # the two networks are a choice: their mean, at each seed
+
+
+def test_gap_slope_and_common() -> None:
+    made = table(lambda k, g, s: peaked(k) + noise(k, g, s, 0.001))
+    rows = tuple(
+        replace(
+            row,
+            metrics={
+                **row.metrics,
+                "other_accuracy": row.metrics["m_accuracy"]
+                - 0.2
+                - 0.03 * float(np.log10(float(str(row.labels["curvature"]))))
+                + 0.001 * int(str(row.labels["seed"])),
+            },
+        )
+        for row in made.rows
+    )
+    made = replace(made, rows=rows)
+    common = {"outcome": "m_accuracy", "minus": "other_accuracy", "margin": 0.01}
+    assert verdict(verdict_on(GapJudge(kind="gap", expect="higher", **common), made)) == "supported"
+    assert verdict(verdict_on(GapJudge(kind="gap", expect="lower", **common), made)) == "not supported"
+    slope = SlopeJudge(kind="slope", expect="higher", axis="curvature", **common)
+    found = verdict_on(slope, made)
+    assert "+3.0" in found.sentence
+    one = verdict_on(CommonJudge(kind="common", outcome="m_accuracy", band=(4, 10)), made)
+    assert verdict(one) == "supported"
+
+
+def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+    from curvact.lab.report.sweep.results import write_csv
+
+    made = table(lambda k, g, s: 0.25 + g, strata=2)
+    write_csv(made, tmp_path / "a.csv")
+    again = read_results(tmp_path / "a.csv")
+    assert again.axes == made.axes
+    assert [
+        (r.run, dict(r.labels), dict(r.metrics), r.reference) for r in (*again.rows, *again.references)
+    ] == [(r.run, dict(r.labels), dict(r.metrics), r.reference) for r in (*made.rows, *made.references)]
+
+
+def test_a_claim_without_results_is_not_run() -> None:
+    _, claim = CLAIMS[0]
+    assert judge(claim, {}).verdict in ("not run", "not testable here")
+    assert evidence_of(claim, {"elsewhere": HERE}) == {}
+
+
+def test_text_outside_the_marks_stays() -> None:
+    paper = PAPERS["smoothness"]
+    found = {claim.id: Finding("not run", "Nothing.") for claim in paper.claims}
+    page = folder_page("# Mine\n\nBefore.\n", paper, found)
+    own = page.replace(f"# {paper.paper}", "# Mine", 1).replace(claims.END, claims.END + "\n\nAfter.", 1)
+    again = folder_page(own, paper, found)
+    assert again == own
+
+
+def test_two_claims_of_one_id_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    text = (HERE / "sparta" / "claims.yaml").read_text(encoding="utf-8")
+    (folder / "claims.yaml").write_text(text.replace("id: warm", "id: cross"), encoding="utf-8")
+    with pytest.raises(CurvactError, match="'cross' occurs twice"):
+        read_papers(tmp_path)
+
+
+# ---- the second opinion ----
+
+
+def test_both_opinions_agree_on_clear_curves() -> None:
+    points = np.array(KAPPA)
+    for at in (2.0, 6.0, 60.0):
+        values = np.array([[-0.1 * np.log10(k / at) ** 2 + noise(k, 0, s) for s in range(5)] for k in KAPPA])
+        other = second_opinion(points, values, (4, 10))
+        ours = decide(list(KAPPA), values, planned=False).optimum
+        assert other.low <= at <= other.high
+        assert other.low <= ours.high
+        assert other.high >= ours.low
+        assert (other.in_band > 0.9) == (at == 6.0)
+
+
+def test_a_flat_curve_has_its_optimum_anywhere() -> None:
+    values = np.array([[noise(k, 1, s) for s in range(5)] for k in KAPPA])
+    assert second_opinion(np.array(KAPPA), values, (4, 10)).in_band < 0.7
