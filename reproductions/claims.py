@@ -31,6 +31,7 @@ from criteria import (
     read_papers,
     read_pieces,
     read_results,
+    sweep_of,
     together,
 )
 from verdicts import FEWEST_SEEDS, FEWEST_STRATA, judge, mean_curves, verdict_on_mean
@@ -39,7 +40,7 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.statistics.interval import interval_text, student
 from curvact.lab.statistics.strata import STRONG, metric_of
-from curvact.lab.sweep import SWEEP_FILE, read_sweep
+from curvact.lab.sweep import SWEEP_FILE
 from second_opinion import second_opinion
 
 WIDTH = 100
@@ -243,7 +244,7 @@ def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
         "|---|---|---|---|",
     ]
     for piece in pieces:
-        spec = read_sweep(HERE / piece.spec)
+        spec = sweep_of(HERE / piece.spec)
         done = "yes" if spec.name in results else ""
         lines.append(f"| [{piece.spec}]({piece.spec}) | {len(spec.planned)} | {piece.minutes:g} | {done} |")
     total = sum(piece.minutes for piece in pieces)
@@ -280,7 +281,7 @@ def collect(runs: Path, root: Path = HERE) -> list[Path]:
         if folder.name not in specs or not source.is_file():
             continue
         table = read_results(source)
-        wanted = [run.id for run in read_sweep(specs[folder.name]).planned if run.source is None]
+        wanted = [run.id for run in sweep_of(specs[folder.name]).planned if run.source is None]
         got = [row.run for row in (*table.rows, *table.references)]
         if set(got) != set(wanted):
             print(

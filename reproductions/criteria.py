@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from curvact.errors import CurvactError
 from curvact.lab.settings import Strict, check_settings, read_plain
+from curvact.lab.sweep import SweepSpec, read_sweep
 from curvact.lab.table import Row, Table, Value
 
 HERE = Path(__file__).parent
@@ -219,6 +221,12 @@ def read_pieces(root: Path = HERE) -> tuple[Piece, ...]:
     """The pieces of pieces.yaml in their order."""
     content = read_plain(root / "pieces.yaml")
     return check_settings(Pieces, {"pieces": content}, str(root / "pieces.yaml")).pieces
+
+
+@cache
+def sweep_of(path: Path) -> SweepSpec:
+    """The sweep of a spec, read once: planning its runs takes a while."""
+    return read_sweep(path)
 
 
 def read_results(path: Path) -> Table:

@@ -22,12 +22,12 @@ from criteria import (
     read_papers,
     read_pieces,
     read_results,
+    sweep_of,
 )
 from verdicts import differences, judge, verdict_on
 
 from curvact.errors import CurvactError
 from curvact.lab.statistics.verdict import decide
-from curvact.lab.sweep import read_sweep
 from curvact.lab.table import Row, Table
 from second_opinion import second_opinion
 
@@ -42,7 +42,7 @@ KAPPA = (0.1, 0.5, 2.0, 6.0, 20.0, 60.0, 200.0)
 
 @pytest.mark.parametrize("path", SPECS, ids=[path.stem for path in SPECS])
 def test_every_spec_is_a_sweep_with_its_own_name(path: Path) -> None:
-    spec = read_sweep(path)
+    spec = sweep_of(path)
     assert spec.name == path.stem
     assert len(spec.grid["seed"]) >= 3
 
@@ -64,14 +64,14 @@ def test_the_judge_of_a_claim_names_labels_of_its_specs() -> None:
         rule = claim.judge
         if not isinstance(rule, DifferenceJudge) or set(claim.evidence) & {"steered", "adaptive"}:
             continue
-        for name, path in specs.items():
-            if not any(fnmatch(name, pattern) for pattern in claim.evidence):
-                continue
-            spec = read_sweep(path)
-            labels = [str(label) for label in spec.axes[rule.axis]]
-            assert str(rule.label) in labels, (claim.id, rule.label)
-            assert str(rule.baseline) in [*labels, *spec.references], (claim.id, rule.baseline)
-            assert set(rule.where) | set(rule.baseline_where) <= set(spec.axes), claim.id
+        named = [
+            sweep_of(path)
+            for name, path in specs.items()
+            if any(fnmatch(name, pattern) for pattern in claim.evidence)
+        ]
+        labels = {str(label) for spec in named for label in (*spec.axes[rule.axis], *spec.references)}
+        assert {str(rule.label), str(rule.baseline)} <= labels, claim.id
+        assert set(rule.where) | set(rule.baseline_where) <= {axis for spec in named for axis in spec.axes}
 
 
 def test_every_piece_is_a_spec() -> None:
