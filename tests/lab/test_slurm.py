@@ -522,6 +522,7 @@ def test_a_task_in_which_nothing_ends_before_its_limit_is_late(
 
     monkeypatch.setattr(slurm, "run_job", run_job)
     task = slurm._Task(pickle.dumps(job), pickle.dumps([]), 60, 90)
+    assert task.checkpoint() is not None  # before anything began
     assert task() == slurm._Outcome(
         "late", "it reached its time limit of 60 min too often: give more `requeues` or `time`"
     )

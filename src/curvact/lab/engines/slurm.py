@@ -214,6 +214,7 @@ class _Task:
 
     def __init__(self, job: bytes, starts: bytes, minutes: int, early: int) -> None:
         self.job, self.starts, self.minutes, self.early = job, starts, minutes, early
+        self._folder: Path | None = None  # until the run begins
 
     def __call__(self) -> _Outcome:
         from submitit.core.utils import UncompletedJobError
@@ -233,8 +234,8 @@ class _Task:
         self._began = time.monotonic()
         start_worker(self.starts)
         job: Job = pickle.loads(self.job)
-        self._folder = job.folder
         self._epochs = _epochs(job.folder)
+        self._folder = job.folder
         torch.set_num_threads(1)  # as in a local worker; `hardware.threads` may set more
         record = run_job(job, lambda epoch: None, patience=LATE)
         return _Outcome("stopped" if record is None else "done")
@@ -243,16 +244,21 @@ class _Task:
         """The same task once more. None where the whole time limit did not suffice for an epoch."""
         from submitit.helpers import DelayedSubmission
 
-        if self._reached_limit() and _epochs(self._folder) == self._epochs:
+        if self._reached_limit() and self._is_where_it_was():
             return None
         return DelayedSubmission(_Task(self.job, self.starts, self.minutes, self.early))
 
+    def _is_where_it_was(self) -> bool:
+        return self._folder is not None and _epochs(self._folder) == self._epochs
+
     def _reached_limit(self) -> bool:
         """SLURM may send the signal a minute too early."""
-        return time.monotonic() - self._began >= 60 * self.minutes - self.early - 60
+        return (
+            self._folder is not None and time.monotonic() - self._began >= 60 * self.minutes - self.early - 60
+        )
 
     def _why_late(self) -> str:
-        if _epochs(self._folder) == self._epochs:
+        if self._is_where_it_was():
             return f"its time limit of {self.minutes} min is too short for one epoch: give more `time`"
         return f"it reached its time limit of {self.minutes} min too often: give more `requeues` or `time`"
 
