@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from curvact._version import __version__
 from curvact.errors import CurvactError
 from curvact.lab.engines import Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.engines import ray as engine_ray
 from curvact.lab.engines.ray import RaySettings, run_ray
 from curvact.lab.run import execute
-from curvact.lab.store import Record, finished
-from curvact.workers import Event
+from curvact.lab.store import Record, finished, locked
+from curvact.workers import Event, start_calls
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
@@ -55,6 +61,7 @@ def test_a_part_that_ray_does_not_give(run_spec: Any, hardware: Any) -> None:
     [
         ("ray", "here", "address.*HOST:PORT"),
         ("ray", "head:port", "address.*HOST:PORT"),
+        ("ray", "head:65536", "address.*HOST:PORT"),
         ("local", "head:6379", "the engine local has no settings, and was given address"),
     ],
 )
@@ -93,6 +100,77 @@ def test_room_is_counted_by_node(monkeypatch: pytest.MonkeyPatch, run_spec: Any)
     assert room_of(engine, []) == 1
     with pytest.raises(CurvactError, match="no node of the Ray cluster has 4 CPU"):
         room_of(engine, [run_spec(hardware={"threads": 4})])
+
+
+def test_reports_are_heard_of_the_last_attempt_alone() -> None:
+    events = engine_ray._events_class()()
+
+    async def talk() -> list[Any]:
+        await events.expect(0, 1)
+        first = await events.put(0, 1, "epoch", b"1")
+        await events.expect(0, 2)
+        late = await events.put(0, 1, "epoch", b"2")
+        second = await events.put(0, 2, "epoch", b"3")
+        return [first, late, second, await events.take()]
+
+    said = asyncio.run(talk())
+    assert said == [True, False, True, [(0, 1, "epoch", b"1"), (0, 2, "epoch", b"3")]]
+
+
+def test_an_attempt_that_is_not_listened_to_ends(
+    monkeypatch: pytest.MonkeyPatch, run_spec: Any, tmp_path: Path
+) -> None:
+    """As on a node that was thought to be lost. A later attempt goes on from its state."""
+    fake = types.SimpleNamespace(
+        get=lambda answer: answer, exceptions=types.SimpleNamespace(RayError=ConnectionError)
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    token = tmp_path / ".ray-1.tmp"
+    token.touch()
+    job = Job(run_spec(training={"epochs": 3}), tmp_path / "run")
+    site = engine_ray._Site(0, 1, token, tmp_path, "", 0, __version__)
+
+    def execute_until(epoch: int, site: engine_ray._Site = site) -> list[tuple[str, Any]]:
+        heard = []
+
+        def put(index: int, attempt: int, kind: str, content: bytes) -> bool:
+            heard.append((kind, pickle.loads(content)))
+            return kind != "epoch" or heard[-1][1]["epoch"] < epoch
+
+        events = types.SimpleNamespace(put=types.SimpleNamespace(remote=put))
+        engine_ray._execute(pickle.dumps(job), start_calls(), site, events)
+        return heard
+
+    assert [kind for kind, _ in execute_until(2)] == ["start", "epoch", "epoch"]
+    assert finished(job.folder, job.spec.id) is None
+    heard = execute_until(9)
+    assert [(kind, content["epoch"]) for kind, content in heard[1:-1]] == [("epoch", 3)]
+    assert _same(heard[-1][1], execute(job.spec, tmp_path / "alone"))
+    for other, why in (
+        (replace(site, token=tmp_path / "gone"), "does not see the files of"),
+        (replace(site, version="0.0"), f"has curvact {__version__}, and the driver 0.0"),
+    ):
+        ((kind, (message, _)),) = execute_until(9, other)
+        assert kind == "error"
+        assert why in message
+        assert "\n" not in message
+
+
+def test_a_run_waits_for_its_folder(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with pytest.raises(CurvactError, match="another process is writing"), locked(tmp_path, patience=0.1):
+            pass
+        left = threading.Event()
+
+        def wait() -> None:
+            with locked(tmp_path, patience=60):
+                left.set()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not left.wait(0.3)
+    thread.join(60)
+    assert left.is_set()
 
 
 # ---- real clusters ----

@@ -25,7 +25,7 @@ GROUPS = ("analyze", "data", "sweep", "transfer")
 def test_what_needs_no_model_loads_no_torch() -> None:
     """Help of the command and of each group, the version, a mistyped command, a mistyped option."""
     calls = [["--help"], ["--version"], ["analyse"], ["train", "--reusme"], ["analyze", "hesian"]]
-    calls += [[group, "--help"] for group in GROUPS]
+    calls += [*([group, "--help"] for group in GROUPS), ["sweep", "run", "--help"]]
     calls += [[command, "--help"] for command in ("train", "evaluate", "leaderboard", "activation")]
     script = f"""
 import contextlib, io, sys
@@ -38,7 +38,7 @@ for call in {calls!r}:
             main()
         except SystemExit as end:
             codes.append(end.code or 0)
-heavy = ("torch", "numpy", "matplotlib", "yaml", "curvact.activations", "curvact.models", "curvact.lab.run")
+heavy = ("torch", "numpy", "matplotlib", "yaml", "curvact.activations", "curvact.models", "curvact.lab.run", "ray")
 print(codes, [name for name in heavy if name in sys.modules])
 """
     done = subprocess.run(

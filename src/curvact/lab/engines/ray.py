@@ -39,7 +39,7 @@ OBJECT_STORE = 100 * 2**20
 
 def _checked_address(text: str) -> str:
     host, colon, port = text.removeprefix("ray://").rpartition(":")
-    if text not in ("auto", "local") and not (colon and host and port.isdigit()):
+    if text not in ("auto", "local") and not (colon and host and port.isdigit() and 0 < int(port) < 2**16):
         raise ValueError("must be auto, local, HOST:PORT or ray://HOST:PORT")
     return text
 
