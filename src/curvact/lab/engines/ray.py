@@ -229,6 +229,11 @@ def _check_answers(place: str) -> None:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise CurvactError(f"no Ray cluster at {place}: something else has that port") from None
+    if "AuthenticationError" in answer.stderr + answer.stdout:
+        raise CurvactError(
+            f"the Ray cluster at {place} asks for a token: set RAY_AUTH_MODE=token, and give this machine the "
+            "cluster's token as Ray's pages on token authentication say"
+        )
     if answer.returncode:
         lines = (answer.stderr + answer.stdout).strip().splitlines() or ["it is not healthy"]
         raise CurvactError(f"no Ray cluster at {place}: {lines[-1]}")
