@@ -46,6 +46,13 @@ KINDS = [
     pytest.param(Kind("slurm", polls=True, needs="submitit"), id="slurm", marks=pytest.mark.slow),
 ]
 
+KILLED = [
+    pytest.param(*kind.values, id=kind.id, marks=pytest.mark.slow)
+    for kind in KINDS
+    if kind.values[0].own_process and not kind.values[0].polls  # type: ignore[union-attr]
+]
+"""Engines whose workers a test may kill. The local one is killed in test_sweep_run.py, too."""
+
 CODE = """
 import torch
 from curvact.activations import register
@@ -200,7 +207,7 @@ def _csv_without_times(path: Path) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def results_of_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[str]]]:
-    """results.csv of the first engine that ran the sweep."""
+    """results.csv of the inline engine, when it has run."""
     return {}
 
 
@@ -216,19 +223,24 @@ def test_a_sweep_has_the_same_results(
 
     monkeypatch.chdir(tmp_path)
     spec: SweepSpec = sweep_spec(base={"hessian": None}, grid={"curvature": [1, 6], "seed": [0]})
-    assert run_sweep(spec, Path("out"), engine=kind.name, console=Console(quiet=True)) == []
-    report(Path("out"))
-    lines = _csv_without_times(Path("out/results.csv"))
+
+    def results(engine: str) -> list[list[str]]:
+        assert run_sweep(spec, Path(engine), engine=engine, console=Console(quiet=True)) == []
+        report(Path(engine))
+        return _csv_without_times(Path(engine, "results.csv"))
+
+    lines = results(kind.name)
     assert [line[3] for line in lines[1:]] == ["done", "done"]
-    assert results_of_one.setdefault("csv", lines) == lines
-    assert not list(Path("out").rglob("*.tmp"))
+    if "csv" not in results_of_one:
+        results_of_one["csv"] = lines if kind.name == "inline" else results("inline")
+    assert lines == results_of_one["csv"]
+    assert not list(Path(kind.name).rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("kind", KILLED, indirect=True)
 def test_a_killed_worker_is_replaced_and_its_run_goes_on(
     kind: Kind, run_spec: Any, tmp_path: Path, truth: Callable[[RunSpec], Record]
 ) -> None:
-    if not kind.own_process or kind.polls:
-        pytest.skip("its runs are in this process, or it hears of them late")
     spec = run_spec(training={"epochs": 3})
     seen: list[Event] = []
 
@@ -248,9 +260,8 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(
     assert _same(after[-1].content, truth(spec))
 
 
+@pytest.mark.parametrize("kind", KILLED, indirect=True)
 def test_a_run_that_keeps_dying_is_given_up(kind: Kind, run_spec: Any, tmp_path: Path) -> None:
-    if not kind.own_process or kind.polls:
-        pytest.skip("its runs are in this process, or it hears of them late")
     seen: list[Event] = []
 
     def on_event(event: Event) -> None:

@@ -63,6 +63,18 @@ def test_the_devices_of_a_run(
     assert on_device(spec, wanted).id == spec.id
 
 
+def test_runs_that_take_a_part_of_a_gpu_share_it(monkeypatch: pytest.MonkeyPatch, run_spec: Any) -> None:
+    """Where runs take different parts, the largest decides."""
+    _gpus(monkeypatch, 2)
+    quarter, half, whole = (run_spec(hardware={"gpus": part}) for part in (0.25, 0.5, 1))
+    assert worker_count(None, "auto", [quarter]) == 8
+    assert worker_count(None, "auto", [quarter, half]) == 4
+    assert worker_count(None, "auto", [half, run_spec()]) == 2
+    assert worker_count(None, "auto", [whole]) == 2
+    assert worker_count(None, "cuda:1", [quarter]) == 4
+    assert worker_count(3, "auto", [quarter]) == 3
+
+
 def test_one_gpu_needs_no_placement(monkeypatch: pytest.MonkeyPatch, run_spec: Any) -> None:
     _gpus(monkeypatch, 1)
     assert devices_of(run_spec(), "auto") == ()

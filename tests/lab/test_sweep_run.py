@@ -377,17 +377,6 @@ def test_a_damaged_environment_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("engine", ["inline"])
-def test_every_engine_gives_the_same_records(
-    unbroken: tuple[Path, Path], tmp_path: Path, engine: str
-) -> None:
-    """`unbroken` ran with the local engine."""
-    spec_path, out = unbroken
-    assert run_sweep(read_sweep(spec_path), tmp_path / "run", engine=engine, console=QUIET) == []
-    report(tmp_path / "run")
-    assert _csv_without_times(tmp_path / "run" / "results.csv") == _csv_without_times(out / "results.csv")
-
-
 def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One function and one line of registration: here an engine that runs everything in this
     process.
