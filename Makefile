@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/demo
 
-.PHONY: demo test slow soak lint bench second-opinion setup clean
+.PHONY: demo test slow soak lint bench docs second-opinion setup clean
 
 demo: $(READY)
 	$(BIN)/curvact sweep run sweeps/demo.yaml --out $(DEMO) --resume
@@ -32,6 +32,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/training.py
 
+# The site, in site/; any warning, such as a link that leads nowhere, is an error. Not a part of CI.
+docs: $(VENV)/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html is written; for the search: python -m http.server --directory site"
+
 # Peers in an environment of their own: adv_lib, foolbox, torchattacks, curvlinops, PyHessian agree with us.
 second-opinion: $(READY)
 	bash tests/second_opinion/setup.sh
@@ -44,5 +49,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	@touch $@
 
+$(VENV)/.docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) build dist site src/*.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,16 @@ def test_there_are_examples_and_every_link_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_commands_is_what_the_commands_say() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "cli.py"))["page"]()
+    assert page == (ROOT / "docs" / "cli.md").read_text(), "run `python docs/cli.py`"
+
+
+def test_every_page_has_a_place_in_the_site() -> None:
+    placed = set(re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages - placed if not page.startswith("gallery/")} == set()
+    outside = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "reproductions/")
+    assert {page for page in placed - pages if not page.startswith(outside)} == {"index.md"}
