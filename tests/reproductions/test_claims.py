@@ -33,7 +33,10 @@ from second_opinion import second_opinion
 
 PAPERS = read_papers()
 CLAIMS = [(folder, claim) for folder, paper in PAPERS.items() for claim in paper.claims]
-SPECS = sorted(path for path in HERE.glob("*/*.yaml") if path.name not in ("claims.yaml", "cluster.yaml"))
+SWEEPS = [path for path in sorted(HERE.glob("*/*.yaml")) if "\ngrid:" in path.read_text(encoding="utf-8")]
+SPECS = [path for path in SWEEPS if path.stem != "cluster"]
+"""Those that two cores can run; rctaf/cluster.yaml is for many GPUs."""
+
 KAPPA = (0.1, 0.5, 2.0, 6.0, 20.0, 60.0, 200.0)
 
 
