@@ -29,6 +29,7 @@ RADII = {"digits": (0.02, 0.2), "fashion-mnist": (0.01, 0.1), "cifar10": (1 / 25
 """The radii of a data set, in input units."""
 IMAGES = 300
 """Of each split."""
+PARTS = ("apgd-ce", "apgd-t")
 COLUMNS = (
     "run",
     "data",
@@ -59,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
             found = steer(loaded, validation, test, threat, attack="pgd-20", seed=record.spec.seed)
             steered = swap_activations(loaded, "relu", CTU(found.beta, found.c), inplace=False).model
             for name, model in (("as it is", loaded), ("steered", steered)):
-                result = ensemble(model, test.inputs(), test.labels, threat, seed=record.spec.seed)
+                result = ensemble(
+                    model, test.inputs(), test.labels, threat, attacks=PARTS, seed=record.spec.seed
+                )
                 labels = (planned.labels["data"], f"{epsilon:.4g}", name, record.spec.seed)
                 beta = found.beta if name == "steered" else ""
                 run = f"{record.run}-{epsilon:.4g}-{name}"
