@@ -25,6 +25,7 @@ from lightning_fabric import Fabric
 
 from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.files import with_checksum
 from curvact.lab import run as run_module
 from curvact.lab.run import execute, launched, prepare
 from curvact.lab.spec import RunSpec, read_spec
@@ -450,10 +451,10 @@ def test_other_kernels_do_not_go_on(run_spec: Any, tmp_path: Path, monkeypatch: 
         execute(spec, tmp_path / "run", on_event=die)
     file = tmp_path / "run" / "environment.json"
     begun = json.loads(file.read_text())
-    file.write_text(json.dumps({**begun, "kernels": "other (gcc 1)"}))
+    file.write_text(json.dumps(with_checksum({**begun, "kernels": "other (gcc 1)"})))
     with pytest.raises(CurvactError, match=r"was begun with the activation kernels other \(gcc 1\)"):
         execute(spec, tmp_path / "run")
-    file.write_text(json.dumps({**begun, "device": "cuda:1"}))
+    file.write_text(json.dumps(with_checksum({**begun, "device": "cuda:1"})))
     with pytest.raises(
         CurvactError, match=r"was begun on cuda:1, and here it would run on cpu: .*--device cuda:1"
     ):
