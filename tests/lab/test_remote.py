@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,14 +24,16 @@ import yaml
 from rich.console import Console
 
 from curvact.errors import CurvactError
-from curvact.lab import remote
+from curvact.lab import urls
 from curvact.lab.checkpoints import open_checkpoint
+from curvact.lab.claim import STALE_AFTER, StoreWarning, Taken, check_claim, claimed
+from curvact.lab.cli.main import main
 from curvact.lab.engines import Job, register_engine
 from curvact.lab.engines.engine import ENGINES
 from curvact.lab.engines.inline import run_inline
 from curvact.lab.frames import load_runs
 from curvact.lab.layout import STATE_FILE
-from curvact.lab.remote import Store, StoreWarning, Taken, is_url, local_runs, working
+from curvact.lab.remote import Store, local_runs, working
 from curvact.lab.run import execute
 from curvact.lab.search import SearchSpec
 from curvact.lab.search_result import conclude
@@ -39,6 +42,7 @@ from curvact.lab.settings import check_settings
 from curvact.lab.store import finished, read_history
 from curvact.lab.stored import stored_runs
 from curvact.lab.sweep_run import report, run_sweep
+from curvact.lab.urls import create, is_url, read_all
 from curvact.training import Epoch
 from curvact.training.state import replace_state
 from curvact.workers import Event
@@ -128,19 +132,19 @@ def test_a_push_cut_off_anywhere_leaves_no_record_without_its_weights(
     machine: Callable[[str], None], memory: Any, monkeypatch: pytest.MonkeyPatch, after: bool, once: bool
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    real = remote.file_system
+    real = urls.file_system
     for k in range(1, 60):
         memory.store.clear()
         machine(f"{k}-{after}-{once}")
         store = Store("memory://run")
         failing = _Failing(memory, k, after, once)
-        monkeypatch.setattr(remote, "file_system", lambda url, f=failing: (f, real(url)[1]))
+        monkeypatch.setattr(urls, "file_system", lambda url, f=failing: (f, real(url)[1]))
         for step in LIFE:
             _write(store.folder, **step)
             with suppress(CurvactError):
                 store.push(whole=True)
             _check_readable(memory)
-        monkeypatch.setattr(remote, "file_system", real)
+        monkeypatch.setattr(urls, "file_system", real)
         here = store.folder
         machine(f"{k}-{after}-{once}-reader")
         store.pull()  # every file has a listed content
@@ -261,45 +265,72 @@ def test_a_record_suffices_where_the_weights_are_in_the_store(
 
 def test_one_writer(machine: Callable[[str], None], tmp_path: Path) -> None:
     store = Store(f"file://{tmp_path}/store")
-    with store.claimed():
+    with claimed(store.url):
         with (
             pytest.raises(
                 CurvactError, match=rf"process {os.getpid()} on .* is writing file://.*: wait"
             ) as found,
-            store.claimed(),
+            claimed(store.url),
         ):
             pass
         assert "\n" not in str(found.value)
-        store.check_claim()
+        check_claim(store.url)
         claim = tmp_path / "store" / ".claim.json"
-        other = {**json.loads(claim.read_text()), "host": "elsewhere", "machine": "", "token": "theirs"}
+        own = json.loads(claim.read_text())
+        other = {**own, "host": "elsewhere", "machine": "", "token": "theirs"}
         claim.write_text(json.dumps(other))
         with pytest.raises(Taken, match=r"on elsewhere has taken file://.* over"):
-            store.check_claim()
+            check_claim(store.url)
     assert json.loads(claim.read_text())["token"] == "theirs"  # not ours to remove
-    with pytest.raises(CurvactError, match="on elsewhere is writing"), store.claimed():
+    with pytest.raises(CurvactError, match="on elsewhere is writing"), claimed(store.url):
         pass
-    claim.write_text(json.dumps({**other, "time": time.time() - remote.STALE_AFTER - 5}))
+    claim.write_text(json.dumps({**other, "time": time.time() - STALE_AFTER - 5}))
     silent = "was held by .* on elsewhere, without a sign of life for 60[5-9] s"
-    with pytest.warns(StoreWarning, match=silent), store.claimed():
+    with pytest.warns(StoreWarning, match=silent), claimed(store.url):
         pass
     assert not claim.exists()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    ours = {"host": socket.gethostname(), "machine": remote._machine(), "pid": gone.pid}
+    ours = {"host": socket.gethostname(), "machine": own["machine"], "pid": gone.pid}
     claim.write_text(json.dumps({**other, **ours}))
-    with pytest.warns(StoreWarning, match=f"process {gone.pid}"), store.claimed():
+    with pytest.warns(StoreWarning, match=f"process {gone.pid}"), claimed(store.url):
         pass
+
+
+def test_a_claim_that_is_not_written_yet_is_waited_for(
+    machine: Callable[[str], None], tmp_path: Path
+) -> None:
+    store = Store(f"file://{tmp_path}/store")
+    claim = tmp_path / "store" / ".claim.json"
+    with claimed(store.url):
+        whole = claim.read_text()
+    claim.touch()
+    later = threading.Timer(0.3, claim.write_text, [whole])
+    later.start()
+    with pytest.raises(CurvactError, match=rf"process {os.getpid()} on .* is writing"), claimed(store.url):
+        pass
+    later.join()
+    assert claim.read_text() == whole
+
+
+def test_another_process_of_the_same_number_and_host_is_another(
+    machine: Callable[[str], None], memory: Any
+) -> None:
+    with claimed("memory://sweep"):
+        ours = json.loads(memory.cat_file("/sweep/.claim.json"))
+        memory.pipe_file("/sweep/.claim.json", json.dumps({**ours, "token": "theirs"}).encode())
+        with pytest.raises(Taken, match="has taken memory://sweep over"):
+            check_claim("memory://sweep")
 
 
 def test_of_two_processes_that_create_a_claim_one_has_it(
     machine: Callable[[str], None], memory: Any, tmp_path: Path
 ) -> None:
     for url, path in (("memory://x", "/x/claim"), (f"file://{tmp_path}", f"{tmp_path}/claim")):
-        remote._create(url, path, b"first")
+        create(url, path, b"first")
         with pytest.raises(FileExistsError):
-            remote._create(url, path, b"second")
-        assert remote._read_all(url, [path]) == [b"first"]
+            create(url, path, b"second")
+        assert read_all(url, [path]) == [b"first"]
 
 
 def test_a_run_goes_on_from_the_store_elsewhere(
@@ -349,7 +380,7 @@ def test_a_store_that_is_down_for_a_while_does_not_end_a_run(
     spec, store = run_spec(training={"epochs": 2}), Store("memory://run")
     real = Store.push
     warned: list[str] = []
-    monkeypatch.setattr(remote.warnings, "warn", lambda text, *_, **__: warned.append(str(text)))
+    monkeypatch.setattr("warnings.warn", lambda text, *_, **__: warned.append(str(text)))
 
     def push(self: Store, source: Path | None = None, **given: Any) -> None:
         if source is not None:
@@ -473,18 +504,30 @@ def killed(tiny_content: dict[str, Any]) -> dict[str, Any]:
     return {**tiny_content, "grid": {"curvature": [1, 6], "seed": [0]}, "base": longer}
 
 
-def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    for arguments, message in (
-        (("runs", "ls", "nowhere://x/y"), "the protocol nowhere is not known"),
-        (("runs", "ls", f"file://{tmp_path}/none"), "holds nothing"),
-        (
-            ("evaluate", "memory://none", "--out", "s3://b/x"),
-            "--out s3://b/x: it takes a path of this machine",
-        ),
-    ):
-        _, errors = _ends(_curvact(tmp_path, *arguments), 2)
-        assert message in errors
-        assert errors.count("\n") == 1, errors
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("runs ls nowhere://x/y", "the protocol nowhere is not known"),
+        ("runs ls file:///none/of/it", "holds nothing"),
+        ("sweep cost memory://none", "memory://none is not there"),
+        ("evaluate memory://none --out s3://b/x", "--out s3://b/x: it takes a path of this machine"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_in_one_line(
+    machine: Callable[[str], None],
+    memory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["curvact", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in errors
+    assert errors.count("\n") == 1, errors
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,11 +608,15 @@ def test_a_killed_sweep_goes_on_from_s3(tmp_path: Path, s3: dict[str, str], kill
 @needs_s3
 @pytest.mark.filterwarnings("default")
 def test_a_claim_on_s3(tmp_path: Path, s3: dict[str, str]) -> None:
-    remote._create("s3://bucket/x", "bucket/x/claim", b"first")
+    create("s3://bucket/x", "bucket/x/claim", b"first")
     with pytest.raises(FileExistsError):
-        remote._create("s3://bucket/x", "bucket/x/claim", b"second")
+        create("s3://bucket/x", "bucket/x/claim", b"second")
     store = Store("s3://bucket/sweep")
-    with store.claimed(), pytest.raises(CurvactError, match=r"is writing s3://bucket/sweep"), store.claimed():
+    with (
+        claimed(store.url),
+        pytest.raises(CurvactError, match=r"is writing s3://bucket/sweep"),
+        claimed(store.url),
+    ):
         pass
 
 

@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import threading
 import time
 import warnings
@@ -27,8 +26,9 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from curvact.errors import CurvactError, first_line, short
+from curvact.errors import CurvactError
 from curvact.files import atomic_write, hash_of_file, user_cache
+from curvact.lab.claim import StoreWarning, Taken, claimed
 from curvact.lab.layout import (
     CODE_FOLDER,
     ENVIRONMENT_FILE,
@@ -41,15 +41,7 @@ from curvact.lab.layout import (
     STATE_BEFORE_FILE,
     STATE_FILE,
 )
-
-CLAIM_FILE = ".claim.json"
-"""Who writes a store now: machine, process and the time of the last sign of life."""
-
-SIGN_EVERY = 60.0
-"""Seconds between two signs of life of the process that holds a store. [ours]"""
-
-STALE_AFTER = 600.0
-"""A store whose holder gave no sign for so many seconds is taken over. Clocks may differ by less. [ours]"""
+from curvact.lab.urls import file_system, in_one_line, path_in, read_all, remove, upload, url_of, write
 
 ANSWER_WITHIN = 20.0
 """Seconds in which a store has to answer its first question. [ours]"""
@@ -57,55 +49,8 @@ ANSWER_WITHIN = 20.0
 ATTEMPTS = 3
 """How often a push is tried before a run ends in its error. [ours]"""
 
-PACKAGES = {"s3": "s3", "s3a": "s3"}
-"""The extra of curvact that a protocol needs."""
-
-OBJECT_STORES = frozenset(
-    ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos", "memory")
-)
-"""Protocols whose files appear whole, and that have no folders. In others a file is renamed into place."""
-
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(?=[^/])(.*)", re.DOTALL)
-
 Entry = tuple[str, int]
 """sha256 and size of a file's content."""
-
-
-class StoreWarning(UserWarning):
-    """A store could not be written for now, or was taken over from a process that is gone."""
-
-
-class Taken(CurvactError):
-    """Another process writes the same store."""
-
-
-# ---- URLs ----
-
-
-def url_of(place: str | os.PathLike[str]) -> str | None:
-    """The URL that a text or a path means, without a slash at its end; None for a path of this machine.
-
-    A path that was made from a URL has lost a slash, and is understood too.
-
-    >>> url_of("s3://bucket/sweep/"), url_of(Path("s3://bucket/sweep")), url_of("runs/digits")
-    ('s3://bucket/sweep', 's3://bucket/sweep', None)
-    >>> url_of(Path("file:///tmp/sweep"))
-    'file:///tmp/sweep'
-    """
-    match = _URL.fullmatch(os.fspath(place))
-    if match is None:
-        return None
-    protocol, rest = match[1], match[3].rstrip("/")
-    return f"{protocol}://{'/' if protocol in ('file', 'local') else ''}{rest}"
-
-
-def is_url(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is a URL of fsspec.
-
-    >>> is_url("memory://sweep"), is_url("C:/sweep"), is_url("hf:cifar10")
-    (True, False, False)
-    """
-    return url_of(place) is not None
 
 
 # ---- what commands ask for ----
@@ -125,7 +70,8 @@ def working(place: Path) -> Iterator[tuple[Path, Store | None]]:
         yield place, None
         return
     store = Store(url)
-    with store.claimed(), _by_url(store):
+    store.answer()
+    with claimed(url), _by_url(store):
         store.pull(_is_light)
         store.pull_runs()
         try:
@@ -174,15 +120,6 @@ def _local(place: Path, wanted: Callable[[str], bool]) -> Path:
     if not here.exists():
         raise CurvactError(f"{url} is not there: check the name, or `curvact runs ls` the folder above it")
     return here
-
-
-def refuse_url(place: Path, option: str) -> None:
-    """CurvactError where an option that takes a path of this machine got a URL."""
-    if is_url(place):
-        raise CurvactError(
-            f"{option} {url_of(place)}: it takes a path of this machine; "
-            "URLs are for train, sweep, search and what reads their runs"
-        )
 
 
 @contextmanager
@@ -281,7 +218,7 @@ def _entry(path: Path) -> Entry:
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """The files that belong to a folder, without its runs, what is hidden, W&B's and SLURM's own, and the state
-    before the last one, which the store needs not: its files have a sha256."""
+    before the last one, which the store does not need: its files have a sha256."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         parts = name.split("/")
@@ -336,7 +273,7 @@ class Store:
 
         def ask() -> None:
             try:
-                with _said(self.place):
+                with in_one_line(self.place):
                     file_system(self.url)[0].exists(self._remote(LISTED_FILE))
             except BaseException as error:
                 problems.append(error)
@@ -387,7 +324,7 @@ class Store:
         )
         stores = [self.below(folder) if folder else self for folder in folders]
         self._forget(stores)
-        lists = _read_all(self.url, [store._remote(LISTED_FILE) for store in stores])
+        lists = read_all(self.url, [store._remote(LISTED_FILE) for store in stores])
         lacking: list[tuple[Store, str]] = []
         for store, content in zip(stores, lists, strict=True):
             if content is None:
@@ -396,7 +333,7 @@ class Store:
             theirs = Listed.from_json(content, f"{store.place}/{LISTED_FILE}")
             store._follow(theirs)
             lacking += [(store, name) for name in store._lacking(theirs, is_of_a_list)]
-        contents = _read_all(self.url, [store._remote(name) for store, name in lacking])
+        contents = read_all(self.url, [store._remote(name) for store, name in lacking])
         odd: set[Store] = set()
         for (store, name), content in zip(lacking, contents, strict=True):
             listed = listed_in(store.folder)
@@ -440,7 +377,7 @@ class Store:
                     )
 
     def _listed(self) -> Listed | None:
-        content = _read_all(self.url, [self._remote(LISTED_FILE)])[0]
+        content = read_all(self.url, [self._remote(LISTED_FILE)])[0]
         return None if content is None else Listed.from_json(content, f"{self.place}/{LISTED_FILE}")
 
     def _follow(self, theirs: Listed | None) -> None:
@@ -469,7 +406,7 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with _said(f"{self.place}/{name}"):
+                with in_one_line(f"{self.place}/{name}"):
                     file_system(self.url)[0].get_file(self._remote(name), str(temporary))
             except FileNotFoundError:
                 if theirs is not None and not theirs.settled:
@@ -492,7 +429,7 @@ class Store:
         """The size of every file below this folder, by its name."""
         file_system_, _ = file_system(self.url)
         top = self._remote("").rstrip("/") + "/"
-        with _said(self.place):
+        with in_one_line(self.place):
             try:
                 found = file_system_.find(top.rstrip("/"), detail=True)
             except FileNotFoundError:
@@ -534,8 +471,8 @@ class Store:
         if RECORD_FILE in gone:
             self._remove(RECORD_FILE)
         for name in changed:
-            with _said(f"{self.place}/{name}", writing=True):
-                _put(self.url, (source or self.folder) / name, self._remote(name))
+            with in_one_line(f"{self.place}/{name}", writing=True):
+                upload(self.url, (source or self.folder) / name, self._remote(name))
         for name in gone:
             if name != RECORD_FILE:
                 self._remove(name)
@@ -548,97 +485,19 @@ class Store:
         new = Listed(secrets.token_hex(8), files, settled)
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(self.folder / LISTED_FILE, replace(known, pending=new.revision).to_json())
-        with _said(f"{self.place}/{LISTED_FILE}", writing=True):
-            _write(self.url, self._remote(LISTED_FILE), new.to_json())
+        with in_one_line(f"{self.place}/{LISTED_FILE}", writing=True):
+            write(self.url, self._remote(LISTED_FILE), new.to_json())
         atomic_write(self.folder / LISTED_FILE, new.to_json())
 
     def _remove(self, name: str) -> None:
-        with _said(f"{self.place}/{name}", writing=True), suppress(FileNotFoundError):
-            file_system(self.url)[0].rm_file(self._remote(name))
-
-    # ---- one writer ----
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the store: a second process that wants it is refused in one line.
-
-        A process that is killed leaves its claim. It is taken over at once on the same machine, and
-        after STALE_AFTER seconds without a sign of life on another one, with a warning.
-        """
-        self.answer()
-        token = secrets.token_hex(8)
-        self._claim(token)
-        ended = threading.Event()
-        thread = threading.Thread(target=self._give_signs, args=(token, ended), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(ANSWER_WITHIN)
-            with suppress(CurvactError, OSError):
-                if (self._holder() or {}).get("token") == token:
-                    self._remove(CLAIM_FILE)
-
-    def check_claim(self) -> None:
-        """Taken where another process holds the store by now."""
-        holder = self._holder()
-        if holder is not None and (holder.get("host"), holder.get("pid")) != (
-            socket.gethostname(),
-            os.getpid(),
-        ):
-            raise Taken(f"{_who(holder)} has taken {self.url} over: this process stops")
-
-    def _claim(self, token: str) -> None:
-        path = self._remote(CLAIM_FILE)
-        with _said(self.url, writing=True):
-            try:
-                _create(self.url, path, _sign(token))
-            except FileExistsError:
-                holder = self._holder()
-                if holder is not None and not _is_gone(holder):
-                    raise CurvactError(
-                        f"{_who(holder)} is writing {self.url} (last sign {_age(holder):.0f} s ago): wait for it, "
-                        "or give another --out"
-                    ) from None
-                _write(self.url, path, _sign(token))
-                time.sleep(1)  # two processes may take it over at once: the later one has it
-                if holder is not None:
-                    warnings.warn(
-                        f"{self.url} was held by {_who(holder)}, without a sign of life for "
-                        f"{_age(holder):.0f} s: this process takes it over",
-                        StoreWarning,
-                        stacklevel=4,
-                    )
-        holder = self._holder()
-        if holder is None or holder.get("token") != token:
-            raise CurvactError(f"another process is writing {self.url}: wait for it, or give another --out")
-
-    def _give_signs(self, token: str, ended: threading.Event) -> None:
-        while not ended.wait(SIGN_EVERY):
-            with suppress(CurvactError, OSError):
-                if (self._holder() or {}).get("token") != token:
-                    return  # taken over: `check_claim` says so
-                with _said(self.url, writing=True):
-                    _write(self.url, self._remote(CLAIM_FILE), _sign(token))
-
-    def _holder(self) -> dict[str, Any] | None:
-        """What the claim says; None where there is none. A damaged claim is nobody's."""
-        content = _read_all(self.url, [self._remote(CLAIM_FILE)])[0]
-        if content is None:
-            return None
-        with suppress(ValueError, RecursionError):
-            found = json.loads(content)
-            if isinstance(found, dict):
-                return found
-        return {}
+        with in_one_line(f"{self.place}/{name}", writing=True):
+            remove(self.url, self._remote(name))
 
     # ---- messages ----
 
     def _remote(self, name: str) -> str:
         """The path of a file in its file system."""
-        _, top = file_system(self.url)
-        return "/".join(part for part in (top.rstrip("/"), self.inner, name) if part)
+        return path_in(self.url, self.inner, name)
 
     def _missing(self, name: str) -> CurvactError:
         return CurvactError(f"{self.place}/{name} is missing: delete {self.place} and run it again")
@@ -758,176 +617,3 @@ def _picture(folder: Path) -> Path:
         except OSError:
             shutil.copyfile(path, target)
     return picture
-
-
-# ---- fsspec ----
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. CurvactError where the protocol or its package is
-    not known."""
-    import fsspec
-
-    protocol = url.partition("://")[0]
-    settings: dict[str, Any] = {"use_listings_cache": False}
-    if protocol in ("s3", "s3a"):
-        settings["config_kwargs"] = {
-            "connect_timeout": 5,
-            "read_timeout": 60,
-            "retries": {"max_attempts": 2, "mode": "standard"},
-        }
-    try:
-        found, path = fsspec.core.url_to_fs(url, **settings)
-    except ImportError as error:
-        extra = PACKAGES.get(protocol)
-        how = f"pip install 'curvact[{extra}]'" if extra else first_line(error)
-        raise CurvactError(f"{url} needs a package that is not installed: {how}") from None
-    except ValueError as error:
-        if protocol in fsspec.available_protocols():
-            raise CurvactError(f"{url}: {_one_line(error)}") from None
-        raise CurvactError(
-            f"{url}: the protocol {protocol} is not known; known are s3, gs, file, memory and others of fsspec"
-        ) from None
-    return found, str(path)
-
-
-@contextmanager
-def _said(place: str, *, writing: bool = False) -> Iterator[None]:
-    """Any error of a file system inside as one line. A missing file stays a FileNotFoundError where it
-    is read, and an existing one a FileExistsError."""
-    verb = "write" if writing else "read"
-    try:
-        yield
-    except (CurvactError, FileExistsError):
-        raise
-    except FileNotFoundError as error:
-        if not writing and "bucket" not in str(error).lower():
-            raise
-        raise CurvactError(f"cannot {verb} {place}: {_one_line(error)}") from None
-    except Exception as error:
-        why = _one_line(error)
-        if type(error).__name__ == "NoCredentialsError":
-            why += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        raise CurvactError(f"cannot {verb} {place}: {why}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    return short(" ".join(first_line(error).split()))
-
-
-def _read_all(url: str, paths: Sequence[str]) -> list[bytes | None]:
-    """The content of small files, None for those that are not there."""
-    if not paths:
-        return []
-    found, _ = file_system(url)
-    with _said(url):
-        contents = found.cat(list(dict.fromkeys(paths)), on_error="return")
-    by_path = {path.lstrip("/"): content for path, content in contents.items()}
-    result: list[bytes | None] = []
-    for path in paths:
-        content = by_path.get(path.lstrip("/"))
-        if isinstance(content, BaseException):
-            with _said(f"{url.partition('://')[0]}://{path}"), suppress(FileNotFoundError):
-                raise content
-            content = None
-        result.append(content)
-    return result
-
-
-def _is_object_store(url: str) -> bool:
-    return url.partition("://")[0] in OBJECT_STORES
-
-
-def _put(url: str, source: Path, path: str) -> None:
-    """Upload a file: it appears whole."""
-    found, _ = file_system(url)
-    _whole(url, path, lambda to: found.put_file(str(source), to))
-
-
-def _write(url: str, path: str, content: bytes) -> None:
-    """Write a small file: it appears whole."""
-    found, _ = file_system(url)
-    _whole(url, path, lambda to: found.pipe_file(to, content))
-
-
-def _whole(url: str, path: str, write: Callable[[str], object]) -> None:
-    """Write to `path` so that a reader sees the old file or the whole new one."""
-    if _is_object_store(url):
-        write(path)
-        return
-    found, _ = file_system(url)
-    folder = path.rpartition("/")[0]
-    found.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.{secrets.token_hex(6)}.tmp"
-    try:
-        write(temporary)
-        found.mv(temporary, path)
-    except BaseException:
-        with suppress(Exception):
-            found.rm_file(temporary)
-        raise
-
-
-def _create(url: str, path: str, content: bytes) -> None:
-    """Write a file that is not there yet. FileExistsError where it is."""
-    found, _ = file_system(url)
-    if url.partition("://")[0] in ("file", "local"):
-        found.makedirs(path.rpartition("/")[0], exist_ok=True)
-        with found.open(path, "xb") as stream:
-            stream.write(content)
-        return
-    if not _is_object_store(url):
-        found.makedirs(path.rpartition("/")[0], exist_ok=True)
-    try:
-        found.pipe_file(path, content, mode="create")
-    except (TypeError, NotImplementedError):
-        if found.exists(path):
-            raise FileExistsError(path) from None
-        found.pipe_file(path, content)
-
-
-# ---- signs of life ----
-
-
-def _sign(token: str) -> bytes:
-    known = {
-        "token": token,
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "time": time.time(),
-    }
-    return json.dumps(known).encode()
-
-
-def _machine() -> str:
-    """What this machine, since its last start, has in common with no other: process numbers mean the
-    same where it is equal. "" where it is not known."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _age(holder: Mapping[str, Any]) -> float:
-    """Seconds since the holder's last sign; infinite where it says no time."""
-    when = holder.get("time")
-    return max(0.0, time.time() - when) if isinstance(when, (int, float)) else float("inf")
-
-
-def _who(holder: Mapping[str, Any]) -> str:
-    return f"process {holder.get('pid', 'unknown')} on {short(str(holder.get('host', 'an unknown machine')), 60)}"
-
-
-def _is_gone(holder: Mapping[str, Any]) -> bool:
-    """Whether the process that holds a store has ended, as far as one can tell."""
-    pid = holder.get("pid")
-    if _machine() and holder.get("machine") == _machine() and isinstance(pid, int) and pid > 0:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    return _age(holder) > STALE_AFTER

@@ -21,6 +21,7 @@ from rich.console import Console
 from curvact.data import batches_per_epoch
 from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
+from curvact.lab.claim import check_claim
 from curvact.lab.engines import Engine, Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import RECORD_FILE, RUNS
@@ -535,7 +536,7 @@ class _Driver:
                 self._judge(number, event.content, job.spec)
             self._fill()
             if self.store is not None:
-                self.store.check_claim()
+                check_claim(self.store.url)
                 self.store.push()
 
     def _judge(self, number: int, record: Record | None, run: RunSpec) -> None:

@@ -33,9 +33,10 @@ from curvact.lab.layout import (
     SPEC_FILE,
     WANDB_FILE,
 )
-from curvact.lab.remote import is_kept_elsewhere, refuse_url
+from curvact.lab.remote import is_kept_elsewhere
 from curvact.lab.settings import Strict, first_problem, read_plain, read_settings
 from curvact.lab.spec import RunSpec
+from curvact.lab.urls import refuse_url
 from curvact.notebook import html_facts
 
 if TYPE_CHECKING:

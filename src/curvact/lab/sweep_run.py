@@ -15,6 +15,7 @@ from rich.console import Console
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.lab.claim import check_claim
 from curvact.lab.engines import Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import CODE_FOLDER, LISTED_FILE, LOCK_FILE, RUNS
@@ -114,7 +115,7 @@ def run_sweep(
                 lost = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
                 problems += [given_up(ready[index].label, causes.get(index, "")) for index in lost]
                 if store is not None:
-                    store.check_claim()
+                    check_claim(store.url)
                     store.pull_runs()
     return problems
 

@@ -75,7 +75,7 @@ def evaluate(
     from curvact.lab.record import record_key, write_record
     from curvact.lab.record.evaluation import short_name
     from curvact.lab.record.record import Masking, existing_record, record_paths
-    from curvact.lab.remote import refuse_url
+    from curvact.lab.urls import refuse_url
 
     refuse_url(out, "--out")
     depth = cast("Masking", "none" if no_masking else masking)

@@ -94,13 +94,14 @@ def sweep_cost(
 
     from curvact.lab.cost import AssumedAccuracy, costs_of, measured_rate, parse_rate, rate_text
     from curvact.lab.placement import on_device
+    from curvact.lab.remote import local_spec
     from curvact.lab.report.sweep.cost import cost_tables
     from curvact.lab.report.text import to_terminal
     from curvact.lab.sweep import read_sweep
 
     accuracy = AssumedAccuracy(clean, robust)
     known = parse_rate(rate) if rate not in (None, "measure") else None
-    sweep = read_sweep(spec, settings)
+    sweep = read_sweep(local_spec(spec), settings)
     runs = list({run.id: run for run in sweep.planned}.values())
     console = Console()
     with Console(stderr=True).status("counting"):

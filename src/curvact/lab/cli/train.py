@@ -39,8 +39,9 @@ def train(
     from rich.markup import escape
     from rich.table import Table
 
-    from curvact.lab.remote import is_url, local_spec, working
+    from curvact.lab.remote import local_spec, working
     from curvact.lab.spec import read_spec, recipes
+    from curvact.lab.urls import is_url
 
     console = Console()
     if list_recipes:
