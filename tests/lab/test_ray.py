@@ -71,6 +71,15 @@ def test_an_address_that_is_none(engine: str, address: str, why: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_variable_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "foo")
+    with pytest.raises(CurvactError, match=r"^RAY_ADDRESS='foo': must be auto, local, HOST:PORT"):
+        _ = RaySettings().place
+    assert RaySettings(address="local").place == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert RaySettings().place == "head:6379"
+
+
 def test_ray_is_missing(monkeypatch: pytest.MonkeyPatch, run_spec: Any) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     engine = engine_from("ray")

@@ -266,7 +266,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Job]]:
 
         kappa = known_curvature(activation(job.spec.activation)) or 0.0
         return types.SimpleNamespace(
-            status="done", spec=job.spec, gradient_evaluations=24,
+            status="done", spec=job.spec, gradient_evaluations=24, is_final=True,
             metrics={"validation_robust_accuracy": 1 / (1 + abs(kappa - 4)), "validation_clean_accuracy": 1.0},
             seconds=0.1,
         )  # fmt: skip
@@ -341,6 +341,49 @@ def test_impossible_trials_are_named_and_cost_nothing(instant: list[Job], tmp_pa
     failed = [t for t in trials if t.state == "failed"]
     assert failed
     assert all(t.cause == "no such κ" and 1 < t.settings["curvature"] < 10 for t in failed)
+
+
+def test_a_search_whose_runs_all_fail_at_once_ends(
+    instant: list[Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such runs cost nothing, so the budget would never be spent."""
+    pytest.importorskip("optuna")
+    from curvact.workers import Event
+
+    monkeypatch.setattr(curvact.lab.search_run, "MOST_IN_VAIN", 3)
+    failed = types.SimpleNamespace(
+        status="failed", cause="out of memory: x", gradient_evaluations=0, is_final=False
+    )
+    runs: list[str] = []
+
+    def engine(jobs: Sequence[Job], workers: int, on_event: Any) -> list[int]:
+        for index, job in enumerate(list(jobs)):
+            runs.append(job.spec.id)
+            assert len(runs) < 20
+            on_event(Event("done", index, failed))
+        return []
+
+    monkeypatch.setitem(ENGINES, "failing", None)
+    register_engine("failing", engine)
+    run_search(_spec(budget=10**6), tmp_path, workers=1, engine="failing", console=QUIET)
+    assert len(runs) == 3
+
+
+def test_a_baseline_without_memory_is_tried_again(
+    instant: list[Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    spec = _spec(budget=24 * 2)
+    run_search(spec, tmp_path, workers=1, engine="instant", console=QUIET)
+    before = len(instant)
+    assert spec.baseline_run is not None
+    known = curvact.lab.search_run.finished(tmp_path, spec.baseline_run.id)
+    assert known is not None
+    run_search(spec, tmp_path, workers=1, engine="instant", resume=True, console=QUIET)
+    assert len(instant) == before
+    known.is_final = False  # type: ignore[misc]
+    run_search(spec, tmp_path, workers=1, engine="instant", resume=True, console=QUIET)
+    assert [job.spec.id for job in instant[before:]] == [spec.baseline_run.id]
 
 
 def test_a_diverged_run_is_a_trial_of_accuracy_0(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ slurm/test_cluster.py.
 from __future__ import annotations
 
 import pickle
+import subprocess
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,16 @@ def jobs(run_spec: Any, tmp_path: Path) -> Callable[..., list[Job]]:
         return [Job(spec, tmp_path / "runs" / spec.id) for spec in specs]
 
     return make
+
+
+def test_a_cluster_that_does_not_answer_is_named_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, run_spec: Any
+) -> None:
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/bin/{name}")
+    failed = subprocess.CompletedProcess((), 1, "", "squeue: error: Unknown host\n")
+    monkeypatch.setattr(slurm.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(CurvactError, match=r"^squeue: Unknown host$"):
+        slurm.slurm_room([run_spec()], settings=SlurmSettings())
 
 
 def _run(jobs: Sequence[Job], workers: int, **settings: Any) -> tuple[list[int], list[Event]]:

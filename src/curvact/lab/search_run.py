@@ -33,7 +33,15 @@ from curvact.lab.run import images_of
 from curvact.lab.search import SEARCH_FILE, SearchSpec, read_search
 from curvact.lab.settings import read_plain
 from curvact.lab.spec import DataSpec, RunSpec
-from curvact.lab.store import Record, check_writable, finished, locked, read_history, read_record
+from curvact.lab.store import (
+    OUT_OF_MEMORY,
+    Record,
+    check_writable,
+    finished,
+    locked,
+    read_history,
+    read_record,
+)
 from curvact.lab.sweep import Planned, in_words
 from curvact.lab.sweep_run import check_empty, given_up, rehearse
 from curvact.lab.table import Value
@@ -55,7 +63,9 @@ PRUNE_FROM = 1 / 3
 """The part of its epochs that every trial may run: the learning rate rises in the first. [ours]"""
 
 MOST_IN_VAIN = 100
-"""The search ends after so many trials in turn that cost nothing: repetitions and impossible ones."""
+"""The search ends after so many trials in turn that cost nothing: repetitions, impossible ones, and those
+that fail in their first epoch.
+"""
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,8 @@ def _is_wrong(spec: SearchSpec, folder: Path, trial: Trial) -> bool:
     if not (place / RECORD_FILE).exists():
         return False
     record = read_record(place)
+    if not record.is_final or trial.cause.startswith(OUT_OF_MEMORY):
+        return False  # its run is tried again where it is the baseline too
     ended = (record.status == "failed", judged(record), record.gradient_evaluations, record.cause)
     told = (trial.state == "failed", trial.accuracy, trial.evaluations, trial.cause)
     return ended != told or trial.curve != curve
@@ -258,7 +270,7 @@ def _distributions(spec: SearchSpec) -> dict[str, Any]:
 
 def judged(record: Record) -> float:
     """The accuracy that a trial is judged by: robust, on validation images, of the best validation
-    epoch where the evaluation has it, else of the last. 0 for a run whose loss diverged.
+    epoch where the evaluation has it, else of the last. 0 for a run that failed.
     """
     if record.status == "failed":
         return 0.0
@@ -334,7 +346,7 @@ class _Driver:
     reserved: gradient evaluations that running jobs may still cost, by run.
     waiting: trials by the run whose end they wait for.
     left: a trial for which the budget has no room yet.
-    in_vain: trials in turn that cost nothing.
+    in_vain: trials in turn that were not run. without_cost: runs in turn that failed in their first epoch.
     """
 
     def __init__(
@@ -357,6 +369,7 @@ class _Driver:
         self.waiting: dict[str, list[int]] = {}
         self.left: tuple[int, RunSpec] | None = None
         self.in_vain = 0
+        self.without_cost = 0
         self.bars = SweepBars(console, spec.name, total=0, finished=0)
 
     def run(self, engine: Engine) -> list[str]:
@@ -381,7 +394,8 @@ class _Driver:
     def _go_on(self) -> None:
         """The baseline, and the trials that an earlier session left unfinished."""
         baseline = self.spec.baseline_run
-        if baseline is not None and finished(self._place(baseline.id), baseline.id) is None:
+        record = None if baseline is None else finished(self._place(baseline.id), baseline.id)
+        if baseline is not None and (record is None or not record.is_final):
             self._append(baseline, "baseline", 0)
         for trial in trials_of(self.spec, self.study):
             if trial.state == "running":
@@ -400,7 +414,7 @@ class _Driver:
                 return
 
     def _exhausted(self) -> bool:
-        if self.in_vain >= MOST_IN_VAIN:
+        if max(self.in_vain, self.without_cost) >= MOST_IN_VAIN:
             return True
         trials = self.study.get_trials(deepcopy=False)
         if len({tuple(sorted(trial.params.items())) for trial in trials}) >= self.spec.size:
@@ -532,8 +546,11 @@ class _Driver:
             del self.reserved[job.spec.id]
             if job.store is not None:
                 job.store.pull(is_of_a_list)
+            record = event.content
+            ended_at_once = record is not None and record.gradient_evaluations == 0
+            self.without_cost = self.without_cost + 1 if ended_at_once else 0
             for number in self.waiting.pop(job.spec.id, []):
-                self._judge(number, event.content, job.spec)
+                self._judge(number, record, job.spec)
             self._fill()
             if self.store is not None:
                 check_claim(self.store.url)

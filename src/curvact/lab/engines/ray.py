@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from curvact._version import __version__
-from curvact.errors import CurvactError, first_line, for_want_of_memory
+from curvact.errors import CurvactError, first_line, for_want_of_memory, short
 from curvact.lab.engines.job import Job, run_job
 from curvact.lab.settings import Strict
 from curvact.lab.spec import RunSpec
@@ -70,8 +70,14 @@ class RaySettings(Strict):
 
     @property
     def place(self) -> str:
-        """Where the cluster is: the address, or "local"."""
-        return self.address or os.environ.get("RAY_ADDRESS") or "local"
+        """Where the cluster is: the address, or "local". CurvactError for a RAY_ADDRESS that is none."""
+        given = os.environ.get("RAY_ADDRESS")
+        if self.address or not given:
+            return self.address or "local"
+        try:
+            return _checked_address(given)
+        except ValueError as error:
+            raise CurvactError(f"RAY_ADDRESS={short(repr(given))}: {error}") from None
 
     def wants(self, spec: RunSpec) -> dict[str, float]:
         """What one run takes, by Ray's names of resources."""

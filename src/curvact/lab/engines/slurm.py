@@ -56,30 +56,20 @@ LATE = 120.0
 """Seconds to wait for a task that is being cancelled, for the lock of a node that failed, and for a
 record that is not seen yet."""
 
-_ENDED: tuple[str, ...] = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
+_ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT"
+"""States of a task that has ended."""
+
+_NEVER = (
+    "AccountNotAllowed AssocMaxWallDurationPerJobLimit BadConstraints InvalidAccount InvalidQOS "
+    "PartitionTimeLimit QOSMaxWallDurationPerJobLimit QOSNotAllowed"
 )
-_ENDED += ("PREEMPTED", "REVOKED", "TIMEOUT")
-_NEVER: tuple[str, ...] = (
-    "AccountNotAllowed",
-    "BadConstraints",
-    "InvalidAccount",
-    "InvalidQOS",
-    "PartitionTimeLimit",
-)
-_NEVER += ("QOSMaxWallDurationPerJobLimit", "QOSNotAllowed", "AssocMaxWallDurationPerJobLimit")
 """Reasons for which a pending job does not start while the cluster stays as it is."""
 
 _OURS = (
     "account array constraint cpus-per-task error gpus-per-node job-name mem no-requeue nodes ntasks "
     "ntasks-per-node open-mode output parsable partition qos requeue signal time wrap"
 )
+"""Options of sbatch that the engine sets."""
 
 
 def _minutes(value: Any) -> Any:
@@ -178,7 +168,9 @@ def run_slurm(
 
 
 def slurm_room(specs: Sequence[RunSpec], *, settings: SlurmSettings) -> int:
-    """As many as there are: SLURM knows its limits. CurvactError where submitit or a command is missing."""
+    """As many as there are: SLURM knows its limits. CurvactError where submitit or a command is missing, or
+    SLURM does not answer.
+    """
     try:
         import submitit  # noqa: F401
     except ImportError:
@@ -189,6 +181,8 @@ def slurm_room(specs: Sequence[RunSpec], *, settings: SlurmSettings) -> int:
             f"the engine slurm needs {', '.join(missing)}, which this machine does not have: run curvact "
             "on a login node of the cluster"
         )
+    if specs:
+        _call("squeue", "--noheader", "--name=curvact")
     return max(1, len(specs))
 
 
@@ -284,7 +278,7 @@ class _Line:
 
     @property
     def alive(self) -> bool:
-        return self.state not in _ENDED
+        return self.state not in _ENDED.split()
 
 
 _WIDTHS = {
@@ -603,7 +597,7 @@ class _Driver:
                 self.on_event(Event("epoch", task.index, epoch))
 
     def _check_starts(self, task: _Open, line: _Line | None) -> None:
-        if line is not None and line.state == "PENDING" and line.reason in _NEVER:
+        if line is not None and line.state == "PENDING" and line.reason in _NEVER.split():
             raise CurvactError(
                 f"SLURM does not start job {task.job}, for the reason {line.reason}: change the settings of "
                 "the engine"
