@@ -230,3 +230,13 @@ def test_a_model_that_cuts_the_graph_elsewhere_is_attacked_in_vain_and_not_refus
 
     result = adaptive_attack(Closed(), *_images(8), ThreatModel("linf", 0.01), steps=2)
     assert result.robust_accuracy > 0.5
+
+
+def test_more_targets_than_malt_looks_at_by_itself() -> None:
+    """120 classes, whose boundaries are all out of reach, so that each of 110 targets is tried."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 120), nn.ReLU())
+    x = torch.rand(2, 1, 2, 2)
+    labels = model(x).argmax(1)
+    result = adaptive_attack(model, x, labels, ThreatModel("linf", 1e-6), steps=1, malt=110)
+    assert result.accuracy_after["apgd-malt"] == 1.0

@@ -509,6 +509,8 @@ def killed(tiny_content: dict[str, Any]) -> dict[str, Any]:
     [
         ("runs ls nowhere://x/y", "the protocol nowhere is not known"),
         ("runs ls file:///none/of/it", "holds nothing"),
+        ("sweep run digits.yaml --out s3://", "s3: names no folder"),
+        ("sweep cost digits.yaml --device cpu", "--device cpu: it is for --rate measure"),
         ("sweep cost memory://none", "memory://none is not there"),
         ("evaluate memory://none --out s3://b/x", "--out s3://b/x: it takes a path of this machine"),
     ],
@@ -521,7 +523,8 @@ def test_the_command_line_says_what_is_wrong_in_one_line(
     arguments: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["curvact", *arguments.split()])
+    digits = str(Path(__file__).parents[2] / "sweeps" / "digits.yaml")
+    monkeypatch.setattr("sys.argv", ["curvact", *arguments.replace("digits.yaml", digits).split()])
     with pytest.raises(SystemExit) as ended:
         main()
     errors = capsys.readouterr().err
@@ -549,7 +552,7 @@ def test_the_state_before_stays_here(machine: Callable[[str], None], memory: Any
 
 def test_what_is_a_url() -> None:
     assert is_url("s3://bucket/x")
-    assert not any(map(is_url, ("runs/x", "/tmp/s3:/x", "C:/x", "hf:cifar10", "my.py:Net", "s3://")))
+    assert not any(map(is_url, ("runs/x", "/tmp/s3:/x", "C:/x", "hf:cifar10", "my.py:Net", "hf:", "file")))
 
 
 # ---- S3, by moto's server ----

@@ -18,7 +18,7 @@ from curvact.attacks.autoattack.apgd import apgd
 from curvact.attacks.autoattack.ensemble import Step, chosen_steps
 from curvact.attacks.batch import Guarded, check_number, checked, connected, cuts_graph, warn_of
 from curvact.attacks.losses import classes
-from curvact.attacks.malt import malt_order
+from curvact.attacks.malt import CANDIDATES, malt_order
 from curvact.attacks.masking import RATES, allowed
 from curvact.attacks.pgd import Model, OnStep, pgd
 from curvact.attacks.surrogate import WAYS, Surrogate, SurrogateNetwork, check_surrogate
@@ -254,7 +254,8 @@ def _towards(
     device = "cpu" if generator is None else generator.device
     seed = int(torch.randint(2**62, (), generator=generator, device=device))
     searched = _searchable(model, x[:1])
-    targets = malt_order(searched, x, y, threat_model, batch_size=len(x), check=False).classes
+    looked_at = max(CANDIDATES, step.targets)
+    order = malt_order(searched, x, y, threat_model, candidates=looked_at, batch_size=len(x), check=False)
     found = x.clone()
 
     def confirm(rows: Tensor, x_adv: Tensor) -> Tensor:
@@ -273,7 +274,7 @@ def _towards(
         threat_model,
         seed=seed,
         batch_size=len(x),
-        targets=targets[:, : step.targets],
+        targets=order.classes[:, : step.targets],
     )
     return found
 

@@ -21,12 +21,14 @@ OBJECT_STORES = frozenset(
 """Protocols whose files appear whole, and that have no folders. In others a file is renamed into place."""
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(?=[^/])(.*)", re.DOTALL)
+_OF_NOTHING = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|memory|file|local):/*")
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
     """The URL that a text or a path means, without a slash at its end; None for a path of this machine.
 
-    A path that was made from a URL has lost a slash, and is understood too.
+    A path that was made from a URL has lost a slash, and is understood too. CurvactError for a URL of
+    nothing, such as "s3://".
 
     >>> url_of("s3://bucket/sweep/"), url_of(Path("s3://bucket/sweep")), url_of("runs/digits")
     ('s3://bucket/sweep', 's3://bucket/sweep', None)
@@ -35,6 +37,8 @@ def url_of(place: str | os.PathLike[str]) -> str | None:
     """
     match = _URL.fullmatch(os.fspath(place))
     if match is None:
+        if _OF_NOTHING.fullmatch(os.fspath(place)):
+            raise CurvactError(f"{place} names no folder: a URL is such as s3://bucket/sweep")
         return None
     protocol, rest = match[1], match[3].rstrip("/")
     return f"{protocol}://{'/' if protocol in ('file', 'local') else ''}{rest}"

@@ -49,6 +49,20 @@ def test_a_new_spec_with_a_network_of_the_user(tmp_path: Path, monkeypatch: pyte
     assert "epsilon: 8/255" in text
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "hint"),
+    [("--model", "resnet81", "resnet18"), ("--model", "mlp(width=", "mlp"), ("--data", "cifar99", "cifar10")],
+)
+def test_no_spec_is_written_of_what_there_is_not(option: str, value: str, hint: str, tmp_path: Path) -> None:
+    file = tmp_path / "new.yaml"
+    found = run("init", option, value, "--out", str(file))
+    assert found.exit_code != 0
+    assert isinstance(found.exception, CurvactError)
+    assert str(found.exception).startswith(f"{option}: name='{value}': allowed are")
+    assert hint in str(found.exception)
+    assert not file.exists()
+
+
 def test_no_file_is_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("kept")

@@ -59,8 +59,14 @@ def init(
     """Write a spec to begin with: each key says what it means."""
     from curvact.files import atomic_write
     from curvact.lab.keys import check_kind, commented
+    from curvact.lab.settings import check_settings
+    from curvact.lab.spec import DataSpec, ModelSpec
 
     check_kind(kind)
+    check_settings(DataSpec, {"name": data}, "--data")
+    file, colon, _ = model.partition(":")
+    if not colon:  # else of a file or a library, which need not be here yet
+        check_settings(ModelSpec, {"name": model}, "--model")
     path = out or Path(f"{kind}.yaml")
     if path.exists():
         raise CurvactError(f"{path} exists: --out takes another name")
@@ -69,7 +75,6 @@ def init(
     if kind != "run":
         base = {f"base.{key}": value for key, value in given.items() if key not in ("name", "seed")}
         given = base | {"base.activation": "rctaf"} | (_SWEEP if kind == "sweep" else _SEARCH)
-    file = model.partition(":")[0]
     if file.endswith(".py"):
         given["imports"] = [file]
     command = f"curvact {_COMMANDS[kind]} {path}"

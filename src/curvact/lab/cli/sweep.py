@@ -99,6 +99,8 @@ def sweep_cost(
     from curvact.lab.report.text import to_terminal
     from curvact.lab.sweep import read_sweep
 
+    if device != "auto" and rate != "measure":
+        raise CurvactError(f"--device {device}: it is for --rate measure, which tries that device")
     accuracy = AssumedAccuracy(clean, robust)
     known = parse_rate(rate) if rate not in (None, "measure") else None
     sweep = read_sweep(local_spec(spec), settings)
