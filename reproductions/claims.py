@@ -98,8 +98,9 @@ def main_page(
         "",
         (
             "Each claim has a criterion: what is measured, and which outcome supports it, refutes it or leaves it open. "
-            "A criterion that was written after its runs is marked so. The networks are small and the attacks short of "
-            "the whole AutoAttack: a verdict speaks of this setting, not of the paper's own experiments."
+            "A criterion that was written after its runs is marked so; whoever wrote the others had seen those earlier "
+            "runs. The networks are small and the attacks short of the whole AutoAttack: a verdict speaks of this "
+            "setting, not of the paper's own experiments."
         ),
         "",
         f"Of {total} claims and conditions: "
