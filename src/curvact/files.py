@@ -129,10 +129,15 @@ def csv_text(lines: Iterable[Sequence[object]]) -> str:
     0.1,
     true,"x, y"
     """
-    return "".join(",".join(_quoted(_cell(value)) for value in line) + "\n" for line in lines)
+    return "".join(",".join(_quoted(cell_text(value)) for value in line) + "\n" for line in lines)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value as a cell of a CSV file has it, before it is quoted.
+
+    >>> [cell_text(value) for value in (0.1, None, True, "x, y")]
+    ['0.1', '', 'true', 'x, y']
+    """
     if value is None:
         return ""
     if isinstance(value, bool):

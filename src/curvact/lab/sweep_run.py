@@ -18,20 +18,24 @@ from curvact.files import atomic_write
 from curvact.lab.claim import check_claim
 from curvact.lab.engines import Job, engine_from, room_of, runs_elsewhere
 from curvact.lab.imports import copy_code, hashes
-from curvact.lab.layout import CODE_FOLDER, LISTED_FILE, LOCK_FILE, RUNS
+from curvact.lab.layout import CODE_FOLDER, LISTED_FILE, LOCK_FILE, RUNS, SPEC_FILE
 from curvact.lab.loggers import Shown, check_loggers
 from curvact.lab.placement import devices_of, on_device, worker_count
 from curvact.lab.progress import SweepBars
 from curvact.lab.remote import Store
+from curvact.lab.report.interactive import RunAbout, differing, thinned
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.page import report_sweep
 from curvact.lab.run import device_of, prepare, settle
 from curvact.lab.settings import read_plain
-from curvact.lab.store import Record, check_writable, finished, locked, read_environment
+from curvact.lab.store import Record, check_writable, finished, locked, read_environment, read_history
 from curvact.lab.sweep import SWEEP_FILE, Planned, SweepSpec, read_sweep
 from curvact.lab.table import Row, Table
 from curvact.models.learned import extract_activation, insert_activation
 from curvact.workers import Event
+
+SHOWN_CURVES = ("validation_robust_accuracy", "validation_accuracy", "loss")
+"""Columns of a run's epochs that the page draws."""
 
 
 def run_sweep(
@@ -288,8 +292,25 @@ def report(folder: Path) -> SweepReport:
         titles=_titles(records),
         notes=_notes(spec, records, folder),
         more_seeds=_more_seeds(folder),
+        runs=runs_about([record for _, record in records], folder),
     )
     return report_sweep(table_of(spec, records), about, folder)
+
+
+def runs_about(records: Sequence[Record], folder: Path) -> dict[str, RunAbout]:
+    """What a page shows of each run, by id. folder: that holds the folder of runs."""
+    settings = differing({r.run: r.spec.model_dump(mode="json", exclude={"name", "about"}) for r in records})
+    found = {}
+    for record in records:
+        place = folder / RUNS / record.run
+        spec, out = shlex.quote(str(place / SPEC_FILE)), shlex.quote(f"runs/again-{record.run}")
+        found[record.run] = RunAbout(
+            settings[record.run],
+            str(place),
+            f"curvact train {spec} --out {out}",
+            **thinned(read_history(place), SHOWN_CURVES, len(records)),
+        )
+    return found
 
 
 def _more_seeds(folder: Path) -> str:

@@ -181,10 +181,14 @@ def width_of(figure: Figure) -> float:
     return float(figure.bbox.width / figure.dpi)
 
 
-def to_svg(figure: Figure, *, tight: bool = False) -> bytes:
-    """The figure as SVG: text as outlines, no date, ids from the content; the same figure gives the
-    same bytes."""
-    return _saved(figure, "svg", tight)
+def to_svg(figure: Figure, *, tight: bool = False, outlines: bool = True) -> bytes:
+    """The figure as SVG: no date, ids from the content; the same figure gives the same bytes.
+
+    outlines: text as outlines, which look the same everywhere. False: text as text, in half the bytes,
+    in DejaVu Sans or in a font of the same width where the reader's machine has one.
+    """
+    svg = _saved(figure, "svg", tight, outlines)
+    return svg if outlines else svg.replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif")
 
 
 def to_png(figure: Figure) -> bytes:
@@ -207,12 +211,13 @@ def write_figure(figure: Figure, where: str | os.PathLike[str]) -> dict[str, Pat
     return written
 
 
-def _saved(figure: Figure, kind: str, tight: bool) -> bytes:
+def _saved(figure: Figure, kind: str, tight: bool, outlines: bool = True) -> bytes:
     stream = io.BytesIO()
     metadata = (
         {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {"Software": None}
     )
     options = {"bbox_inches": "tight", "pad_inches": 0.02} if tight else {}
     with house_style():
+        matplotlib.rcParams["svg.fonttype"] = "path" if outlines else "none"
         figure.savefig(stream, format=kind, dpi=150, metadata=metadata, **options)  # type: ignore[arg-type]
     return stream.getvalue()

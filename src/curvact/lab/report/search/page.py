@@ -37,12 +37,16 @@ def report_search(about: SearchAbout, folder: Path) -> dict[str, Path]:
     panels = []
     for key, figure in zip(keys, figures, strict=True):
         files |= write_figure(figure, folder / f"response-{_plain(key)}")
-        panels.append(picture(to_svg(figure), f"Validation robust accuracy of each trial against {key}"))
+        panels.append(
+            picture(to_svg(figure, outlines=False), f"Validation robust accuracy of each trial against {key}")
+        )
     figure = progress_figure(about)
     files |= write_figure(figure, folder / "progress")
     what = "Accuracy of the trials and the best so far, against gradient evaluations"
     title = f"Response to {'κ' if keys[0] == 'curvature' else keys[0]}, and what the budget brought"
-    plates = [Plate(title, _caption(figures[:1]), 2, (panels[0], picture(to_svg(figure), what)))]
+    plates = [
+        Plate(title, _caption(figures[:1]), 2, (panels[0], picture(to_svg(figure, outlines=False), what)))
+    ]
     if len(panels) > 1:
         columns = min(2, len(panels) - 1)
         plates.append(Plate("Response to the other keys", _caption(figures[1:]), columns, tuple(panels[1:])))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from curvact.lab.report.interactive import RunAbout
 from curvact.lab.statistics.question import Grid, Question
 
 
@@ -23,6 +24,7 @@ class SweepAbout:
     notes: sentences on how it was run, such as a budget.
     more_seeds: the command that adds seeds, with `{seeds}` where the list goes, such as 0,1,2;
     empty: none is shown.
+    runs: what the page shows of a run when its point is chosen, by id.
     """
 
     name: str
@@ -34,6 +36,7 @@ class SweepAbout:
     titles: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     more_seeds: str = ""
+    runs: Mapping[str, RunAbout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from curvact.lab.statistics.curve import CurveAnswer, StratumAnswer
 from curvact.lab.statistics.interval import Interval, Scale, curve_intervals, scale_of
 from curvact.lab.statistics.paired import middle
 from curvact.lab.statistics.strata import BESIDE, QUICK, by_seed, cells
+from curvact.lab.table import Value
 
 PANELS = 12  # at most, in one figure; more make further figures
 INTERVAL_ROOM = 0.35  # of the range of the data, above and below it
@@ -148,6 +149,18 @@ def charts(answer: CurveAnswer, titles: Mapping[str, str] | None = None) -> list
         title = f"Hessian norm, {NORM_TITLES[norm]}"
         found.append(_chart(answer, f"hessian_{norm}", title, label, lines, logarithmic=True))
     return [chart for chart in found if chart is not None]
+
+
+def metric_curves(answer: CurveAnswer) -> Iterator[tuple[str, Mapping[str, Value], Curve]]:
+    """The curve of every metric that the charts show, in each stratum: metric, labels, curve."""
+    outcome = answer.question.outcome
+    metrics = [outcome, f"train_{outcome}", BESIDE.get(outcome), QUICK, f"train_{QUICK}", "clean_accuracy"]
+    for metric in dict.fromkeys(m for m in (*metrics, *answer.question.norms) if m is not None):
+        for s in answer.strata:
+            logarithmic = scale_of(metric) == "positive"
+            curve, _ = _curve(s, answer.question.axis, metric, "", FIRST, logarithmic=logarithmic)
+            if curve is not None:
+                yield metric, s.stratum.labels, curve
 
 
 def _chart(

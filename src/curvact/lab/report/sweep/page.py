@@ -3,14 +3,15 @@ sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from curvact.files import atomic_write
+from curvact.files import atomic_write, cell_text
 from curvact.lab.report.html import Plate, page_template, picture
+from curvact.lab.report.interactive import Explorer, Shading, drawable, finite, script
 from curvact.lab.report.style import to_svg, write_figure
 from curvact.lab.report.sweep.about import SweepAbout, SweepReport
 from curvact.lab.report.sweep.comparison import comparison_figure, roughness_figure
@@ -20,10 +21,11 @@ from curvact.lab.report.sweep.curves import (
     chart_figures,
     charts,
     legend_figures,
+    metric_curves,
     optimum_figure,
     panel_figure,
 )
-from curvact.lab.report.sweep.results import write_csv
+from curvact.lab.report.sweep.results import csv_lines, write_csv
 from curvact.lab.report.text import to_latex, to_markdown
 from curvact.lab.statistics import ask
 from curvact.lab.statistics.curve import ROBUST_ACCURACIES, CurveAnswer, accuracy_head
@@ -31,7 +33,7 @@ from curvact.lab.statistics.interval import TEXTS
 from curvact.lab.statistics.paired import PairedAnswer, paired_grid
 from curvact.lab.statistics.question import Answer, Grid
 from curvact.lab.statistics.strata import SEED, axis_name, label_text, labels_of
-from curvact.lab.statistics.words import count, percent
+from curvact.lab.statistics.words import count, outcome_name, percent
 from curvact.lab.table import Table
 
 INTERVALS = "95 % confidence interval of the mean over seeds; the noise of a point is shrunk towards that of the whole curve"
@@ -89,8 +91,13 @@ def report_sweep(table: Table, about: SweepAbout, folder: Path) -> SweepReport:
         files["table.tex"] = _write(folder / "table.tex", "\n".join(map(to_latex, grids)))
     write_csv(table, folder / "results.csv")
     files["results.csv"] = folder / "results.csv"
+    code, source = script()
     page = page_template("sweep/page.html").render(
         title=about.question or about.name,
+        subtitle=_subtitle(answers.values(), about),
+        runs=_explorer(table, about, list(answers.values())).to_json() if table.rows else "",
+        script=code,
+        script_source=source,
         facts=_facts(table, about),
         sections=sections,
         failures=_failures(table),
@@ -102,6 +109,58 @@ def report_sweep(table: Table, about: SweepAbout, folder: Path) -> SweepReport:
     sentences = tuple(line for answer in answers.values() for line in answer.sentences)
     shown = tuple(grid for a in answers.values() for grid in a.tables[:2] if len(grid.lines) <= LONGEST)
     return SweepReport(shown, (*sentences, *_missing(table, about)), files)
+
+
+def _subtitle(answers: Iterable[Answer], about: SweepAbout) -> str:
+    """The sweep's name, and what was asked of it."""
+    asked = "; ".join(answer.title for answer in answers)
+    name = f"Sweep {about.name}" if about.question else "A sweep"
+    return f"{name}: {asked[:1].lower()}{asked[1:]}" if asked else name
+
+
+def _explorer(table: Table, about: SweepAbout, answers: Sequence[Answer]) -> Explorer:
+    """The runs, and how they are drawn first: as the first question has it."""
+    lines = csv_lines(table)
+    heads = [str(head) for head in lines[0]]
+    metrics = drawable(lines, heads[heads.index("cause") + 1 :])
+    curve = next((answer for answer in answers if isinstance(answer, CurveAnswer)), None)
+    paired = next((answer for answer in answers if isinstance(answer, PairedAnswer)), None)
+    varied = [axis for axis in table.axes if axis != SEED and len(labels_of(table.rows, axis)) > 1]
+    x = curve.question.axis if curve else next(iter((*varied, *table.axes)), "run")
+    wanted = curve.question.outcome if curve else paired.judged_by if paired else "robust_accuracy"
+    return Explorer(
+        lines,
+        tuple(dict.fromkeys((*table.axes, x))),
+        metrics,
+        x,
+        wanted if wanted in metrics else next(iter(metrics), ""),
+        "results.csv",
+        frozenset({"curvature"} | ({x} if curve else set())),
+        band=curve.question.shown_band if curve else None,
+        titles={name: f"{outcome_name(name)}, {title}" for name, title in about.titles.items()},
+        shadings=tuple(_shadings(curve)) if curve else (),
+        runs=about.runs,
+        add_seeds=_more_seeds(table, answers, about),
+    )
+
+
+def _shadings(answer: CurveAnswer) -> Iterator[Shading]:
+    for metric, labels, curve in metric_curves(answer):
+        at = tuple(float(point) for point in curve.points)
+        low, high = (tuple(finite(float(v)) for v in part) for part in (curve.low, curve.high))
+        yield Shading(metric, {k: cell_text(v) for k, v in labels.items()}, at, low, high)
+
+
+def _more_seeds(table: Table, answers: Sequence[Answer], about: SweepAbout) -> str:
+    """The command of the first verdict that is open, or else one that adds two seeds."""
+    for answer in answers:
+        command = _lead(answer, about)[1] if isinstance(answer, CurveAnswer) else ""
+        if command:
+            return command
+    seeds = [seed for seed in labels_of(table.rows, SEED) if isinstance(seed, int)]
+    if not about.more_seeds or not seeds or len(seeds) + 2 > MOST_LISTED:
+        return ""
+    return about.more_seeds.replace("{seeds}", ",".join(map(str, [*seeds, max(seeds) + 1, max(seeds) + 2])))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -157,7 +216,7 @@ def _section(answer: Answer, about: SweepAbout, figures: Mapping[str, Figure]) -
         return _curve_section(answer, about, figures)
     caption = _judged_by(answer.judged_by, about) if isinstance(answer, PairedAnswer) else ""
     plates = tuple(
-        Plate("", caption, 1, (picture(to_svg(figure), f"{answer.title}: {name}"),))
+        Plate("", caption, 1, (picture(to_svg(figure, outlines=False), f"{answer.title}: {name}"),))
         for name, figure in figures.items()
     )
     return Section(answer.title, across=answer.sentences, tables=answer.tables, plates=plates)
@@ -177,7 +236,9 @@ def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str,
     lead, command = _lead(answer, about)
     plates = [_plate(chart, about) for chart in charts(answer, about.titles)]
     if "optimum" in figures:
-        image = picture(to_svg(figures["optimum"]), "Confidence sets of the optimum, one line a stratum")
+        image = picture(
+            to_svg(figures["optimum"], outlines=False), "Confidence sets of the optimum, one line a stratum"
+        )
         caption = (
             f"{_judged_by(answer.question.outcome, about)} A line a stratum; small grey ticks are its points. "
             "Two sets that overlap do not contradict each other."
@@ -269,7 +330,7 @@ def _plate(chart: Chart, about: SweepAbout) -> Plate:
             for curve in panel.curves
         )
         alt = f"{panel.title or chart.title}, {chart.label}, against {chart.axis}. {curves}"
-        panels.append(picture(to_svg(panel_figure(chart, panel)), alt))
+        panels.append(picture(to_svg(panel_figure(chart, panel), outlines=False), alt))
     legend = tuple(picture(to_svg(figure, tight=True), text) for text, figure in legend_figures(chart))
     means = "geometric means" if chart.logarithmic else "means"
     caption = f"Lines: {means} over seeds. Shading: {INTERVALS}. Faint dots: single seeds."

@@ -12,7 +12,12 @@ FIRST = (*ACCURACIES, *(column for norm in HESSIAN_NORMS for column in (norm, f"
 
 
 def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
-    """Write a line for each run, failed ones too, in the order of the table; atomically.
+    """Write the lines of `csv_lines`, atomically."""
+    atomic_write(path, csv_text(csv_lines(table)))
+
+
+def csv_lines(table: Table) -> list[list[object]]:
+    """The heads, and a line for each run, failed ones too, in the order of the table.
 
     Columns: run, one for each axis, reference (where the sweep has references), status, cause, the
     metrics (accuracies, Hessian norms, then others by name), gradient_evaluations, seconds.
@@ -31,7 +36,7 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
         "gradient_evaluations",
         "seconds",
     ]
-    lines = [
+    lines: list[list[object]] = [
         [
             row.run,
             *(row.labels.get(axis) for axis in table.axes),
@@ -44,4 +49,4 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
         ]
         for row in rows
     ]
-    atomic_write(path, csv_text([heads, *lines]))
+    return [[*heads], *lines]
