@@ -437,6 +437,12 @@ def test_the_command(
     code, out, err = call(folder, "--engine", "inline", "--workers", "1")
     assert (code, err) == (0, "")
     assert "The winner has" in out
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setitem(ENGINES, "afar", None)
+    register_engine("afar", lambda jobs, workers, on_event: [], room=lambda specs: 1)
+    code, out, err = call(folder, "--engine", "afar", "--device", "cuda")  # which the cluster has
+    assert (code, err) == (0, "")
+    assert "The winner has" in out
     path = tmp_path / "kappa.yaml"
     path.write_text(yaml.safe_dump(CONTENT))
     code, out, err = call(path, "--out", folder)

@@ -31,6 +31,8 @@ def search(
     The budget is in gradient evaluations. Trials are judged by robust accuracy on validation images.
     At the end the winner and a baseline are attacked once on the test images. Needs pip install 'curvact[search]'.
     """
+    from curvact.devices import device_named
+    from curvact.lab.engines import engine_from, runs_elsewhere
     from curvact.lab.remote import local_spec, working
     from curvact.lab.search import read_search
     from curvact.lab.search_result import conclude
@@ -54,7 +56,9 @@ def search(
             print(problem, file=sys.stderr)
         if problems:
             raise typer.Exit(1)
-        result, files = conclude(folder, device, store)
+        elsewhere = runs_elsewhere(engine_from(engine, address=address))
+        # this machine attacks the test images: it may lack the devices of the cluster
+        result, files = conclude(folder, str(device_named("auto")) if elsewhere else device, store)
     console = plain_console()
     for sentence in result.sentences:
         console.print(f"• {printable(sentence)}")
