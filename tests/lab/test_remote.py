@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 
 from curvact.errors import CurvactError
-from curvact.lab import urls
+from curvact.lab import remote, urls
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.claim import STALE_AFTER, StoreWarning, Taken, check_claim, claimed
 from curvact.lab.cli.main import main
@@ -39,7 +39,7 @@ from curvact.lab.search import SearchSpec
 from curvact.lab.search_result import conclude
 from curvact.lab.search_run import run_search
 from curvact.lab.settings import check_settings
-from curvact.lab.store import finished, read_history
+from curvact.lab.store import finished, locked, read_history
 from curvact.lab.stored import stored_runs
 from curvact.lab.sweep_run import report, run_sweep
 from curvact.lab.urls import create, is_url, read_all
@@ -295,6 +295,33 @@ def test_one_writer(machine: Callable[[str], None], tmp_path: Path) -> None:
     claim.write_text(json.dumps({**other, **ours}))
     with pytest.warns(StoreWarning, match=f"process {gone.pid}"), claimed(store.url):
         pass
+
+
+def test_a_reader_leaves_a_run_alone_that_is_running_here(
+    machine: Callable[[str], None], memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run pushes an epoch after the reader has read its list, which is old by then."""
+    run = Store("memory://sweep").below("runs", "one")
+    _write(run.folder, **LIFE[0])
+    run.push(whole=True)
+    real, pushed = remote.read_all, []
+
+    def read(url: str, paths: Sequence[str]) -> list[bytes | None]:
+        content = real(url, paths)
+        if not pushed and any(path.endswith("one/.store.json") for path in paths):
+            pushed.append(True)
+            _write(run.folder, **LIFE[1])
+            run.push(whole=True)
+        return content
+
+    with locked(run.folder):
+        monkeypatch.setattr(remote, "read_all", read)
+        assert local_runs(Path("memory://sweep")) == Store("memory://sweep").folder
+        assert pushed
+        assert (run.folder / "last.safetensors").read_text() == "w2"
+        _write(run.folder, **LIFE[2])
+        run.push(whole=True)
+    assert "record.json" in _content(memory, "memory://sweep/runs/one")
 
 
 def test_a_claim_that_is_not_written_yet_is_waited_for(

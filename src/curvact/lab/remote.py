@@ -11,6 +11,7 @@ listed, and a record is never there before its weights.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -33,6 +34,7 @@ from curvact.lab.layout import (
     CODE_FOLDER,
     ENVIRONMENT_FILE,
     LISTED_FILE,
+    LOCK_FILE,
     METRICS_FILE,
     RECORD_FILE,
     RUNS,
@@ -227,6 +229,23 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
+def _is_locked(folder: Path) -> bool:
+    """Whether a run holds the folder now, by the lock of `curvact.lab.store.locked`."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _order(name: str) -> tuple[int, str]:
     """The order of a push, that in which a run writes its files: so a run that finds the files of a push
     that was cut off goes on as after any other end."""
@@ -288,12 +307,16 @@ class Store:
 
     # ---- pull ----
 
-    def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    def pull(self, wanted: Callable[[str], bool] = lambda name: True, *, held: bool = False) -> None:
         """Make the local folder follow the store, and bring the wanted files that are not here.
 
         What this machine has done since its last push stays, unless another machine has written since.
+        held: the caller has locked the folder. A folder that another process has locked is left as it is:
+        a run is writing it, and pushes it.
         Raises CurvactError for a file whose content is not the listed one.
         """
+        if not held and _is_locked(self.folder):
+            return
         for _ in range(5):
             theirs = self._listed()
             self._follow(theirs)
@@ -331,6 +354,8 @@ class Store:
                 store.pull()
                 continue
             theirs = Listed.from_json(content, f"{store.place}/{LISTED_FILE}")
+            if _is_locked(store.folder):
+                continue
             store._follow(theirs)
             lacking += [(store, name) for name in store._lacking(theirs, is_of_a_list)]
         contents = read_all(self.url, [store._remote(name) for store, name in lacking])
@@ -358,6 +383,8 @@ class Store:
         for name, digest in _weights(self).items():
             if (self.folder / name).is_file():
                 continue  # `finished` computes its sha256
+            if _is_locked(self.folder):
+                continue  # it is being pushed
             known = (
                 [] if listed is None else [size for sha, size in listed.files.get(name, ()) if sha == digest]
             )

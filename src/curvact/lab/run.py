@@ -126,7 +126,7 @@ def execute(
 
 def _pull(spec: RunSpec, store: Store) -> None:
     """What a run goes on from, and the weights of the run that learned its activation."""
-    store.pull()
+    store.pull(held=True)
     wanted = spec.activation_from
     if wanted is not None and wanted.run is not None:
         store.beside(wanted.run).pull(lambda name: name != STATE_FILE)

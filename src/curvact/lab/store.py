@@ -367,7 +367,7 @@ def locked(folder: Path, *, wanted: bool = True, patience: float = 0) -> Iterato
     except OSError as error:
         raise CurvactError(f"cannot write {folder}: {error.strerror}") from None
     try:
-        end = time.monotonic() + patience
+        end = time.monotonic() + max(patience, 0.3)  # who only looks whether it is held has it for an instant
         while not _taken(descriptor, folder):
             if time.monotonic() >= end:
                 raise CurvactError(f"another process is writing {folder}: wait for it, or give another --out")
