@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, has_other_checksum, with_checksum
 
 
 def test_bytes_and_text_arrive_as_they_are(tmp_path: Path) -> None:
@@ -84,3 +85,10 @@ def test_an_interrupt_passes_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CurvactError, match=r"cannot write .*nowhere.*No such file"):
         atomic_write(tmp_path / "nowhere" / "a", b"x")
+
+
+def test_a_checksum_holds_for_what_json_changes() -> None:
+    """Numbers as keys come back as text, in whose order 10 is before 2."""
+    written = json.dumps(with_checksum({"classes": {2: "cat", 10: "dog"}, "mean": (0.5, 1e-300)}))
+    assert not has_other_checksum(json.loads(written))
+    assert has_other_checksum(json.loads(written.replace("dog", "dot")))

@@ -91,7 +91,8 @@ def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     >>> has_other_checksum(content), has_other_checksum({**content, "accuracy": 0.75})
     (False, True)
     """
-    return {**content, CHECKSUM: _checksum(content)}
+    as_read = json.loads(json.dumps(content))  # numbers as keys become text, which has another order
+    return {**content, CHECKSUM: _checksum(as_read)}
 
 
 def has_other_checksum(content: Mapping[str, Any]) -> bool:
