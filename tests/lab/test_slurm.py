@@ -541,8 +541,10 @@ def test_a_task_in_which_nothing_ends_before_its_limit_is_late(
 
 
 def test_what_squeue_prints() -> None:
-    """As printed by SLURM 22.05 for an array with a task that waits, and for a single job."""
+    """As printed by SLURM 22.05 for an array with a task that waits, and for a single job; the first line is
+    that of a cluster among several."""
     text = (
+        "CLUSTER: alpha\n"
         "15                  12                  3                   PENDING                 0               1           "
         "JobArrayTaskLimit                                                               \n"
         "13                  13                  N/A                 OUT_OF_MEMORY           137             0           "

@@ -95,7 +95,7 @@ def sweep_cost(
     from curvact.lab.cost import AssumedAccuracy, costs_of, measured_rate, parse_rate, rate_text
     from curvact.lab.placement import on_device
     from curvact.lab.remote import local_spec
-    from curvact.lab.report.sweep.cost import cost_tables
+    from curvact.lab.report.sweep.cost import check_axis, cost_tables
     from curvact.lab.report.text import to_terminal
     from curvact.lab.sweep import read_sweep
 
@@ -105,6 +105,7 @@ def sweep_cost(
     known = parse_rate(rate) if rate not in (None, "measure") else None
     sweep = read_sweep(local_spec(spec), settings)
     runs = list({run.id: run for run in sweep.planned}.values())
+    check_axis(runs, by)
     console = Console()
     with Console(stderr=True).status("counting"):
         costs = costs_of([run.spec for run in runs], accuracy)

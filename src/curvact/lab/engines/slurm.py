@@ -301,6 +301,8 @@ def _lines(text: str) -> dict[str, _Line]:
             fields.append(line[at : at + width].strip())
             at += width
         own, job, task, state, code, restarts, reason = fields
+        if not own.isdigit():
+            continue  # such as the name of a cluster, which stands before its tasks where SLURM has several
         key = f"{job}_{task}" if task.isdigit() else job
         found[key] = _Line(int(own), state, code, int(restarts) if restarts.isdigit() else 0, reason)
     return found

@@ -15,6 +15,15 @@ NOT_COUNTED = (
 )
 
 
+def check_axis(runs: Sequence[Planned], by: str | None) -> None:
+    """CurvactError for an axis that the sweep lacks."""
+    axes = dict.fromkeys(axis for run in runs for axis in run.labels)
+    if by is not None and by not in axes:
+        raise CurvactError(
+            f"--by {by}: no axis of the sweep{nearest(by, axes)}; its axes are {', '.join(axes)}"
+        )
+
+
 def cost_tables(
     runs: Sequence[Planned],
     costs: Sequence[Cost],
@@ -24,8 +33,9 @@ def cost_tables(
 ) -> list[Grid]:
     """Operations by part, and by the values of an axis.
 
-    rate: operations a second, for the hours. Raises CurvactError for an axis that the sweep lacks.
+    rate: operations a second, for the hours. Raises CurvactError as `check_axis` does.
     """
+    check_axis(runs, by)
     whole = sum(costs, Cost())
     heads = ("operations", "share", *(["hours"] if rate else []))
 
@@ -50,7 +60,7 @@ def cost_tables(
         return [parts]
     groups: dict[str, list[Cost]] = {}
     for run, cost in zip(runs, costs, strict=True):
-        groups.setdefault(_group(run, by, runs), []).append(cost)
+        groups.setdefault(_group(run, by), []).append(cost)
     lines = []
     for name, members in groups.items():
         total = sum(members, Cost()).total
@@ -61,15 +71,8 @@ def cost_tables(
     return [parts, Grid("By axis", (by, "runs", *longest, *heads), tuple(lines))]
 
 
-def _group(run: Planned, by: str, runs: Sequence[Planned]) -> str:
-    if by in run.labels:
-        return in_words(by, run.labels[by])
-    axes = dict.fromkeys(axis for other in runs for axis in other.labels)
-    if by not in axes:
-        raise CurvactError(
-            f"--by {by}: no axis of the sweep{nearest(by, axes)}; its axes are {', '.join(axes)}"
-        )
-    return "other runs"
+def _group(run: Planned, by: str) -> str:
+    return in_words(by, run.labels[by]) if by in run.labels else "other runs"
 
 
 def _number(operations: float) -> str:
@@ -81,4 +84,4 @@ def _hours(operations: float, rate: float | None) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
-__all__ = ["cost_tables"]
+__all__ = ["check_axis", "cost_tables"]
