@@ -130,6 +130,9 @@ def test_test_images_are_met_once(searched: tuple[SearchSpec, Path], monkeypatch
     lines = list(csv.DictReader(files["trials.csv"].read_text().splitlines()))
     assert [float(line["curvature"]) for line in lines] == [t.settings["curvature"] for t in result.trials]
     assert [line["state"] for line in lines] == [t.state for t in result.trials]
+    page = files["report.html"].read_text()
+    assert '"file":"trials.csv"' in page
+    assert f"curvact train {folder}/runs/\\u0000/spec.yaml" in page
 
 
 def test_the_winner_by_itself_has_the_same_weights_and_test_accuracy(

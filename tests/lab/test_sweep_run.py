@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,7 +30,8 @@ from curvact.errors import CurvactError
 from curvact.lab.engines import ENGINES, Job, register_engine
 from curvact.lab.engines.local import run_local
 from curvact.lab.run import execute
-from curvact.lab.store import finished
+from curvact.lab.spec import read_spec
+from curvact.lab.store import finished, read_history
 from curvact.lab.sweep import SweepSpec, read_sweep
 from curvact.lab.sweep_run import report, run_sweep, sweep_records, table_of
 from curvact.models.checkpoint import load_checkpoint
@@ -99,6 +102,17 @@ def test_what_a_sweep_leaves(unbroken: tuple[Path, Path]) -> None:
     table = table_of(spec, sweep_records(spec, out))
     assert table.axes == ("curvature", "seed")
     assert [row.labels for row in table.rows] == [run.labels for run in spec.planned]
+    page = (out / "report.html").read_text()
+    content = re.search(r'id="explorer-data">(.*?)</script>', page)
+    assert content is not None
+    data = json.loads(content[1])
+    for run in spec.planned:  # the page's command repeats just this run
+        about = data["runs"][run.id]
+        _, _, source, _, place = shlex.split(data["texts"][about["command"]].replace("\0", run.id))
+        assert (read_spec(source).id, place) == (run.id, f"runs/again-{run.id}")
+        assert about["settings"]["seed"] == str(run.spec.seed)
+        history = read_history(out / "runs" / run.id)
+        assert about["curves"]["loss"] == [float(f"{line['loss']:.3g}") for line in history]
 
 
 def test_a_run_of_a_sweep_is_a_run(unbroken: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from curvact.attacks import SuspectModelWarning, named_attack
 from curvact.errors import CurvactError
-from curvact.files import atomic_write, csv_text
+from curvact.files import atomic_write, cell_text, csv_text
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.layout import RUNS, STATE_FILE
 from curvact.lab.placement import on_device
@@ -19,6 +19,7 @@ from curvact.lab.record import EvaluationRecord, evaluate, read_record, record_k
 from curvact.lab.record.evaluation import short_name
 from curvact.lab.record.record import existing_record, record_paths
 from curvact.lab.remote import Store
+from curvact.lab.report.interactive import Explorer, drawable
 from curvact.lab.report.search.about import Point, SearchAbout
 from curvact.lab.report.search.page import report_search
 from curvact.lab.run import device_of
@@ -28,6 +29,7 @@ from curvact.lab.spec import RunSpec
 from curvact.lab.statistics.interval import interval_text
 from curvact.lab.statistics.words import count
 from curvact.lab.store import Record, finished, locked, read_environment
+from curvact.lab.sweep_run import run_about
 
 EVALUATIONS = "evaluations"
 WINNER_FILE = "winner.yaml"
@@ -239,9 +241,7 @@ def _about(result: SearchResult, winner: str) -> SearchAbout:
         title=spec.question or spec.name,
         sentences=result.sentences,
         keys=tuple(spec.space),
-        logarithmic=frozenset(
-            k for k, v in spec.space.items() if (isinstance(v, Range) and v.log) or k == "curvature"
-        ),
+        logarithmic=_logarithmic(spec),
         points=tuple(points),
         best=result.best.number,
         standard_error=result.standard_error,
@@ -251,7 +251,40 @@ def _about(result: SearchResult, winner: str) -> SearchAbout:
         winner_yaml=winner,
         spec_yaml=spec.to_yaml(),
         provenance=_provenance(result),
+        explorer=_explorer(result),
     )
+
+
+def _explorer(result: SearchResult) -> Explorer:
+    """The trials, against κ or the first key."""
+    keys = sorted(result.spec.space, key=lambda key: key != "curvature")
+    lines = _lines(result)
+    metrics = drawable(lines, ("accuracy", "epochs", "gradient_evaluations"))
+    runs = {
+        t.run: run_about(
+            result.folder / RUNS / t.run,
+            {key: cell_text(value) for key, value in t.settings.items()},
+            len(result.trials),
+        )
+        for t in result.trials
+    }
+    return Explorer(
+        lines,
+        tuple(keys),
+        metrics,
+        keys[0],
+        "accuracy" if "accuracy" in metrics else next(iter(metrics), ""),
+        "trials.csv",
+        _logarithmic(result.spec),
+        connected=False,
+        titles={"accuracy": "validation robust accuracy"},
+        runs=runs,
+    )
+
+
+def _logarithmic(spec: SearchSpec) -> frozenset[str]:
+    """The keys that are drawn on a logarithmic scale."""
+    return frozenset(k for k, v in spec.space.items() if (isinstance(v, Range) and v.log) or k == "curvature")
 
 
 def _provenance(result: SearchResult) -> dict[str, str]:

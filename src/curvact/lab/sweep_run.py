@@ -300,17 +300,17 @@ def report(folder: Path) -> SweepReport:
 def runs_about(records: Sequence[Record], folder: Path) -> dict[str, RunAbout]:
     """What a page shows of each run, by id. folder: that holds the folder of runs."""
     settings = differing({r.run: r.spec.model_dump(mode="json", exclude={"name", "about"}) for r in records})
-    found = {}
-    for record in records:
-        place = folder / RUNS / record.run
-        spec, out = shlex.quote(str(place / SPEC_FILE)), shlex.quote(f"runs/again-{record.run}")
-        found[record.run] = RunAbout(
-            settings[record.run],
-            str(place),
-            f"curvact train {spec} --out {out}",
-            **thinned(read_history(place), SHOWN_CURVES, len(records)),
-        )
-    return found
+    return {
+        run: run_about(folder / RUNS / run, differences, len(records))
+        for run, differences in settings.items()
+    }
+
+
+def run_about(place: Path, settings: Mapping[str, str], runs: int) -> RunAbout:
+    """What a page of so many runs shows of the run in the folder `place`. settings: where they differ."""
+    spec, out = shlex.quote(str(place / SPEC_FILE)), shlex.quote(f"runs/again-{place.name}")
+    command = f"curvact train {spec} --out {out}"
+    return RunAbout(settings, str(place), command, **thinned(read_history(place), SHOWN_CURVES, runs))
 
 
 def _more_seeds(folder: Path) -> str:

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curvact.lab.report.interactive import RunAbout, differing, script_json, thinned
+from curvact.lab.report.interactive import EPOCHS_IN_ALL, Explorer, RunAbout, differing, script_json, thinned
+from curvact.lab.report.search.about import Point, SearchAbout
+from curvact.lab.report.search.page import report_search
 from curvact.lab.report.sweep.about import SweepAbout
 from curvact.lab.report.sweep.page import report_sweep
+from curvact.lab.report.sweep.results import csv_lines
 from curvact.lab.statistics.paired import Paired
 from curvact.lab.table import Table
 
@@ -134,7 +137,7 @@ def test_switches(browser: Any, folder: Path) -> None:
         assert gaps()[0] == pytest.approx(gaps()[1], rel=1e-6)  # 0.1, 1, 10: decades
         switch(page, "logarithmic κ axis").uncheck()
         assert gaps()[1] == pytest.approx(10 * gaps()[0], rel=1e-6)
-        page.get_by_label("Outcome").select_option("clean_accuracy")
+        page.get_by_role("combobox", name="Outcome").select_option("clean_accuracy")
         assert runs.first.get_attribute("aria-label").endswith(" %")
 
 
@@ -186,11 +189,46 @@ def test_a_comparison_has_columns(browser: Any, shipped: Callable[[str], Table],
         assert "seed" in page.locator(".chosen").inner_text()
 
 
+def test_a_search_has_its_trials(browser: Any, tmp_path: Path) -> None:
+    keys = ("curvature", "training.objective")
+    points = tuple(
+        Point(
+            n,
+            f"run{n}",
+            {keys[0]: 2.0**n, keys[1]: ("pgd-at", "trades")[n % 2]},
+            "completed",
+            0.5,
+            4,
+            24,
+            24,
+            "",
+        )
+        for n in range(8)
+    )
+    lines: list[list[object]] = [["trial", "run", *keys, "accuracy"]]
+    lines += [[p.number, p.run, *p.settings.values(), p.accuracy] for p in points]
+    explorer = Explorer(
+        lines, keys, ("accuracy",), keys[0], "accuracy", "trials.csv", frozenset({keys[0]}), connected=False
+    )
+    about = SearchAbout(
+        "Which κ?", ("It is 1.", "And more."), keys, frozenset({keys[0]}), points, 0, 0.03, None, 240, "c", "w", "s",
+        {}, explorer,
+    )  # fmt: skip
+    report_search(about, tmp_path)
+    with opened(browser, tmp_path) as page:
+        runs = page.locator(".plot .run")
+        assert runs.count() == 8
+        assert page.locator(".plot polyline").count() == 0  # trials are no seeds of one another
+        switch(page, "trades").uncheck()
+        assert runs.count() == 4
+        page.get_by_role("combobox", name="Against").select_option(keys[1])
+        assert "pgd-at" in page.locator(".plot svg").text_content()
+        runs.first.press("Enter")
+        assert "50.0 %" in page.locator(".chosen").inner_text()
+
+
 def test_a_thousand_runs_stay_small(curves: Curves, tmp_path: Path) -> None:
     """The data; the still figures have a size of their own."""
-    from curvact.lab.report.interactive import EPOCHS_IN_ALL, Explorer
-    from curvact.lab.report.sweep.results import csv_lines
-
     table = curves({("a",): np.linspace(0.3, 0.6, 10)}, seeds=100, norms=True)
     curve = thinned([{"epoch": k, "loss": 1 / k} for k in range(1, 200)], ["loss", "loss"], len(table.rows))
     assert len(curve["epochs"]) == EPOCHS_IN_ALL // len(table.rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from curvact.lab.report.interactive import Explorer
 from curvact.lab.table import Value
 
 
@@ -30,6 +31,7 @@ class SearchAbout:
 
     keys: of the space. logarithmic: those drawn on a logarithmic scale. best: the number of the winner.
     standard_error: of its accuracy. baseline: its name and its validation robust accuracy.
+    explorer: the trials as the page draws them for mouse and keys; None: it does not.
     """
 
     title: str
@@ -45,3 +47,4 @@ class SearchAbout:
     winner_yaml: str
     spec_yaml: str
     provenance: Mapping[str, str]
+    explorer: Explorer | None = None

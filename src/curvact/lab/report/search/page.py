@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from curvact.files import atomic_write
 from curvact.lab.report.html import Plate, page_template, picture
+from curvact.lab.report.interactive import script
 from curvact.lab.report.search.about import Point, SearchAbout
 from curvact.lab.report.search.figures import SMOOTHED, key_figure, progress_figure
 from curvact.lab.report.style import to_svg, write_figure
@@ -50,8 +51,12 @@ def report_search(about: SearchAbout, folder: Path) -> dict[str, Path]:
     if len(panels) > 1:
         columns = min(2, len(panels) - 1)
         plates.append(Plate("Response to the other keys", _caption(figures[1:]), columns, tuple(panels[1:])))
+    code, source = script()
     page = page_template("search/page.html").render(
         title=about.title,
+        trials_data="" if about.explorer is None else about.explorer.to_json(),
+        script=code,
+        script_source=source,
         facts=_facts(about),
         sentences=about.sentences,
         plates=plates,
