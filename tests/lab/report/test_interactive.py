@@ -92,12 +92,22 @@ def test_pointing_and_clicking_at_a_run(browser: Any, folder: Path) -> None:
         assert panel.is_hidden()
 
 
-def test_the_keyboard_reaches_every_run(browser: Any, folder: Path) -> None:
-    with opened(browser, folder) as page:
+COVERED = """() => {
+  const tip = document.querySelector(".tip").getBoundingClientRect();
+  const point = document.activeElement.getBoundingClientRect();
+  const x = point.x + point.width / 2, y = point.y + point.height / 2;
+  return tip.height === 0 || (x > tip.left && x < tip.right && y > tip.top && y < tip.bottom);
+}"""
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+def test_the_keyboard_reaches_every_run(width: int, browser: Any, folder: Path) -> None:
+    with opened(browser, folder, viewport={"width": width, "height": 900}) as page:
         page.get_by_role("button", name="Copy the command that adds seeds").focus()
         page.keyboard.press("Tab")
         names = [page.evaluate("document.activeElement.getAttribute('aria-label')")]
         for _ in range(30):
+            assert not page.evaluate(COVERED)
             page.keyboard.press("ArrowRight")
             names.append(page.evaluate("document.activeElement.getAttribute('aria-label')"))
         assert len(set(names)) == 26

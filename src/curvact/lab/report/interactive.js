@@ -346,7 +346,7 @@ function show(i) {
     ...words(p.row).map(text => make("div", {}, text)));
   const room = plot.clientWidth - tip.offsetWidth - 4;
   tip.style.left = Math.max(0, Math.min(room, p.x + 14 > room ? p.x - tip.offsetWidth - 14 : p.x + 14)) + "px";
-  tip.style.top = Math.max(0, p.y - tip.offsetHeight - 10) + "px";
+  tip.style.top = (p.y > tip.offsetHeight + 12 ? p.y - tip.offsetHeight - 12 : p.y + 14) + "px";
 }
 function move(to) {
   points[current].element.setAttribute("tabindex", "-1");
