@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/demo
 
-.PHONY: demo test slow soak lint bench docs second-opinion setup clean
+.PHONY: demo test slow soak lint bench docs release-check second-opinion setup clean
 
 demo: $(READY)
-	$(BIN)/curvact sweep run sweeps/demo.yaml --out $(DEMO) --resume
+	$(BIN)/curvact sweep run demo --out $(DEMO) --resume
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -q
@@ -36,6 +36,10 @@ bench: $(READY)
 docs: $(VENV)/.docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html is written; for the search: python -m http.server --directory site"
+
+# The sdist and the wheel, tried in an environment of its own: docs/release.md.
+release-check:
+	PYTHON=$(PYTHON) .ci/release-check
 
 # Peers in an environment of their own: adv_lib, foolbox, torchattacks, curvlinops, PyHessian agree with us.
 second-opinion: $(READY)

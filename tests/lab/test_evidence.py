@@ -14,7 +14,9 @@ from curvact.lab.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
 SPECS = {
-    path.stem: path for folder in ("sweeps", "reproductions/*") for path in ROOT.glob(f"{folder}/*.yaml")
+    path.stem: path
+    for folder in ("src/curvact/lab/sweeps", "reproductions/*")
+    for path in ROOT.glob(f"{folder}/*.yaml")
 }
 TABLES = sorted(path for path in ROOT.glob("reproductions/*/results/*.csv") if path.stem in SPECS)
 RESULTS = ROOT / "reproductions" / "rctaf" / "results"

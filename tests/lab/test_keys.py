@@ -18,7 +18,7 @@ from curvact.lab.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "src/curvact/lab/recipes").glob("*.yaml"))
-SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "src/curvact/lab/sweeps").glob("*.yaml"))
 
 
 def valid(kind: str, content: Any) -> None:

@@ -550,7 +550,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(
     arguments: str,
     message: str,
 ) -> None:
-    digits = str(Path(__file__).parents[2] / "sweeps" / "digits.yaml")
+    digits = str(Path(__file__).parents[2] / "src/curvact/lab/sweeps/digits.yaml")
     monkeypatch.setattr("sys.argv", ["curvact", *arguments.replace("digits.yaml", digits).split()])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -93,7 +93,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 def test_random_changes_of_a_spec_are_read_or_refused(tmp_path: Path) -> None:
     """No text makes anything but a CurvactError."""
-    text = (Path(__file__).parents[2] / "sweeps" / "digits.yaml").read_text()
+    text = (Path(__file__).parents[2] / "src/curvact/lab/sweeps/digits.yaml").read_text()
     draw = random.Random(0)
     marks = [
         "[",

@@ -12,10 +12,10 @@ import yaml
 from curvact.activations import activation
 from curvact.errors import CurvactError
 from curvact.lab.settings import check_settings
-from curvact.lab.sweep import SweepSpec, read_sweep
+from curvact.lab.sweep import SweepSpec, read_sweep, sweeps
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "src/curvact/lab/sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[p.stem for p in SHIPPED])
@@ -26,8 +26,22 @@ def test_every_shipped_sweep_round_trips(path: Path) -> None:
     assert again.planned == spec.planned
 
 
+def test_a_shipped_sweep_has_a_name_and_a_file_of_that_name_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert set(sweeps()) == {path.stem for path in SHIPPED}
+    assert read_sweep("digits") == read_sweep(ROOT / "src/curvact/lab/sweeps/digits.yaml")
+    with pytest.raises(CurvactError, match=r"no file or folder digit, .* did you mean 'digits'"):
+        read_sweep("digit")
+    with pytest.raises(CurvactError, match=r"cannot read digits\.yaml"):
+        read_sweep("digits.yaml")
+    (tmp_path / "digits").write_text("name: mine\nquestion: Which seed?\ngrid: {seed: [0, 1]}\n")
+    assert read_sweep("digits").name == "mine"
+
+
 def test_the_demo_covers_the_published_range() -> None:
-    spec = read_sweep(ROOT / "sweeps" / "digits.yaml")
+    spec = read_sweep("digits")
     curvatures = spec.grid["curvature"]
     assert (len(curvatures), curvatures[0], curvatures[-1]) == (10, 0.1, 200)
     assert spec.grid["activation"] == ("rctaf(beta=0)", "rctaf(beta=1)")

@@ -52,7 +52,9 @@ def test_every_spec_is_a_sweep_with_its_own_name(path: Path) -> None:
 
 @pytest.mark.parametrize(("folder", "claim"), CLAIMS, ids=[f"{f}-{c.id}" for f, c in CLAIMS])
 def test_every_claim_names_specs_or_results_that_exist(folder: str, claim: Claim) -> None:
-    known = {path.stem for path in SPECS} | {path.stem for path in (HERE.parent / "sweeps").glob("*.yaml")}
+    known = {path.stem for path in SPECS} | {
+        path.stem for path in (HERE.parent / "src/curvact/lab/sweeps").glob("*.yaml")
+    }
     known |= {"theory", "steered", "adaptive"}
     for pattern in claim.evidence:
         assert any(fnmatch(name, pattern) for name in known), pattern
@@ -62,7 +64,7 @@ def test_every_claim_names_specs_or_results_that_exist(folder: str, claim: Claim
 
 def test_the_judge_of_a_claim_names_labels_of_its_specs() -> None:
     """A misspelt label would leave a claim open for ever."""
-    specs = {path.stem: path for path in [*SPECS, *(HERE.parent / "sweeps").glob("*.yaml")]}
+    specs = {path.stem: path for path in [*SPECS, *(HERE.parent / "src/curvact/lab/sweeps").glob("*.yaml")]}
     for _, claim in CLAIMS:
         rule = claim.judge
         if not isinstance(rule, DifferenceJudge) or set(claim.evidence) & {"steered", "adaptive"}:

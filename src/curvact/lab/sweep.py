@@ -16,15 +16,18 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from curvact.errors import nearest
+from curvact.errors import CurvactError, nearest
 from curvact.lab.imports import Import, changing_runs, read_with_code
-from curvact.lab.settings import Strict, check_settings, override_all, override_in
+from curvact.lab.settings import Strict, check_settings, override_all, override_in, read_plain
 from curvact.lab.spec import RunSpec
 from curvact.lab.statistics import QUESTIONS
 from curvact.lab.statistics.question import Question, question
 from curvact.lab.table import Value
 
 SWEEP_FILE = "sweep.yaml"
+SHIPPED = Path(__file__).with_name("sweeps")
+"""The folder of the sweeps that come with curvact."""
+
 MOST_RUNS = 10_000
 """A sweep of more runs is refused: a list too many is a likelier cause than the wish."""
 
@@ -328,16 +331,39 @@ class SweepSpec(Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100, allow_unicode=True)
 
 
-def read_sweep(path: str | Path, overrides: list[str] | None = None) -> SweepSpec:
-    """The spec of a sweep from YAML, or of a sweep's folder; overrides are `key.key=value`.
+def sweeps() -> dict[str, str]:
+    """The sweeps that come with curvact: name → the question of each.
+
+    >>> "demo" in sweeps()
+    True
+    """
+    return {path.stem: str(read_plain(path)["question"]) for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def read_sweep(source: str | Path, overrides: list[str] | None = None) -> SweepSpec:
+    """The spec of a sweep from a YAML file, from a sweep's folder, or by the name of one of `sweeps()`.
+
+    A file or folder of that name goes first. overrides: each `key.key=value`, the value in YAML.
 
     The files in `imports` are run; those of a folder only if they are trusted, see
     `curvact.lab.imports`. What follows `grid.` is one key, dots included: `grid.training.epochs=[10,40]`.
     Raises CurvactError in one line for what is wrong in it.
+
+    >>> read_sweep("demo", ["grid.seed=[0]"]).name
+    'demo'
     """
+    path = Path(source)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{source}.yaml"
+        known = [file.stem for file in sorted(SHIPPED.glob("*.yaml"))]
+        if str(source) not in known:
+            raise CurvactError(
+                f"no file or folder {source}, and no sweep of that name{nearest(str(source), known)}; "
+                f"sweeps that come with curvact are {', '.join(known)}"
+            )
     return read_with_code(
         SweepSpec,
-        Path(path),
+        path,
         overrides,
         name=SWEEP_FILE,
         what="sweep",

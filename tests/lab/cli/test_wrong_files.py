@@ -11,7 +11,7 @@ from typing import Any
 import lightning_fabric  # noqa: F401  its import is not what is timed
 import pytest
 
-SWEEP = Path(__file__).parents[3] / "sweeps" / "digits.yaml"
+SWEEP = Path(__file__).parents[3] / "src/curvact/lab/sweeps/digits.yaml"
 KINDS = (
     "empty",
     "folder",

@@ -34,6 +34,8 @@ TASKS: dict[str, tuple[str, ...]] = {
         "curvact sweep run sweep.yaml --out runs/study --resume",
         "curvact runs ls runs --where 'curvature>4' --sort -robust",
         "curvact sweep report runs/study",
+        "curvact sweep list",
+        "curvact sweep run demo",
         "curvact sweep cost sweep.yaml --rate measure",
         "curvact runs show runs/mine",
         "curvact runs export runs --out runs.csv",

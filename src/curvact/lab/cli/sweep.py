@@ -18,7 +18,7 @@ sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by si
 def sweep_run(
     spec: Annotated[
         Path,
-        typer.Argument(help="A YAML file such as sweeps/digits.yaml, or a sweep's folder to go on with."),
+        typer.Argument(help="A YAML file, a name of `sweep list`, or a sweep's folder to go on with."),
     ],
     settings: Annotated[
         list[str] | None,
@@ -66,11 +66,18 @@ def sweep_run(
         raise typer.Exit(1)
 
 
+@sweep_app.command("list")
+def sweep_list() -> None:
+    """List the sweeps that come with curvact, each with its question."""
+    from curvact.lab.sweep import sweeps
+
+    for name, question in sweeps().items():
+        print(f"{name:20} {question}")
+
+
 @sweep_app.command("cost")
 def sweep_cost(
-    spec: Annotated[
-        Path, typer.Argument(help="A YAML file such as sweeps/digits.yaml, or a sweep's folder.")
-    ],
+    spec: Annotated[Path, typer.Argument(help="A YAML file, a name of `sweep list`, or a sweep's folder.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key, as in `sweep run`.")
     ] = None,
