@@ -42,6 +42,7 @@ def test_options_reach_the_sweep(
     options = ["--set", "grid.seed=[4]", "--out", tmp_path / "out", "--workers", 3, *["--resume"] * resume]
     assert curvact("sweep", "run", tiny, *options).code == 0
     expected = {"workers": 3, "resume": resume, "engine": "local", "device": "auto"}
+    expected |= {"address": None, "store": None}
     assert calls == [((4,), tmp_path / "out", expected)]
 
 
