@@ -17,11 +17,14 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from criteria import (
     HERE,
+    Claim,
     CurveJudge,
     Finding,
     Paper,
@@ -45,6 +48,16 @@ from second_opinion import second_opinion
 
 WIDTH = 100
 BEGIN, END = "<!-- claims: written by claims.py -->", "<!-- end of claims -->"
+
+
+def so_far(claim: Claim, found: Finding, results: Mapping[str, Path]) -> Finding:
+    """The finding, with how many of the pieces that the claim waits for have run."""
+    names = [Path(piece.spec).stem for piece in read_pieces()]
+    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in claim.evidence)]
+    done = [name for name in wanted if name in results]
+    if not done or len(done) == len(wanted):
+        return found
+    return replace(found, sentence=f"So far {len(done)} of {len(wanted)} pieces. {found.sentence}")
 
 
 def claims_table(paper: Paper, found: Mapping[str, Finding]) -> str:
@@ -256,7 +269,7 @@ def pages(root: Path = HERE) -> dict[Path, str]:
     """file → text, of every page that the command writes."""
     papers, results = read_papers(root), all_results(root)
     found = {
-        folder: {claim.id: judge(claim, results) for claim in paper.claims}
+        folder: {claim.id: so_far(claim, judge(claim, results), results) for claim in paper.claims}
         for folder, paper in papers.items()
     }
     written = {root / "README.md": main_page(papers, found, results, read_pieces(root))}
@@ -291,10 +304,12 @@ def collect(runs: Path, root: Path = HERE) -> list[Path]:
             )
             continue
         places = [read_environment(folder / RUNS / run) for run in got]
-        about = {
+        about: dict[str, object] = {
             key: ", ".join(sorted({str(place.get(key, "unknown")) for place in places}))
-            for key in ("commit", "cpu", "torch", "kernels")
+            for key in ("commit", "processor", "torch", "kernels")
         }
+        about["runs"] = len(got)
+        about["hours_of_runs"] = round(sum(row.seconds for row in (*table.rows, *table.references)) / 3600, 2)
         target = specs[folder.name].parent / "results" / f"{folder.name}.csv"
         target.parent.mkdir(exist_ok=True)
         atomic_write(target, source.read_text(encoding="utf-8"))
