@@ -19,7 +19,7 @@ from curvact.attacks.autoattack.ensemble import QUERIES, STEPS, Step, chosen_ste
 from curvact.data import DATASETS
 from curvact.errors import CurvactError
 from curvact.lab.flops import Flops, count_flops
-from curvact.lab.run import launched, prepare
+from curvact.lab.run import architecture_of, launched, prepare
 from curvact.lab.spec import DataSpec, RunSpec
 from curvact.models import build
 from curvact.models.registry import skeleton
@@ -175,16 +175,9 @@ def _shape(spec: RunSpec, images: _Images) -> str:
 
 
 def _flops_of(spec: RunSpec, images: _Images) -> Flops:
-    channels = images.shape[0]
-    architecture = {
-        **spec.model.model_dump(mode="json"),
-        "activation": spec.activation,
-        "channels": channels,
-        "classes": images.classes,
-        "size": images.shape[-1],
-        "mean": (0.5,) * channels,
-        "std": (0.25,) * channels,
-    }
+    channels, _, width = images.shape
+    normalization = ((0.5,) * channels, (0.25,) * channels)
+    architecture = architecture_of(spec, (channels, width), images.classes, *normalization)
     model = skeleton(architecture)
     if model is None:
         model = build(**architecture, generator=generator(0, "initialization"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -366,16 +366,9 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
     that does not suit the images.
     """
     data, extra = images_of(spec.data)
-    channels, height, width = data.train.images.shape[1:]
-    architecture = {
-        **spec.model.model_dump(mode="json"),
-        "activation": spec.activation,
-        "channels": channels,
-        "classes": len(data.train.classes),
-        "size": width,
-        "mean": data.train.mean,
-        "std": data.train.std,
-    }
+    train = data.train
+    channels, height, width = train.images.shape[1:]
+    architecture = architecture_of(spec, (channels, width), len(train.classes), train.mean, train.std)
     model = build(**architecture, generator=generator(spec.seed, "initialization"))
     if spec.init_from is not None:
         start_from(model, spec.init_from)
@@ -389,6 +382,22 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         )
     check_fit(model, data, extra)
     return Prepared(data, extra, architecture, model)
+
+
+def architecture_of(
+    spec: RunSpec, shape: tuple[int, int], classes: int, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """The arguments of `curvact.models.build` for a run. shape: channels and width of its images."""
+    channels, width = shape
+    return {
+        **spec.model.model_dump(mode="json"),
+        "activation": spec.activation,
+        "channels": channels,
+        "classes": classes,
+        "size": width,
+        "mean": mean,
+        "std": std,
+    }
 
 
 def images_of(wanted: DataSpec) -> tuple[Splits, ExtraImages | None]:
