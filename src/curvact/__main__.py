@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -18,9 +19,10 @@ _came: list[int] = []
 
 def main() -> None:
     """Run the command line."""
+    atexit.register(_deafen)  # the first that is registered is the last that runs
     for number in _CODES:
         # A process of torchrun that waits for the others has to end at once.
-        if number == signal.SIGINT or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if number == signal.SIGINT or os.environ.get("WORLD_SIZE", "1") == "1":
             signal.signal(number, _interrupt)
     from curvact.lab.cli.main import main as command
 
@@ -48,6 +50,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             _leave()
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _deafen() -> None:
+    """After a signal, ignore more of them: Python's last steps restore the defaults, which kill."""
+    if _came:
+        for number in _CODES:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _code() -> int:

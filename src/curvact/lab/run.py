@@ -528,6 +528,14 @@ def device_of(hardware: HardwareSpec) -> torch.device:
     return device
 
 
+def _processes(variable: str, default: int) -> int:
+    """The number of processes that torchrun says in a variable of the environment."""
+    text = os.environ.get(variable, str(default))
+    if not (text.isdecimal() and int(text)):
+        raise CurvactError(f"{variable}={text!r} in the environment: a whole number >= 1, as torchrun sets it")
+    return int(text)
+
+
 @contextmanager
 def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
     """Device, precision and processes. Under `torchrun`: one process of several.
@@ -540,8 +548,8 @@ def launched(hardware: HardwareSpec) -> Iterator[Fabric]:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     device = device_of(hardware)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    size = _processes("WORLD_SIZE", 1)
+    local = _processes("LOCAL_WORLD_SIZE", size)
     if size > 1 and hardware.accelerator not in ("auto", "cpu", "cuda"):
         raise CurvactError(
             f"hardware.accelerator={hardware.accelerator}: torchrun gives each process a device of its own; "

@@ -52,10 +52,30 @@ def test_the_version_and_the_module(curvact: Run, curvact_process: Run) -> None:
     assert curvact_process("--version") == (0, f"curvact {__version__}\n", "")
 
 
-def test_a_mistyped_command_is_named(curvact: Run) -> None:
-    code, out, err = curvact("analyse")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["analyse"], "No such command 'analyse'. Did you mean 'analyze'?; see `curvact --help`"),
+        (["sweep", "rum"], "No such command 'rum'. Did you mean 'run'?; see `curvact sweep --help`"),
+        (["sweep", "run"], "Missing argument 'spec'; see `curvact sweep run --help`"),
+        (["sweep", "run", "demo", "--workers", "two"], "Invalid value for '--workers'"),
+        (["train", "demo", "--reusme"], "No such option: --reusme"),
+    ],
+)
+def test_wrong_words_are_one_line(curvact: Run, words: list[str], message: str) -> None:
+    code, out, err = curvact(*words)
+    err = err.replace("python -m pytest.curvact", "curvact")
     assert (code, out) == (2, "")
-    assert "No such command 'analyse'. Did you mean 'analyze'?" in err
+    assert err.startswith("curvact: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_wrong_number_of_processes_is_one_line(curvact: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert curvact("train", "digits").err == (
+        "curvact: WORLD_SIZE='two' in the environment: a whole number >= 1, as torchrun sets it\n"
+    )
 
 
 def test_every_help_text_is_a_sentence() -> None:

@@ -141,6 +141,21 @@ def _main() -> None:
 
 
 def _end(message: str, code: int) -> None:
+    _say(message)
+    sys.exit(code)
+
+
+def _say(message: str) -> None:
     line = short(printable(" ".join(message.split())), LONGEST_LINE)
     print(f"curvact: {line}", file=sys.stderr)
-    sys.exit(code)
+
+
+def _show_usage_error(error: Any, file: object = None) -> None:
+    """What is wrong with the command's words, in one line like all bad input; typer shows four."""
+    help_text = f"; see `{error.ctx.command_path} --help`" if error.ctx is not None else ""
+    _say(f"{error.format_message().rstrip('.')}{help_text}")
+
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""Typer's own class of such errors, which it does not export."""
+_USAGE_ERROR.show = _show_usage_error
