@@ -532,7 +532,9 @@ def _processes(variable: str, default: int) -> int:
     """The number of processes that torchrun says in a variable of the environment."""
     text = os.environ.get(variable, str(default))
     if not (text.isdecimal() and int(text)):
-        raise CurvactError(f"{variable}={text!r} in the environment: a whole number >= 1, as torchrun sets it")
+        raise CurvactError(
+            f"{variable}={text!r} in the environment: a whole number >= 1, as torchrun sets it"
+        )
     return int(text)
 
 
