@@ -70,7 +70,7 @@ def sampled(
     images = np.rint(np.clip(np.concatenate(parts), 0, 1) * 255).astype(np.uint8)
     classes = np.repeat(np.arange(len(parts), dtype=np.int64), count)
     order = np.random.default_rng(seed).permutation(len(images))
-    side = int(round(real.shape[1] ** 0.5))
+    side = round(real.shape[1] ** 0.5)
     return images.reshape(-1, side, side, 1)[order], classes[order]
 
 
