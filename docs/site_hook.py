@@ -2,6 +2,7 @@
 
 A page outside docs/ keeps its place below the root of the site, README.md is its first page. Links between
 pages are rewritten to that; a file that a page links to is copied. A link to no file is an error of the build.
+The page of `curvact explore` is made anew; explore.md shows it.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from curvact.lab.report.explore.page import explore_html
+
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "reproductions")
 LINK = re.compile(r"(?<!`)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages outside docs/, and what they and the others link to."""
+    """Add the pages outside docs/, what they and the others link to, and the live page."""
     for place in OUTSIDE:
         path = ROOT / place
         for page in sorted(path.rglob("*.md")) if path.is_dir() else [path]:
             _add(files, config, page.relative_to(ROOT).as_posix())
+    files.append(File.generated(config, "explore-live.html", content=explore_html(site=True)))
     for page in list(files.documentation_pages()):
         here = _in_repository(page)
         for link in LINK.finditer(page.content_string):

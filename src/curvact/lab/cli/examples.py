@@ -7,6 +7,7 @@ import typer
 TASKS: dict[str, tuple[str, ...]] = {
     "Choose an activation": (
         "curvact activation 'rctaf(curvature=6)' gelu relu --plot curves.png",
+        "curvact explore",
         "curvact search kappa.yaml",
     ),
     "Train a network": (

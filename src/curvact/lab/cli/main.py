@@ -25,6 +25,7 @@ from curvact.lab.cli.corruptions import corruptions
 from curvact.lab.cli.data import data_app
 from curvact.lab.cli.evaluate import evaluate, leaderboard
 from curvact.lab.cli.examples import overview, with_examples
+from curvact.lab.cli.explore import explore
 from curvact.lab.cli.options import with_code
 from curvact.lab.cli.runs import runs_app
 from curvact.lab.cli.search import search
@@ -75,6 +76,7 @@ def _all_take_code(group: typer.Typer) -> None:
 
 
 _all_take_code(app)
+app.command("explore")(explore)
 app.command("init")(init)
 app.command("schema")(schema)
 app.command("doctor")(doctor)

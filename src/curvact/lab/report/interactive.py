@@ -143,10 +143,13 @@ def script_json(content: Mapping[str, Any]) -> Markup:
     return Markup(text)
 
 
-def script(name: str = "interactive.js") -> tuple[Markup, str]:
-    """A script of this folder, and its source for a Content-Security-Policy: its sha256. No other
-    script runs in the page, whatever the texts of a user are."""
-    text = (resources.files("curvact.lab.report") / name).read_text(encoding="utf-8")
+def script(*names: str) -> tuple[Markup, str]:
+    """Scripts below this folder as one, by default interactive.js, and its source for a
+    Content-Security-Policy: its sha256. drawing.js, with what they draw, comes first. No other script
+    runs in the page, whatever the texts of a user are."""
+    folder = resources.files("curvact.lab.report")
+    files = ("drawing.js", *(names or ("interactive.js",)))
+    text = "\n".join((folder / name).read_text(encoding="utf-8") for name in files)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Markup(text), f"'sha256-{digest}'"
 

@@ -1,0 +1,1 @@
+"""The page of `curvact explore`: activations and small networks while κ moves."""
