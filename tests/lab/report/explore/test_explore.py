@@ -153,6 +153,12 @@ def test_every_family_is_computed_as_in_python(browser: Any, file: Path) -> None
 # ---- the controls ----
 
 
+NO_CLIPBOARD = """() => {
+  navigator.clipboard.writeText = () => Promise.reject(new Error("not here"));
+  document.execCommand = () => false;
+}"""
+
+
 def test_the_line_to_copy_has_the_kappa_that_is_marked(browser: Any, file: Path) -> None:
     with opened(browser, file, "#family=rctaf&curvature=6.8&beta=2") as page:
         assert code(page) == "rctaf(curvature=6.8, beta=2)"
@@ -170,6 +176,10 @@ def test_the_line_to_copy_has_the_kappa_that_is_marked(browser: Any, file: Path)
         page.get_by_role("button", name="Copy").click()
         page.get_by_text("Copied.").wait_for()
         assert page.locator("textarea").count() == 0
+        page.evaluate(NO_CLIPBOARD)
+        page.get_by_role("button", name="Copy").click()
+        page.get_by_text("Selected: press Ctrl+C.").wait_for()
+        assert page.evaluate("getSelection().toString()") == page.locator("#code").inner_text()
 
 
 def test_sliders_answer_to_keys_and_mouse(browser: Any, file: Path) -> None:

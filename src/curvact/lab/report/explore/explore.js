@@ -85,21 +85,19 @@ function stops(key) {
 const kappaStops = () => [...new Set([least(), ...roundBetween(least(), MOST)])];
 const nearest = (list, value, by = v => v) => list.reduce((best, v, i) =>
   Math.abs(by(v) - by(value)) < Math.abs(by(list[best]) - by(value)) ? i : best, 0);
-function slider(name, title, list, value, act, { logarithmic = false, off = "" } = {}) {
-  const at = nearest(list, value, logarithmic ? Math.log : v => v);
-  const input = make("input", { type: "range", min: 0, max: list.length - 1, step: 1, value: at, id: `slider-${name}` });
+// A row with label, slider and value. row.show(list, value, text) shows where the value is now.
+function slider(name, title, act, logarithmic) {
+  let list = [];
+  const input = make("input", { type: "range", min: 0, step: 1, id: `slider-${name}` });
   const shown = make("output", { for: `slider-${name}` });
-  const say = v => { shown.textContent = off || v; input.setAttribute("aria-valuetext", `${title} ${off || v}`); };
-  say(plain(value, 5));
-  input.disabled = Boolean(off);
   input.addEventListener("input", () => act(list[Number(input.value)]));
-  const row = make("div", { class: "slider", "data-name": name }, make("label", { for: `slider-${name}` }, title), input, shown);
-  // After another control has moved: where the value is now.
-  row.show = (values, now) => {
+  const row = make("div", { class: "slider" }, make("label", { for: `slider-${name}` }, title), input, shown);
+  row.show = (values, now, text = plain(now, 5)) => {
     list = values;
     input.max = list.length - 1;
     input.value = nearest(list, now, logarithmic ? Math.log : v => v);
-    say(plain(now, 5));
+    shown.textContent = text;
+    input.setAttribute("aria-valuetext", `${title} ${text}`);
   };
   return row;
 }
@@ -138,9 +136,8 @@ function build() {
   chooser.replaceChildren(
     choice("Family", Object.keys(families).map(name => [name, name]), state.family, name => { choose(name); build(); redraw(); }),
     toggle("zoom in on the bend", state.zoom, on => { state.zoom = on; redraw(); }));
-  const kappa = shape().kappa, off = family().spatial ? "none" : !hasFree() || clipped() ? (kappa === Infinity ? "∞" : plain(kappa, 5)) : "";
-  rows = {};
-  rows.curvature = slider("curvature", "κ", kappaStops(), state.curvature, v => { state.curvature = v; redraw("curvature"); }, { logarithmic: true, off });
+  rows = { curvature: slider("curvature", "κ", v => { state.curvature = v; redraw(); }, true) };
+  rows.curvature.querySelector("input").disabled = !hasFree() || clipped();
   top.replaceChildren(rows.curvature);
   controls.replaceChildren();
   for (const [name, p] of Object.entries(family().parameters)) {
@@ -148,36 +145,25 @@ function build() {
     const act = v => {
       if (isFree) state.curvature = within(Number(family().at({ ...unclipped(), [name]: v }).kappa.toPrecision(12)), least(), MOST);
       else { state.own[name] = v; state.curvature = Math.max(state.curvature, least()); }
-      redraw(name);
+      redraw();
     };
     if (p.optional) {
       const on = state.own[name] !== null;
       controls.append(toggle(`${title}: a clip`, on, given => { state.own[name] = given ? p.optional : null; build(); redraw(); controls.querySelector(".toggle input").focus(); }));
       if (!on) continue;
     }
-    rows[name] = slider(name, title, stops(name), parameters()[name], act, { logarithmic: p.kind === "log" });
+    rows[name] = slider(name, title, act, p.kind === "log");
     controls.append(rows[name]);
   }
 }
-function refresh(moved) {
-  if (moved !== "curvature" && hasFree() && !clipped()) rows.curvature.show(kappaStops(), state.curvature);
-  if (moved === "curvature") rows.curvature.querySelector("output").textContent = plain(state.curvature, 5);
-  rows.curvature.querySelector("input").setAttribute("aria-valuetext", `κ ${rows.curvature.querySelector("output").textContent}`);
-  if (!hasFree()) {
-    const kappa = shape().kappa;
-    rows.curvature.querySelector("output").textContent = family().spatial ? "none" : kappa === Infinity ? "∞" : plain(kappa, 5);
-  }
-  for (const [name, row] of Object.entries(rows)) if (name !== "curvature") {
-    if (name === moved) {
-      const text = plain(parameters()[name], 5);
-      row.querySelector("output").textContent = text;
-      row.querySelector("input").setAttribute("aria-valuetext", `${GREEK[name] || name} ${text}`);
-    } else row.show(stops(name), parameters()[name]);
-  }
+function refresh(kappa) {
+  const text = family().spatial ? "none" : kappa === Infinity ? "∞" : plain(kappa, 5);
+  rows.curvature.show(kappaStops(), within(kappa, least(), MOST), text);
+  for (const name of Object.keys(family().parameters)) if (rows[name]) rows[name].show(stops(name), parameters()[name]);
 }
 function remarks(kappa) {
   const said = [];
-  if (family().spatial) said.push("The curves show the gate before training.");
+  if (family().spatial) said.push(`The curves show the gate before training, with κ = ${plain(kappa, 5)}.`);
   else if (clipped()) said.push("The clip makes the slope jump, so κ is infinite. α still sets the bend at 0.");
   else if (!hasFree()) said.push(kappa === Infinity ? "The slope jumps, so κ is infinite: no κ can be chosen." : "κ follows from its parameters. It cannot be chosen.");
   if (family().learned && !family().spatial) said.push("Training moves its parameter by default: this is where it starts.");
@@ -261,14 +247,17 @@ function drawShape() {
 // ---- the networks ----
 const trained = data.networks.filter(n => n.curvature !== null), relu = data.networks.find(n => n.curvature === null);
 function shownNetwork() {
-  const kappa = family().spatial ? families.swish.at({ beta: Math.max(state.own.beta, 1e-9) }).kappa : shape().kappa;
+  const { kappa } = shape();
   if (kappa === Infinity) return relu;
   return trained[nearest(trained.map(n => n.curvature), within(kappa, LEAST, MOST), Math.log)];
 }
 function sayWhich(network) {
   const kappa = shape().kappa, mine = state.family === "rctaf" && state.own.beta === 0, said = [];
   if (network === relu) said.push("Shown are networks trained with ReLU, κ = ∞.");
-  else said.push(`Shown are networks trained at κ = ${network.curvature}${family().spatial || network.curvature === kappa ? "." : `, the nearest to ${plain(kappa, 5)} of those that were trained.`}`);
+  else {
+    const near = network.curvature === kappa ? "" : `, the nearest to ${plain(kappa, 5)} of those that were trained`;
+    said.push(`Shown are networks trained at κ = ${network.curvature}${near}.`);
+  }
   if (network !== relu && !mine) said.push(`They have rctaf with β = 0, not ${state.family === "rctaf" ? `β = ${state.own.beta}` : state.family}.`);
   else if (network === relu && state.family !== "relu") said.push(`They have relu, not ${state.family}.`);
   which.replaceChildren(make("strong", {}, said[0]), said[1] ? ` ${said[1]}` : "");
@@ -349,9 +338,9 @@ function sayNumbers(network) {
 }
 
 let drawn = null;
-function redraw(moved = "") {
-  if (moved) refresh(moved);
+function redraw() {
   const now = shape();
+  refresh(now.kappa);
   about.textContent = `σ(x): ${family().about}`.replace("σ(x): σ′", "σ′");
   remark.textContent = remarks(now.kappa);
   remark.hidden = !remark.textContent;
