@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from curvact.lab.environment import environment
+from curvact.lab.placement import Placement
 from curvact.lab.search import SearchSpec
 from curvact.lab.search_run import Trial, cost_of, open_study, run_search, spent, trials_of
 
@@ -56,7 +57,7 @@ def search(kind: str, seed: int, budget: int, folder: Path) -> tuple[SearchSpec,
         seed=seed,
         baseline={},
     )
-    run_search(spec, folder, workers=1, engine="inline", resume=True, console=Console(quiet=True))
+    run_search(spec, folder, Placement("inline", workers=1), resume=True, console=Console(quiet=True))
     return spec, trials_of(spec, open_study(folder))
 
 

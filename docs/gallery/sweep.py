@@ -6,7 +6,7 @@ seeds and one epoch it cannot be sure of much, and says so.
 
 from pathlib import Path
 
-from curvact.lab import SweepSpec, run_sweep
+from curvact.lab import Placement, SweepSpec, run_sweep
 from curvact.lab.sweep_run import report
 
 spec = SweepSpec(
@@ -23,6 +23,6 @@ spec = SweepSpec(
     references=["relu"],
 )
 folder = Path("kappa-sweep")
-run_sweep(spec, folder, engine="inline")  # the default engine, local, has a process for each core
+run_sweep(spec, folder, Placement("inline"))  # the default engine, local, has a process for each core
 for sentence in report(folder).sentences:
     print("-", sentence)

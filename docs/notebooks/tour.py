@@ -87,11 +87,11 @@ cv.analysis.diagonal_norms(loss, probes=16, generator=torch.Generator().manual_s
 from pathlib import Path
 from tempfile import mkdtemp
 
-from curvact.lab import load_runs, read_sweep, run_sweep
+from curvact.lab import Placement, load_runs, read_sweep, run_sweep
 
 folder = Path(mkdtemp()) / "demo"
 settings = ["grid.curvature=[0.5,6]", "grid.seed=[0,1]", "references=[]", "base.training.epochs=1"]
 spec = read_sweep("demo", [*settings, "base.evaluation.autoattack_images=0"])
-run_sweep(spec, folder, engine="inline")
+run_sweep(spec, folder, Placement("inline"))
 runs = load_runs(folder)
 runs.groupby("curvature")[["clean_accuracy", "robust_accuracy"]].mean()

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from curvact.lab.engines import ENGINES, engine_from
+from curvact.lab.placement import Placement
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import run_sweep, sweep_records
 
@@ -64,7 +65,7 @@ def test_a_small_part_runs(path: Path, engine: str, tmp_path: Path) -> None:
         pytest.importorskip("ray")
     spec, folder = read_sweep(path, SMALL), tmp_path / "sweep"
     assert len(spec.planned) == 2 * 3
-    assert run_sweep(spec, folder, workers=2, engine=engine, device="cpu") == []
+    assert run_sweep(spec, folder, Placement(engine, workers=2, device="cpu")) == []
     records = [record for _, record in sweep_records(spec, folder)]
     assert [record.status for record in records] == ["done"] * 6
     assert {"subset_robust_accuracy", "clean_hessian_rms", "curvature_end"} <= set(records[0].metrics)

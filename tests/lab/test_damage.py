@@ -23,6 +23,7 @@ from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.lab import stored
 from curvact.lab.environment import environment
+from curvact.lab.placement import Placement
 from curvact.lab.record.evaluation import evaluate
 from curvact.lab.record.record import read_record as read_evaluation
 from curvact.lab.record.record import write_record as write_evaluation
@@ -272,7 +273,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchSpec, Path
     pytest.importorskip("optuna")
     folder = tmp_path_factory.mktemp("search")
     spec = check_settings(SearchSpec, yaml.safe_load(yaml.safe_dump(SEARCH)), "search")
-    run_search(spec, folder, workers=1, engine="inline", console=Console(quiet=True))
+    run_search(spec, folder, Placement("inline", workers=1), console=Console(quiet=True))
     return spec, folder
 
 

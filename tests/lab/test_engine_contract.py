@@ -18,6 +18,7 @@ import pytest
 from curvact.errors import CurvactError
 from curvact.lab.engines import Engine, Job, engine_from
 from curvact.lab.imports import import_code
+from curvact.lab.placement import Placement
 from curvact.lab.run import execute
 from curvact.lab.spec import RunSpec
 from curvact.lab.store import Record, finished, read_history
@@ -225,7 +226,7 @@ def test_a_sweep_has_the_same_results(
     spec: SweepSpec = sweep_spec(base={"hessian": None}, grid={"curvature": [1, 6], "seed": [0]})
 
     def results(engine: str) -> list[list[str]]:
-        assert run_sweep(spec, Path(engine), engine=engine, console=Console(quiet=True)) == []
+        assert run_sweep(spec, Path(engine), Placement(engine), console=Console(quiet=True)) == []
         report(Path(engine))
         return _csv_without_times(Path(engine, "results.csv"))
 

@@ -19,6 +19,7 @@ from curvact.errors import CurvactError
 from curvact.lab import imports
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.imports import CodeWarning, given_code, import_code, load_plugins, trust_code
+from curvact.lab.placement import Placement
 from curvact.lab.run import execute
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import RunSpec, canonical_activation, read_spec
@@ -139,7 +140,7 @@ def record_input() -> Any:
 def test_a_sweep_with_a_question_and_an_engine(mine: Path, fresh: Callable[[], None]) -> None:
     spec = read_sweep(mine / "sweep.yaml")
     folder = mine / "out"
-    assert run_sweep(spec, folder, engine="here", console=QUIET) == []
+    assert run_sweep(spec, folder, Placement("here"), console=QUIET) == []
     assert report(folder).sentences == ("2 runs",)
     fresh()
     with pytest.raises(CurvactError, match=r"needs the code my\.py"):
@@ -148,7 +149,7 @@ def test_a_sweep_with_a_question_and_an_engine(mine: Path, fresh: Callable[[], N
     (mine / "question.py").write_text(QUESTION.replace("runs", "finished runs"))
     again = read_sweep(mine / "sweep.yaml")
     assert [run.id for run in again.planned] == [run.id for run in spec.planned]
-    assert run_sweep(again, folder, resume=True, engine="here", console=QUIET) == []
+    assert run_sweep(again, folder, Placement("here"), resume=True, console=QUIET) == []
     assert report(folder).sentences == ("2 finished runs",)
 
 

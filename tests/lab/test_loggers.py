@@ -16,6 +16,7 @@ from rich.console import Console
 
 from curvact.errors import CurvactError
 from curvact.lab.loggers import wandb_id
+from curvact.lab.placement import Placement
 from curvact.lab.run import execute
 from curvact.lab.sweep_run import run_sweep
 from curvact.training import Epoch
@@ -147,7 +148,7 @@ def test_runs_of_two_sweeps_are_runs_of_their_own(sweep_spec: Any, tmp_path: Pat
         base={"hessian": None, "logging": {"wandb": "project"}}, grid={"curvature": [1, 6], "seed": [0]}
     )
     for name in ("one", "two"):
-        run_sweep(spec, tmp_path / name, engine="inline", console=QUIET)
+        run_sweep(spec, tmp_path / name, Placement("inline"), console=QUIET)
     sent = [_sent(tmp_path / name) for name in ("one", "two")]
     labels = {run.label: run for run in spec.planned}
     for runs in sent:

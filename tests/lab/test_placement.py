@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from curvact.errors import CurvactError
-from curvact.lab.placement import devices_of, on_device, worker_count
+from curvact.lab.placement import Placement
 from curvact.lab.run import device_of, execute
 from curvact.lab.store import finished, read_environment
 from curvact.lab.sweep_run import _notes, run_sweep, sweep_records
@@ -57,28 +57,29 @@ def test_the_devices_of_a_run(
     _gpus(monkeypatch, 2)
     monkeypatch.setattr("os.cpu_count", lambda: 77)
     spec = run_spec(hardware={"accelerator": accelerator})
-    assert devices_of(spec, wanted) == devices
-    assert worker_count(None, wanted, [spec]) == (workers or 77)
-    assert worker_count(3, wanted, [spec]) == 3
-    assert on_device(spec, wanted).id == spec.id
+    place = Placement(device=wanted)
+    assert place.devices(spec) == devices
+    assert place.count([spec]) == (workers or 77)
+    assert Placement(workers=3, device=wanted).count([spec]) == 3
+    assert place.settled(spec).id == spec.id
 
 
 def test_runs_that_take_a_part_of_a_gpu_share_it(monkeypatch: pytest.MonkeyPatch, run_spec: Any) -> None:
     """Where runs take different parts, the largest decides."""
     _gpus(monkeypatch, 2)
     quarter, half, whole = (run_spec(hardware={"gpus": part}) for part in (0.25, 0.5, 1))
-    assert worker_count(None, "auto", [quarter]) == 8
-    assert worker_count(None, "auto", [quarter, half]) == 4
-    assert worker_count(None, "auto", [half, run_spec()]) == 2
-    assert worker_count(None, "auto", [whole]) == 2
-    assert worker_count(None, "cuda:1", [quarter]) == 4
-    assert worker_count(3, "auto", [quarter]) == 3
+    assert Placement().count([quarter]) == 8
+    assert Placement().count([quarter, half]) == 4
+    assert Placement().count([half, run_spec()]) == 2
+    assert Placement().count([whole]) == 2
+    assert Placement(device="cuda:1").count([quarter]) == 4
+    assert Placement(workers=3).count([quarter]) == 3
 
 
 def test_one_gpu_needs_no_placement(monkeypatch: pytest.MonkeyPatch, run_spec: Any) -> None:
     _gpus(monkeypatch, 1)
-    assert devices_of(run_spec(), "auto") == ()
-    assert worker_count(None, "auto", [run_spec()]) == 1
+    assert Placement().devices(run_spec()) == ()
+    assert Placement().count([run_spec()]) == 1
 
 
 def test_hardware_that_is_not_there(monkeypatch: pytest.MonkeyPatch, run_spec: Any, tmp_path: Path) -> None:
@@ -99,14 +100,14 @@ def test_a_sweep_says_the_device_of_each_run(sweep_spec: Any, tmp_path: Path) ->
     """Two names of the CPU stand for two GPUs. The numbers are those without names."""
     spec = sweep_spec(base={"hessian": None}, grid={"curvature": [1], "seed": [0, 1]})
     told = Console(file=io.StringIO(), width=200)
-    assert run_sweep(spec, tmp_path / "two", workers=2, device="cpu:0,cpu:1", console=told) == []
+    assert run_sweep(spec, tmp_path / "two", Placement(workers=2, device="cpu:0,cpu:1"), console=told) == []
     records = [record for _, record in sweep_records(spec, tmp_path / "two")]
     assert sorted(r.spec.hardware.accelerator for r in records) == ["cpu:0", "cpu:1"]
     for record in records:
         device = record.spec.hardware.accelerator
         assert f" s on {device}" in told.file.getvalue()  # type: ignore[attr-defined]
         assert read_environment(tmp_path / "two" / "runs" / record.run)["device"] == "cpu"
-    run_sweep(spec, tmp_path / "one", engine="inline", console=Console(quiet=True))
+    run_sweep(spec, tmp_path / "one", Placement("inline"), console=Console(quiet=True))
     for record in records:
         alone = finished(tmp_path / "one" / "runs" / record.run, record.run)
         assert alone is not None

@@ -33,6 +33,7 @@ from curvact.lab.engines.engine import ENGINES
 from curvact.lab.engines.inline import run_inline
 from curvact.lab.frames import load_runs
 from curvact.lab.layout import STATE_FILE
+from curvact.lab.placement import Placement
 from curvact.lab.remote import Store, local_runs, working
 from curvact.lab.run import execute
 from curvact.lab.search import SearchSpec
@@ -429,7 +430,7 @@ def test_a_sweep_whose_runs_are_elsewhere(
     tmp_path: Path,
 ) -> None:
     spec = sweep_spec(base={"hessian": None}, grid={"curvature": [1, 6], "seed": [0]})
-    run_sweep(spec, tmp_path / "local", engine="inline", console=QUIET)
+    run_sweep(spec, tmp_path / "local", Placement("inline"), console=QUIET)
     report(tmp_path / "local")
 
     def elsewhere(jobs: Sequence[Job], workers: int, on_event: Callable[[Event], None]) -> list[int]:
@@ -442,7 +443,7 @@ def test_a_sweep_whose_runs_are_elsewhere(
     monkeypatch.setitem(ENGINES, "elsewhere", None)
     register_engine("elsewhere", elsewhere)
     with working(Path("memory://bucket/sweep")) as (folder, store):
-        assert run_sweep(spec, folder, engine="elsewhere", console=QUIET, store=store) == []
+        assert run_sweep(spec, folder, Placement("elsewhere"), console=QUIET, store=store) == []
         report(folder)
     assert not list(folder.rglob("*.safetensors"))
     content = _content(memory, "memory://bucket/sweep")
@@ -453,7 +454,7 @@ def test_a_sweep_whose_runs_are_elsewhere(
     assert len(load_runs("memory://bucket/sweep")) == 2
     refused = pytest.raises(CurvactError, match="memory://bucket/sweep holds a sweep already")
     with refused, working(Path("memory://bucket/sweep")) as (folder, store):
-        run_sweep(spec, folder, engine="inline", console=QUIET, store=store)
+        run_sweep(spec, folder, Placement("inline"), console=QUIET, store=store)
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -692,14 +693,14 @@ def test_a_search_goes_on_from_the_store(
     register_engine("dies", dies)
     try:
         with pytest.raises(KeyboardInterrupt), working(place) as (folder, store):
-            run_search(spec, folder, engine="dies", console=QUIET, store=store)
+            run_search(spec, folder, Placement("dies"), console=QUIET, store=store)
     finally:
         del ENGINES["dies"]
     done = {n: c for n, c in _content(memory, "memory://bucket/search").items() if n.endswith("record.json")}
     assert len(done) == 1
     machine("b")
     with working(place) as (folder, store):
-        assert run_search(spec, folder, resume=True, engine="inline", console=QUIET, store=store) == []
+        assert run_search(spec, folder, Placement("inline"), resume=True, console=QUIET, store=store) == []
         result, _ = conclude(folder, store=store)
     after = _content(memory, "memory://bucket/search")
     assert {name: after[name] for name in done} == done

@@ -22,6 +22,7 @@ from curvact.data import Splits, load
 from curvact.errors import CurvactError
 from curvact.lab.engines import ENGINES, Job, register_engine, run_job
 from curvact.lab.engines.inline import run_inline
+from curvact.lab.placement import Placement
 from curvact.lab.run import execute
 from curvact.lab.search import SearchSpec, on_test_images
 from curvact.lab.search_result import conclude
@@ -66,7 +67,7 @@ def _trials(spec: SearchSpec, folder: Path) -> list[Trial]:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchSpec, Path]:
     pytest.importorskip("optuna")
     spec, folder = _spec(), tmp_path_factory.mktemp("search")
-    assert run_search(spec, folder, workers=1, engine="inline", console=QUIET) == []
+    assert run_search(spec, folder, Placement("inline", workers=1), console=QUIET) == []
     return spec, folder
 
 
@@ -186,14 +187,14 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     spec, whole = searched
     folder = tmp_path / "s"
     with pytest.raises(KeyboardInterrupt):
-        run_search(spec, folder, workers=1, engine=breaking, console=QUIET)
+        run_search(spec, folder, Placement(breaking, workers=1), console=QUIET)
     done = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/record.json")}
     assert len(done) == 2
     assert [t.state for t in _trials(spec, folder)] == ["completed", "running"]
     with pytest.raises(CurvactError, match="holds a search already: --resume goes on"):
         run_search(spec, folder, console=QUIET)
     for _ in range(2):  # the second time there is nothing left
-        assert run_search(spec, folder, workers=1, resume=True, engine="inline", console=QUIET) == []
+        assert run_search(spec, folder, Placement("inline", workers=1), resume=True, console=QUIET) == []
         assert _trials(spec, folder) == _trials(spec, whole)
     assert {p: p.stat().st_mtime_ns for p in done} == done
 
@@ -208,7 +209,7 @@ def test_without_its_storage_no_run_is_repeated(searched: tuple[SearchSpec, Path
         with pytest.raises(
             CurvactError, match=r"optuna.journal is damaged: delete it and go on with --resume"
         ):
-            run_search(spec, folder, workers=1, resume=True, engine="inline", console=QUIET)
+            run_search(spec, folder, Placement("inline", workers=1), resume=True, console=QUIET)
     for torn in (
         whole_journal + b'{"op_code":4,"wor',
         whole_journal,
@@ -218,7 +219,7 @@ def test_without_its_storage_no_run_is_repeated(searched: tuple[SearchSpec, Path
         assert _trials(spec, folder) == _trials(spec, whole)
     (folder / STORAGE).unlink()
     before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/*.safetensors")}
-    run_search(spec, folder, workers=1, resume=True, engine="inline", console=QUIET)
+    run_search(spec, folder, Placement("inline", workers=1), resume=True, console=QUIET)
     assert _trials(spec, folder) == _trials(spec, whole)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
@@ -231,7 +232,7 @@ def test_a_larger_budget_goes_on_and_another_search_is_refused(
     shutil.copytree(whole, folder)
     with pytest.raises(CurvactError, match=r"holds another search \(seed is 0 there and 1 here\)"):
         run_search(_spec(seed=1), folder, resume=True, console=QUIET)
-    run_search(_spec(budget=230), folder, workers=1, resume=True, engine="inline", console=QUIET)
+    run_search(_spec(budget=230), folder, Placement("inline", workers=1), resume=True, console=QUIET)
     before, after = _trials(spec, whole), _trials(spec, folder)
     assert after[: len(before)] == before
     assert len(after) > len(before)
@@ -244,7 +245,7 @@ def test_bad_input_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CurvactError, match="budget=23: one trial takes 24 gradient evaluations"):
         run_search(_spec(budget=23), folder, console=QUIET)
     with pytest.raises(CurvactError, match="--workers 0"):
-        run_search(_spec(), folder, workers=0, console=QUIET)
+        run_search(_spec(), folder, Placement(workers=0), console=QUIET)
     with pytest.raises(CurvactError, match=r"crop 9: training.crop=9 is larger"):
         run_search(_spec(space={"training.crop": [9]}, base={**CONTENT["base"], "curvature": 1}), folder)
     monkeypatch.setitem(sys.modules, "optuna", None)
@@ -295,7 +296,7 @@ def test_a_grid_runs_every_combination_once(instant: list[Job], tmp_path: Path) 
     pytest.importorskip("optuna")
     space = {"curvature": {"low": 1, "high": 16, "log": True, "points": 3}, "centered": [False, True]}
     spec = _spec(space=space, sampler="grid", budget=10**6, baseline={})
-    run_search(spec, tmp_path, workers=2, engine="instant", console=QUIET)
+    run_search(spec, tmp_path, Placement("instant", workers=2), console=QUIET)
     trials = _trials(spec, tmp_path)
     key = [(t.settings["curvature"], t.settings["centered"]) for t in trials]
     assert sorted(key) == sorted((c["curvature"], c["centered"]) for c in spec.combinations())
@@ -308,7 +309,7 @@ def test_a_small_space_ends(sampler: str, instant: list[Job], tmp_path: Path) ->
     """Repetitions are not run again, and the search ends when the space is exhausted."""
     pytest.importorskip("optuna")
     spec = _spec(space={"curvature": [1, 4, 9]}, sampler=sampler, budget=10**6)
-    run_search(spec, tmp_path, workers=3, engine="instant", console=QUIET)
+    run_search(spec, tmp_path, Placement("instant", workers=3), console=QUIET)
     trials = _trials(spec, tmp_path)
     assert {t.settings["curvature"] for t in trials} == {1, 4, 9}
     assert len(instant) == 4  # the baseline too
@@ -318,7 +319,7 @@ def test_a_small_space_ends(sampler: str, instant: list[Job], tmp_path: Path) ->
 def test_several_workers_stay_within_the_budget(instant: list[Job], tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     spec = _spec(budget=24 * 20 + 23)
-    run_search(spec, tmp_path, workers=3, engine="instant", console=QUIET)
+    run_search(spec, tmp_path, Placement("instant", workers=3), console=QUIET)
     trials = _trials(spec, tmp_path)
     assert [t.state for t in trials] == ["completed"] * 20
     best = max(trials, key=lambda t: t.accuracy)
@@ -338,7 +339,7 @@ def test_impossible_trials_are_named_and_cost_nothing(instant: list[Job], tmp_pa
         return real(settings)
 
     object.__setattr__(spec, "trial", trial)
-    run_search(spec, tmp_path, workers=1, engine="instant", console=QUIET)
+    run_search(spec, tmp_path, Placement("instant", workers=1), console=QUIET)
     trials = _trials(spec, tmp_path)
     assert [t.state for t in trials].count("completed") == 6
     failed = [t for t in trials if t.state == "failed"]
@@ -368,7 +369,7 @@ def test_a_search_whose_runs_all_fail_at_once_ends(
 
     monkeypatch.setitem(ENGINES, "failing", None)
     register_engine("failing", engine)
-    run_search(_spec(budget=10**6), tmp_path, workers=1, engine="failing", console=QUIET)
+    run_search(_spec(budget=10**6), tmp_path, Placement("failing", workers=1), console=QUIET)
     assert len(runs) == 3
 
 
@@ -377,15 +378,15 @@ def test_a_baseline_without_memory_is_tried_again(
 ) -> None:
     pytest.importorskip("optuna")
     spec = _spec(budget=24 * 2)
-    run_search(spec, tmp_path, workers=1, engine="instant", console=QUIET)
+    run_search(spec, tmp_path, Placement("instant", workers=1), console=QUIET)
     before = len(instant)
     assert spec.baseline_run is not None
     known = curvact.lab.search_run.finished(tmp_path, spec.baseline_run.id)
     assert known is not None
-    run_search(spec, tmp_path, workers=1, engine="instant", resume=True, console=QUIET)
+    run_search(spec, tmp_path, Placement("instant", workers=1), resume=True, console=QUIET)
     assert len(instant) == before
     known.is_final = False  # type: ignore[misc]
-    run_search(spec, tmp_path, workers=1, engine="instant", resume=True, console=QUIET)
+    run_search(spec, tmp_path, Placement("instant", workers=1), resume=True, console=QUIET)
     assert [job.spec.id for job in instant[before:]] == [spec.baseline_run.id]
 
 
@@ -393,7 +394,7 @@ def test_a_diverged_run_is_a_trial_of_accuracy_0(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     base = {**CONTENT["base"], "training": {**CONTENT["base"]["training"], "warmup": 0.0}}
     spec = _spec(base=base, space={"training.learning_rate": [0.05, 1e30]}, baseline={}, budget=10**4)
-    run_search(spec, tmp_path, workers=1, engine="inline", console=QUIET)
+    run_search(spec, tmp_path, Placement("inline", workers=1), console=QUIET)
     by_rate = {t.settings["training.learning_rate"]: t for t in _trials(spec, tmp_path)}
     assert by_rate[0.05].state == "completed"
     assert (by_rate[1e30].state, by_rate[1e30].accuracy) == ("failed", 0.0)
@@ -416,9 +417,9 @@ def test_a_stopped_run_keeps_its_state_and_can_go_on(tmp_path: Path) -> None:
 def test_worker_processes(searched: tuple[SearchSpec, Path], tmp_path: Path) -> None:
     """One local worker gives the trials of the inline engine; two stay within the budget."""
     spec, whole = searched
-    run_search(spec, tmp_path / "one", workers=1, console=QUIET)
+    run_search(spec, tmp_path / "one", Placement(workers=1), console=QUIET)
     assert _trials(spec, tmp_path / "one") == _trials(spec, whole)
-    run_search(spec, tmp_path / "two", workers=2, console=QUIET)
+    run_search(spec, tmp_path / "two", Placement(workers=2), console=QUIET)
     assert spent(_trials(spec, tmp_path / "two")) <= spec.budget
 
 

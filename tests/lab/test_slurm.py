@@ -18,6 +18,7 @@ import pytest
 from curvact.errors import CurvactError
 from curvact.lab.engines import Job, engine_from, slurm
 from curvact.lab.engines.slurm import SlurmSettings, run_slurm
+from curvact.lab.placement import Placement
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import RunSpec
 from curvact.lab.sweep_run import run_sweep
@@ -503,10 +504,10 @@ def test_what_is_missing_is_found_before_anything_is_written(
     with pytest.raises(
         CurvactError, match="needs sbatch, squeue, scancel, scontrol, srun, which this machine"
     ):
-        run_sweep(sweep_spec(), tmp_path / "out", engine="slurm")
+        run_sweep(sweep_spec(), tmp_path / "out", Placement("slurm"))
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(CurvactError, match=r"needs submitit: pip install 'curvact\[slurm\]'"):
-        run_sweep(sweep_spec(), tmp_path / "out", engine="slurm")
+        run_sweep(sweep_spec(), tmp_path / "out", Placement("slurm"))
     assert not (tmp_path / "out").exists()
 
 

@@ -29,6 +29,7 @@ from curvact.data.loading import _load_place
 from curvact.errors import CurvactError
 from curvact.lab.engines import ENGINES, Job, register_engine
 from curvact.lab.engines.local import run_local
+from curvact.lab.placement import Placement
 from curvact.lab.run import execute
 from curvact.lab.spec import read_spec
 from curvact.lab.store import finished, read_history
@@ -168,7 +169,9 @@ def test_killed_resumed_and_a_worker_replaced_gives_the_same(
         run_sweep(read_sweep(spec), there, console=QUIET)
     before = {p: p.stat().st_mtime_ns for p in done}
     console = Console(file=io.StringIO())
-    assert run_sweep(read_sweep(spec), there, workers=2, resume=True, engine=deadly, console=console) == []
+    assert (
+        run_sweep(read_sweep(spec), there, Placement(deadly, workers=2), resume=True, console=console) == []
+    )
     report(there)
     assert isinstance(console.file, io.StringIO)
     assert "a worker died" in console.file.getvalue()
@@ -192,14 +195,14 @@ def test_a_run_out_of_memory_fails_and_is_tried_again(
 
     monkeypatch.setattr(curvact.lab.run, "fit", fit)
     spec = sweep_spec(grid={"curvature": [1, 6], "seed": [0]})
-    assert run_sweep(spec, tmp_path, engine="inline", console=QUIET) == []
+    assert run_sweep(spec, tmp_path, Placement("inline"), console=QUIET) == []
     (_, small), (large_run, large) = sweep_records(spec, tmp_path)
     assert (small.status, large.status) == ("done", "failed")
     assert re.match("out of memory: .*can't allocate memory", large.cause)
     assert "\n" not in large.cause
     report(tmp_path)
     enough = True
-    assert run_sweep(spec, tmp_path, engine="inline", resume=True, console=QUIET) == []
+    assert run_sweep(spec, tmp_path, Placement("inline"), resume=True, console=QUIET) == []
     again = finished(tmp_path / "runs" / large_run.id, large_run.id)
     assert again is not None
     alone = execute(large_run.spec, tmp_path / "alone")
@@ -231,7 +234,7 @@ def test_a_sweep_grows(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(out, there)
     before = {p: p.stat().st_mtime_ns for p in there.glob("runs/*/record.json")}
     grown = read_sweep(spec, ["grid.curvature=[1,3,6]", "grid.seed=[0]"])
-    assert run_sweep(grown, there, engine="inline", resume=True, console=QUIET) == []
+    assert run_sweep(grown, there, Placement("inline"), resume=True, console=QUIET) == []
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert len(list(there.glob("runs/*/record.json"))) == 5
     report(there)
@@ -249,13 +252,13 @@ def test_a_sweep_on_other_images_does_not_grow(sweep_spec: Any, tmp_path: Path) 
         for seeds in ([0], [0, 1])
     )
     np.savez(file, images=images, labels=labels)
-    assert run_sweep(one, out, engine="inline", console=QUIET) == []
+    assert run_sweep(one, out, Placement("inline"), console=QUIET) == []
     np.savez(file, images=255 - images, labels=labels)
     _load_place.cache_clear()
     with pytest.raises(
         CurvactError, match=r"mine\.npz have changed since runs of .*sha256 of test was"
     ) as caught:
-        run_sweep(two, out, engine="inline", resume=True, console=QUIET)
+        run_sweep(two, out, Placement("inline"), resume=True, console=QUIET)
     assert "\n" not in str(caught.value)
     assert read_sweep(out) == one
 
@@ -274,9 +277,9 @@ def test_a_folder_with_other_things_is_refused(sweep_spec: Any, tmp_path: Path) 
     with pytest.raises(CurvactError, match="holds no sweep"):
         report(tmp_path / "x")
     with pytest.raises(CurvactError, match="--workers 0"):
-        run_sweep(sweep_spec(), tmp_path / "y", workers=0, console=QUIET)
+        run_sweep(sweep_spec(), tmp_path / "y", Placement(workers=0), console=QUIET)
     with pytest.raises(CurvactError, match="unknown engine 'loca'; did you mean 'local'"):
-        run_sweep(sweep_spec(), tmp_path / "y", engine="loca", console=QUIET)
+        run_sweep(sweep_spec(), tmp_path / "y", Placement("loca"), console=QUIET)
     assert not (tmp_path / "y").exists()
 
 
@@ -294,7 +297,7 @@ def test_damaged_runs_are_named(unbroken: tuple[Path, Path], tmp_path: Path) -> 
 def test_a_failed_run_is_named(sweep_spec: Any, tmp_path: Path) -> None:
     wild = {"training.learning_rate": 1e30, "training.warmup": 0.0}
     spec = sweep_spec(grid={"seed": [0]}, cells={"rate": {"calm": {}, "wild": wild}})
-    run_sweep(spec, tmp_path, engine="inline", console=QUIET)
+    run_sweep(spec, tmp_path, Placement("inline"), console=QUIET)
     report(tmp_path)
     rows = {row["rate"]: row for row in _csv_without_times(tmp_path / "results.csv")}
     assert rows["calm"]["status"] == "done"
@@ -319,7 +322,7 @@ LEARNED: dict[str, Any] = {
 def test_activations_move_from_sources_to_cells(sweep_spec: Any, tmp_path: Path) -> None:
     """The frozen one ends where its source ended, the warm one does not."""
     spec: SweepSpec = sweep_spec(**LEARNED)
-    assert run_sweep(spec, tmp_path, engine="inline", console=QUIET) == []
+    assert run_sweep(spec, tmp_path, Placement("inline"), console=QUIET) == []
     kappa = {}
     for run in spec.planned:
         model = load_checkpoint(tmp_path / "runs" / run.id / "last.safetensors")
@@ -333,7 +336,7 @@ def test_activations_move_from_sources_to_cells(sweep_spec: Any, tmp_path: Path)
 
 def test_a_cell_fails_with_its_source(sweep_spec: Any, tmp_path: Path) -> None:
     spec = sweep_spec(**LEARNED, base={"training": {"learning_rate": 1e30, "warmup": 0.0, "epochs": 1}})
-    run_sweep(spec, tmp_path, engine="inline", console=QUIET)
+    run_sweep(spec, tmp_path, Placement("inline"), console=QUIET)
     causes = {run.labels["from"]: record.cause for run, record in sweep_records(spec, tmp_path)}
     assert causes["frozen"].startswith("the run that learns its activation")
 
@@ -363,18 +366,18 @@ def test_nothing_is_written_where_a_run_cannot_start(
     """Data of the last cell, an activation that does not fit: found at once, not after an hour."""
     monkeypatch.setenv("CURVACT_DATA", str(tmp_path / "empty"))
     with pytest.raises(CurvactError, match=message) as caught:
-        run_sweep(sweep_spec(**change), tmp_path / "out", engine="inline", console=QUIET)
+        run_sweep(sweep_spec(**change), tmp_path / "out", Placement("inline"), console=QUIET)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_grown_sweep_is_rehearsed_too(sweep_spec: Any, tmp_path: Path) -> None:
     grid: dict[str, Any] = {"curvature": [1], "seed": [0]}
-    run_sweep(sweep_spec(grid=grid), tmp_path, engine="inline", console=QUIET)
+    run_sweep(sweep_spec(grid=grid), tmp_path, Placement("inline"), console=QUIET)
     before = (tmp_path / "sweep.yaml").read_bytes()
     grown = sweep_spec(grid={**grid, "training.crop": [0, 9]})
     with pytest.raises(CurvactError, match="crop=9 is larger than the images"):
-        run_sweep(grown, tmp_path, engine="inline", resume=True, console=QUIET)
+        run_sweep(grown, tmp_path, Placement("inline"), resume=True, console=QUIET)
     assert (tmp_path / "sweep.yaml").read_bytes() == before
 
 
@@ -405,13 +408,13 @@ def test_an_engine_from_outside(sweep_spec: Any, tmp_path: Path, monkeypatch: py
 
     register_engine("here", here)
     spec = sweep_spec(grid={"curvature": [1], "seed": [0]})
-    assert run_sweep(spec, tmp_path, engine="here", console=QUIET) == []
+    assert run_sweep(spec, tmp_path, Placement("here"), console=QUIET) == []
     assert len(sweep_records(spec, tmp_path)) == 1
 
 
 def test_references_are_apart_from_the_curve(tmp_path: Path, sweep_spec: Any) -> None:
     spec = sweep_spec(base={"hessian": None}, grid={"curvature": [1], "seed": [0]}, references=["relu"])
-    assert run_sweep(spec, tmp_path, engine="inline", console=QUIET) == []
+    assert run_sweep(spec, tmp_path, Placement("inline"), console=QUIET) == []
     table = table_of(spec, sweep_records(spec, tmp_path))
     assert [row.labels for row in table.rows] == [{"curvature": 1, "seed": 0}]
     assert [(row.reference, row.labels) for row in table.references] == [("relu", {"seed": 0})]

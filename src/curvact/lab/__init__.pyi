@@ -5,6 +5,7 @@ from .frames import load_evaluations as load_evaluations
 from .frames import load_runs as load_runs
 from .imports import import_code as import_code
 from .imports import trust_code as trust_code
+from .placement import Placement as Placement
 from .run import execute as execute
 from .search import SearchSpec as SearchSpec
 from .search import read_search as read_search

@@ -14,7 +14,7 @@ from curvact.errors import CurvactError
 from curvact.files import atomic_write, cell_text, csv_text
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.layout import RUNS, STATE_FILE
-from curvact.lab.placement import on_device
+from curvact.lab.placement import Placement
 from curvact.lab.record import EvaluationRecord, evaluate, read_record, record_key, write_record
 from curvact.lab.record.evaluation import short_name
 from curvact.lab.record.record import existing_record, record_paths
@@ -151,11 +151,11 @@ def result_of(folder: Path, device: str = "auto", store: Store | None = None) ->
             f"{folder} has no completed trial: `curvact search {folder}` goes on; --set budget=… raises it"
         )
     best = max(done, key=lambda t: (t.accuracy or 0.0, -t.number))
-    winner = _judge(spec, folder, on_device(spec.trial(best.settings), device), best.label, store)
+    place = Placement(device=device)
+    winner = _judge(spec, folder, place.settled(spec.trial(best.settings)), best.label, store)
     baseline = None
     if spec.baseline_run is not None:
-        run = on_device(spec.baseline_run, device)
-        baseline = _judge(spec, folder, run, spec.baseline_run.activation, store)
+        baseline = _judge(spec, folder, place.settled(spec.baseline_run), spec.baseline_run.activation, store)
     splits = winner.record.spec.data.load()
     images = len(splits.validation.first(winner.record.spec.evaluation.images))
     records = [read_record(path) for path in (folder / EVALUATIONS).glob("*.evaluation.json")]

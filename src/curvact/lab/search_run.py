@@ -22,11 +22,11 @@ from curvact.data import batches_per_epoch
 from curvact.errors import CurvactError, short
 from curvact.files import atomic_write
 from curvact.lab.claim import check_claim
-from curvact.lab.engines import Engine, Job, engine_from, room_of, runs_elsewhere
+from curvact.lab.engines import Job
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import RECORD_FILE, RUNS
 from curvact.lab.loggers import Shown
-from curvact.lab.placement import devices_of, on_device, worker_count
+from curvact.lab.placement import Placement
 from curvact.lab.progress import SweepBars
 from curvact.lab.remote import Store, is_of_a_list
 from curvact.lab.run import images_of
@@ -99,12 +99,9 @@ class Trial:
 def run_search(
     spec: SearchSpec,
     folder: Path,
+    place: Placement | None = None,
     *,
-    workers: int | None = None,
     resume: bool = False,
-    engine: str = "local",
-    address: str | None = None,
-    device: str = "auto",
     console: Console | None = None,
     store: Store | None = None,
 ) -> list[str]:
@@ -114,7 +111,7 @@ def run_search(
     killed and resumed or not. With several, a trial is drawn from those that have ended by then, so
     the trials depend on which ends first.
 
-    workers, engine, address, device, store: as in `run_sweep`.
+    place, store: as in `run_sweep`.
     resume: go on in a folder that holds this search. Its budget may have grown.
     Returns one line for each run that did not finish because its worker died again and again.
     Raises CurvactError for a missing Optuna, a budget too small for one run, a folder that holds
@@ -122,22 +119,20 @@ def run_search(
     """
     check_optuna()
     console = console or Console(stderr=True)
-    run_engine = engine_from(engine, address=address)
+    place = place or Placement()
     check_writable(folder)
     _check_folder(folder, spec, resume)
     corners = [Planned(settings, spec.trial(settings)) for settings in spec.corners()]
-    elsewhere = runs_elsewhere(run_engine)
-    specs = [on_device(run.spec, device, elsewhere=elsewhere) for run in corners]
-    workers = worker_count(workers, device, [run.spec for run in corners], room_of(run_engine, specs))
-    _rehearse(spec, corners, device, elsewhere)
+    workers = place.count([place.settled(run.spec) for run in corners])
+    _rehearse(spec, corners, place)
     with locked(folder):
         _check_folder(folder, spec, resume)  # another process may have begun since
         copy_code(spec.imports, folder)
         atomic_write(folder / SEARCH_FILE, spec.to_yaml())
         (folder / RUNS).mkdir(exist_ok=True)
         study = open_study(spec, folder)
-        driver = _Driver(spec, folder, study, workers, device, elsewhere, console, store)
-        return driver.run(run_engine)
+        driver = _Driver(spec, folder, study, place, workers, console, store)
+        return driver.run()
 
 
 def check_optuna() -> None:
@@ -324,14 +319,11 @@ def _check_folder(folder: Path, spec: SearchSpec, resume: bool) -> None:
         check_empty(folder, "search")
 
 
-def _rehearse(spec: SearchSpec, corners: Sequence[Planned], device: str, elsewhere: bool) -> None:
+def _rehearse(spec: SearchSpec, corners: Sequence[Planned], place: Placement) -> None:
     """Prepare the baseline and the trials at the corners of the space, and check the budget."""
     others = [Planned(spec.baseline, spec.baseline_run)] if spec.baseline_run is not None else []
     runs = [*others, *corners]
-    rehearse(
-        [replace(run, spec=on_device(run.spec, device, elsewhere=elsewhere)) for run in runs],
-        elsewhere=elsewhere,
-    )
+    rehearse([replace(run, spec=place.settled(run.spec)) for run in runs], elsewhere=place.elsewhere)
     least = min(cost_of(run.spec) for run in corners)
     if least > spec.budget:
         raise CurvactError(
@@ -354,14 +346,13 @@ class _Driver:
         spec: SearchSpec,
         folder: Path,
         study: optuna.Study,
+        place: Placement,
         workers: int,
-        device: str,
-        elsewhere: bool,
         console: Console,
         store: Store | None,
     ) -> None:
-        self.spec, self.folder, self.study, self.workers = spec, folder, study, workers
-        self.device, self.elsewhere, self.store = device, elsewhere, store
+        self.spec, self.folder, self.study, self.store = spec, folder, study, store
+        self.place, self.workers = place, workers
         self.jobs: list[Job] = []
         self.labels: dict[str, str] = {}
         self.causes: dict[str, str] = {}
@@ -372,14 +363,16 @@ class _Driver:
         self.without_cost = 0
         self.bars = SweepBars(console, spec.name, total=0, finished=0)
 
-    def run(self, engine: Engine) -> list[str]:
+    def run(self) -> list[str]:
         """Run what there is to run. Returns a line for each run whose worker kept dying."""
         problems = []
         with self.bars:
             self._go_on()
             self._fill()
             while self.jobs:
-                lost = {self.jobs[index].spec.id for index in engine(self.jobs, self.workers, self._on)}
+                lost = {
+                    self.jobs[index].spec.id for index in self.place.run(self.jobs, self.workers, self._on)
+                }
                 problems += [given_up(self.labels[run], self.causes.get(run, "")) for run in lost]
                 # An engine may leave the jobs that were appended to its next call.
                 self.jobs = [
@@ -493,9 +486,9 @@ class _Driver:
         self.reserved[run.id], self.labels[run.id] = cost, label
         self.bars.add()
         store = None if self.store is None else self.store.below(RUNS, run.id)
-        devices = devices_of(run, self.device, elsewhere=self.elsewhere)
-        if self.elsewhere:
-            run = on_device(run, self.device, elsewhere=True)
+        devices = self.place.devices(run)
+        if self.place.elsewhere:
+            run = self.place.settled(run)
         shown = Shown(self.spec.name, label)
         self.jobs.append(Job(run, self._place(run.id), self._thresholds(run), devices, store, shown))
 

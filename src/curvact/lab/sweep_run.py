@@ -16,11 +16,11 @@ from rich.console import Console
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
 from curvact.lab.claim import check_claim
-from curvact.lab.engines import Job, engine_from, room_of, runs_elsewhere
+from curvact.lab.engines import Job
 from curvact.lab.imports import copy_code, hashes
 from curvact.lab.layout import CODE_FOLDER, LISTED_FILE, LOCK_FILE, RUNS, SPEC_FILE
 from curvact.lab.loggers import Shown, check_loggers
-from curvact.lab.placement import devices_of, on_device, worker_count
+from curvact.lab.placement import Placement
 from curvact.lab.progress import SweepBars
 from curvact.lab.remote import Store
 from curvact.lab.report.interactive import RunAbout, differing, thinned
@@ -41,24 +41,16 @@ SHOWN_CURVES = ("validation_robust_accuracy", "validation_accuracy", "loss")
 def run_sweep(
     spec: SweepSpec,
     folder: Path,
+    place: Placement | None = None,
     *,
-    workers: int | None = None,
     resume: bool = False,
-    engine: str = "local",
-    address: str | None = None,
-    device: str = "auto",
     console: Console | None = None,
     store: Store | None = None,
 ) -> list[str]:
     """Execute every run of the sweep that has no record in the folder yet.
 
-    workers: runs at a time, one thread each. None: one a core, or one a GPU where GPUs are used. On a
-        CPU the records do not depend on it. With an engine of a cluster, the most runs at a time; None:
-        as many as the cluster has room for.
-    engine: a name or a YAML file, see `engine_from`. address: of its cluster, such as "head:6379".
-    device: names with commas between them, such as "cuda:0,cuda:1", which the workers have in turn.
-        "auto" leaves it to the spec of a run, and spreads runs with the accelerator auto or cuda over
-        all CUDA devices. A run's record and environment.json say its device.
+    place: where; by default in worker processes of this machine, one a core or one a GPU. A run's
+        record and environment.json say its device.
     resume: go on in a folder that holds a sweep already. Its spec may have grown: runs that are
         part of both are not repeated, but those that memory was too short for.
     store: whose local folder `folder` is, see `curvact.lab.remote.working`. Its runs are pushed while
@@ -69,22 +61,19 @@ def run_sweep(
     is written.
     """
     console = console or Console(stderr=True)
-    run_engine = engine_from(engine, address=address)
-    worker_count(workers, "cpu", ())
+    place = place or Placement()
     check_writable(folder)
     planned = list({run.id: run for run in reversed(_seed_by_seed(spec))}.values())[::-1]
     _check_folder(folder, spec, resume)
     records = {run.id: finished(folder / RUNS / run.id, run.id) for run in planned}
-    elsewhere = runs_elsewhere(run_engine)
     left = [
-        replace(run, spec=on_device(run.spec, device, elsewhere=elsewhere))
+        replace(run, spec=place.settled(run.spec))
         for run in planned
         if (record := records[run.id]) is None or not record.is_final
     ]
-    specs = [run.spec for run in left]
-    workers = worker_count(workers, device, specs, room_of(run_engine, specs))
+    workers = place.count([run.spec for run in left])
     if not _holds(folder, spec):
-        rehearse(left, elsewhere=elsewhere)
+        rehearse(left, elsewhere=place.elsewhere)
     _check_images([record for record in records.values() if record is not None], left, folder)
     problems: list[str] = []
     with locked(folder):
@@ -109,14 +98,14 @@ def run_sweep(
                     Job(
                         run.spec,
                         folder / RUNS / run.id,
-                        devices=devices_of(run.spec, device, elsewhere=elsewhere),
+                        devices=place.devices(run.spec),
                         store=None if store is None else store.below(RUNS, run.id),
                         shown=Shown(spec.name, run.label),
                     )
                     for run in ready
                 ]
                 causes: dict[int, str] = {}
-                lost = run_engine(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
+                lost = place.run(jobs, min(workers, len(jobs)), partial(_show, bars, ready, causes))
                 problems += [given_up(ready[index].label, causes.get(index, "")) for index in lost]
                 if store is not None:
                     check_claim(store.url)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from curvact.lab.placement import Placement
+
 Run = Callable[..., Any]
 
 
@@ -33,17 +35,16 @@ def test_options_reach_the_sweep(
 ) -> None:
     calls: list[Any] = []
 
-    def run_sweep(spec: Any, folder: Path, **options: Any) -> list[str]:
-        calls.append((spec.grid["seed"], folder, options))
+    def run_sweep(spec: Any, folder: Path, place: Placement, **options: Any) -> list[str]:
+        calls.append((spec.grid["seed"], folder, place, options))
         return []
 
     monkeypatch.setattr("curvact.lab.sweep_run.run_sweep", run_sweep)
     monkeypatch.setattr("curvact.lab.cli.sweep._report", lambda folder: None)
     options = ["--set", "grid.seed=[4]", "--out", tmp_path / "out", "--workers", 3, *["--resume"] * resume]
     assert curvact("sweep", "run", tiny, *options).code == 0
-    expected = {"workers": 3, "resume": resume, "engine": "local", "device": "auto"}
-    expected |= {"address": None, "store": None}
-    assert calls == [((4,), tmp_path / "out", expected)]
+    expected = {"resume": resume, "store": None}
+    assert calls == [((4,), tmp_path / "out", Placement("local", workers=3, device="auto"), expected)]
 
 
 def test_runs_that_fail_end_with_1(

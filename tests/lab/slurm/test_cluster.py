@@ -21,6 +21,7 @@ import yaml
 from rich.console import Console
 
 from curvact.lab.engines import Job, engine_from
+from curvact.lab.placement import Placement
 from curvact.lab.store import finished, read_history
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import report, run_sweep
@@ -105,7 +106,7 @@ def expected(long: Path, tmp_path: Path) -> Callable[[], list[dict[str, str]]]:
     """The table of that sweep by the inline engine."""
 
     def rows() -> list[dict[str, str]]:
-        run_sweep(read_sweep(long), tmp_path / "inline", engine="inline", console=QUIET)
+        run_sweep(read_sweep(long), tmp_path / "inline", Placement("inline"), console=QUIET)
         report(tmp_path / "inline")
         return _rows(tmp_path / "inline")
 
@@ -127,10 +128,10 @@ def test_a_sweep_is_as_the_inline_engine_gives_it(
     sweep_spec: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = sweep_spec(grid=GRID)
-    assert run_sweep(spec, tmp_path / "a", workers=2, engine="slurm", console=QUIET) == []
+    assert run_sweep(spec, tmp_path / "a", Placement("slurm", workers=2), console=QUIET) == []
     assert re.search(r"job \d+ of SLURM: 2 runs, 2 at a time", capfd.readouterr().err)
     assert not (tmp_path / "a" / "slurm").exists()
-    run_sweep(spec, tmp_path / "b", engine="inline", console=QUIET)
+    run_sweep(spec, tmp_path / "b", Placement("inline"), console=QUIET)
     for out in (tmp_path / "a", tmp_path / "b"):
         report(out)
     assert _rows(tmp_path / "a") == _rows(tmp_path / "b")

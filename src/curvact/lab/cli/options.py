@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from curvact.attacks import PGD
     from curvact.lab.checkpoints import Network
+    from curvact.lab.placement import Placement
 
 SPLITS = ("train", "validation", "test")
 WEIGHTS = ("best", "last")
@@ -40,40 +41,50 @@ RunOut = Annotated[
     Path | None,
     typer.Option("--out", help="The folder or URL (s3://bucket/name) to write; by default runs/NAME."),
 ]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        help="Runs at a time; by default one a core, one a GPU where GPUs are used, or all that a cluster "
-        "has room for."
-    ),
-]
 Device = Annotated[
     str,
     typer.Option(help="The device: auto (the first CUDA device, else the CPU), cpu, cuda or cuda:N."),
 ]
-Devices = Annotated[
-    str,
-    typer.Option(
-        "--device", help="The devices of the workers in turn, such as cuda:0,cuda:1; auto: all of CUDA."
-    ),
-]
-Engine = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        help="What executes the runs: local (worker processes), inline (this process, for a debugger), "
-        "ray (a Ray cluster), slurm (a SLURM cluster), or a YAML file with the key engine and that engine's settings.",
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        help="The cluster of --engine ray: HOST:PORT, or auto for the one on this machine; by default one is "
-        "started for the runs.",
-    ),
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was begun in the folder.")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of a sweep or a search are executed."""
+
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at a time; by default one a core, one a GPU where GPUs are used, or all that a cluster "
+            "has room for."
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(help="The devices of the workers in turn, such as cuda:0,cuda:1; auto: all of CUDA."),
+    ] = "auto"
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What executes the runs: local (worker processes), inline (this process, for a debugger), "
+            "ray (a Ray cluster), slurm (a SLURM cluster), or a YAML file with the key engine and that engine's "
+            "settings.",
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster of --engine ray: HOST:PORT, or auto for the one on this machine; by default one is "
+            "started for the runs.",
+        ),
+    ] = None
+
+    @property
+    def placement(self) -> Placement:
+        """The same, checked."""
+        from curvact.lab.placement import Placement
+
+        return Placement(self.engine, self.workers, self.device, self.address)
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,21 @@ from typing import Annotated
 import typer
 
 from curvact.errors import printable
-from curvact.lab.cli.options import Address, Devices, Engine, Resume, RunOut, Workers, plain_console
+from curvact.lab.cli.options import Place, Resume, RunOut, plain_console, with_options
 
 SHOWN = ("report.html", "winner.yaml", "trials.csv")
 
 
+@with_options()
 def search(
     spec: Annotated[Path, typer.Argument(help="A YAML file, or a search's folder to go on with.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key: budget=20000, base.training.epochs=5.")
     ] = None,
     out: RunOut = None,
-    workers: Workers = None,
-    device: Devices = "auto",
     resume: Resume = False,
-    engine: Engine = "local",
-    address: Address = None,
+    *,
+    where: Place,
 ) -> None:
     """Search the best value of any keys within a budget.
 
@@ -32,7 +31,6 @@ def search(
     At the end the winner and a baseline are attacked once on the test images. Needs pip install 'curvact[search]'.
     """
     from curvact.devices import device_named
-    from curvact.lab.engines import engine_from, runs_elsewhere
     from curvact.lab.remote import local_spec, working
     from curvact.lab.search import read_search
     from curvact.lab.search_result import conclude
@@ -42,23 +40,14 @@ def search(
     wanted = read_search(here, settings)
     place = out if out is not None else spec if here.is_dir() else Path("runs") / wanted.name
     with working(place) as (folder, store):
-        problems = run_search(
-            wanted,
-            folder,
-            workers=workers,
-            resume=resume or place == spec,
-            engine=engine,
-            address=address,
-            device=device,
-            store=store,
-        )
+        problems = run_search(wanted, folder, where.placement, resume=resume or place == spec, store=store)
         for problem in problems:
             print(problem, file=sys.stderr)
         if problems:
             raise typer.Exit(1)
-        elsewhere = runs_elsewhere(engine_from(engine, address=address))
         # this machine attacks the test images: it may lack the devices of the cluster
-        result, files = conclude(folder, str(device_named("auto")) if elsewhere else device, store)
+        device = str(device_named("auto")) if where.placement.elsewhere else where.device
+        result, files = conclude(folder, device, store)
     console = plain_console()
     for sentence in result.sentences:
         console.print(f"• {printable(sentence)}")

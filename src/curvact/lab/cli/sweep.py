@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from curvact.errors import CurvactError, printable
-from curvact.lab.cli.options import Address, Device, Devices, Engine, Resume, RunOut, Workers
+from curvact.lab.cli.options import Device, Place, Resume, RunOut, with_options
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Run many variants side by side, and report on them.")
 
 
 @sweep_app.command("run")
+@with_options()
 def sweep_run(
     spec: Annotated[
         Path,
@@ -25,11 +26,9 @@ def sweep_run(
         typer.Option("--set", help="Change a key: base.training.batch_size=64, grid.seed=[0,1]."),
     ] = None,
     out: RunOut = None,
-    workers: Workers = None,
-    device: Devices = "auto",
     resume: Resume = False,
-    engine: Engine = "local",
-    address: Address = None,
+    *,
+    where: Place,
 ) -> None:
     """Execute the runs of a sweep, then report on them.
 
@@ -44,16 +43,7 @@ def sweep_run(
     sweep = read_sweep(here, settings)
     place = out if out is not None else spec if here.is_dir() else Path("runs") / sweep.name
     with working(place) as (folder, store):
-        problems = run_sweep(
-            sweep,
-            folder,
-            workers=workers,
-            resume=resume or place == spec,
-            engine=engine,
-            address=address,
-            device=device,
-            store=store,
-        )
+        problems = run_sweep(sweep, folder, where.placement, resume=resume or place == spec, store=store)
         for problem in problems:  # before the report, which a sweep without a finished run does not have
             print(problem, file=sys.stderr)
         try:
@@ -100,7 +90,7 @@ def sweep_cost(
     from rich.console import Console
 
     from curvact.lab.cost import AssumedAccuracy, costs_of, measured_rate, parse_rate, rate_text
-    from curvact.lab.placement import on_device
+    from curvact.lab.placement import Placement
     from curvact.lab.remote import local_spec
     from curvact.lab.report.sweep.cost import check_axis, cost_tables
     from curvact.lab.report.text import to_terminal
@@ -117,7 +107,7 @@ def sweep_cost(
     with Console(stderr=True).status("counting"):
         costs = costs_of([run.spec for run in runs], accuracy)
         if rate == "measure":
-            known = measured_rate(on_device(runs[0].spec, device))
+            known = measured_rate(Placement(device=device).settled(runs[0].spec))
     evaluations = sum(cost.gradient_evaluations for cost in costs)
     words = [f"{len(runs):,} runs, at most {evaluations:,} gradient evaluations of training."]
     if known is not None:
