@@ -34,8 +34,8 @@ from curvact.data.pipeline import (
     epoch_batches,
     whole_batch,
 )
-from curvact.data.progress import Progress
 from curvact.errors import CurvactError
+from curvact.progress import Progress
 from curvact.random import generator
 from fake_data import memory_limit
 

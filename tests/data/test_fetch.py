@@ -9,10 +9,7 @@ import os
 import re
 import socket
 import tarfile
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,56 +24,14 @@ fetching = importlib.import_module("curvact.data.fetch")
 quiet = pytest.mark.filterwarnings("ignore::curvact.data.OtherDataWarning")
 
 
-class Server:
-    """A mirror. files: by NAME/FILE. asked: requested paths. cut: paths that end after half."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        self.cut: set[str] = set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.0"
-
-            def do_GET(self) -> None:
-                name = self.path.lstrip("/")
-                outer.asked.append(name)
-                if name not in outer.files:
-                    self.send_error(404)
-                    return
-                data = outer.files[name]
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data[: len(data) // 2] if name in outer.cut else data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = Server()
+def server(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("CURVACT_MIRROR", server.url)
-    yield server
-    server.close()
+    return server
 
 
 @pytest.fixture
-def offer(server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+def offer(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """offer(name, files): these files become the whole data set, and the mirror has them."""
 
     def make(name: str, files: dict[str, bytes], *, unpack: bool = False, kind: str = "sha256") -> None:
@@ -96,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @quiet
 def test_files_keep_their_names_and_a_second_call_asks_nothing(
-    tmp_path: Path, server: Server, offer: Any
+    tmp_path: Path, server: Any, offer: Any
 ) -> None:
     files = contents(write_fake("mnist", tmp_path / "made"))
     offer("mnist", files, kind="md5")
@@ -120,7 +75,7 @@ def test_an_archive_is_unpacked(tmp_path: Path, offer: Any) -> None:
 
 
 def test_the_argument_then_the_environment_then_the_publisher(
-    tmp_path: Path, server: Server, offer: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Any, offer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer("svhn", {"x": b"x"})
     monkeypatch.setenv("CURVACT_MIRROR", "http://127.0.0.1:9")
@@ -149,7 +104,7 @@ def test_the_argument_then_the_environment_then_the_publisher(
     ],
 )
 def test_a_failed_download_is_one_line_and_leaves_nothing(
-    tmp_path: Path, server: Server, offer: Any, fault: str, said: str
+    tmp_path: Path, server: Any, offer: Any, fault: str, said: str
 ) -> None:
     offer("svhn", {"first": tar_gz({"x": b"x"}), "second": b"b" * 100}, unpack=True)
     mirror = server.url
@@ -212,7 +167,7 @@ def test_an_interrupted_download_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
-def test_an_existing_folder_is_left_alone(tmp_path: Path, server: Server, offer: Any) -> None:
+def test_an_existing_folder_is_left_alone(tmp_path: Path, server: Any, offer: Any) -> None:
     offer("svhn", {"x": b"x"})
     (tmp_path / "svhn").mkdir()
     (tmp_path / "svhn" / "mine").write_text("my own copy")
@@ -239,7 +194,7 @@ def test_two_at_once(tmp_path: Path, offer: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_folder_that_cannot_be_written(
-    tmp_path: Path, server: Server, offer: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Any, offer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer("svhn", {"x": b"x"})
     (tmp_path / "file").write_text("")

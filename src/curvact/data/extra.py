@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from curvact.data.checks import Array, check_labels, whole_labels, without_column
 from curvact.data.images import read_rows
-from curvact.data.progress import Progress, track
 from curvact.data.reading import (
     check_expansion,
     check_stored,
@@ -34,6 +33,7 @@ from curvact.data.reading import (
 )
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.progress import Progress, track
 from curvact.random import generator
 
 SAMPLE = 1024

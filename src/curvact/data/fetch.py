@@ -9,13 +9,10 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from curvact import downloads
 from curvact.data.catalog import Download, data_root, entry_of
 from curvact.data.pictures import short
-from curvact.data.progress import Progress
 from curvact.errors import CurvactError
-
-TIMEOUT = 10
-"""Seconds without an answer after which a host counts as out of reach."""
 
 
 def fetch(name: str, root: str | os.PathLike[str] | None = None, *, mirror: str | None = None) -> Path:
@@ -33,8 +30,7 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, mirror: str 
     entry = entry_of(name)
     folder = data_root(root) / name
     base = mirror or os.environ.get("CURVACT_MIRROR")
-    if base and not base.startswith(("http://", "https://")):
-        raise CurvactError(f"mirror '{base}': an address that begins with http:// or https://")
+    base = downloads.check_address("mirror", base) if base else None
     if not entry.downloads or (folder / ".complete").exists():
         return folder
     if folder.exists() and any(folder.iterdir()):
@@ -45,7 +41,7 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, mirror: str 
     try:
         work.mkdir(parents=True)
         for download in entry.downloads:
-            url = f"{base.rstrip('/')}/{name}/{download.file}" if base else download.url
+            url = f"{base}/{name}/{download.file}" if base else download.url
             problem = _get(url, download, work)
             if problem:
                 raise CurvactError(
@@ -66,27 +62,13 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, *, mirror: str 
 
 def _get(url: str, download: Download, work: Path) -> str | None:
     """Put one file, or what its archive holds, into `work`. Return the problem if there is one."""
-    import pooch
-    from requests import RequestException
-
-    pooch.get_logger().setLevel("ERROR")
-    bar = Progress(download.file)
-    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=TIMEOUT)
-    try:
-        pooch.retrieve(url, download.checksum, fname=download.file, path=work, downloader=downloader)
-    except RequestException as error:
-        if error.response is not None:
-            return f"{url} answers {error.response.status_code} {error.response.reason}"
-        return f"{url} cannot be reached ({type(error).__name__})"
-    except ValueError:  # pooch's word for a wrong checksum
-        return f"{url} has another checksum than {download.checksum[:20]}…: it is truncated or changed"
-    finally:
-        bar.close()
-    if download.unpack:
+    file = work / download.file
+    problem = downloads.download(url, download.checksum, file)
+    if problem is None and download.unpack:
         try:
-            with tarfile.open(work / download.file) as archive:
+            with tarfile.open(file) as archive:
                 archive.extractall(work, filter="data")
         except (tarfile.TarError, EOFError) as error:
             return f"{url} cannot be unpacked: {short(error)}"
-        (work / download.file).unlink()
-    return None
+        file.unlink()
+    return problem

@@ -29,7 +29,6 @@ from curvact.data import pictures
 from curvact.data.checks import CLASSES, Array, Labelled, labelled, whole_images
 from curvact.data.matlab import read_mat
 from curvact.data.pictures import short
-from curvact.data.progress import track
 from curvact.data.reading import (
     Bounded,
     check_size,
@@ -41,6 +40,7 @@ from curvact.data.reading import (
     whole_file,
 )
 from curvact.errors import CurvactError
+from curvact.progress import track
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 

@@ -21,9 +21,9 @@ from numpy.lib import format as npy
 
 from curvact.data.checks import Array
 from curvact.data.pictures import short
-from curvact.data.progress import Progress
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
+from curvact.progress import Progress
 
 EXPANSION = 100
 """Compressed data may become so many times as large as their file, or `SMALL` bytes."""

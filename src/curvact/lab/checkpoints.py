@@ -15,7 +15,7 @@ from torch import nn
 from curvact.attacks import ThreatModel
 from curvact.errors import CurvactError
 from curvact.lab.imports import load_imports, network_name
-from curvact.lab.remote import local_weights
+from curvact.lab.remote import is_of_zoo, local_weights
 from curvact.lab.settings import check_settings
 from curvact.lab.spec import DataSpec
 from curvact.models.checkpoint import find_weights, load_checkpoint, read_sidecar
@@ -35,16 +35,22 @@ class Checkpoint:
     """A model in eval mode, and the JSON beside its weights.
 
     path: the file of the weights. sidecar: `architecture`, and `data` and `threat_model` where they
-    are known; empty for weights that come without such a file.
+    are known; empty for weights that come without such a file. of_zoo: whether it is of the zoo.
     """
 
     path: Path
     model: nn.Module
     sidecar: Mapping[str, Any]
+    of_zoo: bool = False
 
     @property
     def name(self) -> str:
         return checkpoint_name(self.path)
+
+    @property
+    def analyses(self) -> Path:
+        """The folder of its analyses, where none is given: beside the weights, or below runs/ for the zoo's."""
+        return (Path("runs/zoo") / self.name if self.of_zoo else self.path.parent) / "analysis"
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -134,8 +140,8 @@ class Network:
 def open_checkpoint(path: str | Path, weights: str = "best", network: Network | None = None) -> Checkpoint:
     """The model of a run folder or of a file, in eval mode.
 
-    path: a URL of fsspec, or a run folder, a folder of `save_pretrained`, a checkpoint (safetensors with its JSON), or
-    weights in RobustBench's naming (.pt, .pth, .safetensors; never arbitrary pickles).
+    path: a URL of fsspec, a network of the zoo ("zoo:NAME"), a run folder, a folder of `save_pretrained`, a checkpoint
+    (safetensors with its JSON), or weights in RobustBench's naming (.pt, .pth, .safetensors; never arbitrary pickles).
     weights: "best" or "last" of a run folder. network: of weights without a description; the names in
     the file are those of the network without its normalization.
     Code that the model needs runs only if it is trusted, see `curvact.lab.imports`.
@@ -151,17 +157,17 @@ def open_checkpoint(path: str | Path, weights: str = "best", network: Network | 
     >>> checkpoint.architecture["width"], checkpoint.data.name, checkpoint.threat_model
     (2, 'digits', None)
     """
-    path = local_weights(Path(path))
+    of_zoo, path = is_of_zoo(Path(path)), local_weights(Path(path))
     path = find_weights(path / "last.safetensors" if path.is_dir() and weights == "last" else path)
     if network is not None:
         sidecar = network.described()
         model = build(**sidecar["architecture"])
         load_checkpoint(path, model=model.model if isinstance(model, Foreign) else model)
-        return Checkpoint(path, model.eval(), sidecar)
+        return Checkpoint(path, model.eval(), sidecar, of_zoo)
     if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
         sidecar = read_sidecar(path)
         load_imports(sidecar, path.parent, ask=True)
-        return Checkpoint(path, load_checkpoint(path), sidecar)
+        return Checkpoint(path, load_checkpoint(path), sidecar, of_zoo)
     return Checkpoint(path, model_from_robustbench(path), {})
 
 

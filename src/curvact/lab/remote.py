@@ -51,6 +51,9 @@ ANSWER_WITHIN = 20.0
 ATTEMPTS = 3
 """How often a push is tried before a run ends in its error. [ours]"""
 
+OF_ZOO = "zoo:"
+"""The beginning of a place that is a network of the zoo."""
+
 Entry = tuple[str, int]
 """sha256 and size of a file's content."""
 
@@ -98,8 +101,20 @@ def local_runs(place: Path) -> Path:
     return store.folder
 
 
+def is_of_zoo(place: Path) -> bool:
+    """Whether the place is a network of the zoo, such as zoo:digits-resnet-relu."""
+    return str(place).startswith(OF_ZOO)
+
+
 def local_weights(place: Path) -> Path:
-    """The local copy of a run's folder, or of a file of weights, that a URL names; a path as it is."""
+    """The local copy of a run's folder, or of a file of weights, that a URL names; a path as it is.
+
+    "zoo:NAME" is a network of the zoo.
+    """
+    if is_of_zoo(place):
+        from curvact.models import zoo_weights
+
+        return zoo_weights(str(place).removeprefix(OF_ZOO))
     return _local(place, lambda name: name != STATE_FILE)
 
 

@@ -23,11 +23,13 @@ from curvact.models.small_cnn import SmallCNN
 from curvact.models.vgg import VGG
 from curvact.models.vit import ViT
 from curvact.models.wide_resnet import WideResNet
+from curvact.models.zoo import ZOO, ZooEntry, from_zoo, zoo_weights
 
 __all__ = [
     "MLP",
     "MODELS",
     "VGG",
+    "ZOO",
     "ActivationSource",
     "Common",
     "Frame",
@@ -40,11 +42,13 @@ __all__ = [
     "SmallCNN",
     "ViT",
     "WideResNet",
+    "ZooEntry",
     "arguments_of",
     "build",
     "extract_activation",
     "from_pretrained",
     "from_robustbench",
+    "from_zoo",
     "initialize",
     "insert_activation",
     "load_checkpoint",
@@ -59,4 +63,5 @@ __all__ = [
     "select_outputs",
     "to_robustbench",
     "write_learned",
+    "zoo_weights",
 ]

@@ -20,6 +20,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     "Attack it": (
         "curvact evaluate runs/mine --n 200",
         "curvact evaluate runs/mine --attack adaptive",
+        "curvact zoo",
+        "curvact evaluate zoo:digits-resnet-rctaf6 --attack pgd-20",
         "curvact leaderboard runs/evaluations",
         "curvact corruptions runs/mine",
     ),

@@ -57,7 +57,7 @@ class Findings:
     def folder(self, name: str) -> Path:
         checkpoints = self.subjects.checkpoints
         checkpoint = checkpoints.get(name) or next(iter(checkpoints.values()))
-        return self.out if self.out is not None else checkpoint.path.parent / "analysis"
+        return self.out if self.out is not None else checkpoint.analyses
 
     def each(self, analyse: Callable[[nn.Module, OnProgress], Record]) -> None:
         """Analyse every model, behind one bar."""

@@ -34,6 +34,7 @@ from curvact.lab.cli.steer import steer
 from curvact.lab.cli.sweep import sweep_app
 from curvact.lab.cli.train import train
 from curvact.lab.cli.transfer import transfer_app
+from curvact.lab.cli.zoo import zoo
 from curvact.workers import at_start
 
 LONGEST_LINE = 2000
@@ -80,6 +81,7 @@ app.command("explore")(explore)
 app.command("init")(init)
 app.command("schema")(schema)
 app.command("doctor")(doctor)
+app.command("zoo")(zoo)
 app.add_typer(runs_app, name="runs")  # after it: listing runs runs no code, and loads no torch
 
 

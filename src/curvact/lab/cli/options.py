@@ -32,10 +32,11 @@ SPLITS = ("train", "validation", "test")
 WEIGHTS = ("best", "last")
 
 Checkpoints = Annotated[
-    list[Path], typer.Argument(help="Run folders, checkpoints, or weights in RobustBench's naming.")
+    list[Path],
+    typer.Argument(help="Run folders, checkpoints, networks of the zoo, or weights in RobustBench's naming."),
 ]
 OneCheckpoint = Annotated[
-    Path, typer.Argument(help="A run folder, a checkpoint, or weights in RobustBench's naming.")
+    Path, typer.Argument(help="A run folder, a checkpoint, zoo:NAME, or weights in RobustBench's naming.")
 ]
 RunOut = Annotated[
     Path | None,

@@ -1,0 +1,47 @@
+"""One file from a server, with its checksum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curvact.errors import CurvactError
+from curvact.progress import Progress
+
+TIMEOUT = 10
+"""Seconds without an answer after which a host counts as out of reach."""
+
+
+def check_address(what: str, base: str) -> str:
+    """The address of a server, without a slash at its end. CurvactError for one of another kind.
+
+    >>> check_address("mirror", "http://127.0.0.1:8000/")
+    'http://127.0.0.1:8000'
+    """
+    if not base.startswith(("http://", "https://")):
+        raise CurvactError(f"{what} '{base}': an address that begins with http:// or https://")
+    return base.rstrip("/")
+
+
+def download(url: str, checksum: str, file: Path) -> str | None:
+    """Put the content of `url` into `file`, whole or not at all. Return the problem if there is one.
+
+    checksum: such as "sha256:0123…". A file that has it already stays, and no server is asked.
+    Shows progress on standard error, where that is a terminal.
+    """
+    import pooch
+    from requests import RequestException
+
+    pooch.get_logger().setLevel("ERROR")
+    bar = Progress(file.name)
+    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=TIMEOUT)
+    try:
+        pooch.retrieve(url, checksum, fname=file.name, path=file.parent, downloader=downloader)
+    except RequestException as error:
+        if error.response is not None:
+            return f"{url} answers {error.response.status_code} {error.response.reason}"
+        return f"{url} cannot be reached ({type(error).__name__})"
+    except ValueError:  # pooch's word for a wrong checksum
+        return f"{url} has another checksum than {checksum[:20]}…: it is truncated or changed"
+    finally:
+        bar.close()
+    return None
