@@ -37,7 +37,7 @@ from criteria import (
     sweep_of,
     together,
 )
-from verdicts import FEWEST_SEEDS, FEWEST_STRATA, judge, mean_curves, verdict_on_mean
+from verdicts import FEWEST_SEEDS, FEWEST_STRATA, after_holm, judge, mean_curves, verdict_on_mean
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
@@ -50,8 +50,10 @@ WIDTH = 100
 BEGIN, END = "<!-- claims: written by claims.py -->", "<!-- end of claims -->"
 
 
-def so_far(claim: Claim, found: Finding, results: Mapping[str, Path]) -> Finding:
-    """The finding, with how many of the pieces that the claim waits for have run."""
+def told(claim: Claim, found: Finding, results: Mapping[str, Path]) -> Finding:
+    """The finding, with its note and with how many of the pieces that the claim waits for have run."""
+    if claim.note and found.verdict != "not run":
+        found = replace(found, sentence=f"{found.sentence} {claim.note}")
     names = [Path(piece.spec).stem for piece in read_pieces()]
     wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in claim.evidence)]
     done = [name for name in wanted if name in results]
@@ -150,8 +152,9 @@ def main_page(
         ),
         f"- Fewer than {FEWEST_STRATA} strata, or {FEWEST_SEEDS} seeds, decide nothing.",
         (
-            "- Verdicts are not corrected for the number of claims: of twenty claims that are false by a hair, one may be "
-            "called supported by chance."
+            "- A verdict is that of its own criterion. `p` is of the test that led to it: against 0, or against the "
+            "margin. `after Holm` is the same p, corrected for all tests on this page: what is above 0.05 there may be "
+            "chance among so many questions. Verdicts on curves have their own statistics and are not part of it."
         ),
         "",
         "What the sweeps before these criteria gave, in detail: [findings](findings.md).",
@@ -268,8 +271,10 @@ def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
 def pages(root: Path = HERE) -> dict[Path, str]:
     """file → text, of every page that the command writes."""
     papers, results = read_papers(root), all_results(root)
+    judged = {f: {c.id: judge(c, results) for c in paper.claims} for f, paper in papers.items()}
+    corrected = after_holm(judged)
     found = {
-        folder: {claim.id: so_far(claim, judge(claim, results), results) for claim in paper.claims}
+        folder: {claim.id: told(claim, corrected[folder][claim.id], results) for claim in paper.claims}
         for folder, paper in papers.items()
     }
     written = {root / "README.md": main_page(papers, found, results, read_pieces(root))}

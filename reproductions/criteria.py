@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -154,7 +154,8 @@ class Claim(Strict):
 
     mark: whose the claim is. place: where it stands. stated: whether the criterion was written before its
     runs. evidence: names of results, `*` allowed. measure: what is measured, in words. judge: the same as a
-    rule. supports, refutes, open: which outcome means what. settle: what it would take.
+    rule. supports, refutes, open: which outcome means what. settle: what it would take. note: what a
+    reader has to know beside the verdict, written after the runs.
     """
 
     id: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -169,6 +170,7 @@ class Claim(Strict):
     refutes: str
     open: str
     settle: str
+    note: str = ""
 
 
 class Paper(Strict):
@@ -195,10 +197,14 @@ class Pieces(Strict):
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on a claim, and the sentence that says why."""
+    """The verdict on a claim, and the sentence that says why.
+
+    tests: verdict → the p-value of the test that leads to it, for criteria that are a test.
+    """
 
     verdict: Outcome
     sentence: str
+    tests: Mapping[str, float] = field(default_factory=dict)
 
 
 # ---- reading ----

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from criteria import (
     Finding,
     GapJudge,
     Judge,
+    Outcome,
     RatioJudge,
     SameShapeJudge,
     SlopeJudge,
@@ -28,10 +30,12 @@ from criteria import (
     read_results,
     together,
 )
+from scipy.stats import ttest_1samp
 
 from curvact.lab.statistics.across import common_optimum, same_shape
 from curvact.lab.statistics.curve import norm_name
 from curvact.lab.statistics.interval import difference_text, scale_of, student
+from curvact.lab.statistics.paired import holm
 from curvact.lab.statistics.strata import cells, strata
 from curvact.lab.statistics.verdict import Verdict, decide
 from curvact.lab.table import Row, Table, Value
@@ -264,15 +268,18 @@ def _decided(
     sentence = f"{what}: {difference_text(mean, percent=percent)}{' points' if percent else ''}, {counted}."
     if not mean.bounded:
         return Finding("inconclusive", f"{sentence} The values are all equal, so there is no interval.")
-    if expect == "not-higher":
-        if mean.low > 0:
-            return Finding("not supported", sentence)
-        return Finding("supported" if mean.high < margin else "inconclusive", sentence)
-    sign = 1 if expect == "higher" else -1
+    sign = -1 if expect == "lower" else 1
     low, high = sorted((sign * mean.low, sign * mean.high))
+    verdicts: tuple[Outcome, Outcome] = ("supported", "not supported")
+    if expect == "not-higher":
+        verdicts = ("not supported", "supported")
+    tests = {
+        verdict: float(ttest_1samp(sign * np.array(values), at).pvalue)
+        for verdict, at in zip(verdicts, (0.0, margin), strict=True)
+    }
     if low > 0:
-        return Finding("supported", sentence)
-    return Finding("not supported" if high < margin else "inconclusive", sentence)
+        return Finding(verdicts[0], sentence, tests)
+    return Finding(verdicts[1] if high < margin else "inconclusive", sentence, tests)
 
 
 def _ratio(rule: RatioJudge, table: Table) -> Finding:
@@ -365,6 +372,27 @@ def _zero(rule: ZeroJudge, path: Path) -> Finding:
 
 def _strata(count: int) -> str:
     return "1 stratum" if count == 1 else f"{count} strata"
+
+
+def after_holm(found: Mapping[str, Mapping[str, Finding]]) -> dict[str, dict[str, Finding]]:
+    """The findings with the p-value of each verdict that a test has led to, by itself and after Holm's
+    correction over all tests of all claims: two a claim, one for it and one against it.
+    """
+    each = {
+        (folder, name, verdict): p
+        for folder, part in found.items()
+        for name, one in part.items()
+        for verdict, p in one.tests.items()
+    }
+    adjusted = holm(each)
+
+    def told(folder: str, name: str, one: Finding) -> Finding:
+        key = (folder, name, one.verdict)
+        if key not in each:
+            return one
+        return replace(one, sentence=f"{one.sentence} p {_p(each[key])}, after Holm {_p(adjusted[key])}.")
+
+    return {f: {name: told(f, name, one) for name, one in part.items()} for f, part in found.items()}
 
 
 def _p(p: float) -> str:

@@ -24,7 +24,7 @@ from criteria import (
     read_results,
     sweep_of,
 )
-from verdicts import differences, judge, verdict_on
+from verdicts import _decided, after_holm, differences, judge, verdict_on
 
 from curvact.errors import CurvactError
 from curvact.lab.statistics.verdict import decide
@@ -189,6 +189,34 @@ def test_differences_are_paired_and_filtered() -> None:
     values = differences(rule, found)
     assert set(values.values()) == {1.0}
     assert len(values) == 3  # the two networks are a choice: their mean, at each seed
+
+
+@pytest.mark.parametrize("expect", ["higher", "lower", "not-higher"])
+def test_the_p_value_of_a_verdict_agrees_with_its_interval(expect: str) -> None:
+    """Where the interval excludes 0, or the margin, the p of that test is below 0.05."""
+    seen = set()
+    for shift in np.linspace(-0.08, 0.08, 33):
+        values = (shift + 0.01 * np.array([-1.3, -0.2, 0.1, 0.5, 0.9])).tolist()
+        found = _decided("a minus b", values, "robust_accuracy", expect, 0.01, "5 seeds", 3)
+        seen.add(found.verdict)
+        if found.verdict != "inconclusive":
+            assert found.tests[found.verdict] < 0.05
+    assert seen == {"supported", "not supported", "inconclusive"}
+
+
+def test_verdicts_are_corrected_over_all_claims() -> None:
+    """Holm by hand: 4 tests, the smallest times 4, the next times 3."""
+    found = {
+        "x": {"a": Finding("supported", "A.", {"supported": 0.01, "not supported": 0.9})},
+        "y": {
+            "b": Finding("not supported", "B.", {"supported": 0.6, "not supported": 0.02}),
+            "c": Finding("not run", "C."),
+        },
+    }
+    told = after_holm(found)
+    assert told["x"]["a"].sentence == "A. p = 0.01, after Holm = 0.04."
+    assert told["y"]["b"].sentence == "B. p = 0.02, after Holm = 0.06."
+    assert told["y"]["c"].sentence == "C."
 
 
 def test_gap_slope_and_common() -> None:
