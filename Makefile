@@ -32,7 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/training.py
 
-# The site, in site/; any warning, such as a link that leads nowhere, is an error. Not a part of CI.
+# The site, in site/; any warning, such as a link that leads nowhere, is an error.
 docs: $(VENV)/.docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html is written; for the search: python -m http.server --directory site"
