@@ -100,11 +100,15 @@ class Checkpoint:
         return CurvactError(f"{self._file}: {key}={shown}: {why}; correct it or give {remedy}")
 
 
-def run_code_of(path: Path) -> None:
-    """Run the code that the model in a run's folder or a checkpoint needs, if it is trusted."""
+def run_code_of(path: Path) -> Path:
+    """Run the code that the model of a checkpoint needs, if it is trusted. Return the file of its weights.
+
+    path: as in `open_checkpoint`.
+    """
     weights = find_weights(local_weights(path))
     if weights.with_suffix(".json").is_file():
         load_imports(read_sidecar(weights), weights.parent, ask=True)
+    return weights
 
 
 @dataclass(frozen=True)

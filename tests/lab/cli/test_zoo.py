@@ -34,3 +34,6 @@ def test_commands_take_a_network_of_the_zoo(
     code, out, err = curvact("evaluate", "zoo:digits", "--attack", "pgd-2")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "the zoo has no network 'digits'" in err
+    code, out, err = curvact("transfer", "extract", f"zoo:{name}", "--out", tmp_path / "x.safetensors")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "learned" in err

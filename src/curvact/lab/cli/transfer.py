@@ -32,8 +32,7 @@ def extract(
     for file in (out, out.with_suffix(".json")):
         if file.exists():
             raise CurvactError(f"{file} exists already: give another --out")
-    run_code_of(checkpoint)
-    learned = extract_activation(checkpoint)
+    learned = extract_activation(run_code_of(checkpoint))
     write_learned(out, learned)
     _show(learned)
     print(f"wrote {out} and {out.with_suffix('.json').name}")
