@@ -24,7 +24,7 @@ from curvact.models.checkpoint import find_weights
 from curvact.models.zoo import FOLDER, read_zoo
 
 ROOT = Path(__file__).parents[1]
-ATTACKS = ("AutoAttack", "apgd-ce+apgd-t")
+ATTACKS = ("AutoAttack", "apgd-ce + apgd-t")
 """Of records; the first that a network has is taken."""
 
 HEAD = """# The zoo
@@ -43,7 +43,7 @@ Every command that takes a checkpoint takes `zoo:NAME`. `curvact zoo` prints the
 
 ```sh
 curvact evaluate zoo:digits-resnet-rctaf6 --attack pgd-20
-curvact analyze hessian zoo:digits-resnet-relu
+curvact analyze hessian zoo:fashion-resnet18-relu
 curvact steer zoo:digits-resnet-relu
 ```
 
@@ -53,7 +53,7 @@ curvact steer zoo:digits-resnet-relu
 
 TAIL = """
 Accuracies are those of the first so many test images, as measured: without attack, under 20 steps of PGD, and under
-the attack that the table names. AutoAttack is the whole standard one; apgd-ce+apgd-t are its first two parts, which
+the attack that the table names. AutoAttack is the whole standard one; apgd-ce + apgd-t are its first two parts, which
 can leave more images than the whole. κ is that of the activation. Each network is one run with one seed. So a difference
 between two of them is no evidence for a claim about activations: [the sweeps](sweeps.md) ask such questions with
 several seeds. No setting was tuned for either activation.
