@@ -301,6 +301,11 @@ def _ratio(rule: RatioJudge, table: Table) -> Finding:
     sentence = f"The largest ratio is {values[name]:.2f} ({name}), of {_strata(len(values))} with a baseline above 0."
     if values[name] >= rule.least:
         return Finding("supported", sentence)
+    measured = len({key for key, _ in ours})
+    if measured < FEWEST_STRATA:
+        return Finding(
+            "inconclusive", f"{sentence} {_strata(measured)} measured, and {FEWEST_STRATA} are asked for."
+        )
     return Finding("not supported" if values[name] < 2 else "inconclusive", sentence)
 
 

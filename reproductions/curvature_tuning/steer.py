@@ -5,7 +5,8 @@
 
 Each network is steered at two radii: one at which it keeps part of its accuracy, and the usual one of its
 data set. β is chosen by PGD-20 on 300 validation images; the network as it is and the steered one are then
-attacked once by apgd-ce + apgd-t on 300 test images.
+attacked once by apgd-ce + apgd-t on 300 test images. The file is written after each, and a later call goes
+on with it.
 """
 
 from __future__ import annotations
@@ -50,12 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "steered.csv")
     parser.add_argument("--images", type=int, default=IMAGES, help="of each split")
     options = parser.parse_args(arguments)
-    lines = []
+    lines = written(options.out)
+    done = {line[0] for line in lines}
     for planned, record in sweep_records(read_sweep(options.runs), options.runs):
         loaded = open_checkpoint(options.runs / RUNS / record.run, "last").model
         data = record.spec.data.load()
         validation, test = data.validation.first(options.images), data.test.first(options.images)
         for epsilon in RADII[record.spec.data.name]:
+            if f"{record.run}-{epsilon:.4g}-steered" in done:
+                continue
             threat = ThreatModel("linf", epsilon)
             found = steer(loaded, validation, test, threat, attack="pgd-20", seed=record.spec.seed)
             steered = swap_activations(loaded, "relu", CTU(found.beta, found.c), inplace=False).model
@@ -66,13 +70,28 @@ def main(arguments: list[str] | None = None) -> int:
                 labels = (planned.labels["data"], f"{epsilon:.4g}", name, record.spec.seed)
                 beta = found.beta if name == "steered" else ""
                 run = f"{record.run}-{epsilon:.4g}-{name}"
-                lines.append((run, *labels, "done", "", result.clean_accuracy, result.robust_accuracy, beta))
+                found_here = (run, *labels, "done", "", result.clean_accuracy, result.robust_accuracy, beta)
+                lines.append([str(value) for value in found_here])
                 print(*lines[-1], flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+            write(options.out, lines)
+    return 0
+
+
+def written(path: Path) -> list[list[str]]:
+    """The lines of an earlier call, without the head."""
+    if not path.is_file():
+        return []
+    head, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    if tuple(head) != COLUMNS:
+        raise CurvactError(f"{path}: expected the columns {', '.join(COLUMNS)}; give another --out")
+    return lines
+
+
+def write(path: Path, lines: list[list[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
-    atomic_write(options.out, text.getvalue())
-    return 0
+    atomic_write(path, text.getvalue())
 
 
 if __name__ == "__main__":

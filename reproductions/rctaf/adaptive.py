@@ -4,7 +4,7 @@
 
 Of every stratum, at κ = 6 and at κ = 200 and of ReLU, the networks are attacked by apgd-ce + apgd-t, and
 the images that stay robust by the adaptive attack. `adaptive_loss` is the share of all images that only the
-adaptive attack breaks.
+adaptive attack breaks. The file is written after each network, and a later call goes on with it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 CURVATURES = (6, 200)
 AXES = ("network", "data", "method", "decay", "curvature", "seed")
 METRICS = ("subset_robust_accuracy", "adaptive_accuracy", "adaptive_loss")
+COLUMNS = ("run", *AXES, "reference", "status", "cause", *METRICS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,21 +38,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=60, help="the first so many test images")
     parser.add_argument("--steps", type=int, default=40, help="of each attack")
     options = parser.parse_args(arguments)
-    lines = []
+    lines = written(options.out)
+    done = {line[0] for line in lines}
     for folder in options.runs:
         for planned, record in sweep_records(read_sweep(folder), folder):
             if record.status != "done" or planned.labels.get("curvature") not in (*CURVATURES, None):
                 continue
+            if record.run in done:
+                continue
             numbers = attacked(folder / RUNS / record.run, record.spec, options.images, options.steps)
             labels = [planned.labels.get(axis, "") for axis in AXES]
-            lines.append((record.run, *labels, planned.reference or "", "done", "", *numbers))
+            line = (record.run, *labels, planned.reference or "", "done", "", *numbers)
+            lines.append([str(value) for value in line])
             print(*lines[-1], flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    head = ("run", *AXES, "reference", "status", "cause", *METRICS)
-    csv.writer(text, lineterminator="\n").writerows([head, *lines])
-    atomic_write(options.out, text.getvalue())
+            write(options.out, lines)
     return 0
+
+
+def written(path: Path) -> list[list[str]]:
+    """The lines of an earlier call, without the head."""
+    if not path.is_file():
+        return []
+    head, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    if tuple(head) != COLUMNS:
+        raise CurvactError(f"{path}: expected the columns {', '.join(COLUMNS)}; give another --out")
+    return lines
+
+
+def write(path: Path, lines: list[list[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
+    atomic_write(path, text.getvalue())
 
 
 def attacked(folder: Path, spec: RunSpec, count: int, steps: int) -> tuple[float, float, float]:
