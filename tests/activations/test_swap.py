@@ -351,6 +351,22 @@ def test_looking_leaves_no_trace_in_the_model():
     assert isinstance(model.act, Scaled)
 
 
+def test_rewrite_refuses_a_tensor_that_forward_makes():
+    class Makes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return torch.relu(self.act(x) + torch.randn(3))
+
+    model = Makes()
+    with pytest.raises(CurvactError, match=r"of Makes: its forward makes a tensor.* register_buffer") as caught:
+        swap_activations(model, to=Scaled, functional="rewrite")
+    assert "\n" not in str(caught.value)
+    assert isinstance(model.act, nn.ReLU)
+
+
 def test_rewrite_warns_of_a_fixed_training_flag():
     class Dropped(nn.Module):
         def forward(self, x):

@@ -81,7 +81,7 @@ def test_axes() -> None:
     [
         ([-2.1, 2.6], "normalized?"),
         ([0, 254.0], "divide them by 255"),
-        ([0, 16.0], "another white"),
+        ([0, 16.0], "of 0 … 16? divide them by 16"),
         ([0, 65535.0], "16 bits"),
         ([0, 1.0000001], "clip them"),
         ([0, float("inf")], "infinity"),

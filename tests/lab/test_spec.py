@@ -191,3 +191,8 @@ def test_bad_overrides(override: str) -> None:
         CurvactError, match=r"write it as key.key=value|holds a value, not keys|not valid YAML|no timestamp"
     ):
         read_spec("digits", [override])
+
+
+def test_a_setting_in_the_place_of_the_spec_is_named() -> None:
+    with pytest.raises(CurvactError, match=r"^data=\./mine\.npz is a setting.*`curvact train digits data=\./mine\.npz`"):
+        read_spec("data=./mine.npz", [])

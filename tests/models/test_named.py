@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from curvact.activations import Activation
+from curvact.activations import Activation, swap_activations
 from curvact.errors import CurvactError
 from curvact.models import MODELS, arguments_of, build
 from curvact.models.checkpoint import load_checkpoint, save_checkpoint
@@ -60,6 +60,13 @@ class Calls(nn.Module):
         return F.relu(self.fc(x.mean((2, 3))))
 
 
+def rewritten(num_classes: int = 10, in_channels: int = 3, activation: str = "relu") -> nn.Module:
+    """Calls a function, and its call is swapped by the graph."""
+    return swap_activations(
+        Calls(num_classes, in_channels), "ReLU", activation, functional="rewrite"
+    ).model
+
+
 class TheirGELU(nn.Module):
     """A class of a library, which calls the function."""
 
@@ -92,8 +99,8 @@ class Fixed(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _file() -> Iterator[None]:
-    module = types.ModuleType("nets")
-    for kind in (Swapped, ByName, ByFactory, TheirModules, Calls, Fixed):
+    module = types.ModuleType(__name__)  # functions count where they are at home
+    for kind in (Swapped, ByName, ByFactory, TheirModules, Calls, rewritten, Fixed):
         setattr(module, kind.__name__, kind)
     module.system = os.system  # type: ignore[attr-defined]
     FILES["nets.py"] = module
@@ -104,7 +111,7 @@ def _file() -> Iterator[None]:
 COMMON: dict[str, Any] = {"channels": 1, "classes": 7, "size": 8, "mean": [0.3], "std": [0.2]}
 
 
-@pytest.mark.parametrize("name", ["Swapped", "ByName", "ByFactory", "TheirModules"])
+@pytest.mark.parametrize("name", ["Swapped", "ByName", "ByFactory", "TheirModules", "rewritten"])
 def test_the_activation_gets_into_the_network(name: str, tmp_path: Path) -> None:
     arguments = {"name": f"nets.py:{name}", "activation": "rctaf(curvature=6)", **COMMON}
     model = build(**arguments, generator=torch.Generator().manual_seed(1))
@@ -117,6 +124,23 @@ def test_the_activation_gets_into_the_network(name: str, tmp_path: Path) -> None
     assert torch.equal(model.eval()(x), inner((x - 0.3) / 0.2))
     save_checkpoint(tmp_path / "m.safetensors", model, arguments, {})
     assert torch.equal(load_checkpoint(tmp_path / "m.safetensors")(x), model(x))
+
+
+def test_a_graph_of_another_forward_is_not_saved(tmp_path: Path) -> None:
+    arguments = {"name": "nets.py:rewritten", "activation": "rctaf(curvature=6)", **COMMON}
+    model = build(**arguments)
+    with pytest.raises(CurvactError, match=r"rctaf.* and its architecture gives rctaf"):
+        save_checkpoint(tmp_path / "m.safetensors", model, arguments | {"activation": "rctaf(curvature=4)"}, {})
+    inner = model.model
+    assert isinstance(inner, torch.fx.GraphModule)
+    output = next(node for node in inner.graph.nodes if node.op == "output")
+    with inner.graph.inserting_before(output):
+        doubled = inner.graph.call_function(torch.mul, (output.args[0], 2))
+    output.args = (doubled,)
+    inner.recompile()
+    with pytest.raises(CurvactError, match="is a Calls and its architecture gives another Calls there"):
+        save_checkpoint(tmp_path / "m.safetensors", model, arguments, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_seed_decides_the_weights_and_nothing_else_changes() -> None:

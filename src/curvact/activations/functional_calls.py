@@ -67,6 +67,16 @@ def trace(model: nn.Module, match: Match, new: list[nn.Module]) -> torch.fx.Grap
         ) from None
 
 
+def refuse_constants(model: nn.Module, graph: torch.fx.Graph) -> None:
+    """CurvactError where forward makes a tensor: the graph would keep its value of now for ever."""
+    for node in graph.nodes:
+        if node.op == "get_attr" and not _has(model, str(node.target)):
+            raise CurvactError(
+                f"functional='rewrite' of {type(model).__name__}: its forward makes a tensor, such as torch.zeros(1), "
+                "whose value the graph would keep: make it in the constructor, with register_buffer"
+            )
+
+
 def _call_name(node: torch.fx.Node) -> str | None:
     if node.op == "call_function":
         return FUNCTION_NAMES.get(node.target)

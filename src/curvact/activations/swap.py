@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from curvact.activations.arguments import flag
-from curvact.activations.functional_calls import ROOT, functional_calls, is_function, rewrite, trace
+from curvact.activations.functional_calls import ROOT, functional_calls, is_function, refuse_constants, rewrite, trace
 from curvact.activations.inplace import InPlace, is_inplace, seen_writes, source_shows_no_harm
 from curvact.activations.registry import ActivationLike, fresh
 from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher
@@ -122,7 +122,7 @@ def swap_activations(
     Warns (SwapWarning) if nothing was found, with the types of module seen, and for a model whose
     own `save_pretrained` would forget the swap (Hugging Face). Raises CurvactError for
     a bad argument, for TorchScript, and for functional="rewrite" of a model that torch.fx cannot
-    trace; the model is then unchanged.
+    trace, or whose forward makes a tensor; the model is then unchanged.
 
     >>> from curvact.activations import RCTAF
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -153,7 +153,7 @@ def swap_activations(
         return SwapReport(new, (Replacement(ROOT, _text(model), _text(new), _hooks(model)),), new_model=True)
     places = list(_places(model, match))
     if functional == "rewrite":
-        trace(model, match, [])  # fails before anything has changed
+        refuse_constants(model, trace(model, match, []))  # before anything has changed
     writing = _seen(places, model, match)
     replaced = [_replace(place, make, model, id(place) in writing) for place in places]
     calls: tuple[str, ...] = ()

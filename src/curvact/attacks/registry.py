@@ -150,8 +150,10 @@ def named_attack(text: str) -> NamedAttack:
         return PGD.parse(text)
     if name not in _REGISTRY:
         known = attack_names()
+        steps = text.rpartition("-")[2]
+        meant = [f"pgd-{steps}", *known] if steps.isdigit() else known
         raise CurvactError(
-            f"unknown attack '{text}'{nearest(name, known)}; known are pgd-STEPS such as pgd-20, {', '.join(known)}, and "
+            f"unknown attack '{text}'{nearest(name, meant)}; known are pgd-STEPS such as pgd-20, {', '.join(known)}, and "
             "attacks of AutoAttack joined by +, such as apgd-ce+square"
         )
     return called(name, _REGISTRY[name], settings)

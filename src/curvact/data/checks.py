@@ -125,7 +125,8 @@ class Look:
         elif self.low < 0:
             meaning = "normalized? give them before the normalization, which belongs into the model"
         elif self.high <= 255:
-            meaning = "of 0 … 255? divide them by 255" if self.high > 32 else "of another white? divide by it"
+            white = 255 if self.high > 32 else f"{self.high:.7g}"
+            meaning = f"of 0 … {white}? divide them by {white}"
         else:
             meaning = "of 16 bits? divide them by 65535"
         raise CurvactError(

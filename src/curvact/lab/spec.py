@@ -501,6 +501,11 @@ def read_spec(source: str | Path, overrides: list[str] | None = None) -> RunSpec
         return read_with_code(RunSpec, path, overrides, name=SPEC_FILE, what="run", writer="curvact train")
     known = recipes()
     if str(source) not in known:
+        if "=" in str(source):
+            raise CurvactError(
+                f"{source} is a setting, and what to train comes first: a YAML file, a run's folder or a recipe, such as "
+                f"`curvact train digits {source}`; recipes are {', '.join(known)}"
+            )
         raise CurvactError(
             f"no file or folder {source}, and no recipe of that name{nearest(str(source), known)}; "
             f"recipes are {', '.join(known)}"

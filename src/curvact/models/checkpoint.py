@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from curvact.activations import Activation
 from curvact.activations.arguments import module as check_module
@@ -78,13 +79,21 @@ def check_rebuilds(model: nn.Module, architecture: Mapping[str, Any]) -> None:
             continue
         like = planned.get(place)
         inside = f"{place}." if isinstance(module, Activation) else inside
-        if like is None or type(like) is not type(module):
+        if like is None or not _same_kind(like, module):
+            article = "another" if type(like).__name__ == type(module).__name__ else "a"
             raise CurvactError(
                 f"{where}: {place or 'it'} is a {type(module).__name__} and its architecture gives "
-                f"{f'a {type(like).__name__}' if like is not None else 'none'} there"
+                f"{f'{article} {type(like).__name__}' if like is not None else 'none'} there"
             )
         if isinstance(module, Activation) and not module.state_dict() and repr(module) != repr(like):
             raise CurvactError(f"{where}: {place} is {module!r} and its architecture gives {like!r} there")
+
+
+def _same_kind(one: nn.Module, other: nn.Module) -> bool:
+    """Whether the classes are one; each GraphModule has a class of its own, so its code is compared."""
+    if isinstance(one, GraphModule) and isinstance(other, GraphModule):
+        return one.code == other.code
+    return type(one) is type(other)
 
 
 def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

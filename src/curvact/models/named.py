@@ -207,7 +207,8 @@ def _swapped(name: str, model: nn.Module, activation: Any, scope: str | None) ->
     if left:
         raise CurvactError(
             f"{name} takes no activation, and calls {left[0]} in forward, which cannot be swapped: "
-            "let its constructor take `activation` or `act_layer`"
+            "let its constructor take `activation` or `act_layer`, or name a function (activation) that swaps with "
+            "functional='rewrite'"
         )
     if not len(report):
         raise CurvactError(

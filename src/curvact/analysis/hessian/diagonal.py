@@ -95,7 +95,7 @@ class DiagonalNorms:
     probes: int
     loss: float
     scaled_probes: int = 0
-    layers: Mapping[str, LayerNorms] = field(default_factory=dict)
+    layers: Mapping[str, LayerNorms] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,7 @@ class Eigenvalues:
     smallest: tuple[float, ...]
     largest_residuals: tuple[float, ...]
     smallest_residuals: tuple[float, ...]
-    vectors: Tensor
+    vectors: Tensor = field(repr=False)
     products: int
     converged: bool
 

@@ -432,7 +432,17 @@ class Curve(Question):
     def _references_grid(self, found: Sequence[StratumAnswer], axes: Sequence[str]) -> Grid:
         """One line a stratum and reference: both means, and their difference."""
         symbol = self.terms.symbol
-        heads = (*axes, "reference", "mean", f"best {symbol}", "best mean", "best − reference", "seeds")
+        percent = scale_of(self.outcome) == "fraction"
+        unit, gap_unit = (" (%)", " (points)") if percent else ("", "")
+        heads = (
+            *axes,
+            "reference",
+            f"mean{unit}",
+            f"best {symbol}",
+            f"best mean{unit}",
+            f"best − reference{gap_unit}",
+            "seeds",
+        )
         lines = []
         for s in found:
             best = curve_of(s.stratum.rows, self.axis, self.outcome, self.level).get(s.verdict.best)
@@ -446,7 +456,7 @@ class Curve(Question):
                         mean_text(one.reference, self.outcome),
                         f"{s.verdict.best:g}",
                         mean_text(best, self.outcome),
-                        difference_text(gap, percent=scale_of(self.outcome) == "fraction"),
+                        difference_text(gap, percent=percent),
                         str(one.seeds),
                     )
                 )
