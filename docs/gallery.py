@@ -65,7 +65,10 @@ def page(name: str, printed: str, *, has_picture: bool) -> str:
 
 def index() -> str:
     """The first page: every script with its picture."""
-    head = "# Gallery\n\nShort scripts, each of some seconds on one core, for one seed. `python docs/gallery.py` runs them. Alone, `python docs/gallery/kappa.py` writes `kappa.png` and\n`kappa.svg` into the working directory."
+    head = (
+        "# Gallery\n\nShort scripts, each of some seconds on one core, for one seed. `python docs/gallery.py` runs them. "
+        "Alone, `python docs/gallery/kappa.py` writes `kappa.png` and\n`kappa.svg` into the working directory."
+    )
     parts = [head]
     for name in ORDER:
         title, about = _about((SCRIPTS / f"{name}.py").read_text())

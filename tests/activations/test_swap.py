@@ -361,7 +361,9 @@ def test_rewrite_refuses_a_tensor_that_forward_makes():
             return torch.relu(self.act(x) + torch.randn(3))
 
     model = Makes()
-    with pytest.raises(CurvactError, match=r"of Makes: its forward makes a tensor.* register_buffer") as caught:
+    with pytest.raises(
+        CurvactError, match=r"of Makes: its forward makes a tensor.* register_buffer"
+    ) as caught:
         swap_activations(model, to=Scaled, functional="rewrite")
     assert "\n" not in str(caught.value)
     assert isinstance(model.act, nn.ReLU)

@@ -151,7 +151,10 @@ def test_an_attack_from_outside() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pdg-20", "unknown attack 'pdg-20'; did you mean 'pgd-20'.*known are pgd-STEPS such as pgd-20, fgsm"),
+        (
+            "pdg-20",
+            "unknown attack 'pdg-20'; did you mean 'pgd-20'.*known are pgd-STEPS such as pgd-20, fgsm",
+        ),
         ("apgd-ce+sqare", "unknown attack"),
         ("pgd", "cannot read PGD from 'pgd': write pgd-20"),
         ("pgd-x", "cannot read PGD from 'pgd-x'"),

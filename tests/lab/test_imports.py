@@ -309,5 +309,7 @@ def test_paths_begin_at_the_spec(mine: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_file_beside_that_was_not_imported_is_named(mine: Path) -> None:
     (mine / "beside_it.py").write_text("")
     (mine / "my.py").write_text("import beside_it")
-    with pytest.raises(CurvactError, match=r"'beside_it'; import beside_it\.py too, and before it \(line 1\)$"):
+    with pytest.raises(
+        CurvactError, match=r"'beside_it'; import beside_it\.py too, and before it \(line 1\)$"
+    ):
         import_code(mine / "my.py")

@@ -194,5 +194,7 @@ def test_bad_overrides(override: str) -> None:
 
 
 def test_a_setting_in_the_place_of_the_spec_is_named() -> None:
-    with pytest.raises(CurvactError, match=r"^data=\./mine\.npz is a setting.*`curvact train digits data=\./mine\.npz`"):
+    with pytest.raises(
+        CurvactError, match=r"^data=\./mine\.npz is a setting.*`curvact train digits data=\./mine\.npz`"
+    ):
         read_spec("data=./mine.npz", [])

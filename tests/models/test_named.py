@@ -62,9 +62,7 @@ class Calls(nn.Module):
 
 def rewritten(num_classes: int = 10, in_channels: int = 3, activation: str = "relu") -> nn.Module:
     """Calls a function, and its call is swapped by the graph."""
-    return swap_activations(
-        Calls(num_classes, in_channels), "ReLU", activation, functional="rewrite"
-    ).model
+    return swap_activations(Calls(num_classes, in_channels), "ReLU", activation, functional="rewrite").model
 
 
 class TheirGELU(nn.Module):
@@ -130,7 +128,9 @@ def test_a_graph_of_another_forward_is_not_saved(tmp_path: Path) -> None:
     arguments = {"name": "nets.py:rewritten", "activation": "rctaf(curvature=6)", **COMMON}
     model = build(**arguments)
     with pytest.raises(CurvactError, match=r"rctaf.* and its architecture gives rctaf"):
-        save_checkpoint(tmp_path / "m.safetensors", model, arguments | {"activation": "rctaf(curvature=4)"}, {})
+        save_checkpoint(
+            tmp_path / "m.safetensors", model, arguments | {"activation": "rctaf(curvature=4)"}, {}
+        )
     inner = model.model
     assert isinstance(inner, torch.fx.GraphModule)
     output = next(node for node in inner.graph.nodes if node.op == "output")

@@ -14,7 +14,14 @@ import torch
 from torch import nn
 
 from curvact.activations.arguments import flag
-from curvact.activations.functional_calls import ROOT, functional_calls, is_function, refuse_constants, rewrite, trace
+from curvact.activations.functional_calls import (
+    ROOT,
+    functional_calls,
+    is_function,
+    refuse_constants,
+    rewrite,
+    trace,
+)
 from curvact.activations.inplace import InPlace, is_inplace, seen_writes, source_shows_no_harm
 from curvact.activations.registry import ActivationLike, fresh
 from curvact.activations.selection import FUNCTION_NAMES, Match, Selector, functional_names, matcher

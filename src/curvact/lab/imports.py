@@ -431,6 +431,9 @@ def _in_words(error: Exception, path: str = "") -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     kind = "" if isinstance(error, CurvactError) else f"{type(error).__name__}: "
-    if isinstance(error, ModuleNotFoundError) and (beside := Path(path).with_name(f"{error.name}.py")).is_file():
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and (beside := Path(path).with_name(f"{error.name}.py")).is_file()
+    ):
         words += f"; import {beside.name} too, and before it"
     return f"{kind}{words}" + (f" (line {line})" if line else "")
