@@ -80,11 +80,13 @@ def verdict_on(rule: Judge, table: Table) -> Finding:
 
 
 def _each(rule: DifferenceJudge, tables: Mapping[str, Table]) -> Finding:
-    """Each result by itself; the claim has the verdict that all of them share."""
+    """Each result by itself; the claim has the verdict that all of them share, and so the largest p of it."""
     found = {name: _difference(rule, table) for name, table in tables.items()}
     verdicts = {one.verdict for one in found.values()}
     verdict = verdicts.pop() if len(verdicts) == 1 else "inconclusive"
-    return Finding(verdict, " ".join(f"{name}: {one.sentence}" for name, one in found.items()))
+    shared = set.intersection(*(set(one.tests) for one in found.values()))
+    tests = {kind: max(one.tests[kind] for one in found.values()) for kind in sorted(shared)}
+    return Finding(verdict, " ".join(f"{name}: {one.sentence}" for name, one in found.items()), tests)
 
 
 def mean_curves(table: Table, outcome: str) -> tuple[np.ndarray, np.ndarray, int]:

@@ -40,7 +40,9 @@ def download(url: str, checksum: str, file: Path) -> str | None:
         if error.response is not None:
             return f"{url} answers {error.response.status_code} {error.response.reason}"
         return f"{url} cannot be reached ({type(error).__name__})"
-    except ValueError:  # pooch's word for a wrong checksum
+    except ValueError as error:
+        if "hash of downloaded file" not in str(error):  # of an address or an answer that is no such thing
+            return f"{url} cannot be reached ({type(error).__name__})"
         return f"{url} has another checksum than {checksum[:20]}…: it is truncated or changed"
     finally:
         bar.close()

@@ -82,6 +82,12 @@ def test_one_gpu_needs_no_placement(monkeypatch: pytest.MonkeyPatch, run_spec: A
     assert Placement().count([run_spec()]) == 1
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "2"])
+def test_workers_are_a_whole_number(wrong: Any) -> None:
+    with pytest.raises(CurvactError, match=f"^--workers {wrong!r}: must be a whole number >= 1$"):
+        Placement(workers=wrong)
+
+
 def test_hardware_that_is_not_there(monkeypatch: pytest.MonkeyPatch, run_spec: Any, tmp_path: Path) -> None:
     _gpus(monkeypatch, 0)
     with pytest.raises(CurvactError, match=r"^hardware.accelerator cuda:1: torch sees 0 CUDA devices here$"):

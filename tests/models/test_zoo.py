@@ -121,6 +121,9 @@ def test_an_asset_is_downloaded_once_and_checked(
     monkeypatch.setenv("CURVACT_ZOO", "ftp://x")
     with pytest.raises(CurvactError, match="CURVACT_ZOO 'ftp://x': an address that begins with http"):
         from_zoo(name)
+    monkeypatch.setenv("CURVACT_ZOO", f"http://{'a' * 80}.invalid")  # no such name is possible
+    with pytest.raises(CurvactError, match=r"cannot be reached \("):
+        from_zoo(name)
     monkeypatch.setenv("CURVACT_ZOO", f"{server.url}/v1/")
     with pytest.raises(CurvactError, match=rf"cannot download {name}.* answers 404"):
         from_zoo(name)

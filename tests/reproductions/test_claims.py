@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from criteria import (
     read_results,
     sweep_of,
 )
+from scipy.stats import ttest_1samp
 from verdicts import _decided, after_holm, differences, judge, verdict_on
 
 from curvact.errors import CurvactError
@@ -217,6 +219,54 @@ def test_verdicts_are_corrected_over_all_claims() -> None:
     assert told["x"]["a"].sentence == "A. p = 0.01, after Holm = 0.04."
     assert told["y"]["b"].sentence == "B. p = 0.02, after Holm = 0.06."
     assert told["y"]["c"].sentence == "C."
+
+
+def test_a_claim_over_several_results_has_the_p_value_of_the_weakest(tmp_path: Path) -> None:
+    """So its tests take part in the correction over all claims, as the page says."""
+    head = "run,activation,seed,status,cause,m_accuracy,gradient_evaluations,seconds\n"
+    shifts = {"one": (0.05, 0.06, 0.08), "two": (0.02, 0.05, 0.06)}
+    for name, own in shifts.items():
+        lines = [
+            f"{name}{a}{s},{a},{s},done,,{0.5 + (shift if a == 'new' else 0)},1,1\n"
+            for s, shift in enumerate(own)
+            for a in ("new", "relu")
+        ]
+        (tmp_path / f"{name}.csv").write_text(head + "".join(lines))
+    rule = DifferenceJudge(
+        kind="difference",
+        outcome="m_accuracy",
+        axis="activation",
+        label="new",
+        baseline="relu",
+        expect="higher",
+        margin=0.01,
+    )
+    claim = PAPERS["paf"].claims[0].model_copy(update={"judge": rule, "evidence": ("one", "two")})
+    found = judge(claim, {name: tmp_path / f"{name}.csv" for name in shifts})
+    assert found.verdict == "supported"
+    assert found.tests["supported"] == pytest.approx(max(ttest_1samp(v, 0).pvalue for v in shifts.values()))
+    assert found.tests["not supported"] == pytest.approx(
+        max(ttest_1samp(v, 0.01).pvalue for v in shifts.values())
+    )
+
+
+def test_the_words_on_the_steps_of_entropysgd_are_those_of_its_spec() -> None:
+    spec, claim = (
+        sweep_of(HERE / "smoothness" / "entropy-digits.yaml"),
+        next(claim for folder, claim in CLAIMS if claim.id == "entropy-improves-outer"),
+    )
+    ours, theirs = (
+        next(
+            run.spec.training
+            for run in spec.planned
+            if (run.labels["method"], run.labels["training.budget"]) == (method, budget)
+        )
+        for method, budget in (("EntropySGD, authors' code", 8100), ("SGD", 1620))
+    )
+    inner = int(re.findall(r"inner_steps=(\d+)", str(ours.optimizer))[0])
+    assert ours.attack == theirs.attack
+    assert (ours.budget, theirs.budget, ours.budget / inner) == (8100, 1620, theirs.budget / 4)
+    assert f"With {inner} inner steps EntropySGD then makes a quarter of the outer steps" in claim.measure
 
 
 def test_gap_slope_and_common() -> None:

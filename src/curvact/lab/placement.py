@@ -39,8 +39,9 @@ class Placement:
 
     def __post_init__(self) -> None:
         _ = self.run
-        if self.workers is not None and self.workers < 1:
-            raise CurvactError(f"--workers {self.workers}: must be >= 1")
+        count = self.workers
+        if count is not None and (type(count) is not int or count < 1):
+            raise CurvactError(f"--workers {count!r}: must be a whole number >= 1")
 
     @cached_property
     def run(self) -> Engine:

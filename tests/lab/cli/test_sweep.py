@@ -69,7 +69,7 @@ def test_runs_that_fail_end_with_1(
     [
         (("run", "nowhere.yaml"), "cannot read nowhere.yaml"),
         (("report", "nowhere"), "nowhere"),
-        (("run", "TINY", "--workers", "0", "--out", "out"), "--workers 0: must be >= 1"),
+        (("run", "TINY", "--workers", "0", "--out", "out"), "--workers 0: must be a whole number >= 1"),
         (("run", "TINY", "--engine", "locl", "--out", "out"), "locl"),
         (("run", "TINY", "--set", "base.training.batchsize=3"), "did you mean 'batch_size'"),
         (("run", "TINY", "--set", "base.threat_model.epsilon=-1"), "epsilon"),
