@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -39,6 +40,7 @@ from curvact.lab.store import (
     read_record,
 )
 from curvact.models.checkpoint import load_checkpoint
+from curvact.models.registry import MODELS
 
 CLI = [sys.executable, "-m", "curvact", "train"]
 SMALL = [
@@ -182,6 +184,23 @@ def test_folders_of_something_else_are_left_alone(run_spec: Any, tmp_path: Path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(CurvactError, match="is a file: --out takes a folder"):
         execute(run_spec(), tmp_path / "file")
+
+
+def test_a_network_that_cannot_be_kept_is_refused_before_anything_is_written(
+    run_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that builds another network each time: the first checkpoint would be refused."""
+    widths = itertools.count(2)
+
+    def fickle(**arguments: Any) -> torch.nn.Module:
+        return MODELS["mini_resnet"](**{**arguments, "width": next(widths)})
+
+    monkeypatch.setitem(MODELS, "fickle", fickle)
+    with pytest.raises(
+        CurvactError, match=r"^cannot save this \w+: its weights are not those of its architec"
+    ):
+        execute(run_spec(model={"name": "fickle"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_do_not_share_a_folder(run_spec: Any, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ from curvact.lab.store import (
     write_record,
 )
 from curvact.models import build
-from curvact.models.checkpoint import find_weights, load_checkpoint, misfits, save_checkpoint
+from curvact.models.checkpoint import check_rebuilds, find_weights, load_checkpoint, misfits, save_checkpoint
 from curvact.models.foreign import Foreign
 from curvact.models.interchange import read_state_dict
 from curvact.models.learned import (
@@ -362,8 +362,8 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
     """Data, synthetic images and the untrained network of a run.
 
     learned: the activation that `spec.activation_from` means, see `settle`.
-    Raises CurvactError for data that are missing or damaged, and for a network or an augmentation
-    that does not suit the images.
+    Raises CurvactError for data that are missing or damaged, for a network or an augmentation that
+    does not suit the images, and for a network whose name does not build it again.
     """
     data, extra = images_of(spec.data)
     train = data.train
@@ -381,6 +381,7 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
             f"training.crop={spec.training.crop} is larger than the images, {min(height, width)} pixels"
         )
     check_fit(model, data, extra)
+    check_rebuilds(model, architecture)  # else its weights could not be kept after the first epoch
     return Prepared(data, extra, architecture, model)
 
 
