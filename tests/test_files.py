@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curvact.errors import CurvactError
-from curvact.files import atomic_write, has_other_checksum, with_checksum
+from curvact.files import atomic_write, csv_text, has_other_checksum, read_csv, with_checksum
 
 
 def test_bytes_and_text_arrive_as_they_are(tmp_path: Path) -> None:
@@ -92,3 +92,15 @@ def test_a_checksum_holds_for_what_json_changes() -> None:
     written = json.dumps(with_checksum({"classes": {2: "cat", 10: "dog"}, "mean": (0.5, 1e-300)}))
     assert not has_other_checksum(json.loads(written))
     assert has_other_checksum(json.loads(written.replace("dog", "dot")))
+
+
+def test_csv_comes_back_as_text(tmp_path: Path) -> None:
+    path, head = tmp_path / "a.csv", ("name", "value")
+    assert read_csv(path, head) == []
+    lines = [["as it is", "0.1"], ['x, "y"', ""], ["two\nlines", "a\rb"]]
+    atomic_write(path, csv_text([head, *lines]))
+    assert read_csv(path, head) == lines
+    for text in ("", "value,name\n"):
+        path.write_text(text)
+        with pytest.raises(CurvactError, match=r"a\.csv: expected a CSV file with the columns name, value"):
+            read_csv(path, head)

@@ -12,15 +12,13 @@ on with it.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
 from curvact.activations import CTU, swap_activations
 from curvact.attacks import ThreatModel, ensemble
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, csv_text, read_csv
 from curvact.lab import open_checkpoint, steer
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import RUNS, sweep_records
@@ -51,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "steered.csv")
     parser.add_argument("--images", type=int, default=IMAGES, help="of each split")
     options = parser.parse_args(arguments)
-    lines = written(options.out)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = read_csv(options.out, COLUMNS)
     done = {line[0] for line in lines}
     for planned, record in sweep_records(read_sweep(options.runs), options.runs):
         loaded = open_checkpoint(options.runs / RUNS / record.run, "last").model
@@ -73,25 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
                 found_here = (run, *labels, "done", "", result.clean_accuracy, result.robust_accuracy, beta)
                 lines.append([str(value) for value in found_here])
                 print(*lines[-1], flush=True)
-            write(options.out, lines)
+            atomic_write(options.out, csv_text([COLUMNS, *lines]))
     return 0
-
-
-def written(path: Path) -> list[list[str]]:
-    """The lines of an earlier call, without the head."""
-    if not path.is_file():
-        return []
-    head, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-    if tuple(head) != COLUMNS:
-        raise CurvactError(f"{path}: expected the columns {', '.join(COLUMNS)}; give another --out")
-    return lines
-
-
-def write(path: Path, lines: list[list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
-    atomic_write(path, text.getvalue())
 
 
 if __name__ == "__main__":

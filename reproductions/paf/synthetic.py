@@ -10,7 +10,7 @@ images knows the real test images.
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sklearn.svm import SVC
 
 from curvact.data import load
 from curvact.errors import CurvactError
+from curvact.files import atomic_write
 
 COMPONENTS, PARTS = 20, 4
 """Principal components of the images, and Gaussians of a class."""
@@ -34,14 +35,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     data = load("digits")
+    if options.images < len(data.train.classes):
+        raise CurvactError(
+            f"--images {options.images}: at least one of each class, {len(data.train.classes)}"
+        )
     real, labels = flat(data.train.inputs().numpy()), data.train.labels.numpy()
     images, classes = sampled(real, labels, options.images // len(data.train.classes), options.seed)
     judge = SVC().fit(images.reshape(len(images), -1) / 255, classes)
     test = flat(data.test.inputs().numpy())
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    part = options.out.with_name(f".{options.out.stem}.part.npz")
-    np.savez(part, image=images, label=classes)
-    os.replace(part, options.out)
+    content = io.BytesIO()
+    np.savez(content, image=images, label=classes)
+    atomic_write(options.out, content.getvalue())
     print(
         f"{options.out}: {len(images)} images; a classifier of them alone has accuracy "
         f"{judge.score(test, data.test.labels.numpy()):.1%} on the real test images, "

@@ -10,14 +10,12 @@ adaptive attack breaks. The file is written after each network, and a later call
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
 from curvact.attacks import adaptive_attack, ensemble
 from curvact.errors import CurvactError
-from curvact.files import atomic_write
+from curvact.files import atomic_write, csv_text, read_csv
 from curvact.lab import open_checkpoint
 from curvact.lab.spec import RunSpec
 from curvact.lab.sweep import read_sweep
@@ -38,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=60, help="the first so many test images")
     parser.add_argument("--steps", type=int, default=40, help="of each attack")
     options = parser.parse_args(arguments)
-    lines = written(options.out)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = read_csv(options.out, COLUMNS)
     done = {line[0] for line in lines}
     for folder in options.runs:
         for planned, record in sweep_records(read_sweep(folder), folder):
@@ -51,25 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             line = (record.run, *labels, planned.reference or "", "done", "", *numbers)
             lines.append([str(value) for value in line])
             print(*lines[-1], flush=True)
-            write(options.out, lines)
+            atomic_write(options.out, csv_text([COLUMNS, *lines]))
     return 0
-
-
-def written(path: Path) -> list[list[str]]:
-    """The lines of an earlier call, without the head."""
-    if not path.is_file():
-        return []
-    head, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-    if tuple(head) != COLUMNS:
-        raise CurvactError(f"{path}: expected the columns {', '.join(COLUMNS)}; give another --out")
-    return lines
-
-
-def write(path: Path, lines: list[list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
-    atomic_write(path, text.getvalue())
 
 
 def attacked(folder: Path, spec: RunSpec, count: int, steps: int) -> tuple[float, float, float]:

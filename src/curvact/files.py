@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -131,6 +132,20 @@ def csv_text(lines: Iterable[Sequence[object]]) -> str:
     true,"x, y"
     """
     return "".join(",".join(_quoted(cell_text(value)) for value in line) + "\n" for line in lines)
+
+
+def read_csv(path: Path, head: Sequence[str]) -> list[list[str]]:
+    """The lines of a CSV file below its head, which must be `head`; [] where there is no file.
+
+    What `csv_text` wrote comes back as text. Raises CurvactError for another head.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        first, *lines = [*csv.reader(file)] or [[]]
+    if first != list(head):
+        raise CurvactError(f"{path}: expected a CSV file with the columns {', '.join(head)}")
+    return lines
 
 
 def cell_text(value: object) -> str:
