@@ -11,12 +11,18 @@ import pytest
 from curvact.models import ZOO
 
 
-def test_the_table_has_every_network(curvact: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_has_every_network(
+    columns: int, monkeypatch: pytest.MonkeyPatch, curvact: Callable[..., Any]
+) -> None:
+    """No name and no number is cut, however narrow the terminal is."""
+    monkeypatch.setenv("COLUMNS", str(columns))
     code, out, err = curvact("zoo")
     assert (code, err) == (0, "")
     for entry in ZOO.values():
-        line = next(line for line in out.splitlines() if line.startswith(f"{entry.name} "))
-        assert f"{100 * entry.robust:.1f}" in line
+        found = "".join(line for line in out.splitlines() if line.startswith(f"{entry.name} "))
+        assert f"{100 * entry.robust:.1f}" in found
+        assert entry.activation in found
 
 
 def test_commands_take_a_network_of_the_zoo(

@@ -11,17 +11,23 @@ def zoo() -> None:
     Every command that takes a checkpoint takes zoo:NAME. Accuracies are those of the first test images, under the
     attack of the table and under the PGD of the run.
     """
-    from rich.table import Table
-
     from curvact.attacks import ThreatModel
+    from curvact.lab.report.text import to_terminal
+    from curvact.lab.statistics.question import Grid
     from curvact.models import ZOO
 
-    table = Table(box=None, pad_edge=False)
-    left = ("name", "activation", "threat model")
-    for column in (*left, "images", "clean %", "PGD %", "robust %", "attack"):
-        table.add_column(column, justify="left" if column in (*left, "attack") else "right")
-    for e in ZOO.values():
-        shares = (f"{100 * share:.1f}" for share in (e.clean, e.pgd, e.robust))
-        threat = str(ThreatModel(e.norm, e.epsilon))  # type: ignore[arg-type]
-        table.add_row(e.name, e.activation, threat, f"{e.images:,}", *shares, e.attack)
-    plain_console().print(table)
+    heads = ("name", "activation", "threat model", "images", "clean %", "PGD %", "robust %", "attack")
+    lines = tuple(
+        (
+            e.name,
+            e.activation,
+            str(ThreatModel(e.norm, e.epsilon)),  # type: ignore[arg-type]
+            f"{e.images:,}",
+            *(f"{100 * share:.1f}" for share in (e.clean, e.pgd, e.robust)),
+            e.attack,
+        )
+        for e in ZOO.values()
+    )
+    console = plain_console()
+    for table in to_terminal(Grid("The zoo", heads, lines), console.width):
+        console.print(table)
