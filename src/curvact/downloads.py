@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from curvact.errors import CurvactError
@@ -18,8 +19,19 @@ def check_address(what: str, base: str) -> str:
     'http://127.0.0.1:8000'
     """
     if not base.startswith(("http://", "https://")):
-        raise CurvactError(f"{what} '{base}': an address that begins with http:// or https://")
+        raise CurvactError(
+            f"{what} '{without_password(base)}': an address that begins with http:// or https://"
+        )
     return base.rstrip("/")
+
+
+def without_password(url: str) -> str:
+    """The address as messages may show it: without user, password and query.
+
+    >>> without_password("https://me:secret@host/zoo?token=1"), without_password("ftp://host/zoo")
+    ('https://host/zoo', 'ftp://host/zoo')
+    """
+    return re.sub(r"(?<=//)[^/@]*@", "", url.partition("?")[0])
 
 
 def download(url: str, checksum: str, file: Path) -> str | None:
@@ -32,18 +44,18 @@ def download(url: str, checksum: str, file: Path) -> str | None:
     from requests import RequestException
 
     pooch.get_logger().setLevel("ERROR")
-    bar = Progress(file.name)
+    bar, shown = Progress(file.name), without_password(url)
     downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=TIMEOUT)
     try:
         pooch.retrieve(url, checksum, fname=file.name, path=file.parent, downloader=downloader)
     except RequestException as error:
         if error.response is not None:
-            return f"{url} answers {error.response.status_code} {error.response.reason}"
-        return f"{url} cannot be reached ({type(error).__name__})"
+            return f"{shown} answers {error.response.status_code} {error.response.reason}"
+        return f"{shown} cannot be reached ({type(error).__name__})"
     except ValueError as error:
         if "hash of downloaded file" not in str(error):  # of an address or an answer that is no such thing
-            return f"{url} cannot be reached ({type(error).__name__})"
-        return f"{url} has another checksum than {checksum[:20]}…: it is truncated or changed"
+            return f"{shown} cannot be reached ({type(error).__name__})"
+        return f"{shown} has another checksum than {checksum[:20]}…: it is truncated or changed"
     finally:
         bar.close()
     return None

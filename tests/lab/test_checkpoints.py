@@ -59,6 +59,16 @@ def test_missing_files_are_one_line(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, "last")
 
 
+@pytest.mark.parametrize("path", ["zoo:digits-resnet-relu", "run/best.safetensors"])
+def test_last_weights_are_those_of_a_run_folder(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _save(tmp_path / "run" / "best.safetensors")
+    with pytest.raises(CurvactError, match=f"weights last of {path}: only a run folder has"):
+        open_checkpoint(path, "last")
+
+
 @pytest.mark.parametrize(
     ("about", "message"),
     [

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+import curvact.lab.run
 import curvact.lab.search_result
 import curvact.lab.search_run
 from curvact.data import Splits, load
@@ -388,6 +389,32 @@ def test_a_baseline_without_memory_is_tried_again(
     known.is_final = False  # type: ignore[misc]
     run_search(spec, tmp_path, Placement("instant", workers=1), resume=True, console=QUIET)
     assert [job.spec.id for job in instant[before:]] == [spec.baseline_run.id]
+
+
+def test_a_trial_without_memory_has_no_accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another machine may have the memory: the search does not learn that such settings are bad."""
+    pytest.importorskip("optuna")
+    whole = curvact.lab.run.fit
+
+    def fit(model: Any, *arguments: Any, **options: Any) -> Any:
+        found = whole(model, *arguments, **options)
+        if "alpha=24" in repr(model):  # κ = 6
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(curvact.lab.run, "fit", fit)
+    spec = _spec(space={"curvature": [1, 6]}, baseline={}, budget=10**4)
+    run_search(spec, tmp_path, Placement("inline", workers=1), console=QUIET)
+    by_curvature = {trial.settings["curvature"]: trial for trial in _trials(spec, tmp_path)}
+    assert by_curvature[1].state == "completed"
+    assert (by_curvature[6].state, by_curvature[6].accuracy) == ("failed", None)
+    assert by_curvature[6].cause.startswith("out of memory")
+    assert by_curvature[6].evaluations > 0
+    assert conclude(tmp_path)[0].best.settings == {"curvature": 1}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    run_search(spec, tmp_path, Placement("inline", workers=1), resume=True, console=QUIET)
+    assert [trial.state for trial in _trials(spec, tmp_path)] == [t.state for t in by_curvature.values()]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_diverged_run_is_a_trial_of_accuracy_0(tmp_path: Path) -> None:

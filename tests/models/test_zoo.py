@@ -124,9 +124,10 @@ def test_an_asset_is_downloaded_once_and_checked(
     monkeypatch.setenv("CURVACT_ZOO", f"http://{'a' * 80}.invalid")  # no such name is possible
     with pytest.raises(CurvactError, match=r"cannot be reached \("):
         from_zoo(name)
-    monkeypatch.setenv("CURVACT_ZOO", f"{server.url}/v1/")
-    with pytest.raises(CurvactError, match=rf"cannot download {name}.* answers 404"):
+    monkeypatch.setenv("CURVACT_ZOO", f"{server.url.replace('//', '//me:secret@')}/v1/")
+    with pytest.raises(CurvactError, match=rf"cannot download {name}.* answers 404") as raised:
         from_zoo(name)
+    assert "secret" not in str(raised.value)
     server.files = {f"v1/{file.name}": file.read_bytes() for file in folder.iterdir()}
     server.cut = {f"v1/{name}.json"}
     with pytest.raises(CurvactError, match=rf"cannot download {name}\.json of the zoo"):

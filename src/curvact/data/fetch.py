@@ -69,6 +69,6 @@ def _get(url: str, download: Download, work: Path) -> str | None:
             with tarfile.open(file) as archive:
                 archive.extractall(work, filter="data")
         except (tarfile.TarError, EOFError) as error:
-            return f"{url} cannot be unpacked: {short(error)}"
+            return f"{downloads.without_password(url)} cannot be unpacked: {short(error)}"
         file.unlink()
     return problem

@@ -161,7 +161,11 @@ def open_checkpoint(path: str | Path, weights: str = "best", network: Network | 
     >>> checkpoint.architecture["width"], checkpoint.data.name, checkpoint.threat_model
     (2, 'digits', None)
     """
-    of_zoo, path = is_of_zoo(Path(path)), local_weights(Path(path))
+    given, of_zoo, path = path, is_of_zoo(Path(path)), local_weights(Path(path))
+    if weights == "last" and not path.is_dir():
+        raise CurvactError(
+            f"weights last of {given}: only a run folder has best and last weights; leave it out"
+        )
     path = find_weights(path / "last.safetensors" if path.is_dir() and weights == "last" else path)
     if network is not None:
         sidecar = network.described()

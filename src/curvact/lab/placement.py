@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from curvact.devices import check_device_name, device_names
 from curvact.errors import CurvactError
@@ -18,7 +19,7 @@ from curvact.lab.spec import RunSpec
 class Placement:
     """Where runs are executed, and how many at a time.
 
-    engine: a name or a YAML file, see `engine_from`. address: of its cluster, such as "head:6379".
+    engine: a name or a YAML file (text or a path), see `engine_from`. address: of its cluster, such as "head:6379".
     workers: runs at a time, one thread each. None: one a core, or one a GPU where GPUs are used. On a
         CPU the records do not depend on it. With an engine of a cluster, the most runs at a time; None:
         as many as the cluster has room for.
@@ -32,7 +33,7 @@ class Placement:
     3
     """
 
-    engine: str = "local"
+    engine: str | Path = "local"
     workers: int | None = None
     device: str = "auto"
     address: str | None = None
@@ -46,7 +47,7 @@ class Placement:
     @cached_property
     def run(self) -> Engine:
         """The engine itself."""
-        return engine_from(self.engine, address=self.address)
+        return engine_from(str(self.engine), address=self.address)
 
     @property
     def elsewhere(self) -> bool:

@@ -72,11 +72,11 @@ that fail in their first epoch.
 class Trial:
     """A trial of a search, as its storage knows it.
 
-    settings: by key of the space. state: "completed", "pruned", "failed" (its loss diverged, or its
-    settings cannot be together; `cause` says which), "running", or "left" where the budget did not
-    suffice.
+    settings: by key of the space. state: "completed", "pruned", "failed" (its loss diverged, memory was
+    too short, or its settings cannot be together; `cause` says which), "running", or "left" where the
+    budget did not suffice.
     accuracy: validation robust accuracy that it was judged by; 0 of a diverged run; None of a pruned
-    trial, which was not attacked as the others were.
+    trial, which was not attacked as the others were, and of one without memory.
     curve: validation robust accuracy by epoch, by the validation attack of training.
     evaluations: gradient evaluations that it cost.
     """
@@ -560,7 +560,8 @@ class _Driver:
         if record is None:
             self._tell(number, None, state="pruned")
         elif record.status == "failed":
-            self._tell(number, judged(record), state="failed", cause=record.cause)
+            value = None if record.cause.startswith(OUT_OF_MEMORY) else judged(record)
+            self._tell(number, value, state="failed", cause=record.cause)
         else:
             self._tell(number, judged(record))
 

@@ -303,6 +303,19 @@ def test_options_take_the_place_of_what_a_checkpoint_says(done: Run, save: Save,
     assert len(_records(tmp_path / "out")) == 2
 
 
+def test_other_data_than_those_of_the_training_are_noted(
+    curvact: Run, done: Run, save: Save, tmp_path: Path
+) -> None:
+    own = save(tmp_path / "own" / "best.safetensors", data={"name": "mnist"})
+    ask = ["--data", "digits", "--epsilon", "0.1", "--n", 4]
+    out = done("evaluate", own, *ask, "--attack", "fgsm", "--no-masking", "--out", tmp_path / "out")
+    assert "note: own-best was trained on mnist, not on digits" in out
+    (record,) = _records(tmp_path / "out")
+    assert record.notes == ["own-best was trained on mnist, not on digits"]
+    run = curvact("analyze", "hessian", own, *ask, "--probes", 8, "--attack", "pgd-1", "--out", tmp_path)
+    assert (run.code, run.err) == (0, "note: own-best was trained on mnist, not on digits\n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

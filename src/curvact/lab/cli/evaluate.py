@@ -70,7 +70,7 @@ def evaluate(
     from curvact.attacks import AutoAttack, named_attack
     from curvact.devices import device_named, device_names
     from curvact.lab.checkpoints import open_checkpoint
-    from curvact.lab.cli.subjects import data_of, threat_model_of
+    from curvact.lab.cli.subjects import data_of, threat_model_of, trained_on_others
     from curvact.lab.record import evaluate as evaluate_on_record
     from curvact.lab.record import record_key, write_record
     from curvact.lab.record.evaluation import short_name
@@ -139,6 +139,8 @@ def evaluate(
                 on_check=bar.on_check,
                 images_to=pictures if save_images else None,
             )
+        notes = [*record.notes, *trained_on_others([opened], data)]
+        record = record.model_copy(update={"notes": notes})
         write_record(record, path)
         shutil.rmtree(shards, ignore_errors=True)
     _show(record, checks, path)

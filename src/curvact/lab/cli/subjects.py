@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from curvact.analysis import Loss
 from curvact.attacks import ThreatModel, radius_text
 from curvact.data import Dataset
-from curvact.errors import CurvactError
+from curvact.errors import CurvactError, printable
 from curvact.lab.checkpoints import Checkpoint, open_checkpoint
 from curvact.lab.cli.options import Attacked, Subject, agreed
 from curvact.lab.spec import DataSpec
@@ -63,7 +64,10 @@ def open_subjects(command: str, paths: Sequence[Path], options: Subject) -> Subj
     threat = threat_model_of(opened, options) if isinstance(options, Attacked) else None
     if threat is not None and threat.epsilon == 0:
         raise CurvactError(f"epsilon 0 in curvact {command}: an attack is needed, give --epsilon > 0")
-    images: Dataset = getattr(data_of(opened, options).load(), options.split).first(options.n).to(device)
+    data = data_of(opened, options)
+    for line in trained_on_others(opened, data):
+        typer.echo(f"note: {printable(line)}", err=True)
+    images: Dataset = getattr(data.load(), options.split).first(options.n).to(device)
     subjects = Subjects(options, checkpoints, images, images.inputs(), images.labels, threat)
     for checkpoint in opened:
         checkpoint.model.to(device)
@@ -78,6 +82,17 @@ def data_of(checkpoints: Sequence[Checkpoint], options: Subject) -> DataSpec:
     known = {checkpoint.path: checkpoint.data for checkpoint in checkpoints}
     data: DataSpec = agreed("data set", known, None, "--data, such as --data cifar10")
     return data
+
+
+def trained_on_others(checkpoints: Sequence[Checkpoint], data: DataSpec) -> list[str]:
+    """A line for each checkpoint that was trained on another data set, as far as it is known."""
+    known = {checkpoint.name: checkpoint.sidecar.get("data") for checkpoint in checkpoints}
+    names = {name: own.get("name") for name, own in known.items() if isinstance(own, dict)}
+    return [
+        f"{name} was trained on {own}, not on {data.name}"
+        for name, own in names.items()
+        if own not in (None, data.name)
+    ]
 
 
 def threat_model_of(checkpoints: Sequence[Checkpoint], options: Attacked) -> ThreatModel:

@@ -116,7 +116,8 @@ class EvaluationRecord(_Strict):
     masking: the depth of the gradient-masking checks.
     findings: what makes the clean accuracy doubtful (`curvact.lab.record.diagnosis`), alarms of the
         masking checks and of the entry checks, and why checks could not run.
-    notes: remarks of AutoAttack. versions: of the packages behind the numbers.
+    notes: remarks of AutoAttack, and the data of the training where it had others. versions: of the
+        packages behind the numbers.
     seconds: wall time of this session, and of the shards that earlier sessions finished.
     environment: code, libraries and machine.
     code: the sha256 of each file of the user's code that was run, by its name.
