@@ -1,6 +1,6 @@
 """The published claims, their criteria and their verdicts.
 
-    python reproductions/claims.py                     read all claims and results, write the pages
+    python reproductions/claims.py                     read all claims and results, write the pages and pictures
     python reproductions/claims.py --check             exit with 1 where a page is not what this command writes
     python reproductions/claims.py --collect RUNS      copy the results of finished sweeps below RUNS first
 
@@ -37,6 +37,7 @@ from criteria import (
     sweep_of,
     together,
 )
+from pictures import means_table, pictures
 from verdicts import FEWEST_SEEDS, FEWEST_STRATA, after_holm, judge, mean_curves, verdict_on_mean
 
 from curvact.errors import CurvactError
@@ -62,8 +63,8 @@ def told(claim: Claim, found: Finding, results: Mapping[str, Path]) -> Finding:
     return replace(found, sentence=f"So far {len(done)} of {len(wanted)} pieces. {found.sentence}")
 
 
-def claims_table(paper: Paper, found: Mapping[str, Finding]) -> str:
-    """The claims of a folder as Markdown: a table, then the criterion and the finding of each."""
+def claims_table(paper: Paper, found: Mapping[str, Finding], results: Mapping[str, Path]) -> str:
+    """The claims of a folder as Markdown: a table, then the criterion and the finding of each, with its curves."""
     lines = ["| claim | mark | where | criterion | verdict |", "|---|---|---|---|---|"]
     for claim in paper.claims:
         lines.append(
@@ -84,17 +85,28 @@ def claims_table(paper: Paper, found: Mapping[str, Finding]) -> str:
             f"- Leaves open: {claim.open}",
             f"- Found: {found[claim.id].sentence} **{found[claim.id].verdict.capitalize()}.**",
             f"- To settle it: {claim.settle}",
+            *_curves(claim, results),
         ]
     return "\n".join(map(wrapped, lines))
 
 
-def folder_page(before: str, paper: Paper, found: Mapping[str, Finding]) -> str:
+def _curves(claim: Claim, results: Mapping[str, Path]) -> list[str]:
+    """The table of means and the picture of a claim on a curve."""
+    files = evidence_of(claim, results)
+    if not isinstance(claim.judge, CurveJudge) or not files:
+        return []
+    means = means_table(claim.judge, together({name: read_results(path) for name, path in files.items()}))
+    about = "Means over seeds in per cent; ± is the median half width of the 95 % intervals of a row."
+    return [*(["", about, "", *means] if means else []), "", f"![The curves of {claim.id}]({claim.id}.png)"]
+
+
+def folder_page(before: str, paper: Paper, found: Mapping[str, Finding], results: Mapping[str, Path]) -> str:
     """The README of a folder with its table of claims made anew, between two marks."""
     head, mark, rest = before.partition(BEGIN)
     _, _, tail = rest.partition(END)
     if not mark:
         head, tail = f"# {paper.paper}\n\n{wrapped(f'arXiv {paper.arxiv}. {paper.about}')}\n\n", "\n"
-    return f"{head}{BEGIN}\n\n{claims_table(paper, found)}\n\n{END}{tail}"
+    return f"{head}{BEGIN}\n\n{claims_table(paper, found, results)}\n\n{END}{tail}"
 
 
 def main_page(
@@ -138,6 +150,10 @@ def main_page(
         lines.append("")
     lines += [*_second_opinions(papers, results), *_evidence(results), *_pieces(pieces, results)]
     lines += [
+        "## The effects",
+        "",
+        "![The difference that each claim is about, with its interval](effects.png)",
+        "",
         "## How a verdict is made",
         "",
         (
@@ -268,20 +284,25 @@ def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
     return [*lines, "", f"Together {total / 60:.0f} hours of CPU time.", ""]
 
 
-def pages(root: Path = HERE) -> dict[Path, str]:
-    """file → text, of every page that the command writes."""
-    papers, results = read_papers(root), all_results(root)
+def findings(papers: Mapping[str, Paper], results: Mapping[str, Path]) -> dict[str, dict[str, Finding]]:
+    """folder → id of a claim → what was found of it."""
     judged = {f: {c.id: judge(c, results) for c in paper.claims} for f, paper in papers.items()}
     corrected = after_holm(judged)
-    found = {
+    return {
         folder: {claim.id: told(claim, corrected[folder][claim.id], results) for claim in paper.claims}
         for folder, paper in papers.items()
     }
-    written = {root / "README.md": main_page(papers, found, results, read_pieces(root))}
+
+
+def pages(
+    papers: Mapping[str, Paper], found: Mapping[str, Mapping[str, Finding]], results: Mapping[str, Path]
+) -> dict[Path, str]:
+    """file → text, of every page that the command writes."""
+    written = {HERE / "README.md": main_page(papers, found, results, read_pieces())}
     for folder, paper in papers.items():
-        path = root / folder / "README.md"
+        path = HERE / folder / "README.md"
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        written[path] = folder_page(before, paper, found[folder])
+        written[path] = folder_page(before, paper, found[folder], results)
     return written
 
 
@@ -352,15 +373,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.collect is not None:
         for path in collect(options.collect):
             print(f"collected: {path}")
+    papers, results = read_papers(), all_results()
+    found = findings(papers, results)
+    texts = {path: text.encode() for path, text in pages(papers, found, results).items()}
+    drawn = {} if options.check else pictures(papers, found, results)
     stale = 0
-    for path, text in pages().items():
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
+    for path, content in {**texts, **drawn}.items():
+        if path.is_file() and path.read_bytes() == content:
             continue
         stale += 1
         if options.check:
             print(f"not what claims.py writes: {path}")
         else:
-            atomic_write(path, text)
+            atomic_write(path, content)
             print(f"written: {path}")
     return 1 if options.check and stale else 0
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from curvact.errors import CurvactError
 from curvact.lab.settings import Strict, check_settings, read_plain
+from curvact.lab.statistics.interval import Interval
 from curvact.lab.sweep import SweepSpec, read_sweep
 from curvact.lab.table import Row, Table, Value
 
@@ -196,15 +197,26 @@ class Pieces(Strict):
 
 
 @dataclass(frozen=True)
+class Effect:
+    """A difference that a claim is about. what: it, in words. points: whether it is one of accuracies."""
+
+    what: str
+    mean: Interval
+    points: bool
+
+
+@dataclass(frozen=True)
 class Finding:
     """The verdict on a claim, and the sentence that says why.
 
     tests: verdict → the p-value of the test that leads to it, for criteria that are a test.
+    effects: the differences behind the verdict, for criteria that are about one.
     """
 
     verdict: Outcome
     sentence: str
     tests: Mapping[str, float] = field(default_factory=dict)
+    effects: tuple[Effect, ...] = ()
 
 
 # ---- reading ----

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from criteria import (
     CommonJudge,
     CurveJudge,
     DifferenceJudge,
+    Effect,
     Finding,
     GapJudge,
     Judge,
@@ -86,7 +86,14 @@ def _each(rule: DifferenceJudge, tables: Mapping[str, Table]) -> Finding:
     verdict = verdicts.pop() if len(verdicts) == 1 else "inconclusive"
     shared = set.intersection(*(set(one.tests) for one in found.values()))
     tests = {kind: max(one.tests[kind] for one in found.values()) for kind in sorted(shared)}
-    return Finding(verdict, " ".join(f"{name}: {one.sentence}" for name, one in found.items()), tests)
+    effects = tuple(
+        replace(effect, what=f"{name}: {effect.what}")
+        for name, one in found.items()
+        for effect in one.effects
+    )
+    return Finding(
+        verdict, " ".join(f"{name}: {one.sentence}" for name, one in found.items()), tests, effects
+    )
 
 
 def mean_curves(table: Table, outcome: str) -> tuple[np.ndarray, np.ndarray, int]:
@@ -150,8 +157,9 @@ def _curve(rule: CurveJudge, table: Table) -> Finding:
 
 
 def _own(rule: CurveJudge, table: Table) -> str:
-    """The verdicts of the single strata, counted."""
-    kinds: Counter[str] = Counter()
+    """The verdicts of the single strata, counted; a few with an optimum inside are named."""
+    names: dict[str, list[str]] = {}
+    interior: set[str] = set()
     outside = 0
     for stratum in strata(table, "curvature"):
         own = cells(stratum.rows, "curvature", rule.outcome)
@@ -161,9 +169,15 @@ def _own(rule: CurveJudge, table: Table) -> str:
         one = decide(
             own.points.tolist(), values, margin=rule.margin, maximise=rule.shape == "peak", planned=False
         )
-        kinds[one.kind] += 1
+        names.setdefault(one.kind, []).append(stratum.name)
+        interior |= {one.kind} if one.interior else set()
         outside += not any(rule.band[0] <= k <= rule.band[1] for k in one.optimum_set)
-    words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+    def counted(kind: str) -> str:
+        few = kind in interior and len(names[kind]) <= 3 and len(names) > 1
+        return f"{len(names[kind])} {kind}" + (f" ({'; '.join(names[kind])})" if few else "")
+
+    words = ", ".join(map(counted, sorted(names, key=lambda kind: -len(names[kind]))))
     return f" By themselves: {words}; {outside} exclude {rule.band[0]:g} to {rule.band[1]:g}."
 
 
@@ -268,6 +282,7 @@ def _decided(
         return Finding("inconclusive", f"{what}: {counted}, and {fewest} are asked for.")
     mean = student(values)
     sentence = f"{what}: {difference_text(mean, percent=percent)}{' points' if percent else ''}, {counted}."
+    effects = (Effect(f"{what}, {counted}", mean, percent),)
     if not mean.bounded:
         return Finding("inconclusive", f"{sentence} The values are all equal, so there is no interval.")
     sign = -1 if expect == "lower" else 1
@@ -280,8 +295,8 @@ def _decided(
         for verdict, at in zip(verdicts, (0.0, margin), strict=True)
     }
     if low > 0:
-        return Finding(verdicts[0], sentence, tests)
-    return Finding(verdicts[1] if high < margin else "inconclusive", sentence, tests)
+        return Finding(verdicts[0], sentence, tests, effects)
+    return Finding(verdicts[1] if high < margin else "inconclusive", sentence, tests, effects)
 
 
 def _ratio(rule: RatioJudge, table: Table) -> Finding:

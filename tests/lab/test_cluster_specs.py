@@ -15,6 +15,7 @@ from curvact.lab.sweep_run import run_sweep, sweep_records
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = sorted((ROOT / "reproductions").glob("*/cluster.yaml"))
+ONE_GPU = ROOT / "reproductions/rctaf/cifar10-gpu.yaml"
 ENGINE_FILES = sorted(
     path for path in (ROOT / "reproductions").glob("*/*.yaml") if path.stem in ("ray", "slurm")
 )
@@ -69,3 +70,27 @@ def test_a_small_part_runs(path: Path, engine: str, tmp_path: Path) -> None:
     records = [record for _, record in sweep_records(spec, folder)]
     assert [record.status for record in records] == ["done"] * 6
     assert {"subset_robust_accuracy", "clean_hessian_rms", "curvature_end"} <= set(records[0].metrics)
+
+
+def test_a_small_part_of_the_table_for_one_gpu_runs(tmp_path: Path) -> None:
+    """Its measurements and both weight decays, on other images and a smaller network."""
+    spec = read_sweep(
+        ONE_GPU,
+        [
+            *(
+                change
+                for change in SMALL
+                if not change.startswith(("cells", "base.data", "base.training.crop"))
+            ),
+            "base.model={name: mini_resnet, width: 2}",
+            "base.data={name: digits, train: 100, validation: 20, test: 20}",
+            "base.training.crop=1",
+            "base.evaluation.autoattack_parts=[apgd-ce, apgd-t, fab-t, square]",
+            "base.hardware.precision=32-true",
+            "grid.curvature=[0.5, 6]",
+        ],
+    )
+    assert run_sweep(spec, tmp_path / "sweep", Placement("inline", device="cpu")) == []
+    records = [record for _, record in sweep_records(spec, tmp_path / "sweep")]
+    assert [record.status for record in records] == ["done"] * 2 * (2 + 1)
+    assert {"subset_robust_accuracy", "adversarial_hessian_scale_invariant"} <= set(records[0].metrics)

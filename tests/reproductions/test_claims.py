@@ -8,7 +8,7 @@ from pathlib import Path
 import claims
 import numpy as np
 import pytest
-from claims import folder_page, pages
+from claims import findings, folder_page, pages
 from criteria import (
     HERE,
     Claim,
@@ -18,6 +18,7 @@ from criteria import (
     Finding,
     GapJudge,
     SlopeJudge,
+    all_results,
     evidence_of,
     fnmatch,
     read_papers,
@@ -25,6 +26,7 @@ from criteria import (
     read_results,
     sweep_of,
 )
+from pictures import EDGES, curves, effects, means_table
 from scipy.stats import ttest_1samp
 from verdicts import _decided, after_holm, differences, judge, verdict_on
 
@@ -36,8 +38,8 @@ from second_opinion import second_opinion
 PAPERS = read_papers()
 CLAIMS = [(folder, claim) for folder, paper in PAPERS.items() for claim in paper.claims]
 SWEEPS = [path for path in sorted(HERE.glob("*/*.yaml")) if "\ngrid:" in path.read_text(encoding="utf-8")]
-SPECS = [path for path in SWEEPS if path.stem != "cluster"]
-"""Those that two cores can run; rctaf/cluster.yaml is for many GPUs."""
+SPECS = [path for path in SWEEPS if "accelerator: cuda" not in path.read_text(encoding="utf-8")]
+"""Those that two cores can run; the others are for GPUs."""
 
 KAPPA = (0.1, 0.5, 2.0, 6.0, 20.0, 60.0, 200.0)
 
@@ -45,17 +47,17 @@ KAPPA = (0.1, 0.5, 2.0, 6.0, 20.0, 60.0, 200.0)
 # ---- what is shipped ----
 
 
-@pytest.mark.parametrize("path", SPECS, ids=[path.stem for path in SPECS])
+@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
 def test_every_spec_is_a_sweep_with_its_own_name(path: Path) -> None:
     spec = sweep_of(path)
-    assert spec.name == path.stem
+    assert spec.name == {"cluster": "rctaf-cluster"}.get(path.stem, path.stem)
     chooses = spec.base["evaluation"].get("split") == "validation"  # a setting, and decides no claim
     assert len(spec.grid["seed"]) >= (2 if chooses else 3)
 
 
 @pytest.mark.parametrize(("folder", "claim"), CLAIMS, ids=[f"{f}-{c.id}" for f, c in CLAIMS])
 def test_every_claim_names_specs_or_results_that_exist(folder: str, claim: Claim) -> None:
-    known = {path.stem for path in SPECS} | {
+    known = {path.stem for path in SWEEPS} | {
         path.stem for path in (HERE.parent / "src/curvact/lab/sweeps").glob("*.yaml")
     }
     known |= {"theory", "steered", "adaptive"}
@@ -67,7 +69,7 @@ def test_every_claim_names_specs_or_results_that_exist(folder: str, claim: Claim
 
 def test_the_judge_of_a_claim_names_labels_of_its_specs() -> None:
     """A misspelt label would leave a claim open for ever."""
-    specs = {path.stem: path for path in [*SPECS, *(HERE.parent / "src/curvact/lab/sweeps").glob("*.yaml")]}
+    specs = {path.stem: path for path in [*SWEEPS, *(HERE.parent / "src/curvact/lab/sweeps").glob("*.yaml")]}
     for _, claim in CLAIMS:
         rule = claim.judge
         if not isinstance(rule, DifferenceJudge) or set(claim.evidence) & {"steered", "adaptive"}:
@@ -88,8 +90,13 @@ def test_every_piece_is_a_spec() -> None:
     assert {HERE / spec for spec in pieces} == set(SPECS)
 
 
-def test_the_pages_are_what_the_command_writes() -> None:
-    for path, text in pages().items():
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, Finding]]:
+    return findings(PAPERS, all_results())
+
+
+def test_the_pages_are_what_the_command_writes(found: dict[str, dict[str, Finding]]) -> None:
+    for path, text in pages(PAPERS, found, all_results()).items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: python reproductions/claims.py"
 
 
@@ -316,9 +323,9 @@ def test_a_claim_without_results_is_not_run() -> None:
 def test_text_outside_the_marks_stays() -> None:
     paper = PAPERS["smoothness"]
     found = {claim.id: Finding("not run", "Nothing.") for claim in paper.claims}
-    page = folder_page("# Mine\n\nBefore.\n", paper, found)
+    page = folder_page("# Mine\n\nBefore.\n", paper, found, {})
     own = page.replace(f"# {paper.paper}", "# Mine", 1).replace(claims.END, claims.END + "\n\nAfter.", 1)
-    again = folder_page(own, paper, found)
+    again = folder_page(own, paper, found, {})
     assert again == own
 
 
@@ -349,3 +356,41 @@ def test_both_opinions_agree_on_clear_curves() -> None:
 def test_a_flat_curve_has_its_optimum_anywhere() -> None:
     values = np.array([[noise(k, 1, s) for s in range(5)] for k in KAPPA])
     assert second_opinion(np.array(KAPPA), values, (4, 10)).in_band < 0.7
+
+
+# ---- the pictures ----
+
+
+def test_a_picture_shows_the_means_of_each_stratum() -> None:
+    found = table(lambda k, g, s: 0.1 * g + 0.01 * s + 0.001 * KAPPA.index(k), strata=2)
+    figure = curves(CURVE, found)
+    assert [ax.get_title() for ax in figure.axes] == ["n0", "n1"]
+    for g, ax in enumerate(figure.axes):
+        curve, relu = ax.lines
+        wanted = [100 * (0.1 * g + 0.01 + 0.001 * i) for i in range(len(KAPPA))]
+        np.testing.assert_allclose(curve.get_xydata(), np.column_stack([KAPPA, wanted]))
+        assert set(relu.get_ydata()) == {50.0}
+    header, _, *rows = means_table(CURVE, found)
+    assert header == "| κ | 0.1 | 0.5 | 2 | 6 | 20 | 60 | 200 | ReLU | ± |"
+    half = (
+        100 * 0.01 * 4.302653 / 3**0.5
+    )  # Student's t of two degrees of freedom; the values are 0, 1 and 2 points
+    assert rows[1] == f"| n1 | 11.0 | 11.1 | 11.2 | 11.3 | 11.4 | 11.5 | 11.6 | 50.0 | {half:.1f} |"
+
+
+def test_every_effect_is_drawn_where_it_was_found(found: dict[str, dict[str, Finding]]) -> None:
+    wanted = [
+        effect.mean
+        for part in found.values()
+        for one in part.values()
+        for effect in one.effects
+        if effect.points and effect.mean.bounded
+    ]
+    (ax,) = effects(PAPERS, found).axes
+    _, *lines = ax.lines
+    ends = [line.get_xdata() for line in lines[::2]]
+    np.testing.assert_allclose(ends, [np.clip([100 * m.low, 100 * m.high], *EDGES) for m in wanted])
+    for folder, paper in PAPERS.items():
+        for claim in paper.claims:
+            drawn = isinstance(claim.judge, CurveJudge) and bool(evidence_of(claim, all_results()))
+            assert (HERE / folder / f"{claim.id}.png").exists() == drawn
