@@ -37,6 +37,7 @@ from criteria import (
     sweep_of,
     together,
 )
+from origin import read_origin, write_origin
 from pictures import means_table, pictures
 from verdicts import FEWEST_SEEDS, FEWEST_STRATA, after_holm, judge, mean_curves, verdict_on_mean
 
@@ -259,8 +260,7 @@ def _evidence(results: Mapping[str, Path]) -> list[str]:
 
 
 def _commit(path: Path) -> str:
-    about = path.with_suffix(".json")
-    return str(json.loads(about.read_text(encoding="utf-8"))["commit"]) if about.is_file() else "–"
+    return str(read_origin(path).get("commit", "–"))
 
 
 def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
@@ -330,16 +330,10 @@ def collect(runs: Path, root: Path = HERE) -> list[Path]:
             )
             continue
         places = [read_environment(folder / RUNS / run) for run in got]
-        about: dict[str, object] = {
-            key: ", ".join(sorted({str(place.get(key, "unknown")) for place in places}))
-            for key in ("commit", "processor", "torch", "kernels")
-        }
-        about["runs"] = len(got)
-        about["hours_of_runs"] = round(sum(row.seconds for row in (*table.rows, *table.references)) / 3600, 2)
         target = specs[folder.name].parent / "results" / f"{folder.name}.csv"
         target.parent.mkdir(exist_ok=True)
         atomic_write(target, source.read_text(encoding="utf-8"))
-        atomic_write(target.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+        write_origin(target, places, len(got), sum(row.seconds for row in (*table.rows, *table.references)))
         copied.append(target)
     theory = runs / "theory" / "theory.json"
     if theory.is_file():

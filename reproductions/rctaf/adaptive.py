@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from curvact.attacks import adaptive_attack, ensemble
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, csv_text, read_csv
 from curvact.lab import open_checkpoint
+from curvact.lab.environment import environment
 from curvact.lab.spec import RunSpec
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import RUNS, sweep_records
 from curvact.random import generator
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from origin import read_origin, write_origin  # noqa: E402
+
 CURVATURES = (6, 200)
 AXES = ("network", "data", "method", "decay", "curvature", "seed")
 METRICS = ("subset_robust_accuracy", "adaptive_accuracy", "adaptive_loss")
@@ -38,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = read_csv(options.out, COLUMNS)
-    done = {line[0] for line in lines}
+    done, before, begun = {line[0] for line in lines}, read_origin(options.out), time.perf_counter()
     for folder in options.runs:
         for planned, record in sweep_records(read_sweep(folder), folder):
             if record.status != "done" or planned.labels.get("curvature") not in (*CURVATURES, None):
@@ -51,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
             lines.append([str(value) for value in line])
             print(*lines[-1], flush=True)
             atomic_write(options.out, csv_text([COLUMNS, *lines]))
+            seconds = 3600 * before.get("hours_of_runs", 0.0) + time.perf_counter() - begun
+            places = [place for place in (before, environment()) if place]
+            write_origin(options.out, places, len(lines), seconds)
     return 0
 
 

@@ -26,6 +26,7 @@ from criteria import (
     read_results,
     sweep_of,
 )
+from origin import PLACE, read_origin, write_origin
 from pictures import EDGES, curves, effects, means_table
 from scipy.stats import ttest_1samp
 from verdicts import _decided, after_holm, differences, judge, verdict_on
@@ -394,3 +395,29 @@ def test_every_effect_is_drawn_where_it_was_found(found: dict[str, dict[str, Fin
         for claim in paper.claims:
             drawn = isinstance(claim.judge, CurveJudge) and bool(evidence_of(claim, all_results()))
             assert (HERE / folder / f"{claim.id}.png").exists() == drawn
+
+
+# ---- where results come from ----
+
+
+def test_an_origin_grows(tmp_path: Path) -> None:
+    """A script that goes on at another commit adds it; what was known stays."""
+    place = {
+        "commit": "a",
+        "processor": "x (2 cores)",
+        "torch": "2",
+        "kernels": "native (gcc, avx2)",
+        "python": 3,
+    }
+    results = tmp_path / "found.csv"
+    assert read_origin(results) == {}
+    write_origin(results, [place], 2, 360)
+    assert read_origin(results) == {**{k: place[k] for k in PLACE}, "runs": 2, "hours_of_runs": 0.1}
+    for commit in ("b", "b"):
+        write_origin(results, [read_origin(results), {**place, "commit": commit}], 3, 720)
+    assert read_origin(results) == {
+        **{k: place[k] for k in PLACE},
+        "commit": "a, b",
+        "runs": 3,
+        "hours_of_runs": 0.2,
+    }
