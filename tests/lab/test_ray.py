@@ -334,7 +334,7 @@ def test_a_driver_is_killed_and_comes_back(cluster: Any, command: Any, tmp_path:
     process = command("stopped", *ray)
     _wait_for(lambda: list((tmp_path / "stopped").glob("runs/*/state.safetensors")))
     os.killpg(process.pid, signal.SIGINT)
-    text, errors = process.communicate(timeout=60)
+    text, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "stopped; --resume goes on" in errors
     assert "Traceback" not in text + errors

@@ -191,7 +191,7 @@ def test_a_stop_at_any_time_is_one_line(after: float, number: signal.Signals, tm
     for _ in range(2):
         process.send_signal(number)
         time.sleep(0.02)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 128 + number, errors
     assert [line for line in errors.splitlines() if not line.startswith("epoch")] == [
         "curvact: stopped; --resume goes on with a training run, a sweep, a search or an evaluation"
