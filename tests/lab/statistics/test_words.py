@@ -27,7 +27,7 @@ KAPPA = (0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0, 20.0, 50.0, 200.0)
 GRID = np.array(KAPPA)
 PEAK = 0.6 + bump(GRID, 6.0, 0.1)
 PLATEAU = 0.65 + 0.15 * np.minimum(0.0, np.log(GRID / 2) / np.log(20))
-TERMS = Terms()
+TERMS = Terms(percent=True)
 
 
 def noisy(truth: np.ndarray, seeds: int = 3, sd: float = 0.004, seed: int = 0) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_a_peak_with_a_matching_u_shape() -> None:
     assert verdict.kind == "interior peak"
     assert "An interior peak is shown (p < 0.001)" in words
     assert "within the published band 4 to 10" in words
-    assert seeds_sentence(verdict) == ""
+    assert seeds_sentence(verdict, TERMS) == ""
     norm = said_of_norm(noisy(PEAK), noisy(-bump(GRID, 6.0, 1.0), sd=0.03, seed=1))
     assert norm.startswith("a: a U shape is shown")
     assert "Its confidence set meets that of the optimum at κ = 6" in norm
@@ -74,7 +74,7 @@ def test_a_norm_with_its_minimum_elsewhere() -> None:
 def test_noise_is_inconclusive_and_says_how_many_seeds_first() -> None:
     verdict, words = said(noisy(PLATEAU, sd=0.02))
     assert verdict.kind == "inconclusive"
-    first = f"Inconclusive at 3 seeds. A peak of 0.02 is found with {verdict.seeds_for_peak} seeds"
+    first = f"Inconclusive at 3 seeds. A peak of 2 points is found with {verdict.seeds_for_peak} seeds"
     assert words.startswith(first)
     assert "in 43 % of sweeps" in words
 
@@ -84,7 +84,8 @@ def test_plateau_is_more_likely_than_a_peak() -> None:
     assert verdict.kind == "plateau"
     assert words.startswith("An interior peak is not shown")
     assert (
-        "A rise and a plateau are shown: each point of κ = 2 to 200 lies within 0.02 of their mean" in words
+        "A rise and a plateau are shown: each point of κ = 2 to 200 lies within 2 points of their mean"
+        in words
     )
     assert "the best fit is a plateau from κ = " in words
     assert verdict.weight("rise then plateau") > 5 * verdict.weight("interior peak")

@@ -160,7 +160,7 @@ class Curve(Question):
     def terms(self) -> words.Terms:
         """What the sentences call the outcome and the axis."""
         symbol = "κ" if self.axis == "curvature" else axis_name(self.axis)
-        return words.Terms(words.outcome_name(self.outcome), symbol)
+        return words.Terms(words.outcome_name(self.outcome), symbol, scale_of(self.outcome) == "fraction")
 
     def suits(self, table: Table) -> bool:
         """The axis has two numbers or more above 0, with a seed axis or not, and a finished run has
@@ -261,11 +261,15 @@ class Curve(Question):
     def _against_sentence(self, name: str, one: Against, verdict: Verdict) -> str:
         place = f"{self.terms.symbol} = {verdict.best:g}, the best point,"
         if one.interval is None:
-            return f"{place} differs from {name} by {one.difference:.3f}. There is no error bar."
+            return f"{place} differs from {name} by {self.terms.size(one.difference)}. There is no error bar."
         if one.interval.low > 0 or one.interval.high < 0:
             shown = "above" if one.interval.low > 0 else "below"
-            return f"{place} lies {shown} {name}: difference {words.signed(one.difference, one.interval)}."
-        return f"{place} is not shown to differ from {name}: {words.signed(one.difference, one.interval)}."
+            return (
+                f"{place} lies {shown} {name}: difference {self.terms.signed(one.difference, one.interval)}."
+            )
+        return (
+            f"{place} is not shown to differ from {name}: {self.terms.signed(one.difference, one.interval)}."
+        )
 
     def _quick_sentences(self, stratum: Stratum) -> list[str]:
         """How much the quick attack flatters, and whether that depends on the point."""
@@ -395,12 +399,12 @@ class Curve(Question):
             "verdict",
             f"best {symbol}",
             f"optimum, {words.percent(self.level)} set",
-            "best mean",
+            f"best mean{' (%)' if self.terms.percent else ''}",
             "peak p" if self.maximise else "U p",
             "rise p",
             "fall p",
             "seeds",
-            f"seeds for a peak of {self.margin:g}",
+            f"seeds for a peak of {self.terms.size(self.margin)}",
         )
         norms = any(s.norms for s in found)
         if norms:
@@ -417,7 +421,7 @@ class Curve(Question):
                     v.kind,
                     f"{v.best:g}",
                     _span(v.optimum),
-                    f"{best:.3f}",
+                    self.terms.value(best).removesuffix(" %"),
                     *(
                         (words.p_text(p).removeprefix("= ") if tested else "–")
                         for p in (v.peak_p, v.rise_p, v.fall_p)

@@ -33,11 +33,49 @@ def outcome_name(metric: str) -> str:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the sentences call things. outcome: such as "robust accuracy"; symbol: of the axis, such
-    as "κ"."""
+    """What the sentences call things, and how they write numbers.
+
+    outcome: such as "robust accuracy". symbol: of the axis, such as "κ". percent: whether the outcome is
+    a fraction, which is written in per cent, and its differences in points.
+    """
 
     outcome: str = "robust accuracy"
     symbol: str = "κ"
+    percent: bool = False
+
+    def value(self, value: float) -> str:
+        """A value of the outcome.
+
+        >>> Terms(percent=True).value(0.625), Terms("loss").value(0.625)
+        ('62.5 %', '0.625')
+        """
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.3f}"
+
+    def size(self, low: float, high: float | None = None) -> str:
+        """The size of a difference, or a range of sizes that are not alike.
+
+        >>> Terms(percent=True).size(0.02), Terms("loss").size(0.02), Terms("loss").size(0.017, 0.0185)
+        ('2 points', '0.02', '0.017 to 0.0185')
+        """
+        factor = 100 if self.percent else 1
+        text = " to ".join(
+            dict.fromkeys(f"{factor * end:.3g}" for end in (low, low if high is None else high))
+        )
+        return text if not self.percent else f"{text} point" if text == "1" else f"{text} points"
+
+    def signed(self, value: float, interval: Range) -> str:
+        """A difference with its interval.
+
+        >>> Terms(percent=True).signed(-0.02, Range(-0.05, 0.01)), Terms("loss").signed(1, Range(0, 2))
+        ('−2.0 points [−5.0, 1.0]', '1.000 [0.000, 2.000]')
+        """
+        form, unit, factor = (".1f", " points", 100) if self.percent else (".3f", "", 1)
+        middle, low, high = (format(factor * x, form) for x in (value, interval.low, interval.high))
+        return f"{middle}{unit} [{low}, {high}]".replace("-", "−")
+
+    def depth(self, value: float, interval: Range) -> str:
+        """A negative difference with its interval, as a depth."""
+        return self.signed(-value, Range(-interval.high, -interval.low))
 
     def span(self, part: Range | None) -> str:
         """A range in words.
@@ -59,7 +97,7 @@ def curve_sentences(verdict: Verdict, terms: Terms, band: tuple[float, float] | 
         best = max(verdict.means) if verdict.maximise else min(verdict.means)
         lines = [
             (
-                f"The best mean {terms.outcome} is {best:.3f}, at {terms.symbol} = {verdict.best:g} "
+                f"The best mean {terms.outcome} is {terms.value(best)}, at {terms.symbol} = {verdict.best:g} "
                 f"({count(verdict.seeds, 'seed')}). Without an error bar nothing more can be said."
             )
         ]
@@ -72,14 +110,15 @@ def curve_sentences(verdict: Verdict, terms: Terms, band: tuple[float, float] | 
     return (*lines, *(f"Note: {note}." for note in verdict.notes))
 
 
-def seeds_sentence(verdict: Verdict) -> str:
+def seeds_sentence(verdict: Verdict, terms: Terms) -> str:
     """How many seeds would decide an inconclusive verdict; empty where nothing is open or nothing
     is known."""
     if verdict.kind != "inconclusive" or not verdict.likely:
         return ""
+    margin = terms.size(verdict.margin)
     text = (
-        f"A peak of {verdict.margin:g} is found with {seed_number(verdict.seeds_for_peak)} and a plateau within "
-        f"{verdict.margin:g} is shown with {seed_number(verdict.seeds_for_plateau)} (power 80 %)."
+        f"A peak of {margin} is found with {seed_number(verdict.seeds_for_peak)} and a plateau within "
+        f"{margin} is shown with {seed_number(verdict.seeds_for_plateau)} (power 80 %)."
     )
     if len(verdict.curvatures) > 2 and verdict.seeds_needed is not None:
         text += f" If the curve is what it looks like, its peak is found with {seed_number(verdict.seeds_needed)}."
@@ -90,7 +129,9 @@ def _shape(verdict: Verdict, terms: Terms) -> str:
     tests = f"rise p {p_text(verdict.rise_p)}, fall p {p_text(verdict.fall_p)}"
     peak = "An interior peak" if verdict.maximise else "A U shape"
     if verdict.interior and verdict.kind in ("interior peak", "U shape"):
-        heights = _heights(verdict, terms, *(("above", signed) if verdict.maximise else ("below", depth)))
+        heights = _heights(
+            verdict, terms, *(("above", terms.signed) if verdict.maximise else ("below", terms.depth))
+        )
         return f"{peak} is shown (p {p_text(verdict.peak_p)}): {heights}."
     refused = f"{peak} is not shown (p {p_text(verdict.peak_p)}; {tests})."
     if len(verdict.curvatures) < 3:
@@ -98,27 +139,25 @@ def _shape(verdict: Verdict, terms: Terms) -> str:
     outcome = terms.outcome[:1].upper() + terms.outcome[1:]
     words = {
         "plateau": f"{'A rise' if verdict.rise_p < verdict.fall_p else 'A fall'} and a plateau are shown: "
-        f"each point of {terms.span(verdict.plateau)} lies within {verdict.margin:g} of their mean "
+        f"each point of {terms.span(verdict.plateau)} lies within {terms.size(verdict.margin)} of their mean "
         f"({percent(verdict.level)}).",
         "monotone rise": f"{outcome} rises with {terms.symbol}: its optimum is at {terms.span(verdict.optimum)}.",
         "monotone fall": f"{outcome} falls with {terms.symbol}: its optimum is at {terms.span(verdict.optimum)}.",
-        "flat": f"The curve is flat: each point lies within {verdict.margin:g} of the mean of all.",
+        "flat": f"The curve is flat: each point lies within {terms.size(verdict.margin)} of the mean of all.",
         "U shape": "The curve has a valley: it is lower in the interior than on both sides.",
         "interior peak": "The curve has a peak: it is higher in the interior than on both sides.",
     }
     if verdict.kind == "inconclusive":
         lead = f"Inconclusive at {count(verdict.seeds, 'seed')}."
-        return " ".join(filter(None, (lead, seeds_sentence(verdict), refused)))
+        return " ".join(filter(None, (lead, seeds_sentence(verdict, terms), refused)))
     return f"{refused} {words[verdict.kind]}"
 
 
 def _place(verdict: Verdict, terms: Terms) -> str:
     best = max(verdict.means) if verdict.maximise else min(verdict.means)
-    noise = f"{verdict.noise.low:.3f}"
-    if f"{verdict.noise.high:.3f}" != noise:
-        noise += f" to {verdict.noise.high:.3f}"
+    noise = terms.size(verdict.noise.low, verdict.noise.high)
     return (
-        f"The best mean {terms.outcome} is {best:.3f}, at {terms.symbol} = {verdict.best:g}. The optimum lies at "
+        f"The best mean {terms.outcome} is {terms.value(best)}, at {terms.symbol} = {verdict.best:g}. The optimum lies at "
         f"{terms.span(verdict.optimum)} ({percent(verdict.level)} confidence set: {len(verdict.optimum_set)} of "
         f"{len(verdict.curvatures)} points; {count(verdict.seeds, 'seed')}; noise of one run: sd {noise})."
     )
@@ -143,7 +182,7 @@ def _fits(verdict: Verdict, terms: Terms) -> list[str]:
             name = f"a plateau up to {terms.symbol} = {where.high:g}"
         return [
             (
-                f"{text}{name} ({weights}). Over it, two means differ by at most {verdict.plateau_spread:.3f} "
+                f"{text}{name} ({weights}). Over it, two means differ by at most {terms.size(verdict.plateau_spread)} "
                 f"(upper bound, each pair at {percent(verdict.level)})."
             )
         ]
@@ -223,7 +262,7 @@ def norm_sentences(
     if gap is not None:
         text += (
             f" Where the norm is lowest, at {terms.symbol} = {norm.best:g}, {terms.outcome} differs from that at its "
-            f"own best {terms.symbol} = {verdict.best:g} by {signed(*gap)}."
+            f"own best {terms.symbol} = {verdict.best:g} by {terms.signed(*gap)}."
         )
     both = np.isfinite(values) & np.isfinite(logs)
     seeds = np.flatnonzero(both.any(0))
@@ -295,16 +334,6 @@ def _heights(verdict: Verdict, terms: Terms, word: str, number: Callable[[float,
         if isinstance(height, Height)
     ]
     return f"{terms.span(verdict.peak_at)} lies " + " and ".join(parts)
-
-
-def signed(value: float, interval: Range) -> str:
-    """A difference with its interval."""
-    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]".replace("-", "−")
-
-
-def depth(value: float, interval: Range) -> str:
-    """A negative difference with its interval, as a depth."""
-    return signed(-value, Range(-interval.high, -interval.low))
 
 
 def ratio(value: float, interval: Range) -> str:

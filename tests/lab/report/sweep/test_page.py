@@ -139,8 +139,8 @@ def test_a_curve_in_two_strata(curves: Curves, tmp_path: Path) -> None:
     parts = [
         "A question?",
         "29 runs done of 31",
-        "3 seeds at a noise of 0.015 find a peak of 0.01 in ",
-        "find a peak of 0.02 with a power of 80 %",
+        "3 seeds at a noise of 1.5 points find a peak of 1 point in ",
+        "find a peak of 2 points with a power of 80 %",
         "add --seeds 0,1,2,3,4,5",
         "Across strata",
         "confidence sets of the optimum",

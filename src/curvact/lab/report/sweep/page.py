@@ -3,6 +3,7 @@ sweep."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from curvact.lab.statistics.interval import TEXTS
 from curvact.lab.statistics.paired import PairedAnswer, paired_grid
 from curvact.lab.statistics.question import Answer, Grid
 from curvact.lab.statistics.strata import SEED, axis_name, label_text, labels_of
-from curvact.lab.statistics.words import count, outcome_name, percent
+from curvact.lab.statistics.words import Terms, count, outcome_name, percent
 from curvact.lab.table import Table
 
 INTERVALS = "95 % confidence interval of the mean over seeds; the noise of a point is shrunk towards that of the whole curve"
@@ -253,13 +254,14 @@ def _curve_section(answer: CurveAnswer, about: SweepAbout, figures: Mapping[str,
     against = tables.pop("Against references", None)
     folded = list(tables.values())
     if answer.calibration is not None:
-        c = answer.calibration
+        c, terms = answer.calibration, answer.question.terms
         note = (
-            f"Simulated once for {c.points} points, {c.seeds} seeds and noise of sd {c.sd:g}, the nearest design "
+            f"Simulated once for {c.points} points, {c.seeds} seeds and noise of sd {terms.size(c.sd)}, the nearest design "
             f"in the shipped table; {c.sweeps} simulated sweeps a figure, ± one standard error."
         )
         heads = ("what", "figure", "required")
-        folded.append(Grid("How often the verdict is right", heads, c.lines, 1, (note,)))
+        lines = tuple((_in_words(what, terms), *rest) for what, *rest in c.lines)
+        folded.append(Grid("How often the verdict is right", heads, lines, 1, (note,)))
     return Section(
         answer.title,
         lead,
@@ -286,11 +288,11 @@ def _lead(answer: CurveAnswer, about: SweepAbout) -> tuple[tuple[str, ...], str]
     if not known:
         return (f"{text} An error bar needs 2 seeds, a verdict 3 or more.",), ""
     enough = [seeds for seeds in known if seeds is not None]
-    margin = answer.question.margin
+    margin = answer.question.terms.size(answer.question.margin)
     if not enough:
-        return (f"{text} A peak of {margin:g} would take more than 200 seeds: lower the noise first.",), ""
+        return (f"{text} A peak of {margin} would take more than 200 seeds: lower the noise first.",), ""
     most = max(enough)
-    text += f" {count(most, 'seed')} find a peak of {margin:g} with a power of 80 %"
+    text += f" {count(most, 'seed')} find a peak of {margin} with a power of 80 %"
     text += "." if len(enough) == len(known) else f" in {len(enough)} of them; the others need more than 200."
     if not about.more_seeds or not have < most <= MOST_LISTED:
         return (text,), ""
@@ -305,14 +307,19 @@ def _power(answer: CurveAnswer) -> str:
     """What so many seeds find, from the nearest design that was simulated."""
     if answer.calibration is None:
         return ""
-    mark = "a real peak of "
+    mark, terms = "a real peak of ", answer.question.terms
     found = [
-        f"{line[0].removeprefix(mark).removesuffix(' is found')} in {line[1].partition(' ')[0]} %"
+        f"{_in_words(line[0], terms).removeprefix(mark).removesuffix(' is found')} in {line[1].partition(' ')[0]} %"
         for line in answer.calibration.lines
         if line[0].startswith(mark)
     ]
     c = answer.calibration
-    return f"{count(c.seeds, 'seed')} at a noise of {c.sd:g} find a peak of {', of '.join(found)} of sweeps."
+    return f"{count(c.seeds, 'seed')} at a noise of {terms.size(c.sd)} find a peak of {', of '.join(found)} of sweeps."
+
+
+def _in_words(line: str, terms: Terms) -> str:
+    """What a line of the calibration is about, with its sizes as the sentences write them."""
+    return re.sub(r"(?<= )0\.\d+", lambda size: terms.size(float(size[0])), line)
 
 
 def _judged_by(metric: str, about: SweepAbout) -> str:
