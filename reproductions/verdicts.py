@@ -334,12 +334,14 @@ def _within(rule: WithinJudge, table: Table, results: Mapping[str, Path]) -> Fin
     curve = read_results(results[rule.curve])
     chosen = [r for r in curve.rows if _matches(r, rule.where)]
     own = cells(chosen, "curvature", rule.optimum)
-    optimum = decide(own.points.tolist(), own.values, planned=False).optimum
+    decided = decide(own.points.tolist(), own.values, planned=False)
+    optimum = decided.optimum
     mean = student(values)
     ends = (mean.low, mean.high) if mean.bounded else (mean.value, mean.value)
     sentence = (
         f"{_words(rule.outcome)} of {rule.label}: {mean.value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}], {len(values)} seeds; "
-        f"the 95 % set of the optimum is κ = {optimum.low:g} to {optimum.high:g}."
+        f"the 95 % set of the optimum is κ = {optimum.low:g} to {optimum.high:g}, {len(decided.optimum_set)} of "
+        f"{len(own.points)} points."
     )
     if ends[1] < optimum.low or ends[0] > optimum.high:
         return Finding("not supported", sentence)
