@@ -188,3 +188,25 @@ def _waited(done: Callable[[], bool], seconds: float) -> bool:
     while not done() and time.monotonic() < deadline:
         time.sleep(0.05)
     return done()
+
+
+def with_a_bar(job: int, send: Send) -> int:
+    from tqdm import tqdm
+
+    return sum(tqdm(range(job), disable=True))
+
+
+def test_a_worker_with_a_bar_leaves_nothing_behind(tmp_path: Path) -> None:
+    """tqdm's own lock would be a semaphore of the system that outlives the worker, and Python warns of it."""
+    pytest.importorskip("tqdm")
+    script = tmp_path / "bars.py"
+    script.write_text(
+        "from curvact.workers import run_jobs\n"
+        "from tests_of_workers import with_a_bar\n"
+        "if __name__ == '__main__':\n"
+        "    run_jobs(with_a_bar, [3, 4], workers=2, on_event=lambda event: print(event.kind, event.content))\n"
+    )
+    (tmp_path / "tests_of_workers.py").write_text(Path(__file__).read_text())
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"done 3", "done 6"} <= set(done.stdout.splitlines())

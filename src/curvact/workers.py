@@ -286,6 +286,7 @@ def _serve(
 
     try:
         work = pickle.loads(packed)
+        _keep_tqdm_here()
         start_worker(starts)
         more = (receive(),) if has_setup else ()
         on = {} if device is None else {"device": device}
@@ -305,10 +306,22 @@ def _serve(
         send(_FAULT, in_words(error))
 
 
+def _keep_tqdm_here() -> None:
+    """Let tqdm, which torch.fx uses where it is installed, lock threads only.
+
+    Its own lock is a semaphore of the system. A worker is ended, not left, so it would stay behind, and
+    Python would warn of it when the pool's process ends.
+    """
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
+
+
 def _leave_with(parent: int) -> None:
     """End this process within about a second of its parent's end."""
     started_by = multiprocessing.parent_process()
     sentinels = [] if started_by is None else [started_by.sentinel]
     while not wait(sentinels, timeout=1) and os.getppid() == parent:
-        pass
+        _keep_tqdm_here()
     os._exit(1)
