@@ -323,5 +323,5 @@ def _leave_with(parent: int) -> None:
     started_by = multiprocessing.parent_process()
     sentinels = [] if started_by is None else [started_by.sentinel]
     while not wait(sentinels, timeout=1) and os.getppid() == parent:
-        _keep_tqdm_here()
+        pass
     os._exit(1)
