@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from curvact.lab.run import execute
-from curvact.lab.sweep import read_sweep
+from curvact.lab.sweep import Planned, SweepSpec, read_sweep
 
 ROOT = Path(__file__).parents[2]
 SPECS = {
@@ -26,11 +26,21 @@ def _rows(table: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(table.read_text().splitlines()))
 
 
+def _planned(table: Path) -> tuple[SweepSpec, list[Planned]]:
+    """The sweep of a table, and its runs. Skips where its synthetic images are not here: their hash is a
+    part of the ids."""
+    spec = read_sweep(SPECS[table.stem])
+    planned = [run for run in spec.planned if run.source is None]
+    extra = planned[0].spec.data.extra
+    if extra is not None and not Path(extra).exists():
+        pytest.skip(f"{extra} is not here: its spec says how to make it")
+    return spec, planned
+
+
 @pytest.mark.parametrize("table", TABLES, ids=[t.stem for t in TABLES])
 def test_the_table_belongs_to_its_sweep(table: Path) -> None:
     """Every run of the sweep is a row, and no other. Labels and ids agree."""
-    spec = read_sweep(SPECS[table.stem])
-    planned = [run for run in spec.planned if run.source is None]
+    spec, planned = _planned(table)
     rows = _rows(table)
     by_id = {row["run"]: row for row in rows}
     assert len(by_id) == len(rows)
@@ -91,7 +101,7 @@ def test_runs_come_out_again(table: Path, tmp_path: Path) -> None:
     """The first run: the same accuracies, to three points for other versions of torch and other
     processors.
     """
-    run = next(r for r in read_sweep(SPECS[table.stem]).planned if r.source is None)
+    run = _planned(table)[1][0]
     again = execute(run.spec, tmp_path).metrics
     before = next(row for row in _rows(table) if row["run"] == run.id)
     for key in ("clean_accuracy", "robust_accuracy"):

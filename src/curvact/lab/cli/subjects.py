@@ -65,13 +65,13 @@ def open_subjects(command: str, paths: Sequence[Path], options: Subject) -> Subj
     if threat is not None and threat.epsilon == 0:
         raise CurvactError(f"epsilon 0 in curvact {command}: an attack is needed, give --epsilon > 0")
     data = data_of(opened, options)
-    for line in trained_on_others(opened, data):
-        typer.echo(f"note: {printable(line)}", err=True)
     images: Dataset = getattr(data.load(), options.split).first(options.n).to(device)
     subjects = Subjects(options, checkpoints, images, images.inputs(), images.labels, threat)
     for checkpoint in opened:
         checkpoint.model.to(device)
         check_fit(checkpoint, subjects)
+    for line in trained_on_others(opened, data):
+        typer.echo(f"note: {printable(line)}", err=True)
     return subjects
 
 
