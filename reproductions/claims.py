@@ -365,6 +365,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.collect is not None:
+        if not options.collect.is_dir():
+            raise CurvactError(f"--collect {options.collect}: no such folder")
         for path in collect(options.collect):
             print(f"collected: {path}")
     papers, results = read_papers(), all_results()

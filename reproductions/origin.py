@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from curvact.files import atomic_write
+from curvact.lab.environment import environment
 
 PLACE = ("commit", "processor", "torch", "kernels")
 """What `curvact.lab.environment` says that goes into the file."""
@@ -33,3 +35,18 @@ def read_origin(results: Path) -> dict[str, Any]:
     path = results.with_suffix(".json")
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content
+
+
+def begin_origin(results: Path) -> Callable[[int], None]:
+    """A function that writes the origin of `results`, with the number of runs, as a script goes on with them.
+
+    What is written already stays, and the time from now on is added. Runs without an origin are "unknown".
+    """
+    before, begun = read_origin(results), time.perf_counter()
+    places = [before] if results.exists() else []
+
+    def write(runs: int) -> None:
+        seconds = 3600 * before.get("hours_of_runs", 0.0) + time.perf_counter() - begun
+        write_origin(results, [*places, environment()], runs, seconds)
+
+    return write

@@ -24,9 +24,10 @@ from curvact.lab.report.style import (
     looks_of,
     to_png,
 )
-from curvact.lab.statistics.curve import norm_name
-from curvact.lab.statistics.interval import difference_text, scale_of, student
-from curvact.lab.statistics.strata import Stratum, by_seed, cells, label_text, name_of, strata, varying
+from curvact.lab.statistics.curve import curve_of, norm_name
+from curvact.lab.statistics.interval import curve_intervals, difference_text, scale_of
+from curvact.lab.statistics.strata import Stratum, by_seed, label_text, name_of, strata, varying
+from curvact.lab.statistics.words import outcome_name
 from curvact.lab.table import Table
 
 PANELS = ("network", "data", "method")
@@ -53,7 +54,8 @@ def pictures(
 
 
 def curves(rule: CurveJudge, table: Table) -> Figure:
-    """The outcome by curvature in every stratum: means over seeds, with Student's 95 % intervals.
+    """The outcome by curvature in every stratum: means over seeds with their 95 % intervals, as the page of a
+    sweep has them (geometric means of a Hessian norm).
 
     ReLU is a dashed line. The band of the claim is shaded.
     """
@@ -106,19 +108,23 @@ def _choice(stratum: Stratum, axes: Sequence[str]) -> str:
 
 
 def _curve(ax: Axes, outcome: str, stratum: Stratum, colour: str, marker: str) -> None:
-    scale = scale_of(outcome)
-    unit = 100.0 if scale == "fraction" else 1.0
-    own = cells(stratum.rows, "curvature", outcome)
-    if not len(own.points):
+    unit = 100.0 if scale_of(outcome) == "fraction" else 1.0
+    means = curve_of(stratum.rows, "curvature", outcome)
+    if not means:
         return
-    means = [student(line[np.isfinite(line)].tolist(), scale=scale) for line in own.values]
-    ax.plot(own.points, [unit * mean.value for mean in means], color=colour, marker=marker, markersize=4)
-    ends = [(unit * m.low, unit * m.high) if m.bounded else (unit * m.value,) * 2 for m in means]
-    ax.fill_between(own.points, *zip(*ends, strict=True), color=colour, alpha=0.15, linewidth=0)
-    for name, rows in stratum.references.items():
-        values = list(by_seed(rows, outcome).values())
-        if name == "relu" and values:
-            ax.axhline(unit * float(np.mean(values)), color=colour, linestyle="--", linewidth=1.0)
+    values = [unit * mean.value for mean in means.values()]
+    ax.plot(list(means), values, color=colour, marker=marker, markersize=4)
+    low, high = ([unit * getattr(mean, end) for mean in means.values()] for end in ("low", "high"))
+    ax.fill_between(list(means), low, high, color=colour, alpha=0.15, linewidth=0)
+    relu = _relu(stratum, outcome)
+    if relu is not None:
+        ax.axhline(unit * relu, color=colour, linestyle="--", linewidth=1.0)
+
+
+def _relu(stratum: Stratum, outcome: str) -> float | None:
+    """The mean of ReLU, taken as that of a point of the curve; None where it was not run."""
+    values = list(by_seed(stratum.references.get("relu", ()), outcome).values())
+    return float(curve_intervals(np.array([values]), scale=scale_of(outcome))[0][0]) if values else None
 
 
 def effects(papers: Mapping[str, Paper], found: Mapping[str, Mapping[str, Finding]]) -> Figure:
@@ -135,7 +141,7 @@ def effects(papers: Mapping[str, Paper], found: Mapping[str, Mapping[str, Findin
     ax.axvline(0, color="#999999", linewidth=0.8)
     for place, (_, _, verdict, effect) in enumerate(lines):
         low, value, high = (100 * v for v in (effect.mean.low, effect.mean.value, effect.mean.high))
-        colour = COLOURS.get(verdict, GREY)
+        colour = COLOURS[verdict]
         inside = np.clip([low, high], *EDGES)
         ax.plot(inside, [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
         beyond = not EDGES[0] < value < EDGES[1]
@@ -161,9 +167,8 @@ def effects(papers: Mapping[str, Paper], found: Mapping[str, Mapping[str, Findin
 
 
 def _line(paper: str, claim: str, effect: Effect) -> str:
-    """The paper, the difference and the claim, in at most two lines."""
-    text = "\n".join(textwrap.wrap(f"{paper}: {claim}", 95, max_lines=1, placeholder=" …"))
-    return f"{text}\n{effect.what}"
+    """The paper and the claim in one line, and the difference in the next."""
+    return f"{textwrap.shorten(f'{paper}: {claim}', 95, placeholder=' …')}\n{effect.what}"
 
 
 def means_table(rule: CurveJudge, table: Table) -> Sequence[str]:
@@ -171,28 +176,19 @@ def means_table(rule: CurveJudge, table: Table) -> Sequence[str]:
     if scale_of(rule.outcome) != "fraction":
         return []
     found = strata(table, "curvature")
-    own = {stratum.name: cells(stratum.rows, "curvature", rule.outcome) for stratum in found}
-    points = sorted({point for one in own.values() for point in one.points.tolist()})
+    by_stratum = {stratum.name: curve_of(stratum.rows, "curvature", rule.outcome) for stratum in found}
+    points = sorted({point for means in by_stratum.values() for point in means})
     head = f"| κ | {' | '.join(f'{point:g}' for point in points)} | ReLU | ± |"
     lines = [head, f"|---|{'---|' * (len(points) + 2)}"]
     for stratum in found:
-        at = own[stratum.name]
-        by_point = dict(zip(at.points.tolist(), at.values, strict=True))
-        numbers = [100 * float(np.nanmean(by_point[p])) if p in by_point else np.nan for p in points]
-        relu = list(by_seed(stratum.references.get("relu", ()), rule.outcome).values())
-        numbers.append(100 * float(np.mean(relu)) if relu else np.nan)
-        halves = [
-            100 * (m.high - m.low) / 2
-            for m in (student(v[np.isfinite(v)].tolist()) for v in by_point.values())
-            if m.bounded
-        ]
-        shown = [f"{number:.1f}" if np.isfinite(number) else "" for number in numbers]
+        means = by_stratum[stratum.name]
+        numbers = [means[point].value if point in means else None for point in points]
+        shown = ["" if n is None else f"{100 * n:.1f}" for n in (*numbers, _relu(stratum, rule.outcome))]
+        halves = [50 * (mean.high - mean.low) for mean in means.values() if mean.bounded]
         half = f"{np.median(halves):.1f}" if halves else ""
         lines.append(f"| {stratum.name or 'all'} | {' | '.join(shown)} | {half} |")
     return lines
 
 
 def _words(metric: str) -> str:
-    if "hessian" in metric:
-        return norm_name(metric)
-    return "robust accuracy" if metric.endswith("robust_accuracy") else metric.replace("_", " ")
+    return norm_name(metric) if "hessian" in metric else outcome_name(metric)

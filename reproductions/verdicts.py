@@ -252,7 +252,7 @@ def _gap(rule: GapJudge, table: Table) -> Finding:
     rows = [row for row in table.rows if _matches(row, rule.where)]
     first, second = (_by_key(rows, metric, set()) for metric in (rule.outcome, rule.minus))
     values = _replicates({key: first[key] - second[key] for key in first if key in second}, "seed")
-    what = f"{_words(rule.outcome)} minus {_words(rule.minus)}"
+    what = f"{norm_name(rule.outcome)} minus {norm_name(rule.minus)}"
     counted = f"{len(values)} seeds"
     return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
 
@@ -268,7 +268,7 @@ def _slope(rule: SlopeJudge, table: Table) -> Finding:
             if known.sum() > 2:
                 names.add(stratum.name)
                 values.append(float(np.polyfit(np.log10(first.points[known]), column[known], 1)[0]))
-    what = f"The slope of {_words(rule.outcome)} minus {_words(rule.minus)} a decade"
+    what = f"The slope of {norm_name(rule.outcome)} minus {norm_name(rule.minus)} a decade"
     counted = f"{len(values)} curves in {_strata(len(names))}"
     return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
 
@@ -339,7 +339,7 @@ def _within(rule: WithinJudge, table: Table, results: Mapping[str, Path]) -> Fin
     mean = student(values)
     ends = (mean.low, mean.high) if mean.bounded else (mean.value, mean.value)
     sentence = (
-        f"{_words(rule.outcome)} of {rule.label}: {mean.value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}], {len(values)} seeds; "
+        f"{norm_name(rule.outcome)} of {rule.label}: {mean.value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}], {len(values)} seeds; "
         f"the 95 % set of the optimum is κ = {optimum.low:g} to {optimum.high:g}, {len(decided.optimum_set)} of "
         f"{len(own.points)} points."
     )
@@ -421,7 +421,3 @@ def after_holm(found: Mapping[str, Mapping[str, Finding]]) -> dict[str, dict[str
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.2g}"
-
-
-def _words(metric: str) -> str:
-    return norm_name(metric) if "hessian" in metric else metric.replace("_", " ")

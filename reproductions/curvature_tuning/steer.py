@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 from curvact.activations import CTU, swap_activations
@@ -21,13 +20,12 @@ from curvact.attacks import ThreatModel, ensemble
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, csv_text, read_csv
 from curvact.lab import open_checkpoint, steer
-from curvact.lab.environment import environment
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import RUNS, sweep_records
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from origin import read_origin, write_origin  # noqa: E402
+from origin import begin_origin  # noqa: E402
 
 RADII = {"digits": (0.02, 0.2), "fashion-mnist": (0.01, 0.1), "cifar10": (1 / 255, 8 / 255)}
 """The radii of a data set, in input units."""
@@ -56,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = read_csv(options.out, COLUMNS)
-    done, before, begun = {line[0] for line in lines}, read_origin(options.out), time.perf_counter()
+    done, write_origin = {line[0] for line in lines}, begin_origin(options.out)
     for planned, record in sweep_records(read_sweep(options.runs), options.runs):
         loaded = open_checkpoint(options.runs / RUNS / record.run, "last").model
         data = record.spec.data.load()
@@ -78,9 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
                 lines.append([str(value) for value in found_here])
                 print(*lines[-1], flush=True)
             atomic_write(options.out, csv_text([COLUMNS, *lines]))
-            seconds = 3600 * before.get("hours_of_runs", 0.0) + time.perf_counter() - begun
-            places = [place for place in (before, environment()) if place]
-            write_origin(options.out, places, len(lines), seconds)
+            write_origin(len(lines))
     return 0
 
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 from curvact.attacks import adaptive_attack, ensemble
 from curvact.errors import CurvactError
 from curvact.files import atomic_write, csv_text, read_csv
 from curvact.lab import open_checkpoint
-from curvact.lab.environment import environment
 from curvact.lab.spec import RunSpec
 from curvact.lab.sweep import read_sweep
 from curvact.lab.sweep_run import RUNS, sweep_records
@@ -26,7 +24,7 @@ from curvact.random import generator
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from origin import read_origin, write_origin  # noqa: E402
+from origin import begin_origin  # noqa: E402
 
 CURVATURES = (6, 200)
 AXES = ("network", "data", "method", "decay", "curvature", "seed")
@@ -43,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = read_csv(options.out, COLUMNS)
-    done, before, begun = {line[0] for line in lines}, read_origin(options.out), time.perf_counter()
+    done, write_origin = {line[0] for line in lines}, begin_origin(options.out)
     for folder in options.runs:
         for planned, record in sweep_records(read_sweep(folder), folder):
             if record.status != "done" or planned.labels.get("curvature") not in (*CURVATURES, None):
@@ -56,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             lines.append([str(value) for value in line])
             print(*lines[-1], flush=True)
             atomic_write(options.out, csv_text([COLUMNS, *lines]))
-            seconds = 3600 * before.get("hours_of_runs", 0.0) + time.perf_counter() - begun
-            places = [place for place in (before, environment()) if place]
-            write_origin(options.out, places, len(lines), seconds)
+            write_origin(len(lines))
     return 0
 
 

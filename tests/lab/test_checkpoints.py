@@ -57,6 +57,8 @@ def test_missing_files_are_one_line(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(CurvactError, match=r"no checkpoint file .*last\.safetensors"):
         open_checkpoint(tmp_path, "last")
+    with pytest.raises(CurvactError, match=r"no checkpoint file .*typo"):
+        open_checkpoint(tmp_path / "typo", "last")
 
 
 @pytest.mark.parametrize("path", ["zoo:digits-resnet-relu", "run/best.safetensors"])

@@ -77,14 +77,9 @@ def test_a_small_part_of_the_table_for_one_gpu_runs(tmp_path: Path) -> None:
     spec = read_sweep(
         ONE_GPU,
         [
-            *(
-                change
-                for change in SMALL
-                if not change.startswith(("cells", "base.data", "base.training.crop"))
-            ),
+            *(change for change in SMALL if not change.startswith("cells")),
             "base.model={name: mini_resnet, width: 2}",
-            "base.data={name: digits, train: 100, validation: 20, test: 20}",
-            "base.training.crop=1",
+            "base.data.name=digits",
             "base.evaluation.autoattack_parts=[apgd-ce, apgd-t, fab-t, square]",
             "base.hardware.precision=32-true",
             "grid.curvature=[0.5, 6]",

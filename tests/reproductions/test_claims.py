@@ -359,6 +359,11 @@ def test_a_flat_curve_has_its_optimum_anywhere() -> None:
     assert second_opinion(np.array(KAPPA), values, (4, 10)).in_band < 0.7
 
 
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CurvactError, match=r"--collect .*typo: no such folder"):
+        claims.main(["--check", "--collect", str(tmp_path / "typo")])
+
+
 # ---- the pictures ----
 
 

@@ -162,11 +162,12 @@ def open_checkpoint(path: str | Path, weights: str = "best", network: Network | 
     (2, 'digits', None)
     """
     given, of_zoo, path = path, is_of_zoo(Path(path)), local_weights(Path(path))
-    if weights == "last" and not path.is_dir():
+    folder = path.is_dir()
+    path = find_weights(path / "last.safetensors" if folder and weights == "last" else path)
+    if weights == "last" and not folder:
         raise CurvactError(
             f"weights last of {given}: only a run folder has best and last weights; leave it out"
         )
-    path = find_weights(path / "last.safetensors" if path.is_dir() and weights == "last" else path)
     if network is not None:
         sidecar = network.described()
         model = build(**sidecar["architecture"])
