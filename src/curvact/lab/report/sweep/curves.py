@@ -412,7 +412,7 @@ def _draw(axes: Axes, chart: Chart, panel: Panel) -> None:
         _draw_curve(axes, curve)
     if panel.optimum is not None:
         _bar(axes, *panel.optimum, 0.045, axes.get_xaxis_transform())
-    axes.set_title(plain_text(_wrapped(panel.title)) or chart.title)
+    axes.set_title(plain_text(_wrapped(panel.title)) or _wrapped(chart.title))
     axes.set_xlabel(chart.axis)
     axes.set_ylabel(chart.label)
     log_ticks(axes, "x")
