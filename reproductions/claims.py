@@ -49,6 +49,8 @@ from curvact.lab.sweep import SWEEP_FILE
 from second_opinion import second_opinion
 
 WIDTH = 100
+HARDLY = 0.3
+"""Of ten classes three times chance: a network with less clean accuracy has hardly learned."""
 BEGIN, END = "<!-- claims: written by claims.py -->", "<!-- end of claims -->"
 
 
@@ -61,7 +63,9 @@ def told(claim: Claim, found: Finding, results: Mapping[str, Path]) -> Finding:
     done = [name for name in wanted if name in results]
     if not done or len(done) == len(wanted):
         return found
-    return replace(found, sentence=f"So far {len(done)} of {len(wanted)} pieces. {found.sentence}")
+    return replace(
+        found, sentence=f"Planned sweeps that have run: {len(done)} of {len(wanted)}. {found.sentence}"
+    )
 
 
 def claims_table(paper: Paper, found: Mapping[str, Finding], results: Mapping[str, Path]) -> str:
@@ -119,6 +123,7 @@ def main_page(
     """The page across all papers."""
     counts = Counter(one.verdict for part in found.values() for one in part.values())
     total = sum(counts.values())
+    tests = sum(len(one.tests) for part in found.values() for one in part.values())
     lines = [
         "# Which published claims hold here",
         "",
@@ -126,9 +131,10 @@ def main_page(
         "",
         (
             "Each claim has a criterion: what is measured, and which outcome supports it, refutes it or leaves it open. "
-            "A criterion that was written after its runs is marked so; whoever wrote the others had seen those earlier "
-            "runs. The networks are small and the attacks short of the whole AutoAttack: a verdict speaks of this "
-            "setting, not of the paper's own experiments."
+            "A criterion that was written after its runs is marked so; the author of the others knew those earlier "
+            "results. The networks are small and the attacks short of the whole AutoAttack: a verdict speaks of this "
+            "setting, not of the paper's own experiments. Where planned sweeps have not run yet, the verdict is that of "
+            "those that have."
         ),
         "",
         f"Of {total} claims and conditions: "
@@ -159,19 +165,23 @@ def main_page(
         "",
         (
             "- A mean curve takes every stratum (network, data, method, decay) as one replicate, and is judged as a sweep "
-            "judges a curve over seeds ([statistics](../docs/statistics.md)). So its intervals hold for further strata "
-            "like these."
+            "judges a curve over seeds ([statistics](../docs/statistics.md)). Strata share data and networks, and two that "
+            "differ in weight decay alone are nearly copies, so the true uncertainty is larger than its intervals."
         ),
         (
             "- A difference is paired by seed and by everything else, and has Student's t interval over strata or over "
             "seeds, as its criterion says. A claim is supported where the interval excludes 0 on its side, and not "
             "supported where it excludes a gain as large as the margin."
         ),
-        f"- Fewer than {FEWEST_STRATA} strata, or {FEWEST_SEEDS} seeds, decide nothing.",
+        (
+            f"- A claim over strata needs at least {FEWEST_STRATA} of them, each with {FEWEST_SEEDS} seeds; a claim over "
+            f"seeds needs at least {FEWEST_SEEDS} seeds."
+        ),
         (
             "- A verdict is that of its own criterion. `p` is of the test that led to it: against 0, or against the "
-            "margin. `after Holm` is the same p, corrected for all tests on this page: what is above 0.05 there may be "
-            "chance among so many questions. Verdicts on curves have their own statistics and are not part of it."
+            f"margin that stands beside it. `after Holm` is the same p, corrected for {tests} tests: two for each claim "
+            "about a difference, against 0 and against the margin, whatever came of them. What is above 0.05 there may "
+            "be chance among so many questions. Verdicts on curves have their own statistics and are not part of it."
         ),
         "",
         "What the sweeps before these criteria gave, in detail: [findings](findings.md).",
@@ -222,7 +232,7 @@ def _second_opinions(papers: Mapping[str, Paper], results: Mapping[str, Path]) -
             "Both are made from the same means of strata."
         ),
         "",
-        "| curve | strata | ours, 95 % set | Gaussian process, 95 % | its share in the band | the two |",
+        "| curve | strata | ours, 95 % set | Gaussian process, 95 % | its probability of 4 to 10 | the two |",
         "|---|---|---|---|---|---|",
         *lines,
         "",
@@ -233,8 +243,13 @@ def _evidence(results: Mapping[str, Path]) -> list[str]:
     lines = [
         "## The results",
         "",
-        "| result | runs | failed | clean, mean % | robust, mean % | hours | commit |",
-        "|---|---|---|---|---|---|---|",
+        (
+            f"A run has hardly learned where its clean accuracy is below {100 * HARDLY:.0f} %, three times chance: what it "
+            "says of an activation is that this one does not train in this setting."
+        ),
+        "",
+        "| result | runs | failed | hardly learned | clean, mean % | robust, mean % | hours | commit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, path in results.items():
         if path.suffix != ".csv":
@@ -250,10 +265,12 @@ def _evidence(results: Mapping[str, Path]) -> list[str]:
             else "–"
             for m in ("clean_accuracy", robust)
         ]
-        hours = sum(row.seconds for row in rows) / 3600
+        hours = read_origin(path).get("hours_of_runs", sum(row.seconds for row in rows) / 3600)
+        known = [r.metrics["clean_accuracy"] for r in done if "clean_accuracy" in r.metrics]
+        hardly = sum(value < HARDLY for value in known) if known else "–"
         link = f"{path.parent.parent.name}/results/{path.name}"
         lines.append(
-            f"| [{name}]({link}) | {len(rows)} | {len(rows) - len(done)} | {means[0]} | {means[1]}{judge_name} | "
+            f"| [{name}]({link}) | {len(rows)} | {len(rows) - len(done)} | {hardly} | {means[0]} | {means[1]}{judge_name} | "
             f"{hours:.1f} | {_commit(path)} |"
         )
     return [*lines, ""]
@@ -269,19 +286,30 @@ def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
         "",
         (
             "`curvact sweep run SPEC --out runs/NAME --resume`, in the order of their worth; then "
-            "`python reproductions/claims.py --collect runs`. CPU minutes are estimated from one run of each kind; two "
-            "cores halve them."
+            "`python reproductions/claims.py --collect runs`. CPU minutes are measured where a piece is done (on machines "
+            "of several speeds, some busy with other work), and else estimated from one run of each kind. Two workers "
+            "take half as long."
         ),
         "",
         "| spec | runs | CPU minutes | done |",
         "|---|---|---|---|",
     ]
+    spent, left = 0.0, 0.0
     for piece in pieces:
         spec = sweep_of(HERE / piece.spec)
-        done = "yes" if spec.name in results else ""
-        lines.append(f"| [{piece.spec}]({piece.spec}) | {len(spec.planned)} | {piece.minutes:g} | {done} |")
-    total = sum(piece.minutes for piece in pieces)
-    return [*lines, "", f"Together {total / 60:.0f} hours of CPU time.", ""]
+        done = results.get(spec.name)
+        minutes = 60 * read_origin(done).get("hours_of_runs", 0.0) if done else 0.0
+        spent, left = spent + minutes, left + (0 if done else piece.minutes)
+        shown = f"{minutes:.0f}" if minutes else f"some {piece.minutes:g}"
+        lines.append(
+            f"| [{piece.spec}]({piece.spec}) | {len(spec.planned)} | {shown} | {'yes' if done else ''} |"
+        )
+    return [
+        *lines,
+        "",
+        f"Done: {spent / 60:.1f} hours of CPU time. Not done: some {left / 60:.0f} hours.",
+        "",
+    ]
 
 
 def findings(papers: Mapping[str, Paper], results: Mapping[str, Path]) -> dict[str, dict[str, Finding]]:

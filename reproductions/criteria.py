@@ -60,9 +60,10 @@ class DifferenceJudge(Strict):
 
 
 class GapJudge(Strict):
-    """One metric minus another of the same run, the mean over strata of each seed."""
+    """One metric minus another of the same run, the mean over strata of each seed. words: that difference."""
 
     kind: Literal["gap"]
+    words: str
     outcome: str
     minus: str
     expect: Literal["higher", "lower"]
@@ -71,9 +72,10 @@ class GapJudge(Strict):
 
 
 class SlopeJudge(Strict):
-    """The slope of (outcome − minus) in a decade of the axis, a value a stratum and seed."""
+    """The slope of (outcome − minus) in a decade of the axis, a value a stratum and seed. words: that slope."""
 
     kind: Literal["slope"]
+    words: str
     outcome: str
     minus: str
     axis: str
@@ -206,16 +208,24 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class MeanTest:
+    """A test of a mean difference. against: the value that it tests, in words."""
+
+    p: float
+    against: str
+
+
+@dataclass(frozen=True)
 class Finding:
     """The verdict on a claim, and the sentence that says why.
 
-    tests: verdict → the p-value of the test that leads to it, for criteria that are a test.
+    tests: verdict → the test that leads to it, for criteria that are a test.
     effects: the differences behind the verdict, for criteria that are about one.
     """
 
     verdict: Outcome
     sentence: str
-    tests: Mapping[str, float] = field(default_factory=dict)
+    tests: Mapping[str, MeanTest] = field(default_factory=dict)
     effects: tuple[Effect, ...] = ()
 
 

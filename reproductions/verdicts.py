@@ -18,6 +18,7 @@ from criteria import (
     Finding,
     GapJudge,
     Judge,
+    MeanTest,
     Outcome,
     RatioJudge,
     SameShapeJudge,
@@ -32,7 +33,7 @@ from criteria import (
 )
 from scipy.stats import ttest_1samp
 
-from curvact.lab.statistics.across import common_optimum, same_shape
+from curvact.lab.statistics.across import same_shape, widened
 from curvact.lab.statistics.curve import norm_name
 from curvact.lab.statistics.interval import difference_text, scale_of, student
 from curvact.lab.statistics.paired import holm
@@ -42,6 +43,8 @@ from curvact.lab.table import Row, Table, Value
 
 FEWEST_STRATA, FEWEST_SEEDS, FEWEST_POINTS = 4, 3, 3
 """Fewer leave a claim about all strata open."""
+DECAY = "decay"
+"""The axis of weight decay."""
 
 
 def judge(claim: Claim, results: Mapping[str, Path]) -> Finding:
@@ -85,7 +88,10 @@ def _each(rule: DifferenceJudge, tables: Mapping[str, Table]) -> Finding:
     verdicts = {one.verdict for one in found.values()}
     verdict = verdicts.pop() if len(verdicts) == 1 else "inconclusive"
     shared = set.intersection(*(set(one.tests) for one in found.values()))
-    tests = {kind: max(one.tests[kind] for one in found.values()) for kind in sorted(shared)}
+    tests = {
+        kind: max((one.tests[kind] for one in found.values()), key=lambda test: test.p)
+        for kind in sorted(shared)
+    }
     effects = tuple(
         replace(effect, what=f"{name}: {effect.what}")
         for name, one in found.items()
@@ -142,9 +148,12 @@ def _curve(rule: CurveJudge, table: Table) -> Finding:
     inside = [k for k in verdict.optimum_set if rule.band[0] <= k <= rule.band[1]]
     word = "optimum" if rule.shape == "peak" else "least"
     where = ", ".join(f"{k:g}" for k in verdict.optimum_set)
+    range_ = (
+        "" if verdict.plateau is None else f" from κ = {verdict.plateau.low:g} to {verdict.plateau.high:g}"
+    )
     sentence = (
-        f"The mean curve of {_strata(count)}: {verdict.kind} ({rule.shape} p {_p(verdict.peak_p)}); the 95 % set "
-        f"of the {word} is κ = {where}.{_own(rule, table)}{beside}"
+        f"The mean curve of {_strata(count)}: {_kind(verdict)}{range_} ({rule.shape} p {_p(verdict.peak_p)}); the "
+        f"95 % set of the {word} is κ = {where}.{_own(rule, table)}{beside}"
     )
     if count < FEWEST_STRATA:
         return Finding("inconclusive", f"{sentence} Fewer than {FEWEST_STRATA} strata decide nothing.")
@@ -154,6 +163,15 @@ def _curve(rule: CurveJudge, table: Table) -> Finding:
         return Finding("supported", sentence)
     settled = verdict.kind in ("plateau", "flat", "monotone rise", "monotone fall")
     return Finding("not supported" if settled else "inconclusive", sentence)
+
+
+def _kind(verdict: Verdict) -> str:
+    """The kind of a verdict. A shape with an optimum inside whose best point is at an end says so; a norm has a hump
+    where an accuracy has a peak.
+    """
+    kind = verdict.kind if verdict.maximise else verdict.kind.replace("interior peak", "hump")
+    at_end = verdict.best in (verdict.curvatures[0], verdict.curvatures[-1])
+    return f"{kind} beside a better end" if verdict.interior and at_end else kind
 
 
 def _own(rule: CurveJudge, table: Table) -> str:
@@ -169,8 +187,8 @@ def _own(rule: CurveJudge, table: Table) -> str:
         one = decide(
             own.points.tolist(), values, margin=rule.margin, maximise=rule.shape == "peak", planned=False
         )
-        names.setdefault(one.kind, []).append(stratum.name)
-        interior |= {one.kind} if one.interior else set()
+        names.setdefault(_kind(one), []).append(stratum.name)
+        interior |= {_kind(one)} if one.interior else set()
         outside += not any(rule.band[0] <= k <= rule.band[1] for k in one.optimum_set)
 
     def counted(kind: str) -> str:
@@ -178,7 +196,12 @@ def _own(rule: CurveJudge, table: Table) -> str:
         return f"{len(names[kind])} {kind}" + (f" ({'; '.join(names[kind])})" if few else "")
 
     words = ", ".join(map(counted, sorted(names, key=lambda kind: -len(names[kind]))))
-    return f" By themselves: {words}; {outside} exclude {rule.band[0]:g} to {rule.band[1]:g}."
+    best = "best" if rule.shape == "peak" else "least"
+    count = sum(map(len, names.values()))
+    return (
+        f" Each stratum alone: {words}. In {outside} of {count} the set of the {best} κ holds no point of "
+        f"{rule.band[0]:g} to {rule.band[1]:g}."
+    )
 
 
 def _matches(row: Row, where: Where) -> bool:
@@ -239,22 +262,46 @@ def _replicates(found: Mapping[tuple[Key, int], float], replicate: str) -> list[
 def _difference(rule: DifferenceJudge, table: Table) -> Finding:
     found = differences(rule, table)
     values = _replicates(found, rule.replicate)
-    what = f"{rule.label} minus {rule.baseline}"
+    what = f"{_said(rule.axis, rule.label)} minus {_said(rule.axis, rule.baseline)}"
     if rule.replicate == "stratum":
         counted = _strata(len(values))
     else:
         counted = f"{len(values)} seeds in {_strata(len({key for key, _ in found}))}"
     fewest = FEWEST_STRATA if rule.replicate == "stratum" else FEWEST_SEEDS
-    return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, fewest)
+    decided = _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, fewest)
+    return replace(decided, sentence=f"{decided.sentence}{_apart_from_decay(rule, found, len(values))}")
+
+
+def _apart_from_decay(rule: DifferenceJudge, found: Mapping[tuple[Key, int], float], count: int) -> str:
+    """The interval over strata once more, with those that differ in weight decay alone as one: they are nearly
+    copies of each other.
+    """
+    if rule.replicate != "stratum" or len({label for key, _ in found for a, label in key if a == DECAY}) < 2:
+        return ""
+    merged: dict[tuple[Key, int], list[float]] = {}
+    for (key, seed), value in found.items():
+        merged.setdefault((tuple(pair for pair in key if pair[0] != DECAY), seed), []).append(value)
+    values = _replicates({key: float(np.mean(each)) for key, each in merged.items()}, "stratum")
+    if not 1 < len(values) < count:
+        return ""
+    percent = _in_points(rule.outcome)
+    text = difference_text(student(values), percent=percent)
+    return f" With both ways of weight decay as one stratum: {text}, {_strata(len(values))}."
+
+
+def _said(axis: str, label: object) -> str:
+    """A label of an axis in words."""
+    if label == "relu":
+        return "ReLU"
+    return f"κ = {label}" if axis == "curvature" else str(label)
 
 
 def _gap(rule: GapJudge, table: Table) -> Finding:
     rows = [row for row in table.rows if _matches(row, rule.where)]
     first, second = (_by_key(rows, metric, set()) for metric in (rule.outcome, rule.minus))
     values = _replicates({key: first[key] - second[key] for key in first if key in second}, "seed")
-    what = f"{norm_name(rule.outcome)} minus {norm_name(rule.minus)}"
     counted = f"{len(values)} seeds"
-    return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
+    return _decided(rule.words, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
 
 
 def _slope(rule: SlopeJudge, table: Table) -> Finding:
@@ -268,16 +315,15 @@ def _slope(rule: SlopeJudge, table: Table) -> Finding:
             if known.sum() > 2:
                 names.add(stratum.name)
                 values.append(float(np.polyfit(np.log10(first.points[known]), column[known], 1)[0]))
-    what = f"The slope of {norm_name(rule.outcome)} minus {norm_name(rule.minus)} a decade"
     counted = f"{len(values)} curves in {_strata(len(names))}"
-    return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
+    return _decided(rule.words, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
 
 
 def _decided(
     what: str, values: Sequence[float], outcome: str, expect: str, margin: float, counted: str, fewest: int
 ) -> Finding:
     """The verdict on the mean of some differences."""
-    percent = scale_of(outcome) == "fraction" or outcome.endswith("loss")
+    percent = _in_points(outcome)
     if len(values) < max(2, fewest):
         return Finding("inconclusive", f"{what}: {counted}, and {fewest} are asked for.")
     mean = student(values)
@@ -291,12 +337,26 @@ def _decided(
     if expect == "not-higher":
         verdicts = ("not supported", "supported")
     tests = {
-        verdict: float(ttest_1samp(sign * np.array(values), at).pvalue)
+        verdict: MeanTest(
+            float(ttest_1samp(sign * np.array(values), at).pvalue), _value(sign * at, percent=percent)
+        )
         for verdict, at in zip(verdicts, (0.0, margin), strict=True)
     }
     if low > 0:
         return Finding(verdicts[0], sentence, tests, effects)
     return Finding(verdicts[1] if high < margin else "inconclusive", sentence, tests, effects)
+
+
+def _in_points(outcome: str) -> bool:
+    """Whether differences of an outcome are written in points."""
+    return scale_of(outcome) == "fraction" or outcome.endswith("loss")
+
+
+def _value(value: float, *, percent: bool) -> str:
+    """The value that a test is against."""
+    if value == 0:
+        return "0"
+    return f"{100 * value:+g} point{'' if abs(value) == 0.01 else 's'}" if percent else f"{value:+g}"
 
 
 def _ratio(rule: RatioJudge, table: Table) -> Finding:
@@ -362,13 +422,17 @@ def _common(rule: CommonJudge, table: Table) -> Finding:
     verdicts = list(_verdicts(table, rule.outcome).values())
     if len(verdicts) < FEWEST_STRATA:
         return Finding("inconclusive", f"{_strata(len(verdicts))}, and {FEWEST_STRATA} are asked for.")
-    common = common_optimum(verdicts)
-    widest = max(len(v.optimum_set) for v in verdicts)
-    if common.possible is None:
-        return Finding("not supported", f"The sets of {_strata(len(verdicts))} have no point in common.")
-    low, high = common.possible.low, common.possible.high
-    sentence = f"The sets of {_strata(len(verdicts))} have κ = {low:g} to {high:g} in common; the widest has {widest} points."
-    meets = low <= rule.band[1] and high >= rule.band[0]
+    sets = widened(verdicts)
+    shared = sorted(set.intersection(*sets))
+    widest = max(map(len, sets))
+    about = f"The 95 % sets of {_strata(len(verdicts))}, each widened for their number,"
+    if not shared:
+        return Finding("not supported", f"{about} have no point in common.")
+    where = ", ".join(f"{k:g}" for k in shared)
+    sentence = (
+        f"{about} have κ = {where} in common; the widest has {widest} point{'s' if widest > 1 else ''}."
+    )
+    meets = any(rule.band[0] <= k <= rule.band[1] for k in shared)
     return Finding("supported" if meets and widest <= 3 else "inconclusive", sentence)
 
 
@@ -403,10 +467,10 @@ def after_holm(found: Mapping[str, Mapping[str, Finding]]) -> dict[str, dict[str
     correction over all tests of all claims: two a claim, one for it and one against it.
     """
     each = {
-        (folder, name, verdict): p
+        (folder, name, verdict): test.p
         for folder, part in found.items()
         for name, one in part.items()
-        for verdict, p in one.tests.items()
+        for verdict, test in one.tests.items()
     }
     adjusted = holm(each)
 
@@ -414,10 +478,14 @@ def after_holm(found: Mapping[str, Mapping[str, Finding]]) -> dict[str, dict[str
         key = (folder, name, one.verdict)
         if key not in each:
             return one
-        return replace(one, sentence=f"{one.sentence} p {_p(each[key])}, after Holm {_p(adjusted[key])}.")
+        test = one.tests[one.verdict]
+        beside = "" if test.against == "0" else f" against {test.against}"
+        return replace(
+            one, sentence=f"{one.sentence} p {_p(test.p)}{beside}, after Holm {_p(adjusted[key])}."
+        )
 
     return {f: {name: told(f, name, one) for name, one in part.items()} for f, part in found.items()}
 
 
 def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+    return f"= {p:.2g}"

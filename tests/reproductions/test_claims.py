@@ -17,6 +17,7 @@ from criteria import (
     DifferenceJudge,
     Finding,
     GapJudge,
+    MeanTest,
     SlopeJudge,
     all_results,
     evidence_of,
@@ -29,7 +30,7 @@ from criteria import (
 from origin import PLACE, read_origin, write_origin
 from pictures import EDGES, curves, effects, means_table
 from scipy.stats import ttest_1samp
-from verdicts import _decided, after_holm, differences, judge, verdict_on
+from verdicts import _decided, _kind, after_holm, differences, judge, verdict_on
 
 from curvact.errors import CurvactError
 from curvact.lab.statistics.verdict import decide
@@ -210,22 +211,32 @@ def test_the_p_value_of_a_verdict_agrees_with_its_interval(expect: str) -> None:
         found = _decided("a minus b", values, "robust_accuracy", expect, 0.01, "5 seeds", 3)
         seen.add(found.verdict)
         if found.verdict != "inconclusive":
-            assert found.tests[found.verdict] < 0.05
+            assert found.tests[found.verdict].p < 0.05
     assert seen == {"supported", "not supported", "inconclusive"}
 
 
 def test_verdicts_are_corrected_over_all_claims() -> None:
     """Holm by hand: 4 tests, the smallest times 4, the next times 3."""
     found = {
-        "x": {"a": Finding("supported", "A.", {"supported": 0.01, "not supported": 0.9})},
+        "x": {
+            "a": Finding(
+                "supported",
+                "A.",
+                {"supported": MeanTest(0.01, "0"), "not supported": MeanTest(0.9, "+1 point")},
+            )
+        },
         "y": {
-            "b": Finding("not supported", "B.", {"supported": 0.6, "not supported": 0.02}),
+            "b": Finding(
+                "not supported",
+                "B.",
+                {"supported": MeanTest(0.6, "0"), "not supported": MeanTest(0.02, "+1 point")},
+            ),
             "c": Finding("not run", "C."),
         },
     }
     told = after_holm(found)
     assert told["x"]["a"].sentence == "A. p = 0.01, after Holm = 0.04."
-    assert told["y"]["b"].sentence == "B. p = 0.02, after Holm = 0.06."
+    assert told["y"]["b"].sentence == "B. p = 0.02 against +1 point, after Holm = 0.06."
     assert told["y"]["c"].sentence == "C."
 
 
@@ -252,8 +263,8 @@ def test_a_claim_over_several_results_has_the_p_value_of_the_weakest(tmp_path: P
     claim = PAPERS["paf"].claims[0].model_copy(update={"judge": rule, "evidence": ("one", "two")})
     found = judge(claim, {name: tmp_path / f"{name}.csv" for name in shifts})
     assert found.verdict == "supported"
-    assert found.tests["supported"] == pytest.approx(max(ttest_1samp(v, 0).pvalue for v in shifts.values()))
-    assert found.tests["not supported"] == pytest.approx(
+    assert found.tests["supported"].p == pytest.approx(max(ttest_1samp(v, 0).pvalue for v in shifts.values()))
+    assert found.tests["not supported"].p == pytest.approx(
         max(ttest_1samp(v, 0.01).pvalue for v in shifts.values())
     )
 
@@ -293,7 +304,7 @@ def test_gap_slope_and_common() -> None:
         for row in made.rows
     )
     made = replace(made, rows=rows)
-    common = {"outcome": "m_accuracy", "minus": "other_accuracy", "margin": 0.01}
+    common = {"outcome": "m_accuracy", "minus": "other_accuracy", "margin": 0.01, "words": "m minus other"}
     assert verdict(verdict_on(GapJudge(kind="gap", expect="higher", **common), made)) == "supported"
     assert verdict(verdict_on(GapJudge(kind="gap", expect="lower", **common), made)) == "not supported"
     slope = SlopeJudge(kind="slope", expect="higher", axis="curvature", **common)
@@ -426,3 +437,93 @@ def test_an_origin_grows(tmp_path: Path) -> None:
         "runs": 3,
         "hours_of_runs": 0.2,
     }
+
+
+def _rows(values: dict[tuple[str, str, str], list[float]]) -> Table:
+    """(network, decay, label) → robust accuracies by seed. The label "relu" is that of a reference."""
+    rows, references = [], []
+    for (network, decay, label), own in values.items():
+        for seed, value in enumerate(own):
+            labels = {"network": network, "decay": decay, "seed": seed}
+            if label != "relu":
+                labels["curvature"] = int(label)
+            row = Row(
+                f"{network}{decay}{label}{seed}",
+                labels,
+                "done",
+                "",
+                {"subset_robust_accuracy": value},
+                1,
+                1.0,
+                "relu" if label == "relu" else "",
+            )
+            (references if label == "relu" else rows).append(row)
+    return Table(("network", "decay", "curvature", "seed"), tuple(rows), tuple(references))
+
+
+def test_strata_that_differ_in_weight_decay_alone_are_counted_once_more_as_one() -> None:
+    """By hand: three networks, whose two decays agree; the second interval is over three means, not six."""
+    gains = {"a": 0.01, "b": 0.02, "c": 0.06}
+    values = {
+        (network, decay, label): [0.5 + (gain if label == "6" else 0.0) + 0.001 * s for s in range(3)]
+        for network, gain in gains.items()
+        for decay in ("all", "weights")
+        for label in ("6", "relu")
+    }
+    rule = DifferenceJudge(
+        kind="difference",
+        outcome="subset_robust_accuracy",
+        axis="curvature",
+        label=6,
+        baseline="relu",
+        expect="higher",
+        margin=0.01,
+        replicate="stratum",
+    )
+    sentence = verdict_on(rule, _rows(values)).sentence
+    by_hand = ttest_1samp(list(gains.values()), 0).confidence_interval(0.95)
+    assert sentence.startswith("κ = 6 minus ReLU: +3.0 [")
+    assert "6 strata. With both ways of weight decay as one stratum" in sentence
+    assert sentence.endswith(f"+3.0 [{100 * by_hand.low:+.1f}, {100 * by_hand.high:+.1f}], 3 strata.")
+
+
+def test_the_sets_of_the_optimum_that_have_a_point_in_common_are_named_point_by_point() -> None:
+    """Two clear optima at different curvatures, in four networks: nothing in common; one: that point."""
+    noise = np.random.default_rng(0).normal(0, 0.002, 10_000).tolist()
+
+    def curve(best: int) -> dict[str, list[float]]:
+        return {
+            str(k): [0.5 + (0.1 if k == best else 0.0) + noise.pop() for _ in range(5)]
+            for k in (2, 6, 20, 60)
+        }
+
+    rule = CommonJudge(kind="common", outcome="subset_robust_accuracy", band=(4, 10))
+    for bests, words, verdict in (
+        ((6, 6, 6, 6), "have κ = 6 in common; the widest has 1 point.", "supported"),
+        ((6, 6, 20, 6), "have no point in common.", "not supported"),
+    ):
+        values = {
+            (f"net{n}", "all", label): own
+            for n, best in enumerate(bests)
+            for label, own in curve(best).items()
+        }
+        found = verdict_on(rule, _rows(values))
+        assert found.sentence.endswith(words)
+        assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("means", "maximise", "words"),
+    [
+        ((0.2, 0.5, 0.5, 0.3), True, "interior peak"),
+        ((0.2, 0.5, 0.5, 0.3), False, "hump"),  # of a norm, whose least is at an end
+        ((0.4, 0.2, 0.2, 0.5), False, "U shape"),
+        ((0.1, 0.5, 0.2, 0.5), False, "U shape beside a better end"),
+    ],
+)
+def test_the_kind_of_a_curve_says_where_its_best_is(
+    means: tuple[float, ...], maximise: bool, words: str
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.003, (4, 5))
+    verdict = decide([0.5, 2, 6, 20], np.array(means)[:, None] + noise, maximise=maximise, planned=False)
+    assert _kind(verdict) == words

@@ -46,14 +46,20 @@ class SameShape:
 def common_optimum(verdicts: Sequence[Verdict]) -> Common:
     """Where the confidence sets of the optimum overlap. Without a point that all strata share,
     their ranges are compared."""
-    level = 1 - (1 - verdicts[0].level) / len(verdicts)
     single = [set(v.optimum_set) for v in verdicts]
-    joint = [
-        {at for at, p in zip(v.curvatures, v.optimum_p, strict=True) if p > 1 - level} | set(v.optimum_set)
+    shared = bool(set.intersection(*(set(v.curvatures) for v in verdicts)))
+    return Common(_overlap(single, shared=shared), _overlap(widened(verdicts), shared=shared))
+
+
+def widened(verdicts: Sequence[Verdict]) -> list[set[float]]:
+    """The confidence set of the optimum of each stratum, at a level that holds for all of them together
+    (Bonferroni).
+    """
+    least = (1 - verdicts[0].level) / len(verdicts)
+    return [
+        {at for at, p in zip(v.curvatures, v.optimum_p, strict=True) if p > least} | set(v.optimum_set)
         for v in verdicts
     ]
-    shared = bool(set.intersection(*(set(v.curvatures) for v in verdicts)))
-    return Common(_overlap(single, shared=shared), _overlap(joint, shared=shared))
 
 
 def _overlap(sets: Sequence[set[float]], *, shared: bool) -> Range | None:

@@ -144,8 +144,8 @@ def interval_text(
     ('67.1 ± 1.5', '98.0 [94.6, 99.3]')
     >>> interval_text(Interval(0.686, 0, 1, 2, 0.607, 0.765)), interval_text(proportion(0, 20))
     ('68.6 (60.7 to 76.5)', '0.0 [0.0, 16.8]')
-    >>> interval_text(None)
-    '–'
+    >>> interval_text(None), interval_text(Interval(-0.0001, -0.01, 0.01, 3), brackets=True)
+    ('–', '0.0 [-1.0, 1.0]')
     """
     if mean is None:
         return "–"
@@ -153,7 +153,8 @@ def interval_text(
         return "∞" if mean.value > 0 else "−∞"
 
     def text(value: float) -> str:
-        return form.format(factor * value).rstrip(".")
+        written = form.format(factor * value).rstrip(".")
+        return written.replace("-", "+" if "+" in form else "") if not written.strip("-0.") else written
 
     if mean.count == 2 and mean.least < mean.most:
         return f"{text(mean.value)} ({text(mean.least)} to {text(mean.most)})"
