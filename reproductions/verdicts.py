@@ -293,7 +293,8 @@ def _said(axis: str, label: object) -> str:
     """A label of an axis in words."""
     if label == "relu":
         return "ReLU"
-    return f"κ = {label}" if axis == "curvature" else str(label)
+    before = {"curvature": "κ = ", DECAY: "decay of ", "training.weight_decay_on": "decay of "}.get(axis, "")
+    return f"{before}{label}"
 
 
 def _gap(rule: GapJudge, table: Table) -> Finding:
