@@ -67,7 +67,7 @@ def curves(rule: CurveJudge, table: Table) -> Figure:
     for stratum in found:
         panels.setdefault(name_of(stratum.labels, shared), []).append(stratum)
     looks = looks_of(list(dict.fromkeys(_choice(stratum, inner) for stratum in found)))
-    columns = min(len(panels), 4 if len(panels) % 4 == 0 else 3 if len(panels) % 3 == 0 else 2)
+    columns = min(len(panels), min((4, 3, 2), key=lambda count: -len(panels) % count))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.1 * columns + 0.4, 2.7 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
@@ -76,14 +76,17 @@ def curves(rule: CurveJudge, table: Table) -> Figure:
         for stratum in group:
             name = _choice(stratum, inner)
             _curve(ax, rule.outcome, stratum, looks[name].colour, looks[name].marker)
-        ax.set_title("\n".join(textwrap.wrap(title, 38)), fontsize=9)
+        ax.set_title("\n".join(textwrap.wrap(title, 32)), fontsize=9)
         ax.set_xscale("log")
         log_ticks(ax, "x")
         if scale_of(rule.outcome) != "fraction":
             ax.set_yscale("log")
             log_ticks(ax, "y")
-    for ax in list(axes.flat)[len(panels) :]:
+    for ax, above in zip(
+        list(axes.flat)[len(panels) :], list(axes.flat)[len(panels) - columns :], strict=False
+    ):
         ax.remove()
+        above.tick_params(labelbottom=True)
     percent = scale_of(rule.outcome) == "fraction"
     figure.supylabel(f"{_words(rule.outcome)}{', %' if percent else ''}", fontsize=10)
     figure.supxlabel(CURVATURE_LABEL, fontsize=10)
