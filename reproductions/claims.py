@@ -244,8 +244,8 @@ def _evidence(results: Mapping[str, Path]) -> list[str]:
         "## The results",
         "",
         (
-            f"A run has hardly learned where its clean accuracy is below {100 * HARDLY:.0f} %, three times chance: what it "
-            "says of an activation is that this one does not train in this setting."
+            f"A network with a clean accuracy below {100 * HARDLY:.0f} %, three times chance, has hardly learned. It says that "
+            "its activation does not train in this setting, and nothing else."
         ),
         "",
         "| result | runs | failed | hardly learned | clean, mean % | robust, mean % | hours | commit |",

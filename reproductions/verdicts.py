@@ -39,6 +39,7 @@ from curvact.lab.statistics.interval import difference_text, scale_of, student
 from curvact.lab.statistics.paired import holm
 from curvact.lab.statistics.strata import cells, strata
 from curvact.lab.statistics.verdict import Verdict, decide
+from curvact.lab.statistics.words import Terms
 from curvact.lab.table import Row, Table, Value
 
 FEWEST_STRATA, FEWEST_SEEDS, FEWEST_POINTS = 4, 3, 3
@@ -148,11 +149,9 @@ def _curve(rule: CurveJudge, table: Table) -> Finding:
     inside = [k for k in verdict.optimum_set if rule.band[0] <= k <= rule.band[1]]
     word = "optimum" if rule.shape == "peak" else "least"
     where = ", ".join(f"{k:g}" for k in verdict.optimum_set)
-    range_ = (
-        "" if verdict.plateau is None else f" from κ = {verdict.plateau.low:g} to {verdict.plateau.high:g}"
-    )
+    level = "" if verdict.plateau is None else f" at {Terms().span(verdict.plateau)}"
     sentence = (
-        f"The mean curve of {_strata(count)}: {_kind(verdict)}{range_} ({rule.shape} p {_p(verdict.peak_p)}); the "
+        f"The mean curve of {_strata(count)}: {_kind(verdict)}{level} ({rule.shape} p {_p(verdict.peak_p)}); the "
         f"95 % set of the {word} is κ = {where}.{_own(rule, table)}{beside}"
     )
     if count < FEWEST_STRATA:
@@ -166,12 +165,14 @@ def _curve(rule: CurveJudge, table: Table) -> Finding:
 
 
 def _kind(verdict: Verdict) -> str:
-    """The kind of a verdict. A shape with an optimum inside whose best point is at an end says so; a norm has a hump
-    where an accuracy has a peak.
+    """The kind of a verdict. It is told where the best point of a shape with an optimum inside is at an end. A norm has
+    a hump where an accuracy has a peak.
     """
     kind = verdict.kind if verdict.maximise else verdict.kind.replace("interior peak", "hump")
     at_end = verdict.best in (verdict.curvatures[0], verdict.curvatures[-1])
-    return f"{kind} beside a better end" if verdict.interior and at_end else kind
+    if not (verdict.interior and at_end):
+        return kind
+    return f"{kind} with a {'higher' if verdict.maximise else 'lower'} end"
 
 
 def _own(rule: CurveJudge, table: Table) -> str:
@@ -233,8 +234,10 @@ def _by_key(rows: Sequence[Row], outcome: str, leave_out: set[str]) -> dict[tupl
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def differences(rule: DifferenceJudge, table: Table) -> dict[tuple[Key, int], float]:
-    """(stratum, seed) → the difference."""
+def differences(
+    rule: DifferenceJudge, table: Table, over: Sequence[str] = ()
+) -> dict[tuple[Key, int], float]:
+    """(stratum, seed) → the difference. over: axes whose labels are averaged, and tell no strata apart."""
     rows = [r for r in table.rows if _same(r.labels.get(rule.axis), rule.label) and _matches(r, rule.where)]
     base = [
         r
@@ -246,7 +249,7 @@ def differences(rule: DifferenceJudge, table: Table) -> dict[tuple[Key, int], fl
         and _matches(r, rule.baseline_where or ({} if r.reference else rule.where))
     ]
     choices = {axis for axis, allowed in rule.where.items() if isinstance(allowed, tuple)}
-    free = {rule.axis, *choices, *rule.baseline_where}
+    free = {rule.axis, *choices, *rule.baseline_where, *over}
     ours, theirs = (_by_key(part, rule.outcome, free) for part in (rows, base))
     return {key: ours[key] - theirs[key] for key in ours if key in theirs}
 
@@ -269,23 +272,19 @@ def _difference(rule: DifferenceJudge, table: Table) -> Finding:
         counted = f"{len(values)} seeds in {_strata(len({key for key, _ in found}))}"
     fewest = FEWEST_STRATA if rule.replicate == "stratum" else FEWEST_SEEDS
     decided = _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, fewest)
-    return replace(decided, sentence=f"{decided.sentence}{_apart_from_decay(rule, found, len(values))}")
+    return replace(decided, sentence=f"{decided.sentence}{_decays_as_one(rule, table, len(values))}")
 
 
-def _apart_from_decay(rule: DifferenceJudge, found: Mapping[tuple[Key, int], float], count: int) -> str:
-    """The interval over strata once more, with those that differ in weight decay alone as one: they are nearly
-    copies of each other.
+def _decays_as_one(rule: DifferenceJudge, table: Table, count: int) -> str:
+    """The interval over strata once more, with strata that differ in weight decay alone as one: they are nearly
+    copies of each other. Nothing where that leaves all `count` strata, or one.
     """
-    if rule.replicate != "stratum" or len({label for key, _ in found for a, label in key if a == DECAY}) < 2:
+    if rule.replicate != "stratum":
         return ""
-    merged: dict[tuple[Key, int], list[float]] = {}
-    for (key, seed), value in found.items():
-        merged.setdefault((tuple(pair for pair in key if pair[0] != DECAY), seed), []).append(value)
-    values = _replicates({key: float(np.mean(each)) for key, each in merged.items()}, "stratum")
+    values = _replicates(differences(rule, table, over=[DECAY]), "stratum")
     if not 1 < len(values) < count:
         return ""
-    percent = _in_points(rule.outcome)
-    text = difference_text(student(values), percent=percent)
+    text = difference_text(student(values), percent=_in_points(rule.outcome))
     return f" With both ways of weight decay as one stratum: {text}, {_strata(len(values))}."
 
 
@@ -337,10 +336,9 @@ def _decided(
     verdicts: tuple[Outcome, Outcome] = ("supported", "not supported")
     if expect == "not-higher":
         verdicts = ("not supported", "supported")
+    size = f"{'+' if sign > 0 else '-'}{Terms(percent=percent).size(margin)}"
     tests = {
-        verdict: MeanTest(
-            float(ttest_1samp(sign * np.array(values), at).pvalue), _value(sign * at, percent=percent)
-        )
+        verdict: MeanTest(float(ttest_1samp(sign * np.array(values), at).pvalue), size if at else "0")
         for verdict, at in zip(verdicts, (0.0, margin), strict=True)
     }
     if low > 0:
@@ -351,13 +349,6 @@ def _decided(
 def _in_points(outcome: str) -> bool:
     """Whether differences of an outcome are written in points."""
     return scale_of(outcome) == "fraction" or outcome.endswith("loss")
-
-
-def _value(value: float, *, percent: bool) -> str:
-    """The value that a test is against."""
-    if value == 0:
-        return "0"
-    return f"{100 * value:+g} point{'' if abs(value) == 0.01 else 's'}" if percent else f"{value:+g}"
 
 
 def _ratio(rule: RatioJudge, table: Table) -> Finding:
@@ -423,6 +414,8 @@ def _common(rule: CommonJudge, table: Table) -> Finding:
     verdicts = list(_verdicts(table, rule.outcome).values())
     if len(verdicts) < FEWEST_STRATA:
         return Finding("inconclusive", f"{_strata(len(verdicts))}, and {FEWEST_STRATA} are asked for.")
+    if not set.intersection(*(set(v.curvatures) for v in verdicts)):
+        return Finding("inconclusive", f"{_strata(len(verdicts))} without a curvature that all have.")
     sets = widened(verdicts)
     shared = sorted(set.intersection(*sets))
     widest = max(map(len, sets))

@@ -439,77 +439,49 @@ def test_an_origin_grows(tmp_path: Path) -> None:
     }
 
 
-def _rows(values: dict[tuple[str, str, str], list[float]]) -> Table:
-    """(network, decay, label) → robust accuracies by seed. The label "relu" is that of a reference."""
-    rows, references = [], []
-    for (network, decay, label), own in values.items():
-        for seed, value in enumerate(own):
-            labels = {"network": network, "decay": decay, "seed": seed}
-            if label != "relu":
-                labels["curvature"] = int(label)
-            row = Row(
-                f"{network}{decay}{label}{seed}",
-                labels,
-                "done",
-                "",
-                {"subset_robust_accuracy": value},
-                1,
-                1.0,
-                "relu" if label == "relu" else "",
-            )
-            (references if label == "relu" else rows).append(row)
-    return Table(("network", "decay", "curvature", "seed"), tuple(rows), tuple(references))
-
-
 def test_strata_that_differ_in_weight_decay_alone_are_counted_once_more_as_one() -> None:
     """By hand: three networks, whose two decays agree; the second interval is over three means, not six."""
-    gains = {"a": 0.01, "b": 0.02, "c": 0.06}
-    values = {
-        (network, decay, label): [0.5 + (gain if label == "6" else 0.0) + 0.001 * s for s in range(3)]
-        for network, gain in gains.items()
-        for decay in ("all", "weights")
-        for label in ("6", "relu")
-    }
-    rule = DifferenceJudge(
-        kind="difference",
-        outcome="subset_robust_accuracy",
-        axis="curvature",
-        label=6,
-        baseline="relu",
-        expect="higher",
-        margin=0.01,
-        replicate="stratum",
-    )
-    sentence = verdict_on(rule, _rows(values)).sentence
-    by_hand = ttest_1samp(list(gains.values()), 0).confidence_interval(0.95)
+    gains = (0.01, 0.02, 0.06)
+
+    def with_decay(row: Row) -> Row:
+        number = int(str(row.labels["network"])[1:])
+        labels = {**row.labels, "network": f"n{number // 2}", "decay": ("all", "weights")[number % 2]}
+        return replace(row, labels=labels)
+
+    made = table(lambda k, g, s: 0.5 + (gains[g // 2] if k == 6 else 0.0))
+    rows, references = (tuple(map(with_decay, part)) for part in (made.rows, made.references))
+    made = Table(("network", "decay", "curvature", "seed"), rows, references)
+    sentence = verdict_on(difference(replicate="stratum"), made).sentence
+    by_hand = ttest_1samp(gains, 0).confidence_interval(0.95)
     assert sentence.startswith("κ = 6 minus ReLU: +3.0 [")
     assert "6 strata. With both ways of weight decay as one stratum" in sentence
     assert sentence.endswith(f"+3.0 [{100 * by_hand.low:+.1f}, {100 * by_hand.high:+.1f}], 3 strata.")
 
 
-def test_the_sets_of_the_optimum_that_have_a_point_in_common_are_named_point_by_point() -> None:
-    """Two clear optima at different curvatures, in four networks: nothing in common; one: that point."""
-    noise = np.random.default_rng(0).normal(0, 0.002, 10_000).tolist()
-
-    def curve(best: int) -> dict[str, list[float]]:
-        return {
-            str(k): [0.5 + (0.1 if k == best else 0.0) + noise.pop() for _ in range(5)]
-            for k in (2, 6, 20, 60)
-        }
-
-    rule = CommonJudge(kind="common", outcome="subset_robust_accuracy", band=(4, 10))
-    for bests, words, verdict in (
+@pytest.mark.parametrize(
+    ("bests", "words", "wanted"),
+    [
         ((6, 6, 6, 6), "have κ = 6 in common; the widest has 1 point.", "supported"),
         ((6, 6, 20, 6), "have no point in common.", "not supported"),
-    ):
-        values = {
-            (f"net{n}", "all", label): own
-            for n, best in enumerate(bests)
-            for label, own in curve(best).items()
-        }
-        found = verdict_on(rule, _rows(values))
-        assert found.sentence.endswith(words)
-        assert found.verdict == verdict
+    ],
+)
+def test_the_points_that_all_sets_of_the_optimum_hold_are_named(
+    bests: tuple[float, ...], words: str, wanted: str
+) -> None:
+    made = table(lambda k, g, s: 0.5 + 0.1 * (k == bests[g]) + noise(k, g, s, 0.002), strata=4)
+    found = verdict_on(CommonJudge(kind="common", outcome="m_accuracy", band=(4, 10)), made)
+    assert found.sentence.endswith(words)
+    assert found.verdict == wanted
+
+
+def test_sets_of_strata_without_a_shared_curvature_are_not_compared() -> None:
+    made = table(lambda k, g, s: 0.5 + noise(k, g, s), strata=4)
+    own = {f"n{g}": {KAPPA[g], KAPPA[g + 1], KAPPA[g + 2]} for g in range(4)}
+    rows = tuple(r for r in made.rows if r.labels["curvature"] in own[str(r.labels["network"])])
+    found = verdict_on(
+        CommonJudge(kind="common", outcome="m_accuracy", band=(4, 10)), replace(made, rows=rows)
+    )
+    assert found.verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -518,7 +490,8 @@ def test_the_sets_of_the_optimum_that_have_a_point_in_common_are_named_point_by_
         ((0.2, 0.5, 0.5, 0.3), True, "interior peak"),
         ((0.2, 0.5, 0.5, 0.3), False, "hump"),  # of a norm, whose least is at an end
         ((0.4, 0.2, 0.2, 0.5), False, "U shape"),
-        ((0.1, 0.5, 0.2, 0.5), False, "U shape beside a better end"),
+        ((0.1, 0.5, 0.2, 0.6), True, "interior peak with a higher end"),
+        ((0.1, 0.5, 0.2, 0.5), False, "U shape with a lower end"),
     ],
 )
 def test_the_kind_of_a_curve_says_where_its_best_is(
