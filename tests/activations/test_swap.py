@@ -459,6 +459,10 @@ def test_by_name():
         ({"to": Scaled, "from_": ["relu", "gleu"]}, "from_='gleu'.*did you mean '[Gg](EL|el)[Uu]'"),
         ({"to": Scaled, "from_": int}, "no class of torch.nn modules"),
         ({"to": Scaled, "from_": 3}, "from_=3"),
+        (
+            {"to": Scaled, "from_": nn.ReLU()},
+            "this object is not in the model; give its class, ReLU, or a name",
+        ),
         ({"to": Scaled, "shared": "all"}, "shared='all'.*keep, separate, one"),
         ({"to": Scaled, "functional": "fix"}, "functional='fix'.*warn, rewrite, ignore"),
     ],

@@ -134,7 +134,7 @@ def test_an_honest_network_is_no_more_robust_and_not_accused() -> None:
 def test_a_surrogate_keeps_values_and_has_another_slope() -> None:
     model = Calls().eval()
     x = torch.rand(5, 8, generator=_seeded())
-    network = SurrogateNetwork(copy.deepcopy(model), "softplus(beta=2)")
+    network = SurrogateNetwork(copy.deepcopy(model), x, "softplus(beta=2)")
     assert len(network.sites) == 5
     torch.testing.assert_close(network.model(x), model(x), rtol=0, atol=0)
     site = network.sites[0]
@@ -147,16 +147,17 @@ def test_a_surrogate_keeps_values_and_has_another_slope() -> None:
 
 def test_one_activation_of_a_whole_network_is_one_site() -> None:
     model = MiniResNet("pssilu(learnable=True)", channels=1, width=2).eval()
-    network, x = SurrogateNetwork(model), _images(3)[0]
+    x = _images(3)[0]
+    network = SurrogateNetwork(model, x)
     assert len(network.sites) == 1
     torch.testing.assert_close(network.model(x), model(x), rtol=0, atol=0)
 
 
 def test_the_mean_over_an_interval_has_the_curvature_asked_for() -> None:
     kappa = 4.0
-    network = SurrogateNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU()), kappa)
-    widths: list[float] = []
     threat, x, y = ThreatModel("linf", 0.1), torch.rand(2, 4), torch.tensor([0, 1])
+    network = SurrogateNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU()), x, kappa)
+    widths: list[float] = []
     site = network.sites[0]
     network.attack(WAYS[0], x, y, threat, steps=4, on_step=lambda *_: widths.append(site.width))
     # Called with each point, after the width of the next one is set; the last sets the first again.
@@ -170,7 +171,7 @@ def test_the_mean_over_an_interval_has_the_curvature_asked_for() -> None:
 
 def test_no_weight_gradients_and_no_waiting_in_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = _planted(Stairs), _images(4)
-    network = SurrogateNetwork(model)
+    network = SurrogateNetwork(model, x)
     for name in ("item", "tolist", "__bool__", "__float__", "nonzero"):
         monkeypatch.setattr(Tensor, name, lambda *_, name=name: pytest.fail(f"waits for the device: {name}"))
     for way in WAYS:
@@ -240,3 +241,167 @@ def test_more_targets_than_malt_looks_at_by_itself() -> None:
     labels = model(x).argmax(1)
     result = adaptive_attack(model, x, labels, ThreatModel("linf", 1e-6), steps=1, malt=110)
     assert result.accuracy_after["apgd-malt"] == 1.0
+
+
+class Shrunk(nn.Module):
+    """Two layers of stairs, alike at every scale of two. The second layer works at 1/1024 of the first."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        honest = _honest()
+        self.body, self.head = copy.deepcopy(honest), nn.Linear(10, 10)
+        self.first = LogStairs()
+        self.second = self.first if shared else LogStairs()
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(10) / 1024)
+            self.head.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(self.head(self.first(self.body(x) + 20)))
+        return 1024 * out
+
+
+class LogStairs(nn.Module):
+    """Eight steps between one power of two and the next: σ(2x) = 2σ(x), and no slope."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp2(torch.round(8 * torch.log2(x.detach().clamp_min(1e-30))) / 8) + 0 * x
+
+
+def test_a_module_at_two_places_has_a_width_at_each() -> None:
+    x, y = _images(20)
+    results = []
+    for shared in (False, True):
+        model = Shrunk(shared).eval()
+        network = SurrogateNetwork(model, x)
+        network._measure(x)
+        stairs = [site for site in network.sites if isinstance(site.real, LogStairs)]
+        spreads = [float(s) for site in stairs for s in site.spreads]
+        with torch.no_grad():
+            first = model.body(x) + 20
+            second = model.head(LogStairs()(first))
+        assert spreads == pytest.approx([float(t.std(correction=0)) for t in (first, second)], rel=1e-5)
+        results.append(adaptive_attack(model, x, y, ThreatModel("linf", 0.1), steps=10, generator=_seeded()))
+    assert results[0].broken_by == results[1].broken_by
+    assert {"bpda-ce", "bpda-margin", "surrogate-margin"} & set(results[0].broken_by)
+
+
+class Arguments(nn.Module):
+    """Functional activations that are not as their modules are by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+        self.slope = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.layers[0](x), 0.5)
+        x = F.softplus(input=self.layers[1](x), beta=10)
+        x = F.gelu(self.layers[2](x), approximate="tanh")
+        x = F.hardtanh(self.layers[3](x), -0.1, 0.2)
+        return F.elu_(self.layers[4](x), 0.3)
+
+
+class Computed(nn.Module):
+    """An activation whose slope the network computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.act = nn.Linear(6, 6), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.layer(x))
+        return F.hardtanh(x - 0.5, -float(len(x)), len(x) / 8.0)
+
+
+def test_calls_keep_their_arguments() -> None:
+    torch.manual_seed(0)
+    model, x = Arguments().eval(), torch.rand(7, 6)
+    network = SurrogateNetwork(model, x)
+    assert (len(network.sites), network.notes) == (5, [])
+    torch.testing.assert_close(network.model(x), model(x), rtol=0, atol=0)
+
+
+def test_calls_that_no_surrogate_stands_for_are_named() -> None:
+    model, x = Computed().eval(), torch.rand(7, 6)
+    network = SurrogateNetwork(model, x)
+    torch.testing.assert_close(network.model(x), model(x), rtol=0, atol=0)
+    assert [type(m) for m in network.model.modules()].count(Site) == 1
+    assert "no surrogate for the functional calls" in network.notes[0]
+    assert "hardtanh" in network.notes[0]
+    result = adaptive_attack(model, x, torch.zeros(7, dtype=torch.int64), THREAT, steps=1)
+    assert result.notes == tuple(network.notes)
+
+
+class Quantized(nn.Module):
+    """Stairs in units of each channel's deviation, as MeanSparse has them: buffers, and no slope."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.linspace(0.2, 0.4, channels).view(1, -1, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        stairs: Tensor = (x.relu().detach() / self.unit).round() * self.unit + self.shift
+        return stairs + 0 * x
+
+
+class Mixed(nn.Module):
+    """No elementwise module: an output depends on the mean over all channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True)
+
+
+def test_a_defence_with_buffers_falls_beside_honest_activations() -> None:
+    x, y = _images()
+    stairs = nn.Sequential(nn.Unflatten(1, (10, 1, 1)), Mixed(), Quantized(10), nn.Flatten())
+    model = nn.Sequential(_honest(), stairs).eval()
+    result = adaptive_attack(model, x, y, ThreatModel("linf", 0.1), steps=15, generator=_seeded())
+    assert result.plain_accuracy > 0.5
+    assert result.robust_accuracy < 0.3
+    network = SurrogateNetwork(model, x[:2])
+    reals = [type(site.real) for site in network.sites]
+    assert Quantized in reals
+    assert Mixed not in reals
+
+
+def test_gradients_of_zero_are_suspicious() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _honest()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.model(torch.round(x * 32) / 32)
+            return out
+
+    x, y = _images(8)
+    result = adaptive_attack(Rounded(), x, y, ThreatModel("linf", 0.05), steps=2)
+    right = round(result.clean_accuracy * 8)
+    begins = f"{right} of 8 images are classified correctly with a margin whose gradient is zero"
+    assert any(line.startswith(begins) for line in result.suspicions)
+
+
+def test_a_random_model_is_attacked_on_and_told() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _honest()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.model(F.dropout(x, 0.3, training=True))
+            return out
+
+    x, y = _images()
+    torch.manual_seed(0)
+    threat = ThreatModel("linf", 0.05)
+    result = adaptive_attack(Noisy(), x, y, threat, steps=10, generator=_seeded())
+    assert "change from call to call" in result.notes[0]
+    assert result.robust_accuracy <= accuracy(Noisy(), x, y, PGD(10), threat).robust
+
+
+def test_malt_asks_for_float32() -> None:
+    x, y = _images(2)
+    with pytest.raises(CurvactError, match=r"malt=2 of adaptive_attack with images of torch.float64"):
+        adaptive_attack(copy.deepcopy(_honest()).double(), x.double(), y, THREAT, steps=1, malt=2)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 import textwrap
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
-from torch import nn
+from torch import Tensor, nn
 
 from curvact.activations.inplace import seen_writes
 from curvact.activations.selection import FUNCTION_NAMES, FUNCTIONAL, Match, functional_names, is_activation
@@ -199,9 +200,21 @@ def _inside(node: ast.expr, me: str | None) -> bool:
     return isinstance(node, ast.Name) and node.id == me
 
 
+class Rewritten(NamedTuple):
+    """A call of an activation that a module stands for now.
+
+    function: what the call computes of its input, with its other arguments; None where one of them is computed.
+    """
+
+    path: str
+    call: str
+    new: nn.Module
+    function: Callable[[Tensor], Tensor] | None
+
+
 def rewrite(
     model: nn.Module, graph: torch.fx.Graph, match: Match, make: Make
-) -> tuple[nn.Module, list[tuple[str, str, nn.Module]]]:
+) -> tuple[nn.Module, list[Rewritten]]:
     """The model as a GraphModule with modules for calls of activations; each place.
 
     Where the writing of a call in place is seen, the new values are copied into its input.
@@ -223,7 +236,7 @@ def rewrite(
             count[key] = count.get(key, -1) + 1
             sites.append((node, call, path, count[key]))
     result = torch.fx.GraphModule(model, graph, class_name=type(model).__name__)
-    replaced: list[tuple[str, str, nn.Module]] = []
+    replaced: list[Rewritten] = []
     used: dict[str, nn.Module] = {}
     for node, call, path, index in sites:
         new = make(None, model.get_submodule(path), (path, index))
@@ -234,7 +247,7 @@ def rewrite(
         if target not in used:
             used[target] = new
             result.add_submodule(target, new)
-            replaced.append((target, call, new))
+            replaced.append(Rewritten(target, call, new, _with_arguments(node, model)))
         given = node.args[0] if node.args else node.kwargs["input"]
         with graph.inserting_before(node):
             if node in writing:
@@ -248,6 +261,22 @@ def rewrite(
     result.recompile()
     result.train(model.training)
     return result, replaced
+
+
+def _with_arguments(node: torch.fx.Node, model: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The function of a call and its arguments but for the first; None where the graph computes one of them."""
+    rest, named = node.args[1:], {name: value for name, value in node.kwargs.items() if name != "input"}
+    inside: list[torch.fx.Node] = []
+    torch.fx.node.map_arg((rest, named), inside.append)
+    if any(other.op != "get_attr" for other in inside):
+        return None
+
+    def kept(other: torch.fx.Node) -> Any:
+        return operator.attrgetter(str(other.target))(model)
+
+    rest, named = torch.fx.node.map_arg((rest, named), kept)
+    function = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    return lambda x: function(x, *rest, **named)
 
 
 def _has(module: nn.Module, path: str) -> bool:

@@ -6,7 +6,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -38,12 +38,17 @@ class SwapWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Replacement:
-    """One place. path: dotted; old, new: as text; hooks: number of lost hooks of the old module."""
+    """One place. path: dotted; old, new: as text; hooks: number of lost hooks of the old module.
+
+    function: of a functional call, what it computed of its input, with its other arguments; None where the
+        network computes one of them, and for modules.
+    """
 
     path: str
     old: str
     new: str
     hooks: int = 0
+    function: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         lost = f"  ({self.hooks} hook{'s' * (self.hooks > 1)} of the old module lost)" if self.hooks else ""
@@ -144,6 +149,11 @@ def swap_activations(
             raise CurvactError(
                 f"{name}={shortened(value)} in swap_activations: allowed are {', '.join(get_args(allowed))}"
             )
+    if isinstance(from_, nn.Module) and all(module is not from_ for module in model.modules()):
+        raise CurvactError(
+            f"from_={shortened(from_)} in swap_activations: this object is not in the model; give its class, "
+            f"{type(from_).__name__}, or a name"
+        )
     flag(inplace, "inplace", "swap_activations")
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -166,7 +176,10 @@ def swap_activations(
     calls: tuple[str, ...] = ()
     if functional == "rewrite":
         model, rewritten = rewrite(model, trace(model, match, make.made), match, make)
-        replaced += [Replacement(path, f"the call of {call}", _text(new)) for path, call, new in rewritten]
+        replaced += [
+            Replacement(place.path, f"the call of {place.call}", _text(place.new), function=place.function)
+            for place in rewritten
+        ]
     elif functional == "warn":
         calls = functional_calls(model, match, make.made)
     report = SwapReport(model, tuple(replaced), calls, new_model=model is not given)

@@ -16,8 +16,8 @@ from curvact.attacks.arguments import door
 from curvact.attacks.autoattack import CLEAN, MALT
 from curvact.attacks.autoattack.apgd import apgd
 from curvact.attacks.autoattack.ensemble import Step, chosen_steps
-from curvact.attacks.batch import Guarded, check_number, checked, connected, cuts_graph, warn_of
-from curvact.attacks.losses import classes
+from curvact.attacks.batch import Guarded, check_number, checked, connected, cuts_graph, differ, warn_of
+from curvact.attacks.losses import classes, margin
 from curvact.attacks.malt import CANDIDATES, malt_order
 from curvact.attacks.masking import RATES, allowed
 from curvact.attacks.pgd import Model, OnStep, pgd
@@ -110,14 +110,15 @@ def adaptive_attack(
         interval in which ReLU has this κ, at the end of the attack, and κ/10 at its start. The name
         of an activation: that one, the same at each step.
     activations: which modules are activations, as `from_` of `swap_activations`; None for those of
-        torch.nn, those with a slope, and elementwise modules of your own without parameters.
+        torch.nn, those with a slope, and elementwise modules of your own: each output depends on the
+        input at its own place only.
     on_step: called as `pgd` calls it. on_batch: called after each batch with the number of images
         done and the robust accuracy so far.
-    Cost of an image that withstands all: 6·steps·restarts gradients and about 20 forward passes; with
+    Cost of an image that withstands all: 6·steps·restarts + 1 gradients and about 20 forward passes; with
         malt, malt·(steps + 1)·restarts gradients more, and one for each class looked at.
     Nothing waits for the device inside the steps; between attacks and restarts it does.
     Raises CurvactError for images outside [0, 1], labels that are no classes, numbers below 1, what is
-    no surrogate, and malt under l1 or with fewer than 4 classes.
+    no surrogate, and malt under l1, with fewer than 4 classes or with images that are not float32.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> x, y = torch.rand(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64)
@@ -133,17 +134,26 @@ def adaptive_attack(
     x, y, highest = checked(x, y, where, threat_model=threat_model)
     if len(x) == 0:
         raise CurvactError(f"{where} got 0 images: at least 1")
+    if malt and x.dtype != torch.float32:
+        raise CurvactError(f"malt={malt} of {where} with images of {x.dtype}: APGD takes float32 (x.float())")
     guarded, notes = Guarded(model, where, highest), []
     parts: list[tuple[Tensor, Tensor]] = []
     with mode(model, training=False), frozen(model):
         with torch.no_grad():
             logits = guarded(x[:batch_size])
             warn_of(model, logits, where)
+            changes = differ(logits, model(x[:batch_size]))
         network: SurrogateNetwork | None = None
         try:
-            network = SurrogateNetwork(model, surrogate, activations)
+            network = SurrogateNetwork(model, x[:2], surrogate, activations)
+            notes += network.notes
         except CurvactError as error:
             notes.append(f"no attack through surrogate activations: {error}")
+        if changes:
+            notes.append(
+                "the model's outputs change from call to call: every success is confirmed by one more call, and "
+                "gradients are of one call (version='rand' of autoattack averages them)"
+            )
         attacks = _attacks(model, x[:1], threat_model, network, steps, restarts, generator, on_step)
         names = list(NAMES)
         if malt:
@@ -151,7 +161,9 @@ def adaptive_attack(
             step = replace(step, targets=min(malt, logits.shape[1] - 1), restarts=restarts)
             attacks.insert(len(PLAIN), partial(_towards, model, step, threat_model, generator))
             names.insert(len(PLAIN), MALT)
+        searched, flat = _searchable(model, x[:1]), 0
         for images, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            flat += _without_gradient(searched, images, labels)
             parts.append(_worst(model, images, labels, attacks))
             if on_batch is not None:
                 so_far = torch.cat([by for _, by in parts])
@@ -172,6 +184,11 @@ def adaptive_attack(
         suspicions.append(
             f"{through} of {total} images withstand PGD on three losses{f' and {MALT}' if malt else ''} and not "
             "attacks through surrogate activations: the activations mask the gradient"
+        )
+    if flat:
+        suspicions.append(
+            f"{flat} of {total} images are classified correctly with a margin whose gradient is zero or NaN: attacks "
+            "along the gradient start in vain there"
         )
     return AdaptiveResult(
         clean_accuracy=after[CLEAN],
@@ -242,6 +259,15 @@ def _searchable(model: Model, one: Tensor) -> Model:
     return connected(model) if cuts_graph(model, one) else model
 
 
+def _without_gradient(model: Model, x: Tensor, y: Tensor) -> int:
+    """How many images are classified correctly and have a margin whose gradient is zero, or NaN."""
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        logits = model(leaf)
+        (gradient,) = torch.autograd.grad(margin(logits, y).sum(), leaf)
+    return int(((classes(logits.detach()) == y) & ~(gradient.flatten(1).abs().amax(1) > 0)).sum())
+
+
 def _towards(
     model: Model,
     step: Step,
@@ -280,7 +306,11 @@ def _towards(
 
 
 def _worst(model: Model, x: Tensor, y: Tensor, attacks: list[_Run]) -> tuple[Tensor, Tensor]:
-    """Attacked images, and the number of the attack that broke each."""
+    """Attacked images, and the number of the attack that broke each.
+
+    What an attack found is confirmed among all images: a success on the edge may hang on the rounding of a
+    smaller batch.
+    """
     with torch.no_grad():
         right = classes(model(x)) == y
     by = torch.where(right, ROBUST, WRONG)
@@ -289,15 +319,11 @@ def _worst(model: Model, x: Tensor, y: Tensor, attacks: list[_Run]) -> tuple[Ten
         left = (by == ROBUST).nonzero().squeeze(1)
         if len(left) == 0:
             break
-        found = attack(x[left], y[left])
+        tried = x_adv.clone()
+        tried[left] = attack(x[left], y[left])
         with torch.no_grad():
-            fooled = classes(model(found)) != y[left]
-        rows = left[fooled]
-        x_adv[rows], by[rows] = found[fooled], number
-    # Once more, all together: a success on the edge may hang on the rounding of a smaller batch.
-    with torch.no_grad():
-        lost = (by >= 0) & (classes(model(x_adv)) == y)
-    x_adv[lost], by[lost] = x[lost], ROBUST
+            fooled = (classes(model(tried)) != y) & (by == ROBUST)
+        x_adv[fooled], by[fooled] = tried[fooled], number
     return x_adv, by
 
 

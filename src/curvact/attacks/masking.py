@@ -464,7 +464,8 @@ def _check_surrogate(checks: _Checks, case: _Case, left: Tensor, model: Model) -
     given."""
     rest, note = left, ""
     try:
-        network = SurrogateNetwork(model) if len(left) else None
+        network = SurrogateNetwork(model, case.x[:2]) if len(left) else None
+        note = "".join(f" ({line})" for line in network.notes) if network is not None else ""
     except CurvactError:
         network, note = None, " (none was tried: no activation was found in the model)"
     for way in WAYS if network is not None else ():

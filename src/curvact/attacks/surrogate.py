@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from curvact.activations import Activation, Elementwise, activation, swap_activations
 from curvact.activations.functional_calls import ROOT
 from curvact.activations.inplace import InPlace
-from curvact.activations.selection import FUNCTIONAL, Selector, matcher
+from curvact.activations.selection import Selector, matcher
 from curvact.attacks.batch import connected
 from curvact.attacks.pgd import Model, OnStep, pgd
 from curvact.attacks.threat import ThreatModel
@@ -37,6 +38,8 @@ activation. With a κ the widths are 10 and 1 times 1/(2κ). [ours]
 """
 POINTS = 5
 """Points of the mean of σ over an interval."""
+_KNOWN = ("torch.", "curvact.")
+"""Where the modules come from that are known to be activations, or none."""
 _CALL = "the call of "
 """How `swap_activations` begins the name of a functional call."""
 
@@ -91,7 +94,8 @@ class Site(nn.Module):
     """Stands for an activation. `real` is that activation, of the network itself.
 
     given: the surrogate; None for the mean of `real` over an interval of width 2w.
-    width: w in units of `spread`, which is the standard deviation of the inputs, or 1.
+    width: w in units of the spread, which is the standard deviation of the inputs, or 1.
+    spreads: of each call of a forward pass, because one module may serve at several places.
     """
 
     def __init__(self, given: Activation | None) -> None:
@@ -100,56 +104,68 @@ class Site(nn.Module):
         self.real: Callable[[Tensor], Tensor] = torch.relu
         self.both = self.measuring = False
         self.width = WIDEST
-        self.spread: Tensor | float = 1.0
+        self.spreads: list[Tensor] = []
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.measuring:
-            self.spread = x.detach().std(correction=0).clamp_min(1e-12)
-        bent: Tensor = _Bent.apply(x, self._soft if self.both else self._exact, self._slope)  # type: ignore[no-untyped-call]
+            self.spreads.append(x.detach().std(correction=0).clamp_min(1e-12))
+        w = self.width * self.spreads[min(self.calls, len(self.spreads) - 1)] if self.spreads else self.width
+        self.calls += 1
+        value = partial(self._soft, w=w) if self.both else self._exact
+        bent: Tensor = _Bent.apply(x, value, partial(self._slope, w=w))  # type: ignore[no-untyped-call]
         return bent
 
     def _exact(self, x: Tensor) -> Tensor:
         return self.real(x.clone())  # some activations write into their input
 
-    def _soft(self, x: Tensor) -> Tensor:
+    def _soft(self, x: Tensor, *, w: Tensor | float) -> Tensor:
         if self.given is not None:
             out: Tensor = self.given(x)
             return out
-        w = self.width * self.spread
         offsets = [2 * (k + 0.5) / POINTS - 1 for k in range(POINTS)]
         return torch.stack([self.real(x + w * t) for t in offsets]).mean(0)
 
-    def _slope(self, x: Tensor) -> Tensor:
+    def _slope(self, x: Tensor, *, w: Tensor | float) -> Tensor:
         if self.given is not None:
             return self.given.slope(x)
-        w = self.width * self.spread
         return (self.real(x + w) - self.real(x - w)) / (2 * w)
 
 
 class SurrogateNetwork:
     """A copy of a network in which a `Site` stands for every activation that was found.
 
-    model: an nn.Module. surrogate: None for the mean over an interval as wide as the inputs of the
-        activation are spread; a κ > 0 for the interval in which ReLU has this κ; or an activation.
+    model: an nn.Module, in eval mode. example: a few images, which find the elementwise modules.
+    surrogate: None for the mean over an interval as wide as the inputs of the activation are spread;
+        a κ > 0 for the interval in which ReLU has this κ; or an activation.
     activations: which modules are activations, as `from_` of `swap_activations`. None: those of
-        torch.nn, those with a slope, and elementwise modules of your own without parameters.
+        torch.nn, those with a slope, and elementwise modules of your own: each output depends on the
+        input at its own place only.
+    notes: activations that no surrogate stands for, and why, a line each.
     Raises CurvactError where none is found, or the network cannot be copied.
 
-    >>> network = SurrogateNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> x, y, threat = torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), ThreatModel("linf", 0.1)
-    >>> network.attack(WAYS[0], x, y, threat, steps=3).shape
+    >>> SurrogateNetwork(model, x).attack(WAYS[0], x, y, threat, steps=3).shape
     torch.Size([2, 1, 2, 2])
     """
 
     def __init__(
-        self, model: Model, surrogate: Surrogate | None = None, activations: Selector | None = None
+        self,
+        model: Model,
+        example: Tensor,
+        surrogate: Surrogate | None = None,
+        activations: Selector | None = None,
     ) -> None:
         model = getattr(model, "_orig_mod", model)
         if not isinstance(model, nn.Module):
             raise CurvactError("the model is a function, in which no activation can be found")
         self.kappa = float(surrogate) if isinstance(surrogate, (int, float)) else None
         self.given = _as_activation(surrogate) if isinstance(surrogate, (str, nn.Module)) else None
-        self.model, self.sites = _copied(model, self.given, matcher(activations, model), activations is None)
+        match = matcher(activations, model)
+        own = _elementwise(model, match, example) if activations is None else []
+        self.model, self.sites, self.notes = _copied(model, self.given, match, own)
+        self.model.register_forward_pre_hook(lambda *_: self._begin())
 
     def attack(
         self,
@@ -202,11 +218,16 @@ class SurrogateNetwork:
         if self.kappa is not None or self.given is not None:
             return
         for site in self.sites:
-            site.measuring, site.both = True, False
+            site.spreads, site.measuring, site.both = [], True, False
         with torch.no_grad():
             self.model(x)
         for site in self.sites:
             site.measuring = False
+
+    def _begin(self) -> None:
+        """Called before each forward pass of the copy."""
+        for site in self.sites:
+            site.calls = 0
 
 
 def _as_activation(surrogate: str | nn.Module) -> Activation:
@@ -215,15 +236,17 @@ def _as_activation(surrogate: str | nn.Module) -> Activation:
 
 
 def _copied(
-    model: nn.Module, given: Activation | None, match: Callable[[nn.Module], bool], own: bool
-) -> tuple[nn.Module, list[Site]]:
-    """A copy with sites, and the sites, each with its real activation. own: elementwise modules of
-    the user match too.
+    model: nn.Module, given: Activation | None, match: Callable[[nn.Module], bool], own: list[nn.Module]
+) -> tuple[nn.Module, list[Site], list[str]]:
+    """A copy with sites; the sites, each with its real activation; and a line on calls without one.
+
+    own: modules that are activations too.
     """
     # Found before torch.fx traces the model: under it no module can be tried.
-    wanted = [match(m) or (own and _elementwise(m)) for m in model.modules()]
+    mine = {id(m) for m in own}
+    wanted = [match(m) or id(m) in mine for m in model.modules()]
     reason = "no activation was found in it"
-    for functional in ("rewrite", "ignore"):
+    for functional in ("rewrite", "warn"):
         try:
             twin = copy.deepcopy(model)
             chosen = {id(m) for m, found in zip(twin.modules(), wanted, strict=True) if found}
@@ -237,20 +260,25 @@ def _copied(
                     lambda: Site(copy.deepcopy(given)),
                     functional=functional,
                 )
+            sites: dict[int, Site] = {}
+            for place in report.replaced:
+                # What torch.fx made holds a shared module at one of its paths only.
+                call = place.old.startswith(_CALL)
+                site = _at(report.model if call or place.path == ROOT else twin, place.path)
+                site = site.act if isinstance(site, InPlace) else site
+                assert isinstance(site, Site)
+                real: Callable[[Tensor], Tensor] | None = place.function if call else _at(model, place.path)
+                if real is None:
+                    raise CurvactError(f"{place.old} at {place.path} has arguments that are computed")
+                site.__dict__["real"] = real
+                sites[id(site)] = site
         except Exception as error:  # of torch.fx, or of a model that cannot be copied
             reason = short(str(error).strip().partition("\n")[0] or type(error).__name__, 120)
             continue
-        sites: dict[int, Site] = {}
-        for place in report.replaced:
-            # What torch.fx made holds a shared module at one of its paths only.
-            call = place.old.startswith(_CALL) or place.path == ROOT
-            site = _at(report.model if call else twin, place.path)
-            site = site.act if isinstance(site, InPlace) else site
-            assert isinstance(site, Site)
-            site.__dict__["real"] = _real(model, place.path, place.old)
-            sites[id(site)] = site
         if sites:
-            return report.model.requires_grad_(False), list(sites.values())
+            calls = ", ".join(report.functional)
+            notes = [f"no surrogate for the functional calls {calls}: {reason}"] if calls else []
+            return report.model.requires_grad_(False), list(sites.values()), notes
     raise CurvactError(f"no surrogate network of the {type(model).__name__}: {reason}")
 
 
@@ -262,26 +290,40 @@ def _at(model: nn.Module, path: str) -> Any:
     return found
 
 
-def _real(model: nn.Module, path: str, old: str) -> Callable[[Tensor], Tensor]:
-    """The activation of the network at a path: a module or function there, or that of a call."""
-    call = old.removeprefix(_CALL)
-    if call != old:
-        return FUNCTIONAL[call]()
-    found: Callable[[Tensor], Tensor] = _at(model, path)
-    return found
+def _elementwise(model: nn.Module, match: Callable[[nn.Module], bool], example: Tensor) -> list[nn.Module]:
+    """Modules of somebody's own, without modules inside, whose outputs depend on the input at their own place
+    only. Found on the inputs that they get in one forward pass.
+    """
+    inputs: dict[nn.Module, Tensor] = {}
 
+    def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
+        if len(given) == 1 and isinstance(given[0], Tensor):
+            inputs.setdefault(module, given[0].detach().clone())
 
-def _elementwise(module: nn.Module) -> bool:
-    """Whether a module of somebody's own, without parameters, maps every number by itself."""
-    home = type(module).__module__
-    if home.startswith("torch.") or next(module.children(), None) is not None:
-        return False
-    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
-        return False
-    x = torch.linspace(-2.0, 2.0, 24)
+    hooks = [
+        module.register_forward_pre_hook(keep)
+        for module in model.modules()
+        if not (type(module).__module__.startswith(_KNOWN) or match(module) or any(module.children()))
+    ]
     try:
         with torch.no_grad():
-            whole, part = module(x.clone().view(2, 3, 2, 2)), module(x[5:9].clone().view(1, 1, 2, 2))
-        return bool(torch.equal(whole.reshape(-1)[5:9], part.reshape(-1)) and whole.shape == (2, 3, 2, 2))
-    except Exception:  # it takes something else
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [module for module, x in inputs.items() if _keeps_places(module, x)]
+
+
+def _keeps_places(module: nn.Module, x: Tensor) -> bool:
+    """Whether an output stays where the inputs of other places, about a half of all, change."""
+    if not x.is_floating_point() or x.numel() < 2:
+        return False
+    random = torch.Generator().manual_seed(0)
+    change = torch.randn(x.shape, generator=random).to(x) * x.std(correction=0)
+    kept = (torch.rand(x.shape, generator=random) < 0.5).to(x.device)
+    try:
+        with torch.no_grad():
+            one, other = module(x.clone()), module(torch.where(kept, x, x + change))
+        return bool(one.shape == x.shape and torch.equal(one[kept], other[kept]))
+    except Exception:  # it gives something else
         return False

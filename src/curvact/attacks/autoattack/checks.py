@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from curvact.attacks.autoattack.ensemble import MALT
 from curvact.attacks.autoattack.shard import Job, Unit, model_device
-from curvact.attacks.batch import Batch, Guarded, checked, checked_module, suspect_logits
+from curvact.attacks.batch import Batch, Guarded, checked, checked_module, differ, suspect_logits
 from curvact.attacks.pgd import Model
 from curvact.attacks.threat import ThreatModel
 from curvact.devices import device_named
@@ -71,7 +71,7 @@ def probe(
     if not bool(logits.isfinite().all()):
         raise CurvactError(f"{suspect_logits(logits)[0]}: no accuracy is defined on them")
     suspicions = suspect_logits(logits)
-    changes = float((logits - again).abs().max()) > 1e-4 * float(logits.abs().max())
+    changes = differ(logits, again)
     if randomized and not changes:
         suspicions.append(
             "version='rand' leaves out FAB-T and Square, and the model's outputs repeat: use version='standard'"
