@@ -28,6 +28,7 @@ from curvact.data import load
 from curvact.errors import CurvactError
 from curvact.files import with_checksum
 from curvact.lab import run as run_module
+from curvact.lab.measure import accuracies
 from curvact.lab.run import execute, launched, prepare
 from curvact.lab.spec import RunSpec, read_spec
 from curvact.lab.store import (
@@ -41,6 +42,7 @@ from curvact.lab.store import (
 )
 from curvact.models.checkpoint import load_checkpoint
 from curvact.models.registry import MODELS
+from curvact.training import loop as loop_module
 
 CLI = [sys.executable, "-m", "curvact", "train"]
 SMALL = [
@@ -113,6 +115,31 @@ def test_the_best_weights_are_measured_from_their_file(run_spec: Any, tmp_path: 
     test = load("digits", train=100, validation=40, test=40).test
     accuracy = float((model(test.inputs()).argmax(1) == test.labels).double().mean())
     assert record.metrics["best_clean_accuracy"] == pytest.approx(accuracy, abs=1e-12)
+
+
+def test_after_a_collapse_the_files_hold_what_was_measured(
+    run_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single-step training that collapses in its third epoch, whose own attack is passed best."""
+    monkeypatch.setattr(loop_module, "stronger_accuracy", lambda *args: (0.6, 0.7, 0.1)[args[-1] - 1])
+    spec = run_spec(
+        training={"objective": "fgsm-rs", "epochs": 5, "attack": "pgd-1", "validation": "pgd-0"},
+        evaluation={"weights": "both"},
+    )
+    record = execute(spec, tmp_path)
+    assert "catastrophic overfitting" in record.note
+    assert (record.epochs, record.last_epoch) == (3, 2)
+    assert record.metrics["best_epoch"] <= 2
+    for name, prefix in (("last", ""), ("best", "best_")):
+        about = json.loads((tmp_path / f"{name}.json").read_text())
+        assert about["epoch"] == {"last": 2, "best": record.metrics["best_epoch"]}[name]
+        found = accuracies(
+            load_checkpoint(tmp_path / f"{name}.safetensors"),
+            load("digits", train=100, validation=40, test=40),
+            spec,
+        )
+        for key, value in found.items():
+            assert record.metrics[prefix + key] == value
 
 
 def test_killed_and_gone_on_with(tmp_path: Path) -> None:

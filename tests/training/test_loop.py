@@ -315,6 +315,35 @@ def test_entropy_sgd_is_evaluated_at_its_outer_weights_with_their_statistics(
             torch.testing.assert_close(model.state_dict()[key], kept[key])
 
 
+COLLAPSE = (0.6, 0.7, 0.1)
+"""PGD accuracies on training images after the epochs of a training that collapses in the third."""
+
+
+def _collapse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "stronger_accuracy", lambda *args: COLLAPSE[args[-1] - 1])
+
+
+@pytest.mark.parametrize("method", ["sgd", "ema", "swa", "me-a", "entropy"])
+def test_after_a_collapse_the_weights_of_the_epoch_before_are_kept(
+    method: str, tmp_path: Path, digits: Digits, small_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _collapse(monkeypatch)
+    recipe = replace(SHORT, epochs=5, objective="fgsm-rs", **METHODS[method])
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    def keep(m: nn.Module, epoch: Epoch, best: bool) -> None:
+        seen[epoch.epoch] = {k: v.clone() for k, v in m.state_dict().items()}
+
+    model, again, state = small_model(), small_model(), tmp_path / "state.safetensors"
+    history = fit(model, digits(48), recipe, THREAT, state=state, watch=Watch(on_evaluated=keep))
+    assert [bool(epoch.note) for epoch in history] == [False, False, True]
+    assert list(seen) == [1, 2]
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, seen[2][key], rtol=0, atol=0)
+    fit(again, digits(48), recipe, THREAT, state=state)  # from the state of a training that has ended
+    assert _same(model, again)
+
+
 class Faulty(nn.Module):
     """A network whose logits become others in training mode, from its call `after` on."""
 

@@ -311,11 +311,12 @@ class _Run:
             save_checkpoint(self.folder / f"{name}.safetensors", model, self.start.architecture, about)
 
     def _best(self, data: Splits, epochs: list[Epoch], numbers: dict[str, float]) -> dict[str, float]:
-        """The accuracies of the best validation epoch's weights."""
-        best = max(epochs, key=lambda e: e.validation_robust_accuracy).epoch
+        """The accuracies of the best validation epoch's weights. An epoch with a note is not kept."""
+        kept = [epoch for epoch in epochs if not epoch.note]
+        best = max(kept, key=lambda e: e.validation_robust_accuracy).epoch
         name = self.spec.evaluation.metric
         found = {key: numbers[key] for key in map(name, ("clean_accuracy", "robust_accuracy"))}
-        if best != epochs[-1].epoch:
+        if best != kept[-1].epoch:
             model = load_checkpoint(self.folder / "best.safetensors").to(self.fabric.device)
             width = int(self.start.architecture["size"])
             found = accuracies(_in_memory_format(model, self.spec, width), data, self.spec)

@@ -83,6 +83,11 @@ class Record(Strict):
     checksum: str = ""
 
     @property
+    def last_epoch(self) -> int:
+        """The epoch of the last weights. One that overfitted catastrophically is not kept, and ends training."""
+        return self.epochs - bool(self.note)
+
+    @property
     def is_final(self) -> bool:
         """False for a run that memory was too short for: it is tried again when its sweep goes on."""
         return self.status == "done" or OUT_OF_MEMORY not in self.cause

@@ -76,8 +76,9 @@ def fit(
         way to the one before it, with a warning, or to a new start. The state of a run with other
         epochs is extended where `curvact.training.extension_problem` finds nothing against it.
 
-    After training the model holds the weights that were evaluated last. A last batch with less than
-    two images for each process is left out.
+    After training the model holds the weights that were evaluated last. Where training ended because they
+    had overfitted catastrophically, it holds those of the epoch before. A last batch with less than two
+    images for each process is left out.
 
     Raises Diverged, within a few steps, when the loss is not finite or a thousand times that of
     guessing. Raises CurvactError, before training, for a model that does not take the images or lacks
@@ -110,6 +111,7 @@ class _Run:
     """A training and its place: epoch, batch, step, costs, losses of the epoch, history.
 
     guarded: PGD accuracies after each epoch of a single-step objective; None for other objectives.
+    weights_before: those that were evaluated after the last epoch that did not collapse, where guarded.
     """
 
     def __init__(
@@ -175,11 +177,8 @@ class _Run:
             enters = averages_epoch(self.recipe, self.step, self.total)
             with evaluated_weights(self.trainer, self.batches, self.epoch, enter_average=enters):
                 epoch = self._evaluate(started)
-                best = epoch.validation_robust_accuracy > max(
-                    (e.validation_robust_accuracy for e in self.history), default=-1.0
-                )
-                if self.fabric.is_global_zero:
-                    watch.on_evaluated(self.model, epoch, best)
+                if not epoch.note:
+                    self._keep(epoch, watch)
             self._next_epoch(epoch)
             if state is not None:
                 self.save(state)
@@ -248,18 +247,27 @@ class _Run:
             seconds=round(time.perf_counter() - started, 3),
         )
 
+    def _keep(self, epoch: Epoch, watch: Watch) -> None:
+        """Hand on the weights of an epoch, which the model holds now."""
+        if self.guarded is not None:
+            self.weights_before = _copied(self.model)
+        best = epoch.validation_robust_accuracy > max(
+            (e.validation_robust_accuracy for e in self.history), default=-1.0
+        )
+        if self.fabric.is_global_zero:
+            watch.on_evaluated(self.model, epoch, best)
+
     def _next_epoch(self, epoch: Epoch) -> None:
         self.history.append(epoch)
-        if self.guarded is not None:
-            if epoch.note and self.weights_before is not None:
-                self.model.load_state_dict(self.weights_before)
-            self.weights_before = _copied(self.model)
         self.epoch, self.batch = self.epoch + 1, 0
         self.losses, self.right, self.images, self.checked = [], [], 0, 0
         self.attack_random = self._attack_generator()
 
     def _keep_evaluated(self) -> None:
-        """Leave in the model the weights that were evaluated last."""
+        """Leave in the model the weights that were evaluated last, and did not collapse."""
+        if self.history and self.history[-1].note and self.weights_before is not None:
+            self.model.load_state_dict(self.weights_before)
+            return
         if self.trainer.average is None and self.trainer.entropy_sgd is None:
             return
         with evaluated_weights(self.trainer, self.batches, self.epoch - 1):

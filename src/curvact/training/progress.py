@@ -66,7 +66,8 @@ class Watch:
     on_epoch: with each finished epoch, after its state is saved.
     on_evaluated: as `on_evaluated(model, epoch, best)`, while the model holds the weights that were
         evaluated (the average, if the recipe has one). best: whether validation robust accuracy is
-        the highest so far. Of several processes, only the first calls it.
+        the highest so far. Of several processes, only the first calls it. It is not called for an
+        epoch that overfitted catastrophically, whose weights are not kept.
     """
 
     on_step: Callable[[Step], None] = _ignore

@@ -99,7 +99,7 @@ def train_into(run: RunSpec, where: Path, *, resume: bool, device: str, store: S
     for column in ("weights", "epoch", "clean", str(run.evaluation.attack)):
         table.add_column(column, justify="left" if column == "weights" else "right")
     numbers, name = record.metrics, run.evaluation.metric
-    rows = [("last", record.epochs, "")]
+    rows = [("last", record.last_epoch, "")]
     if "best_epoch" in numbers:
         rows.insert(0, ("best", int(numbers["best_epoch"]), "best_"))
     for weights, epoch, prefix in rows:
@@ -107,6 +107,15 @@ def train_into(run: RunSpec, where: Path, *, resume: bool, device: str, store: S
         table.add_row(weights, str(epoch), f"{clean:.2%}", f"{robust:.2%}")
     console = plain_console()
     console.print(table)
+    parts, pgd = (name(f"subset_{kind}_accuracy") for kind in ("robust", "pgd"))
+    if parts in numbers:
+        attacks = " + ".join(run.evaluation.autoattack_parts)
+        few = min(run.evaluation.autoattack_images, record.test_images or run.evaluation.autoattack_images)
+        console.print(
+            f"{attacks} on the first {few} images, last weights: robust "
+            f"{numbers[parts]:.2%}; {run.evaluation.attack} on the same images: {numbers[pgd]:.2%}",
+            highlight=False,
+        )
     if record.note:
         console.print(record.note)
     console.print(

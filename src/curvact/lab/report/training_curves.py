@@ -40,7 +40,8 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str, ax: Axes | N
             accuracy.plot(
                 epochs, values, color=colour, linestyle=dash, marker=mark, markersize=3, label=label
             )
-        best = max(history, key=lambda e: e["validation_robust_accuracy"])
+        kept = [e for e in history if not e.get("note")]
+        best = max(kept, key=lambda e: e["validation_robust_accuracy"])
         accuracy.axvline(best["epoch"], color="#888888", linewidth=0.8)
         accuracy.annotate(
             f"best: epoch {best['epoch']}, {100 * best['validation_robust_accuracy']:.1f} %",
