@@ -538,6 +538,28 @@ def test_activation_parameters_are_those_of_activations_once() -> None:
     assert [id(p) for p in found] == [id(p) for p in want]
 
 
+class Foreign(nn.Module):
+    """Somebody's own activation: no subclass, but with a slope and a curvature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+    def slope(self, x: Tensor) -> Tensor:
+        return self.gain + 0 * x
+
+    def curvature(self, x: Tensor) -> Tensor:
+        return 0 * x
+
+
+def test_activations_of_somebody_else_have_activation_parameters_too() -> None:
+    act = Foreign()
+    assert activation_parameters(nn.Sequential(nn.Conv2d(1, 8, 3), act)) == [act.gain]
+
+
 def test_current_parameters_and_curvature() -> None:
     net = Net()
     parameters, curvature = current_parameters(net), current_curvature(net)

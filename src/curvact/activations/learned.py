@@ -13,11 +13,13 @@ from curvact.activations.arguments import module as check_module
 from curvact.activations.base import Activation
 from curvact.activations.curvature import max_curvature
 from curvact.activations.families.pssilu import PSSiLU
+from curvact.activations.selection import is_activation
 from curvact.errors import CurvactError
 
 
 def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of all activations in the model, each once; also those of `nn.PReLU`.
+    """The parameters of all activations in the model, each once: of modules with `slope` and `curvature`,
+    and of `nn.PReLU`.
 
     >>> from curvact.activations import activation
     >>> model = nn.Sequential(nn.Linear(2, 2), activation("pssilu(learnable=True)"))
@@ -25,9 +27,8 @@ def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
     [torch.Size([1]), torch.Size([1])]
     """
     check_module(model, "activation_parameters")
-    kinds = (Activation, nn.PReLU)
-    found = (p for module in model.modules() if isinstance(module, kinds) for p in module.parameters())
-    return list(dict.fromkeys(found))
+    found = [m for m in model.modules() if is_activation(m) or isinstance(m, nn.PReLU)]
+    return list(dict.fromkeys(p for module in found for p in module.parameters()))
 
 
 def current_parameters(model: nn.Module) -> dict[str, float]:

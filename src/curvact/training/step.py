@@ -149,6 +149,8 @@ class Trainer:
         if use_awp:
             add(pairs, -1)
         constrain_(self.model)
+        if self.entropy_sgd is not None and self.entropy_sgd.outer_step_ended:
+            self.entropy_sgd.follow(activation_parameters(self.model))
         if (
             self.average is not None
             and self.average.kind == "ema"

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from curvact.activations import activation, constrain_
 from curvact.errors import CurvactError
 from curvact.random import generator
 from curvact.training.methods import batch_norm
@@ -564,3 +565,31 @@ def test_training_with_it_learns() -> None:
                     loss(net, optimizer)
         assert loss(net, optimizer) < 0.5 * before
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), looked_at.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "sign"),
+    [("rctaf(alpha=0.5, learnable=True)", "alpha", 1), ("pssilu(beta=0.9, learnable=True)", "beta", -1)],
+)
+def test_outer_weights_of_learned_activations_stay_in_their_domain(
+    name: str, parameter: str, sign: int
+) -> None:
+    """Gradients that would take α below 0, and β above 1."""
+    act = activation(name)
+    model = nn.Sequential(nn.Linear(1, 1), act)
+    scale = getattr(act, parameter)
+    settings = {"inner_steps": 4, "inner_lr": 0.1, "noise": 0.0, "momentum": 0.0, "averaging": 0.25}
+    optimizer = EntropySGD(model.parameters(), lr=1.0, variant="authors", **settings)
+    for _ in range(8):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 8.0 * sign) if p is scale else torch.zeros_like(p)
+        optimizer.step()
+        constrain_(model)
+        if optimizer.outer_step_ended:
+            optimizer.follow([scale])
+        else:
+            with pytest.raises(CurvactError, match="only at the end of an outer step"):
+                optimizer.follow([scale])
+        with optimizer.outer_weights():
+            assert math.isfinite(act.max_curvature.value)
+            assert float(scale.detach()) > 0 if parameter == "alpha" else abs(float(scale.detach())) < 1

@@ -185,6 +185,18 @@ class EntropySGD(Optimizer):
         group["gamma"] *= group["scoping"]
         group["position"] = 0
 
+    @torch.no_grad()
+    def follow(self, parameters: Iterable[Tensor]) -> None:
+        """Make the values of these parameters their outer weights, after something has constrained them.
+        CurvactError within an outer step.
+        """
+        if not self.outer_step_ended or self._inner:
+            raise CurvactError("follow(): only at the end of an outer step, outside of outer_weights()")
+        for p in parameters:
+            if state := self.state.get(p):
+                state["outer"].copy_(p)
+                state["average"].copy_(p)
+
     @contextmanager
     def outer_weights(self) -> Iterator[None]:
         """Inside, the parameters hold the outer weights x, to evaluate and save them.
