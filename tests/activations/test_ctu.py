@@ -91,3 +91,20 @@ def test_gradients_of_beta_and_c() -> None:
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     scales = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.7, 0.4)]
     assert torch.autograd.gradcheck(lambda beta, c: ctu(x, beta, c), scales)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-5, 1e-3, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_beta_is_right_down_to_zero(beta: float, dtype: torch.dtype) -> None:
+    """∂σ/∂β by hand: that of x·s(bx) is x²s(1 − s)·b', with b' = 1/(1 − β)²; that of (1 − β)·softplus(x/(1 − β))
+    is (x/(1 − β))·s(x/(1 − β)) − softplus(x/(1 − β)). In float64.
+    """
+    x, c, b = torch.linspace(-3, 3, 41, dtype=torch.float64), 0.25, torch.tensor(beta, dtype=torch.float64)
+    scale = torch.tensor(beta, dtype=dtype, requires_grad=True)
+    (found,) = torch.autograd.grad(ctu(x.to(dtype), scale, c).sum(), scale)
+    s, u = torch.sigmoid(b / (1 - b) * x), x / (1 - b)
+    swish = x**2 * s * (1 - s) / (1 - b) ** 2
+    softplus = u * torch.sigmoid(u) - torch.nn.functional.softplus(u)
+    want = (c * swish + (1 - c) * softplus).sum()
+    # 41 terms of size up to 2, each to the accuracy of the dtype.
+    torch.testing.assert_close(found.double(), want, rtol=0, atol=200 * torch.finfo(dtype).eps)

@@ -72,7 +72,10 @@ def ctu(x: Tensor, beta: Scale = 0.9, c: Scale = 0.5) -> Tensor:
     beta, c = proper_fraction(beta, "beta", "ctu"), fraction(c, "c", "ctu")
     if isinstance(beta, Tensor) or isinstance(c, Tensor):
         alpha = 1 / (1 - beta)
-        return c * apply(x, alpha * beta, SWISH) + (1 - c) * apply(x, alpha, SOFTPLUS)
+        # Not by the kernel of SWISH: its derivative in the scale divides by the scale, which is 0 at β = 0.
+        low = x.clamp_min(torch.finfo(x.dtype).min)  # −∞·0 is NaN
+        swish = low * torch.sigmoid(alpha * beta * low)
+        return c * swish + (1 - c) * apply(x, alpha, SOFTPLUS)
     return apply(x, 1 / (1 - beta), _shape(beta, c))
 
 
