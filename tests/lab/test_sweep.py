@@ -173,6 +173,11 @@ def test_sources_come_first_with_their_own_seeds(sweep_spec: Any) -> None:
             {"questions": {"curve": {"bnd": [1, 2]}}},
             "questions.curve.bnd: no such setting; did you mean 'band'",
         ),
+        ({"questions": {"paired": {"baseline": "nope"}}}, "questions.paired.baseline = 'nope' is no label"),
+        (
+            {"questions": {"paired": {"baseline": {"curvature": 5}}}},
+            "questions.paired.baseline.curvature = 5 is",
+        ),
         ({"name": "a/b"}, "name='a/b'"),
     ],
 )

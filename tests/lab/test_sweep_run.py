@@ -203,7 +203,8 @@ def test_a_run_out_of_memory_fails_and_is_tried_again(
 
     monkeypatch.setattr(curvact.lab.run, "fit", fit)
     spec = sweep_spec(grid={"curvature": [1, 6], "seed": [0]})
-    assert run_sweep(spec, tmp_path, Placement("inline"), console=QUIET) == []
+    failed = f"1 of 2 runs failed: {tmp_path}/results.csv has the causes"
+    assert run_sweep(spec, tmp_path, Placement("inline"), console=QUIET) == [failed]
     (_, small), (large_run, large) = sweep_records(spec, tmp_path)
     assert (small.status, large.status) == ("done", "failed")
     assert re.match("out of memory: .*can't allocate memory", large.cause)

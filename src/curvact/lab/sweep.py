@@ -22,7 +22,7 @@ from curvact.lab.settings import Strict, check_settings, override_all, override_
 from curvact.lab.spec import RunSpec
 from curvact.lab.statistics import QUESTIONS
 from curvact.lab.statistics.question import Question, question
-from curvact.lab.table import Value
+from curvact.lab.table import Row, Table, Value
 
 SWEEP_FILE = "sweep.yaml"
 SHIPPED = Path(__file__).with_name("sweeps")
@@ -184,9 +184,11 @@ class SweepSpec(Strict):
             count += len(self.references) * math.prod(map(len, others))
             if count > MOST_RUNS:
                 raise ValueError(f"{count:,} runs with the references: at most {MOST_RUNS:,} in one sweep")
-        self.asked()
-        for _ in self.planned:
-            pass
+        asked = self.asked() or {}
+        own = [run for run in self.planned if run.source is None and run.reference is None]
+        rows = tuple(Row(run.id, run.labels, "planned", "", {}, 0, 0.0) for run in own)
+        for one in asked.values():
+            one.check(Table(tuple(self.axes), rows))
         return self
 
     def _check_keys(self) -> None:

@@ -55,7 +55,8 @@ def run_sweep(
         part of both are not repeated, but those that memory was too short for.
     store: whose local folder `folder` is, see `curvact.lab.remote.working`. Its runs are pushed while
         they run, and may run on machines that do not share the folder.
-    Returns one line for each run that did not finish because its worker died again and again.
+    Returns one line for each run that did not finish because its worker died again and again, and one that
+    counts the runs whose training failed.
     Raises CurvactError for a folder that holds something else, a damaged record, or a full disk.
     Data, a network or a learned activation that a run cannot start from are found before anything
     is written.
@@ -84,7 +85,7 @@ def run_sweep(
             store.push()
         if not left:
             console.print(f"all {len(planned)} runs of {spec.name} have finished", highlight=False)
-            return []
+            return _failed(planned, folder)
         with SweepBars(console, spec.name, total=len(planned), finished=len(planned) - len(left)) as bars:
             for takes_from_a_run in (False, True):
                 batch = [run for run in left if _takes_from_a_run(run) is takes_from_a_run]
@@ -110,7 +111,14 @@ def run_sweep(
                 if store is not None:
                     check_claim(store.url)
                     store.pull_runs()
-    return problems
+    return problems + _failed(planned, folder)
+
+
+def _failed(planned: Sequence[Planned], folder: Path) -> list[str]:
+    """A line where runs failed; each of them has its cause in results.csv."""
+    records = [finished(folder / RUNS / run.id, run.id) for run in planned]
+    count = sum(record is not None and record.status == "failed" for record in records)
+    return [f"{count} of {len(planned)} runs failed: {folder}/results.csv has the causes"] if count else []
 
 
 def _check_images(done: Sequence[Record], left: Sequence[Planned], folder: Path) -> None:

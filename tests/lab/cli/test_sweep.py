@@ -64,6 +64,27 @@ def test_runs_that_fail_end_with_1(
     assert "has no finished run" in done.err
 
 
+def test_runs_whose_loss_diverges_are_counted_and_end_with_1(
+    curvact: Run, tiny: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "out"
+    settings = (
+        "--set",
+        "base.training.learning_rate=1e6",
+        "--set",
+        "grid.curvature=[6]",
+        "--set",
+        "grid.seed=[0]",
+    )
+    first = curvact("sweep", "run", tiny, "--out", place, *settings, "--engine", "inline")
+    assert first.code == 1
+    assert f"1 of 1 runs failed: {place}/results.csv has the causes" in first.err
+    assert "the loss became" in (place / "results.csv").read_text()
+    again = curvact("sweep", "run", place)
+    assert again.code == 1
+    assert "1 of 1 runs failed" in again.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

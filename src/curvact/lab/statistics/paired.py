@@ -153,6 +153,11 @@ class Paired(Question):
         cells = {tuple(row.labels.get(axis) for axis in axes) for row in done}
         return len(cells) > 1 and not Curve().suits(table)
 
+    def check(self, table: Table) -> None:
+        """Raises CurvactError for a baseline that is no label."""
+        axes = [axis for axis in table.axes if axis != SEED]
+        self._baselines(table, axes, [tuple(row.labels.get(axis) for axis in axes) for row in table.rows])
+
     def answer(self, table: Table) -> PairedAnswer:
         """Means, differences and their table. Raises CurvactError for a baseline that no run
         has."""

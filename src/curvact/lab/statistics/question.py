@@ -72,6 +72,11 @@ class Question(BaseModel):
         """Whether the question can be asked of a table with these axes."""
         raise NotImplementedError
 
+    def check(self, table: Table) -> None:
+        """Raises CurvactError where the settings name what a table with these labels lacks. A sweep asks before
+        its runs; the table has no metrics then.
+        """
+
     def answer(self, table: Table) -> Answer:
         """The answer. Raises CurvactError in one line where the table does not fit the settings."""
         raise NotImplementedError
