@@ -298,6 +298,10 @@ def test_a_function_by_name() -> None:
     register("halved", half)
     act = activation("halved")
     assert str(act) == "halved"
+    register("tanh_of", lambda a=2.0, kind="soft": Elementwise(lambda x: torch.tanh(a * x)))
+    for text in ("tanh_of", "tanh_of(a=3)", "tanh_of(a=0.5, kind=hard)"):
+        assert str(activation(text)) == text
+        assert str(activation(str(activation(text)))) == text
     assert torch.equal(act(torch.ones(2)), torch.full((2,), 0.5))
     with pytest.raises(CurvactError, match="not elementwise"):
         register("softmax", lambda x: torch.softmax(x, -1))

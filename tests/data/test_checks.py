@@ -84,6 +84,9 @@ def test_axes() -> None:
         ([0, 16.0], "of 0 … 16? divide them by 16"),
         ([0, 65535.0], "16 bits"),
         ([0, 1.0000001], "clip them"),
+        ([0, 1.2], "clip them"),
+        ([0, 1 / 255], "almost black; 1 is white (divided by 255 twice? multiply them by 255)"),
+        ([0, 16 / 255], "almost black; 1 is white (divide them by 0.0627451)"),
         ([0, float("inf")], "infinity"),
     ],
 )

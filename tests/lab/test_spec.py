@@ -109,6 +109,7 @@ def test_ids_are_fixed() -> None:
         ({"threat_model": {"norm": "linf", "epsilon": "8/x"}}, "threat_model.epsilon='8/x': a radius: a"),
         ({"threat_model": {"norm": "linf", "epsilon": 0.1, "eps": 1}}, "unknown key 'threat_model.eps'"),
         ({"data": "digit"}, "data.name='digit': allowed are digits, .*; did you mean 'digits'"),
+        ({"data": "mine.npz"}, "data.name='mine.npz': a path has a slash, such as ./mine.npz; data sets are"),
         ({"data": {"name": "digits", "sise": 8}}, "unknown key 'data.sise'; did you mean 'size'"),
         ({"data": {"name": "digits", "train": 0}}, "data.train=0: .*greater than or equal to 1"),
         ({"data": {"name": "digits", "extra_fraction": 1}}, "data.extra_fraction=1: .*less than 1"),

@@ -320,7 +320,7 @@ def test_no_code_of_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert not trap.exists()
 
 
-@pytest.mark.parametrize("part", [0, 1, 10, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("part", [0, 1, 10, 5000, 0.3, 0.5, 0.8, 0.9, 0.999])
 @pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
 def test_a_truncated_file_is_one_clear_line(form: str, part: float, tmp_path: Path) -> None:
     file = tmp_path / ("a.safetensors" if form == "safetensors" else "a.pt")

@@ -58,7 +58,8 @@ def test_one_run_fails_and_the_rest_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "1 of 2 runs failed" in done.stderr
     assert "Traceback" not in done.stderr
     rows = {row["size"]: row for row in csv_without_times(out / "results.csv")}
     assert rows["small"]["status"] == "done"

@@ -340,6 +340,8 @@ class ScaledActivation(Activation):
 class Elementwise(Activation):
     """Any elementwise function of a tensor, or module, as an activation.
 
+    registered: the name of a registered one, with its parameters; else "".
+
     >>> Elementwise(torch.tanh).max_curvature.value  # 4/(3√3)
     0.7698...
     """
@@ -350,6 +352,7 @@ class Elementwise(Activation):
             raise CurvactError(f"Elementwise got {shortened(function)}: it takes a function of one tensor")
         self.function = function
         self.centered = centered
+        self.registered = ""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.function(x)
@@ -357,6 +360,8 @@ class Elementwise(Activation):
 
     @property
     def name(self) -> str:
+        if self.registered:
+            return self.registered
         given = getattr(self.function, "__name__", None)
         return given if isinstance(given, str) else repr(self.function)
 

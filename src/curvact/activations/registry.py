@@ -101,25 +101,7 @@ def register(name: str, factory: Factory) -> None:
         _check_named(name, factory)
         if "_family" not in vars(factory):
             factory._family = name.lower()
-    elif isinstance(factory, partial) and factory.func is Elementwise:
-        factory = partial(_named_elementwise, name.lower(), *factory.args)
     _REGISTRY[name.lower()] = factory
-
-
-class _Named(Elementwise):
-    """A registered function: its name is the registered one."""
-
-    def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(function)
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-
-def _named_elementwise(name: str, function: Callable[[Tensor], Tensor]) -> nn.Module:
-    return _Named(name, function)
 
 
 def _check_named(name: str, kind: type[Activation]) -> None:
@@ -179,8 +161,8 @@ def made_by(factory: Callable[..., nn.Module], **options: Any) -> nn.Module:
 
 
 def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
-    family, parameters = parse_name(name)
-    parameters |= more
+    family, own = parse_name(name)
+    parameters = own | more
     factory = _REGISTRY[family]
     shown = shortened(name)
     if "curvature" in parameters:
@@ -209,7 +191,11 @@ def _build(name: str, more: dict[str, Parameter]) -> nn.Module:
             raise CurvactError(f"{shown} lacks the parameter '{p.name}': write {family}({p.name}=...)")
         if isinstance(p.default, bool) and p.name in parameters:
             flag(parameters[p.name], p.name, family)
-    return made_by(factory, **parameters)
+    made = made_by(factory, **parameters)
+    if isinstance(made, Elementwise) and not made.registered:
+        inside = ", ".join(f"{key}={value}" for key, value in own.items())
+        made.registered = f"{family}({inside})" if inside else family
+    return made
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Parameter]]:

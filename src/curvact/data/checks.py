@@ -118,12 +118,20 @@ class Look:
                     f"({meaning}{'' if self.high == 1 else f' divide them by {self.high:.0f}'})"
                 )
             return torch.uint8
+        if self.low >= 0 and 0 < self.high <= 16.0001 / 255:
+            twice = self.high <= 1.0001 / 255
+            raise CurvactError(
+                f"{self.where}: images are floats in [0, {self.high:.4g}], which is almost black; 1 is white "
+                f"({'divided by 255 twice? multiply them by 255' if twice else f'divide them by {self.high:.7g}'})"
+            )
         if self.low >= 0 and self.high <= 1:
             return torch.uint8 if self.in_bytes else torch.float32
         if self.low > -0.01 and self.high < 1.01:
             meaning = "rounding or interpolation? clip them to [0, 1]"
         elif self.low < 0:
             meaning = "normalized? give them before the normalization, which belongs into the model"
+        elif self.high <= 2:
+            meaning = "interpolated or augmented? clip them to [0, 1]"
         elif self.high <= 255:
             white = 255 if self.high > 32 else f"{self.high:.7g}"
             meaning = f"of 0 … {white}? divide them by {white}"

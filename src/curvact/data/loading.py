@@ -56,7 +56,7 @@ def load(
         an .npz, of a folder of .npy files, or of .parquet files (extra `parquet`).
     root: the folder of the named data sets. If None: the environment's CURVACT_DATA, else `data`.
     size: scale the images to size×size pixels.
-    train, validation, test: at most so many images of each split.
+    train, validation, test: each is the most images that the split of its name has.
 
     An official test set is kept, and validation is a tenth of the training images. Without one, a
     fifth of the images is for testing and a tenth for validation. The permutation is fixed.

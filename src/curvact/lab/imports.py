@@ -100,7 +100,7 @@ def import_code(path: str | Path) -> Import:
     path = Path(path)
     try:
         if not path.is_file():
-            raise CurvactError(f"{path} is no file of Python: give a path such as my.py")
+            raise CurvactError(f"there is no file {path} of Python: give a path such as my.py")
         source = path.read_bytes()
     except OSError as error:
         raise CurvactError(f"cannot read {path}: {error.strerror}") from None
@@ -350,7 +350,8 @@ def _of_folder(item: Import, folder: Path) -> Import:
         )
         raise CurvactError(
             f"{folder} needs the code {item.file}: --trust-code runs the copy in {copy.parent}, which may "
-            f"do anything; --import FILE runs yours, if it is the same.{other}"
+            f"do anything; --import FILE runs yours, if it is the same (in Python with curvact.lab.trust_code(), or "
+            f"curvact.lab.import_code(FILE)).{other}"
         )
     try:
         source = copy.read_bytes()

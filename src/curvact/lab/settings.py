@@ -224,7 +224,7 @@ def first_problem(kind: type[BaseModel], error: ValidationError) -> str:
         )
     if problem["type"] == "missing":
         return f"the key '{place}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [0, 1]")
     if problem["type"] == "value_error" and not isinstance(problem["input"], (str, int, float)):
         return f"{place}: {message}" if place else message
     return f"{short(place)}={short(repr(problem['input']))}: {message[0].lower()}{message[1:]}"

@@ -64,8 +64,8 @@ class DataSpec(Strict):
     """The images of a run.
 
     name: anything that `curvact.data.load` knows: a data set, or a path.
-    size: images are resized to this side. train, validation, test: at most so many images of each
-    split.
+    size: images are resized to this side. train, validation, test: the most images of the split of
+    that name.
     extra: a file of synthetic images. extra_fraction: their share of every training batch.
     """
 
@@ -85,6 +85,8 @@ class DataSpec(Strict):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
+        if Path(name).suffix and not names_a_place(name) and name not in DATASETS:
+            raise ValueError(f"a path has a slash, such as ./{name}; data sets are {', '.join(DATASETS)}")
         return name if names_a_place(name) else choice(name, list(DATASETS))
 
     def in_its_place(self) -> DataSpec:
@@ -215,12 +217,13 @@ class EvaluationSpec(Strict):
     """How the trained network is attacked.
 
     attack: the PGD on the images of the split.
-    train_images: it attacks the first so many images of the training split too.
+    train_images: so many images of the training split are attacked too, from its first one on.
     split: "test", or "validation", which leaves the test images alone: the metrics of that split are
     named `validation_robust_accuracy` and so on.
     images: at most so many images of the split. None: all of them.
     weights: "last" measures the last weights; "both" the weights of the best validation epoch too.
-    autoattack_images: parts of AutoAttack attack so many images of the split.
+    autoattack_images: parts of AutoAttack attack so many images of the split. The metric
+        subset_robust_accuracy is theirs, and subset_pgd_accuracy is that of the PGD on the same images.
     autoattack_parts: which parts.
     autoattack_mode: "plain" is the reference image by image. "fast" is faster on images from 16
     pixels on.

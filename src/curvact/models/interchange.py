@@ -74,11 +74,12 @@ def read_state_dict(path: PathLike) -> StateDict:
     try:
         with path.open("rb") as stream:
             refuse_page(path, stream.read(200))
+    except OSError as error:
+        raise CurvactError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CurvactError(f"cannot read {path}: {error.strerror or error}") from None
     except CurvactError:
         raise
     except Exception as error:

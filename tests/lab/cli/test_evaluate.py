@@ -412,7 +412,7 @@ def test_weights_without_a_description(
         (["--model", "theirs.py:Net"], "wrong shape of 1.weight"),
         (["--model", "theirs.py:Net(width=5)", "--mean", "0.3"], "give both or neither"),
         (["--model", "theirs.py:Nett"], "did you mean 'Net'"),
-        (["--model", "none.py:Net"], "none.py is no file of Python"),
+        (["--model", "none.py:Net"], "there is no file none.py of Python"),
         (["--mean", "0.3"], "--mean 0.3: it belongs to --model"),
     ):
         done = curvact(*command, *extra)

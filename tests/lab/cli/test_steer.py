@@ -26,7 +26,8 @@ def test_the_command(tmp_path: Path, save: Callable[..., Path], curvact: Callabl
     for options, message in (
         (("--beta", "1.2"), "--beta 1.2: two numbers"),
         (("--steps", 1), "--steps 1: must be >= 2"),
-        (("--split", "validation"), "--split validation: β is chosen on these images"),
+        (("--split", "validation"), "--split validation of steer: β is judged on test images"),
+        (("--split", "train"), "--split train of steer: β is judged on test images"),
         (("--c", 2), "c=2.0 in ctu: c must be a number from 0 to 1"),
         (("--from", "gelu"), "the network has no gelu to steer"),
         (("--epsilon", "0"), "epsilon 0 in curvact steer"),

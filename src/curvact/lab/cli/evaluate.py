@@ -210,6 +210,9 @@ def _show(record: EvaluationRecord, checks: list[Finding], path: Path) -> None:
     )
     threat = record.threat_model
     console.print(f"{printable(record.attack)}, {threat}, {record.seconds:,.1f} s")
+    if len(record.accuracy_after) > 2:
+        after = ", ".join(f"{name} {100 * share:.1f} %" for name, share in record.accuracy_after.items())
+        console.print(f"accuracy after each attack: {printable(after)}", soft_wrap=True, highlight=False)
     if record.rounded_accuracy is not None:
         console.print(f"attacked images rounded to 8 bits: robust {100 * record.rounded_accuracy:.1f} %")
     if len(record.by_class) > 1:

@@ -37,8 +37,10 @@ def steer(
     from curvact.lab.steering import betas_of, steer
 
     at_least("--steps", steps, 2)
-    if subject.split == "validation":
-        raise CurvactError("--split validation: β is chosen on these images, judge it on others")
+    if subject.split != "test":
+        raise CurvactError(
+            f"--split {subject.split} of steer: β is judged on test images, which no choice has seen"
+        )
     betas, attack = betas_of(beta, steps), named_attack(subject.attack)
     subjects = open_subjects("steer", [checkpoint], subject)
     found = Findings("steer", config_of(ctx), subjects, out)

@@ -64,7 +64,7 @@ def diagnose(model: nn.Module, data: Dataset) -> list[str]:
     ...     def forward(self, x):
     ...         return torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 10).float()
     >>> diagnose(Always0(), load("digits").test.first(100))
-    ['guessing: clean accuracy is 14.0 % of 100 images, and guessing among 10 classes gives 10.0 %']
+    ['guessing: clean accuracy is 14.0 % of 100 images, which guessing among 10 classes may give too (10.0 %, with p = 0.12)']
     """
     data = data.first(IMAGES)
     y, number = data.labels, len(data.classes)
@@ -82,11 +82,11 @@ def diagnose(model: nn.Module, data: Dataset) -> list[str]:
         if not found:
             found = _another_reading(model, y, given, data)
     right, count = int(given.sum()), len(data)
-    if not found and count >= FEWEST and _guessed(right, count, number):
+    if not found and count >= FEWEST and _chance(right, count, number) > 0.01:
         found = [
             (
-                f"guessing: clean accuracy is {_percent(right / count)} of {count} images, and guessing among "
-                f"{number} classes gives {_percent(1 / number)}"
+                f"guessing: clean accuracy is {_percent(right / count)} of {count} images, which guessing among "
+                f"{number} classes may give too ({_percent(1 / number)}, with p = {_chance(right, count, number):.2g})"
             )
         ]
     return found
@@ -237,10 +237,11 @@ def _clearly_better(after: Tensor, before: Tensor) -> bool:
     return sure and won - lost >= GAIN * len(after)
 
 
-def _guessed(right: int, count: int, number: int) -> bool:
+def _chance(right: int, count: int, number: int) -> float:
+    """How likely guessing among so many classes is right so often, or more often."""
     from scipy.stats import binom
 
-    return float(binom.sf(right - 1, count, 1 / number)) > 0.01
+    return float(binom.sf(right - 1, count, 1 / number))
 
 
 def _mean(flags: Tensor) -> float:

@@ -238,8 +238,8 @@ def _split_table(title: str, split: Record) -> Table:
             escape(layer) or WHOLE,
             estimate(part["base_share"], 100) if shown else "noise",
             estimate(part["curvature_share"], 100) if shown else "noise",
-            number(part["base"]["value"]),
-            number(part["curvature"]["value"]),
+            estimate(part["base"]),
+            estimate(part["curvature"]),
             _cosine(part["cosine"]),
             "" if most is None else f"{escape(most)} {percent(sites[most])} %",
         )

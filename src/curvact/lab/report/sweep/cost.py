@@ -11,7 +11,7 @@ from curvact.lab.sweep import Planned, in_words
 
 NOT_COUNTED = (
     "Counted are convolutions, products of matrices and attention, by torch on the meta device. Activations, "
-    "normalizations and data take time beside them: a rate that was measured in training holds it."
+    "normalizations and data take time beside them: a rate that was measured in training includes that time."
 )
 
 
