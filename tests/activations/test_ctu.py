@@ -108,3 +108,15 @@ def test_the_gradient_of_beta_is_right_down_to_zero(beta: float, dtype: torch.dt
     want = (c * swish + (1 - c) * softplus).sum()
     # 41 terms of size up to 2, each to the accuracy of the dtype.
     torch.testing.assert_close(found.double(), want, rtol=0, atol=200 * torch.finfo(dtype).eps)
+
+
+def test_a_tensor_beta_keeps_dtype_and_infinities() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert ctu(torch.randn(2, 3, 4, 4).to(dtype), torch.full((3, 1, 1), 0.5)).dtype == dtype
+    x = torch.tensor([math.inf, 1e30, -1e30, -math.inf], requires_grad=True)
+    (slope,) = torch.autograd.grad(ctu(x, torch.tensor(0.9)).sum(), x)
+    assert slope.tolist() == [1, 1, 0, 0]
+    assert ctu(x, torch.tensor(0.9)).tolist()[0::3] == [math.inf, 0]
+    assert float(ctu(x.detach(), torch.tensor(0.0))[3]) == -math.inf
+    with pytest.raises(CurvactError, match="int64"):
+        ctu(torch.tensor([1, 2]), torch.tensor(0.5))

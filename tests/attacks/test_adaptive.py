@@ -405,3 +405,47 @@ def test_malt_asks_for_float32() -> None:
     x, y = _images(2)
     with pytest.raises(CurvactError, match=r"malt=2 of adaptive_attack with images of torch.float64"):
         adaptive_attack(copy.deepcopy(_honest()).double(), x.double(), y, THREAT, steps=1, malt=2)
+
+
+class Twice(nn.Module):
+    """One block at two places, whose activation gets another argument at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.act = Leaky(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(input=self.block(self.block(x, 0.5) - 1, 0.1))
+
+
+class Leaky(nn.Module):
+    def forward(self, x: Tensor, slope: float) -> Tensor:
+        return F.leaky_relu(x, slope)
+
+
+def test_a_call_with_two_arguments_has_no_surrogate_and_a_module_may_be_called_by_keyword() -> None:
+    model, x = Twice().eval(), torch.linspace(-2, 2, 12).view(2, 6)
+    network = SurrogateNetwork(model, x)
+    torch.testing.assert_close(network.model(x), model(x), rtol=0, atol=0)
+    assert len(network.sites) == 1
+    assert "leaky_relu" in network.notes[0]
+
+
+def test_constant_images_make_no_module_elementwise() -> None:
+    model = nn.Sequential(Mixed(), nn.Flatten(), nn.Linear(12, 3), nn.ReLU())
+    network = SurrogateNetwork(model, torch.full((2, 3, 2, 2), 0.5))
+    assert [type(site.real) for site in network.sites] == [nn.ReLU]
+
+
+def test_a_graph_that_is_cut_for_some_batches_only_is_said_in_one_line() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = _honest()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.model(x.detach() if len(x) > 1 else x)
+            return out
+
+    with pytest.raises(CurvactError, match="pgd needs a gradient"):
+        adaptive_attack(Cut(), *_images(6), ThreatModel("linf", 0.05), steps=2)

@@ -86,13 +86,21 @@ def test_axes() -> None:
         ([0, 1.0000001], "clip them"),
         ([0, 1.2], "clip them"),
         ([0, 1 / 255], "almost black; 1 is white (divided by 255 twice? multiply them by 255)"),
-        ([0, 16 / 255], "almost black; 1 is white (divide them by 0.0627451)"),
+        (
+            [0, 16 / 255],
+            "almost black; 1 is white (whole numbers up to 16, divided by 255? divide those by 16)",
+        ),
         ([0, float("inf")], "infinity"),
     ],
 )
 def test_floats_outside_of_0_to_1_say_what_they_may_be(values: list[float], part: str) -> None:
     images = torch.tensor(values).repeat(32).view(1, 1, 8, 8)
     refused(Path("x"), lambda: whole_images("x", images), part)
+
+
+def test_dark_floats_that_are_no_bytes_are_images() -> None:
+    images = torch.linspace(0, 0.05, 64).view(1, 1, 8, 8)
+    assert torch.equal(whole_images("x", images), images)
 
 
 def test_bytes_of_0_and_1_are_almost_black() -> None:

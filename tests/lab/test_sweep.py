@@ -173,6 +173,10 @@ def test_sources_come_first_with_their_own_seeds(sweep_spec: Any) -> None:
             {"questions": {"curve": {"bnd": [1, 2]}}},
             "questions.curve.bnd: no such setting; did you mean 'band'",
         ),
+        (
+            {"grid": {"seed": [0, 1]}, "questions": {"paired": {"baseline": "relu"}}},
+            "questions.paired: the seed is the only axis",
+        ),
         ({"questions": {"paired": {"baseline": "nope"}}}, "questions.paired.baseline = 'nope' is no label"),
         (
             {"questions": {"paired": {"baseline": {"curvature": 5}}}},

@@ -346,13 +346,14 @@ class Elementwise(Activation):
     0.7698...
     """
 
+    registered = ""
+
     def __init__(self, function: Callable[[Tensor], Tensor], *, centered: bool = False) -> None:
         super().__init__()
         if not callable(function):
             raise CurvactError(f"Elementwise got {shortened(function)}: it takes a function of one tensor")
         self.function = function
         self.centered = centered
-        self.registered = ""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.function(x)

@@ -201,9 +201,10 @@ def _inside(node: ast.expr, me: str | None) -> bool:
 
 
 class Rewritten(NamedTuple):
-    """A call of an activation that a module stands for now.
+    """Calls of an activation that a module stands for now.
 
-    function: what the call computes of its input, with its other arguments; None where one of them is computed.
+    function: what they compute of their input, with their other arguments; None where one of these is computed,
+        or differs between the calls.
     """
 
     path: str
@@ -238,6 +239,7 @@ def rewrite(
     result = torch.fx.GraphModule(model, graph, class_name=type(model).__name__)
     replaced: list[Rewritten] = []
     used: dict[str, nn.Module] = {}
+    arguments: dict[str, Any] = {}
     for node, call, path, index in sites:
         new = make(None, model.get_submodule(path), (path, index))
         stem = f"{path}.{call}".lstrip(".")
@@ -247,7 +249,11 @@ def rewrite(
         if target not in used:
             used[target] = new
             result.add_submodule(target, new)
-            replaced.append(Rewritten(target, call, new, _with_arguments(node, model)))
+            arguments[target] = _other_arguments(node, model)
+            function = _with_arguments(node.target, arguments[target])
+            replaced.append(Rewritten(target, call, new, function))
+        elif not _same(arguments[target], _other_arguments(node, model)):
+            replaced = [r._replace(function=None) if r.path == target else r for r in replaced]
         given = node.args[0] if node.args else node.kwargs["input"]
         with graph.inserting_before(node):
             if node in writing:
@@ -263,20 +269,34 @@ def rewrite(
     return result, replaced
 
 
-def _with_arguments(node: torch.fx.Node, model: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The function of a call and its arguments but for the first; None where the graph computes one of them."""
-    rest, named = node.args[1:], {name: value for name, value in node.kwargs.items() if name != "input"}
+def _other_arguments(node: torch.fx.Node, model: nn.Module) -> tuple[Any, Any] | None:
+    """The arguments of a call but for its input, by place and by name; None where the graph computes one."""
+    named = {name: value for name, value in node.kwargs.items() if name != "input"}
     inside: list[torch.fx.Node] = []
-    torch.fx.node.map_arg((rest, named), inside.append)
+    torch.fx.node.map_arg((node.args[1:], named), inside.append)
     if any(other.op != "get_attr" for other in inside):
         return None
 
     def kept(other: torch.fx.Node) -> Any:
         return operator.attrgetter(str(other.target))(model)
 
-    rest, named = torch.fx.node.map_arg((rest, named), kept)
-    function = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    found: tuple[Any, Any] = torch.fx.node.map_arg((node.args[1:], named), kept)
+    return found
+
+
+def _with_arguments(target: Any, others: tuple[Any, Any] | None) -> Callable[[Tensor], Tensor] | None:
+    """The function of a call as one of its input alone."""
+    if others is None:
+        return None
+    function, (rest, named) = getattr(Tensor, target) if isinstance(target, str) else target, others
     return lambda x: function(x, *rest, **named)
+
+
+def _same(first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) -> bool:
+    try:
+        return first is not None and bool(first == second)
+    except RuntimeError:  # tensors of several numbers
+        return False
 
 
 def _has(module: nn.Module, path: str) -> bool:

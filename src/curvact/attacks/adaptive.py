@@ -161,7 +161,7 @@ def adaptive_attack(
             step = replace(step, targets=min(malt, logits.shape[1] - 1), restarts=restarts)
             attacks.insert(len(PLAIN), partial(_towards, model, step, threat_model, generator))
             names.insert(len(PLAIN), MALT)
-        searched, flat = _searchable(model, x[:1]), 0
+        searched, flat = connected(model), 0
         for images, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             flat += _without_gradient(searched, images, labels)
             parts.append(_worst(model, images, labels, attacks))

@@ -107,7 +107,8 @@ class Site(nn.Module):
         self.spreads: list[Tensor] = []
         self.calls = 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
+        (x,) = (*given, *named.values())
         if self.measuring:
             self.spreads.append(x.detach().std(correction=0).clamp_min(1e-12))
         w = self.width * self.spreads[min(self.calls, len(self.spreads) - 1)] if self.spreads else self.width
@@ -158,6 +159,8 @@ class SurrogateNetwork:
         activations: Selector | None = None,
     ) -> None:
         model = getattr(model, "_orig_mod", model)
+        if isinstance(model, nn.DataParallel):
+            model = model.module  # its replicas would share the widths
         if not isinstance(model, nn.Module):
             raise CurvactError("the model is a function, in which no activation can be found")
         self.kappa = float(surrogate) if isinstance(surrogate, (int, float)) else None
@@ -292,16 +295,21 @@ def _at(model: nn.Module, path: str) -> Any:
 
 def _elementwise(model: nn.Module, match: Callable[[nn.Module], bool], example: Tensor) -> list[nn.Module]:
     """Modules of somebody's own, without modules inside, whose outputs depend on the input at their own place
-    only. Found on the inputs that they get in one forward pass.
+    only. Found on the inputs that they get in one forward pass, one tensor at each call.
     """
     inputs: dict[nn.Module, Tensor] = {}
 
-    def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
-        if len(given) == 1 and isinstance(given[0], Tensor):
-            inputs.setdefault(module, given[0].detach().clone())
+    others: set[nn.Module] = set()
+
+    def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        values = (*given, *named.values())
+        if len(values) == 1 and isinstance(values[0], Tensor):
+            inputs.setdefault(module, values[0].detach().clone())
+        else:
+            others.add(module)
 
     hooks = [
-        module.register_forward_pre_hook(keep)
+        module.register_forward_pre_hook(keep, with_kwargs=True)
         for module in model.modules()
         if not (type(module).__module__.startswith(_KNOWN) or match(module) or any(module.children()))
     ]
@@ -311,7 +319,7 @@ def _elementwise(model: nn.Module, match: Callable[[nn.Module], bool], example: 
     finally:
         for hook in hooks:
             hook.remove()
-    return [module for module, x in inputs.items() if _keeps_places(module, x)]
+    return [m for m, x in inputs.items() if m not in others and _keeps_places(m, x)]
 
 
 def _keeps_places(module: nn.Module, x: Tensor) -> bool:
@@ -319,7 +327,8 @@ def _keeps_places(module: nn.Module, x: Tensor) -> bool:
     if not x.is_floating_point() or x.numel() < 2:
         return False
     random = torch.Generator().manual_seed(0)
-    change = torch.randn(x.shape, generator=random).to(x) * x.std(correction=0)
+    scale = float(x.std(correction=0)) or 1.0
+    change = torch.randn(x.shape, generator=random).to(x) * scale
     kept = (torch.rand(x.shape, generator=random) < 0.5).to(x.device)
     try:
         with torch.no_grad():

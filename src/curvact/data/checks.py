@@ -118,11 +118,14 @@ class Look:
                     f"({meaning}{'' if self.high == 1 else f' divide them by {self.high:.0f}'})"
                 )
             return torch.uint8
-        if self.low >= 0 and 0 < self.high <= 16.0001 / 255:
-            twice = self.high <= 1.0001 / 255
+        whole = round(self.high * 255) if self.in_bytes else 0
+        twice = 0 < self.high <= 1.0001 / 255
+        if self.low >= 0 and (twice or 0 < whole <= 16):
+            meaning = "divided by 255 twice? multiply them by 255"
+            if not twice:
+                meaning = f"whole numbers up to {whole}, divided by 255? divide those by {whole}"
             raise CurvactError(
-                f"{self.where}: images are floats in [0, {self.high:.4g}], which is almost black; 1 is white "
-                f"({'divided by 255 twice? multiply them by 255' if twice else f'divide them by {self.high:.7g}'})"
+                f"{self.where}: images are floats in [0, {self.high:.4g}], which is almost black; 1 is white ({meaning})"
             )
         if self.low >= 0 and self.high <= 1:
             return torch.uint8 if self.in_bytes else torch.float32

@@ -85,7 +85,7 @@ def run_sweep(
             store.push()
         if not left:
             console.print(f"all {len(planned)} runs of {spec.name} have finished", highlight=False)
-            return _failed(planned, folder)
+            return _failed(spec, folder)
         with SweepBars(console, spec.name, total=len(planned), finished=len(planned) - len(left)) as bars:
             for takes_from_a_run in (False, True):
                 batch = [run for run in left if _takes_from_a_run(run) is takes_from_a_run]
@@ -111,14 +111,14 @@ def run_sweep(
                 if store is not None:
                     check_claim(store.url)
                     store.pull_runs()
-    return problems + _failed(planned, folder)
+    return problems + _failed(spec, folder)
 
 
-def _failed(planned: Sequence[Planned], folder: Path) -> list[str]:
+def _failed(spec: SweepSpec, folder: Path) -> list[str]:
     """A line where runs failed; each of them has its cause in results.csv."""
-    records = [finished(folder / RUNS / run.id, run.id) for run in planned]
-    count = sum(record is not None and record.status == "failed" for record in records)
-    return [f"{count} of {len(planned)} runs failed: {folder}/results.csv has the causes"] if count else []
+    records = [record for _, record in sweep_records(spec, folder)]
+    count = sum(record.status == "failed" for record in records)
+    return [f"{count} of {len(records)} runs failed: {folder}/results.csv has the causes"] if count else []
 
 
 def _check_images(done: Sequence[Record], left: Sequence[Planned], folder: Path) -> None:

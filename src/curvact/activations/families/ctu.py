@@ -72,11 +72,16 @@ def ctu(x: Tensor, beta: Scale = 0.9, c: Scale = 0.5) -> Tensor:
     beta, c = proper_fraction(beta, "beta", "ctu"), fraction(c, "c", "ctu")
     if isinstance(beta, Tensor) or isinstance(c, Tensor):
         alpha = 1 / (1 - beta)
-        # Not by the kernel of SWISH: its derivative in the scale divides by the scale, which is 0 at β = 0.
-        low = x.clamp_min(torch.finfo(x.dtype).min)  # −∞·0 is NaN
-        swish = low * torch.sigmoid(alpha * beta * low)
-        return c * swish + (1 - c) * apply(x, alpha, SOFTPLUS)
+        softplus = apply(x, alpha, SOFTPLUS)
+        return c * _swish(x, torch.as_tensor(alpha * beta, device=x.device).to(x.dtype)) + (1 - c) * softplus
     return apply(x, 1 / (1 - beta), _shape(beta, c))
+
+
+def _swish(x: Tensor, b: Tensor) -> Tensor:
+    """x·sigmoid(bx), b ≥ 0. The kernel of SWISH divides its derivative in b by b, which may be 0 here."""
+    infinite = x.isinf()
+    finite = x.masked_fill(infinite, 0)
+    return torch.where(infinite, torch.where(b > 0, x.relu(), 0.5 * x), finite * torch.sigmoid(b * finite))
 
 
 class CTU(Activation):

@@ -110,9 +110,8 @@ def train_into(run: RunSpec, where: Path, *, resume: bool, device: str, store: S
     parts, pgd = (name(f"subset_{kind}_accuracy") for kind in ("robust", "pgd"))
     if parts in numbers:
         attacks = " + ".join(run.evaluation.autoattack_parts)
-        few = min(run.evaluation.autoattack_images, record.test_images or run.evaluation.autoattack_images)
         console.print(
-            f"{attacks} on the first {few} images, last weights: robust "
+            f"{attacks} on the first images, at most {run.evaluation.autoattack_images}, last weights: robust "
             f"{numbers[parts]:.2%}; {run.evaluation.attack} on the same images: {numbers[pgd]:.2%}",
             highlight=False,
         )

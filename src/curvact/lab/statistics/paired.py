@@ -220,6 +220,8 @@ class Paired(Question):
             return {}
         if self.baseline is None:
             return dict.fromkeys(keys, keys[0])
+        if not axes:
+            raise CurvactError("questions.paired: the seed is the only axis, so there is nothing to compare")
         wanted = self.baseline
         if isinstance(wanted, str):
             known = {str(label): axis for axis in reversed(axes) for label in labels_of(table.rows, axis)}

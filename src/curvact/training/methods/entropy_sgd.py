@@ -188,11 +188,12 @@ class EntropySGD(Optimizer):
     @torch.no_grad()
     def follow(self, parameters: Iterable[Tensor]) -> None:
         """Make the values of these parameters their outer weights, after something has constrained them.
-        CurvactError within an outer step.
+        CurvactError within an outer step of theirs.
         """
-        if not self.outer_step_ended or self._inner:
-            raise CurvactError("follow(): only at the end of an outer step, outside of outer_weights()")
+        at_end = {p for group in self.param_groups if group["position"] == 0 for p in group["params"]}
         for p in parameters:
+            if p not in at_end or self._inner:
+                raise CurvactError("follow(): only at the end of an outer step, outside of outer_weights()")
             if state := self.state.get(p):
                 state["outer"].copy_(p)
                 state["average"].copy_(p)
