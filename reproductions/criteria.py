@@ -45,6 +45,7 @@ class DifferenceJudge(Strict):
     choice. baseline_where: other labels for the baseline. expect: what the claim says of the difference.
     margin: a smaller difference counts as none. replicate: whose differences are the values of the t
     interval: the mean over the seeds of each stratum, or the mean over strata of each seed.
+    each: every result is judged by itself, and the claim has the verdict that all of them share.
     """
 
     kind: Literal["difference"]
@@ -57,6 +58,7 @@ class DifferenceJudge(Strict):
     where: Where = Field(default_factory=dict)
     baseline_where: Where = Field(default_factory=dict)
     replicate: Literal["stratum", "seed"] = "seed"
+    each: bool = False
 
 
 class GapJudge(Strict):

@@ -61,7 +61,7 @@ def judge(claim: Claim, results: Mapping[str, Path]) -> Finding:
     tables = {name: read_results(path) for name, path in files.items()}
     if isinstance(rule, WithinJudge):
         return _within(rule, together(tables), results)
-    if isinstance(rule, DifferenceJudge) and rule.replicate == "seed" and len(tables) > 1:
+    if isinstance(rule, DifferenceJudge) and rule.each and len(tables) > 1:
         return _each(rule, tables)
     return verdict_on(rule, together(tables))
 

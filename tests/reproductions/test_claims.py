@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -259,6 +260,7 @@ def test_a_claim_over_several_results_has_the_p_value_of_the_weakest(tmp_path: P
         baseline="relu",
         expect="higher",
         margin=0.01,
+        each=True,
     )
     claim = PAPERS["paf"].claims[0].model_copy(update={"judge": rule, "evidence": ("one", "two")})
     found = judge(claim, {name: tmp_path / f"{name}.csv" for name in shifts})
@@ -339,6 +341,29 @@ def test_text_outside_the_marks_stays() -> None:
     own = page.replace(f"# {paper.paper}", "# Mine", 1).replace(claims.END, claims.END + "\n\nAfter.", 1)
     again = folder_page(own, paper, found, {})
     assert again == own
+
+
+def test_a_claim_over_two_networks_is_judged_on_their_mean_at_each_seed() -> None:
+    """From the files by hand: κ = 6 minus ReLU of every network and decay, their mean at each seed, a t interval."""
+    (claim,) = [c for c in PAPERS["rctaf"].claims if c.id == "pgd-relu-fashion"]
+    assert "over both networks" in next(
+        c.measure for c in PAPERS["rctaf"].claims if c.id == "pgd-high-fashion"
+    )
+    values: dict[str, dict[tuple[str, str], float]] = {}
+    for name in claim.evidence:
+        with (HERE / "rctaf" / "results" / f"{name}.csv").open(encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                key = row["curvature"] or "relu"
+                place = (f"{name} {row['decay']}", row["seed"])
+                values.setdefault(key, {})[place] = float(row["subset_robust_accuracy"])
+    gaps: dict[str, list[float]] = {}
+    for (stratum, seed), value in values["6"].items():
+        gaps.setdefault(seed, []).append(value - values["relu"][stratum, seed])
+    means = [100 * float(np.mean(found)) for found in gaps.values()]
+    low, high = ttest_1samp(means, 0).confidence_interval(0.95)
+    found = judge(claim, all_results())
+    assert "3 seeds in 3 strata" in found.sentence
+    assert f"{np.mean(means):+.1f} [{low:+.1f}, {high:+.1f}]" in found.sentence
 
 
 def test_two_claims_of_one_id_are_refused(tmp_path: Path) -> None:
