@@ -586,7 +586,7 @@ def test_outer_weights_of_learned_activations_stay_in_their_domain(
         optimizer.step()
         constrain_(model)
         if optimizer.outer_step_ended:
-            optimizer.follow([scale])
+            optimizer.follow([scale, nn.Parameter(torch.zeros(1))])  # one is of no group
         else:
             with pytest.raises(CurvactError, match="only at the end of an outer step"):
                 optimizer.follow([scale])

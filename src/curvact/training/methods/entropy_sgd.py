@@ -188,11 +188,11 @@ class EntropySGD(Optimizer):
     @torch.no_grad()
     def follow(self, parameters: Iterable[Tensor]) -> None:
         """Make the values of these parameters their outer weights, after something has constrained them.
-        CurvactError within an outer step of theirs.
+        CurvactError within an outer step of theirs. Parameters of no group are left alone.
         """
-        at_end = {p for group in self.param_groups if group["position"] == 0 for p in group["params"]}
+        within = {p for group in self.param_groups if group["position"] for p in group["params"]}
         for p in parameters:
-            if p not in at_end or self._inner:
+            if p in within or self._inner:
                 raise CurvactError("follow(): only at the end of an outer step, outside of outer_weights()")
             if state := self.state.get(p):
                 state["outer"].copy_(p)
