@@ -17,9 +17,9 @@ from curvact.attacks.autoattack import CLEAN, MALT
 from curvact.attacks.autoattack.apgd import apgd
 from curvact.attacks.autoattack.ensemble import Step, chosen_steps
 from curvact.attacks.batch import Guarded, check_number, checked, connected, cuts_graph, differ, warn_of
-from curvact.attacks.losses import classes, margin
+from curvact.attacks.losses import classes
 from curvact.attacks.malt import CANDIDATES, malt_order
-from curvact.attacks.masking import RATES, allowed
+from curvact.attacks.masking import RATES, allowed, gradient_sizes, margin_gradient
 from curvact.attacks.pgd import Model, OnStep, pgd
 from curvact.attacks.surrogate import WAYS, Surrogate, SurrogateNetwork, check_surrogate
 from curvact.attacks.threat import ThreatModel, distance
@@ -261,11 +261,9 @@ def _searchable(model: Model, one: Tensor) -> Model:
 
 def _without_gradient(model: Model, x: Tensor, y: Tensor) -> int:
     """How many images are classified correctly and have a margin whose gradient is zero, or NaN."""
-    with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        logits = model(leaf)
-        (gradient,) = torch.autograd.grad(margin(logits, y).sum(), leaf)
-    return int(((classes(logits.detach()) == y) & ~(gradient.flatten(1).abs().amax(1) > 0)).sum())
+    with torch.no_grad():
+        right = classes(model(x)) == y
+    return int((right & ~(gradient_sizes(margin_gradient(model, x, y)) > 0)).sum())
 
 
 def _towards(

@@ -308,14 +308,14 @@ def _slopes(model: Model, x: Tensor, y: Tensor) -> _Slopes:
 
 def _check_gradients(checks: _Checks, case: _Case, near: Tensor, there: _Slopes, around: _Slopes) -> None:
     """there: at the images; around: at `near`, a random point of each ball."""
-    still = [_norms(slopes.cross_entropy_gradient) == 0 for slopes in (there, around)]
+    still = [gradient_sizes(slopes.cross_entropy_gradient) == 0 for slopes in (there, around)]
     checks.images(
         "zero gradients",
         int((still[0] | still[1]).sum()),
         "have no gradient of the cross-entropy at the image or at a random point of the ball",
         "PGD on it cannot move them",
     )
-    norms = torch.cat([_norms(slopes.margin_gradient) for slopes in (there, around)])
+    norms = torch.cat([gradient_sizes(slopes.margin_gradient) for slopes in (there, around)])
     checks.measurements["median gradient norm of the margin"] = float(norms.median())
     checks.limit(
         "exploding gradients",
@@ -485,14 +485,15 @@ def _check_surrogate(checks: _Checks, case: _Case, left: Tensor, model: Model) -
     )
 
 
-def _margin_gradient(model: Model, x: Tensor, y: Tensor) -> Tensor:
+def margin_gradient(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of each image's margin in the image. Of the shape of x."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(margin(model(x), y).sum(), x)
     return gradient
 
 
-def _norms(gradient: Tensor) -> Tensor:
+def gradient_sizes(gradient: Tensor) -> Tensor:
     """The largest entry of each image's gradient: a sum of squares could underflow to 0."""
     return gradient.flatten(1).abs().amax(1)
 
@@ -519,7 +520,7 @@ def _disagree(model: Model, x: Tensor, y: Tensor, random: torch.Generator) -> in
     """
     widths = (0.01, 0.002, 0.05)
     x = x.clamp(0.05, 0.95)
-    gradient = _margin_gradient(model, x, y)
+    gradient = margin_gradient(model, x, y)
     signs = [torch.empty_like(x).uniform_(-1, 1, generator=random).sign() for _ in range(2)]
     directions = [gradient.sign(), *signs]
     slopes = torch.stack([(gradient * u).flatten(1).sum(1) for u in directions])

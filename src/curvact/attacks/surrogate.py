@@ -39,7 +39,7 @@ activation. With a κ the widths are 10 and 1 times 1/(2κ). [ours]
 POINTS = 5
 """Points of the mean of σ over an interval."""
 _KNOWN = ("torch.", "curvact.")
-"""Where the modules come from that are known to be activations, or none."""
+"""Packages whose modules are known: `matcher` says which of them are activations."""
 _CALL = "the call of "
 """How `swap_activations` begins the name of a functional call."""
 
@@ -298,7 +298,6 @@ def _elementwise(model: nn.Module, match: Callable[[nn.Module], bool], example: 
     only. Found on the inputs that they get in one forward pass, one tensor at each call.
     """
     inputs: dict[nn.Module, Tensor] = {}
-
     others: set[nn.Module] = set()
 
     def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:

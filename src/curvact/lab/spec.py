@@ -85,11 +85,7 @@ class DataSpec(Strict):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if (
-            Path(name).suffix in (".npz", ".npy", ".parquet")
-            and not names_a_place(name)
-            and name not in DATASETS
-        ):
+        if Path(name).suffix in (".npz", ".npy", ".parquet") and not names_a_place(name):
             raise ValueError(f"a path has a slash, such as ./{name}; data sets are {', '.join(DATASETS)}")
         return name if names_a_place(name) else choice(name, list(DATASETS))
 
