@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -59,6 +59,14 @@ def test_missing_files_are_one_line(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, "last")
     with pytest.raises(CurvactError, match=r"no checkpoint file .*typo"):
         open_checkpoint(tmp_path / "typo", "last")
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+def test_the_folder_of_a_sweep_names_a_run(weights: Literal["best", "last"], tmp_path: Path) -> None:
+    for run in ("b", "a"):
+        _save(tmp_path / "runs" / run / "best.safetensors")
+    with pytest.raises(CurvactError, match=r"no checkpoint file .*; there are 2 below, such as .*runs.a$"):
+        open_checkpoint(tmp_path, weights)
 
 
 @pytest.mark.parametrize("path", ["zoo:digits-resnet-relu", "run/best.safetensors"])

@@ -171,11 +171,14 @@ def find_weights(path: str | Path) -> Path:
     Raises CurvactError if it does not exist.
     """
     path = as_path(path, "a checkpoint")
+    folder = path if path.is_dir() else path.parent
     if path.is_dir():
         best, model = path / "best.safetensors", path / "model.safetensors"
         path = model if model.is_file() and not best.is_file() else best
     if not path.is_file():
-        raise CurvactError(f"no checkpoint file {path}")
+        below = sorted(folder.glob("*/*/best.safetensors"))  # of a sweep
+        hint = f"; there are {len(below)} below, such as {below[0].parent}" if below else ""
+        raise CurvactError(f"no checkpoint file {path}{hint}")
     return path
 
 
