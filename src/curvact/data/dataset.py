@@ -57,6 +57,16 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        """One line, without pixels.
+
+        >>> from curvact.data import load
+        >>> load("digits").test
+        Dataset('digits/test': 359 images of 1×8×8, 10 classes)
+        """
+        shape = "×".join(str(size) for size in self.images.shape[1:])
+        return f"Dataset({self.name!r}: {len(self)} images of {shape}, {len(self.classes)} classes)"
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device. Batches are made on that device too."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
