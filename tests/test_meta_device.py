@@ -132,6 +132,8 @@ def test_a_training_step(monkeypatch: pytest.MonkeyPatch, objective: str, method
         model, recipe, ThreatModel("linf", 0.1), Compute(accumulate=parts), _fabric(),
         random=torch.Generator(), example=x[:2],
     )  # fmt: skip
+    if trainer.objective.entry.needs_helper:
+        trainer.objective = trainer.objective.asking(_model() if side == 16 else _small("relu"))
     outcome = trainer.step(
         x, y, whole=6, rate=0.1, perturbed="perturbation" in methods, random=torch.Generator(),
         pulled="me-a" in methods.get("averaging", ""),

@@ -51,6 +51,7 @@ def test_sweeps_keep_to_the_schema(file: Path) -> None:
         {"data": "digits", "model": "mlp(width=4)", "analyses": ["hessian"], "imports": ["my.py"]},
         {"threat_model": {"norm": "linf", "epsilon": "8/255"}, "curvature": 6, "centered": True},
         {"training": {"attack": "pgd-5", "validation": None}, "model": {"name": "mlp", "width": 4}},
+        {"helper": "runs/standard", "training": {"objective": "hat"}},
         {"init_from": "runs/other", "evaluation": {"attack": "pgd(steps=20, step=0.25)"}},
         RunSpec().model_dump(mode="json"),
     ],
@@ -89,7 +90,7 @@ def test_defaults_are_those_of_the_types() -> None:
     content: dict[str, Any] = {}
     for key in keys_of("run"):
         if key.default is None or key.path.startswith(
-            ("analyses", "hessian", "activation_from", "init_from")
+            ("analyses", "hessian", "activation_from", "init_from", "helper")
         ):
             continue
         *parents, last = key.path.split(".")

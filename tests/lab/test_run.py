@@ -41,6 +41,7 @@ from curvact.lab.store import (
     read_record,
 )
 from curvact.models.checkpoint import load_checkpoint
+from curvact.models.hashing import model_hash
 from curvact.models.registry import MODELS
 from curvact.training import loop as loop_module
 
@@ -483,6 +484,33 @@ def test_start_weights(run_spec: Any, tmp_path: Path) -> None:
         prepare(head)
     with pytest.raises(CurvactError, match="no checkpoint file"):
         run_spec(init_from=str(tmp_path / "none.pt"))
+
+
+def test_a_run_asks_its_helper(run_spec: Any, tmp_path: Path) -> None:
+    """Its sha256 is part of the id, its place is not; a file that has changed is refused."""
+    standard = run_spec(training={"objective": "standard"}, evaluation={"weights": "last", "attack": "pgd-1"})
+    execute(standard, tmp_path / "standard")
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "standard", moved)
+    hat = {"training": {"objective": "hat"}, "evaluation": {"weights": "last", "attack": "pgd-1"}}
+    spec = run_spec(helper=str(tmp_path / "standard" / "last.safetensors"), **hat)
+    assert spec.id == run_spec(helper=str(moved / "last.safetensors"), **hat).id
+    record = execute(spec, tmp_path / "hat")
+    assert record.status == "done"
+    assert read_spec(tmp_path / "hat") == spec
+    assert not (tmp_path / "hat" / "state.safetensors").exists()
+    plain = run_spec(**(hat | {"training": {"objective": "trades(beta=2.5)"}}))
+    execute(plain, tmp_path / "trades")
+    weights = [load_checkpoint(tmp_path / name / "last.safetensors") for name in ("hat", "trades")]
+    assert model_hash(weights[0]) != model_hash(weights[1])
+    with pytest.raises(CurvactError, match=r"training\.objective='hat' needs a helper"):
+        run_spec(**hat)
+    with pytest.raises(CurvactError, match=r"training\.objective='pgd-at.*' asks no second network"):
+        run_spec(helper=str(moved))
+    later = run_spec(helper=str(moved / "last.safetensors"), **hat)
+    shutil.copy(tmp_path / "hat" / "last.safetensors", moved / "last.safetensors")
+    with pytest.raises(CurvactError, match=r"helper: .*last\.safetensors has changed: its sha256 is"):
+        prepare(later)
 
 
 def test_other_kernels_do_not_go_on(run_spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,8 @@ def test_any_objective_meets_any_method(name: str, method: str, digits: Digits, 
     recipe = replace(SHORT, objective=name, epochs=1, attack="pgd-2", validation="pgd-0", **METHODS[method])
     activation = "relu" if method in ("sgd", "swa", "entropy") else "rctaf(curvature=4)"
     model, start = small_model(activation), small_model(activation)
-    history = fit(model, digits(48), recipe, THREAT)
+    helper = small_model("relu") if OBJECTIVES[name].needs_helper else None
+    history = fit(model, digits(48), recipe, THREAT, helper=helper)
     weights = list(model.parameters())
     assert all(bool(p.isfinite().all()) for p in weights)
     assert any(not torch.equal(p, q) for p, q in zip(weights, start.parameters(), strict=True))

@@ -84,6 +84,8 @@ def _count(
     x = torch.full((IMAGES, *shape), 0.5, device=device)
     y = torch.zeros(IMAGES, dtype=torch.int64, device=device)
     loss = objective(recipe.objective, recipe.label_smoothing)
+    if loss.entry.needs_helper:
+        loss = loss.asking(model)
 
     def forward() -> None:
         with torch.no_grad():

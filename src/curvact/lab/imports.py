@@ -219,7 +219,10 @@ def network_name(text: str, folder: Path) -> tuple[str, Import | None]:
 _OF_A_FILE = re.compile(r"(?P<file>[^:]+\.py):(?P<name>[A-Za-z_]\w*)(?P<rest>.*)", re.DOTALL)
 
 
-_PATHS = ("init_from", "init_from.path", "activation_from.path", "data", "data.name", "data.extra")
+_PATHS = (
+    *("init_from", "init_from.path", "helper", "helper.path", "activation_from.path"),
+    *("data", "data.name", "data.extra"),
+)
 """The settings that are paths, beside networks and imports."""
 _INSIDE = (*_PATHS, "model.name")
 

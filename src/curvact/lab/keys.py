@@ -23,6 +23,7 @@ from curvact.lab.spec import (
     DataSpec,
     EvaluationSpec,
     HardwareSpec,
+    HelperFrom,
     HessianSpec,
     InitFrom,
     LoggingSpec,
@@ -36,8 +37,18 @@ SPECS: dict[str, type[BaseModel]] = {"run": RunSpec, "sweep": SweepSpec, "search
 """The kinds of spec: of `curvact train`, `curvact sweep run` and `curvact search`."""
 
 _PARTS = (
-    *(RunSpec, SweepSpec, SearchSpec, DataSpec, ModelSpec, ActivationFrom, InitFrom, EvaluationSpec),
-    *(HessianSpec, AnalysesSpec, HardwareSpec, LoggingSpec, ThreatModel, Recipe, Import, Range),
+    *(RunSpec, SweepSpec, SearchSpec, DataSpec, ModelSpec, ActivationFrom, InitFrom, HelperFrom),
+    *(
+        EvaluationSpec,
+        HessianSpec,
+        AnalysesSpec,
+        HardwareSpec,
+        LoggingSpec,
+        ThreatModel,
+        Recipe,
+        Import,
+        Range,
+    ),
 )
 
 Schema = dict[str, Any]
@@ -99,7 +110,8 @@ def schema_of(name: str) -> Schema:
             _describe(part, by_name[title])
     if name == "run":
         schema["properties"] |= copy.deepcopy(_MEMBER)
-    short = {"DataSpec": "string", "ModelSpec": "string", "InitFrom": "string", "Import": "string"}
+    short = {"DataSpec": "string", "ModelSpec": "string", "Import": "string"}
+    short |= {"InitFrom": "string", "HelperFrom": "string"}
     for title, kind in (short | {"AnalysesSpec": "array"}).items():
         if title in definitions and "anyOf" not in definitions[title]:
             long = definitions[title]

@@ -22,6 +22,7 @@ from curvact.data import ExtraImages, Splits, batches_per_epoch, open_extra
 from curvact.devices import deterministic, device_named
 from curvact.errors import CurvactError, first_line, for_want_of_memory
 from curvact.files import atomic_write, hash_of_file
+from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.environment import environment
 from curvact.lab.imports import copy_code
 from curvact.lab.layout import (
@@ -35,7 +36,7 @@ from curvact.lab.loggers import BY_ITSELF, Shown, check_loggers, log_epoch, open
 from curvact.lab.measure import accuracies, evaluated_images, measure, of_activations
 from curvact.lab.remote import Pushes, Store
 from curvact.lab.settings import check_settings
-from curvact.lab.spec import DataSpec, HardwareSpec, InitFrom, RunSpec
+from curvact.lab.spec import DataSpec, HardwareSpec, HelperFrom, InitFrom, RunSpec
 from curvact.lab.store import (
     OUT_OF_MEMORY,
     Record,
@@ -270,6 +271,7 @@ class _Run:
             spec.threat_model,
             seed=spec.seed,
             extra=self.start.extra,
+            helper=self.start.helper,
             compute=compute,
             state=self.folder / STATE_FILE,
             watch=Watch(on_epoch=self._remember, on_step=self.on_event, on_evaluated=self._keep),
@@ -357,6 +359,7 @@ class Prepared:
     extra: ExtraImages | None
     architecture: dict[str, Any]
     model: nn.Module
+    helper: nn.Module | None = None
 
 
 def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared:
@@ -381,9 +384,10 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         raise CurvactError(
             f"training.crop={spec.training.crop} is larger than the images, {min(height, width)} pixels"
         )
-    check_fit(model, data, extra)
+    helper = None if spec.helper is None else load_helper(spec.helper)
+    check_fit(model, data, extra, helper)
     check_rebuilds(model, architecture)  # else its weights could not be kept after the first epoch
-    return Prepared(data, extra, architecture, model)
+    return Prepared(data, extra, architecture, model, helper)
 
 
 def architecture_of(
@@ -423,15 +427,7 @@ def start_from(model: nn.Module, start: InitFrom) -> None:
     A file of the network inside a `Foreign` fits too. Raises CurvactError for another file than the
     spec means, and for weights that do not fit.
     """
-    path = find_weights(start.path)
-    try:
-        found = hash_of_file(path)
-    except OSError as error:
-        raise CurvactError(f"init_from: cannot read {path}: {error.strerror}") from None
-    if found != start.sha256:
-        raise CurvactError(
-            f"init_from: {path} has changed: its sha256 is {found[:12]}…, the spec has {str(start.sha256)[:12]}…"
-        )
+    path = _unchanged(find_weights(start.path), start.sha256, "init_from")
     given = read_state_dict(path)
     if isinstance(model, Foreign) and not any(name in given for name in model.state_dict()):
         model = model.model
@@ -451,6 +447,26 @@ def start_from(model: nn.Module, start: InitFrom) -> None:
             f"init_from: the weights {path} do not fit: {'; '.join(wrong)}; init_from.leave_out leaves names out"
         )
     model.load_state_dict({**own, **{name: value for name, value in given.items() if name not in left}})
+
+
+def load_helper(wanted: HelperFrom) -> nn.Module:
+    """The helper of a run, in eval mode. CurvactError for another file than the spec means."""
+    opened = open_checkpoint(wanted.path)
+    _unchanged(opened.path, wanted.sha256, "helper")
+    return opened.model
+
+
+def _unchanged(path: Path, sha256: str | None, key: str) -> Path:
+    """The path; CurvactError for a file that is not the one whose hash the spec holds."""
+    try:
+        found = hash_of_file(path)
+    except OSError as error:
+        raise CurvactError(f"{key}: cannot read {path}: {error.strerror}") from None
+    if found != sha256:
+        raise CurvactError(
+            f"{key}: {path} has changed: its sha256 is {found[:12]}…, the spec has {str(sha256)[:12]}…"
+        )
+    return path
 
 
 def _in_memory_format(model: nn.Module, spec: RunSpec, width: int) -> nn.Module:

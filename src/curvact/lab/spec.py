@@ -35,7 +35,7 @@ from curvact.models import MODELS, arguments_of
 from curvact.models.checkpoint import find_weights
 from curvact.models.registry import takes_any_argument
 from curvact.names import parse_call
-from curvact.training import Recipe
+from curvact.training import Recipe, objective
 
 SCHEMA = 4
 """Part of every run's id. It rises when the meaning of a spec changes."""
@@ -184,16 +184,10 @@ def _hash(file: Path, changed: int, size: int) -> str:
     return hash_of_file(file)
 
 
-class InitFrom(Strict):
-    """Weights that the network starts with, instead of random ones.
-
-    path: a run's folder, a checkpoint, or a file of weights (.safetensors, .pt, .pth).
-    leave_out: weights whose names begin so keep their random values, such as [fc] where there are
-    other classes. sha256: of the file; filled in when the spec is read.
-    """
+class _WeightsFrom(Strict):
+    """A file of weights, and its hash."""
 
     path: str
-    leave_out: tuple[str, ...] = ()
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
     @model_validator(mode="before")
@@ -211,6 +205,26 @@ class InitFrom(Strict):
             return {**content, "sha256": _hash(file, about.st_mtime_ns, about.st_size)}
         except OSError as error:
             raise CurvactError(f"cannot read {content['path']}: {error.strerror}") from None
+
+
+class InitFrom(_WeightsFrom):
+    """Weights that the network starts with, instead of random ones.
+
+    path: a run's folder, a checkpoint, or a file of weights (.safetensors, .pt, .pth).
+    sha256: of the file; filled in when the spec is read.
+    leave_out: weights whose names begin so keep their random values, such as [fc] where there are
+    other classes.
+    """
+
+    leave_out: tuple[str, ...] = ()
+
+
+class HelperFrom(_WeightsFrom):
+    """The trained network that the objective asks, such as "hat". It does not change.
+
+    path: a run's folder, or a checkpoint. sha256: of the file of weights; filled in when the spec is
+    read.
+    """
 
 
 class EvaluationSpec(Strict):
@@ -344,6 +358,7 @@ class RunSpec(Strict):
     run first: `read_spec` does, see `curvact.lab.imports`.
     activation_from: a learned activation that the network starts with.
     init_from: weights to start with, such as those of another run.
+    helper: a trained network that the objective asks: "hat" needs one, the others take none.
     threat_model: norm and radius of the attacks. training: how to train.
     evaluation: how the trained network is attacked. hessian: the Hessian diagonal of its loss.
     analyses: other analyses of it. hardware: where a run computes. logging: what else is written.
@@ -358,6 +373,7 @@ class RunSpec(Strict):
     activation: str = "relu"
     activation_from: ActivationFrom | None = None
     init_from: InitFrom | None = None
+    helper: HelperFrom | None = None
     threat_model: ThreatModel = ThreatModel("linf", 0.2)
     training: Training = Recipe()
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -391,12 +407,22 @@ class RunSpec(Strict):
             raise ValueError(f"model.name={self.model.name!r}: imports lacks {file}")
         return self
 
+    @model_validator(mode="after")
+    def _has_the_helper_it_needs(self) -> RunSpec:
+        name = self.training.objective
+        needed = objective(name).entry.needs_helper
+        if needed and self.helper is None:
+            raise ValueError(f"training.objective={name!r} needs a helper: the folder of a trained run")
+        if not needed and self.helper is not None:
+            raise ValueError(f"helper: training.objective={name!r} asks no second network; leave it out")
+        return self
+
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits: the hash of everything that determines the run's numbers.
 
         Equal specs have equal ids on any machine. The name, `about`, `logging`, the accelerator,
-        `gpus` and the path of a learned activation do not count.
+        `gpus` and the paths of weights and of a learned activation do not count.
         """
         content = self.model_dump(mode="json", exclude={"name", "about", "logging", "imports"})
         code = changing_runs(self.imports, self.model.name)
@@ -411,11 +437,12 @@ class RunSpec(Strict):
             del content["training"]["weight_decay_on"]
         if self.evaluation.split == "test":
             del content["evaluation"]["split"]
-        for key in ("activation_from", "analyses", "init_from"):
+        for key in ("activation_from", "analyses", "init_from", "helper"):
             if content[key] is None:
                 del content[key]
-        if self.init_from is not None:
-            del content["init_from"]["path"]
+        for key in ("init_from", "helper"):
+            if key in content:
+                del content[key]["path"]
         if self.activation_from is not None:
             # The learned activation decides these two.
             del content["activation"], content["model"]["scope"]

@@ -76,22 +76,34 @@ class Batches:
         return [int(i) for i in order[batch * self.batch_size :][:4]]
 
 
-def check_fit(model: nn.Module, data: Splits, extra: ExtraImages | None = None) -> None:
-    """One image passes the model, in eval mode. CurvactError where the model does not take it, or
-    has no output for a label.
+def check_fit(
+    model: nn.Module, data: Splits, extra: ExtraImages | None = None, helper: nn.Module | None = None
+) -> None:
+    """One image passes the model, and the helper, in eval mode. CurvactError where one of them does not
+    take it, where the model has no output for a label, and where the helper has other outputs.
     """
     train = data.train
     x = train.inputs(slice(0, 1))
-    device = next((p.device for p in model.parameters()), x.device)
-    with mode(model, training=False), torch.no_grad():
-        outputs = Guarded(model, "fit")(x.to(device))
+    outputs = _outputs(model, x, "fit")
+    if helper is not None:
+        theirs = _outputs(helper, x, "fit, helper")
+        if theirs != outputs:
+            raise CurvactError(
+                f"the helper has {theirs} outputs and the model {outputs}: must be the same classes"
+            )
     given = [("training", train.labels), ("validation", data.validation.labels)]
     if extra is not None and extra.labels is not None:
         given.append(("extra", extra.labels))
     for what, labels in given:
         low, high = (int(v) for v in torch.aminmax(labels))
-        if low < 0 or high >= outputs.shape[1]:
+        if low < 0 or high >= outputs:
             raise CurvactError(
                 f"the {what} labels of {train.name} lie in {low} … {high}, and the model has "
-                f"{outputs.shape[1]} outputs: build it with classes={len(train.classes)}"
+                f"{outputs} outputs: build it with classes={len(train.classes)}"
             )
+
+
+def _outputs(model: nn.Module, x: Tensor, where: str) -> int:
+    device = next((p.device for p in model.parameters()), x.device)
+    with mode(model, training=False), torch.no_grad():
+        return Guarded(model, where)(x.to(device)).shape[1]

@@ -20,11 +20,13 @@ from curvact.attacks import ThreatModel
 from curvact.attacks.arguments import check_kind
 from curvact.data import ExtraImages, Splits
 from curvact.errors import CurvactError
+from curvact.models.hashing import model_hash
 from curvact.models.layers import Dropout
 from curvact.random import generator
 from curvact.training.batches import Batches, check_fit
 from curvact.training.evaluation import evaluated_weights, recalibration_cost, stronger_accuracy, validate
 from curvact.training.guard import overfitting
+from curvact.training.objectives import objective
 from curvact.training.processes import (
     ONE_PROCESS,
     Compute,
@@ -62,6 +64,7 @@ def fit(
     *,
     seed: int = 0,
     extra: ExtraImages | None = None,
+    helper: nn.Module | None = None,
     compute: Compute = ONE_PROCESS,
     state: str | Path | None = None,
     watch: Watch = SILENT,
@@ -70,6 +73,7 @@ def fit(
 
     data: only the training and the validation split are used. extra: synthetic images, with their
     fraction of each batch; an epoch is one pass over the real images.
+    helper: the trained network that the objective "hat" asks. It does not change, but for its device.
     compute: device, precision, processes. watch: functions that are called on the way.
     state: a file that keeps the whole state, saved at the end of each epoch and every five minutes.
         If it exists, training goes on from it, to bit-identical weights on a CPU. A damaged one gives
@@ -82,7 +86,8 @@ def fit(
 
     Raises Diverged, within a few steps, when the loss is not finite or a thousand times that of
     guessing. Raises CurvactError, before training, for a model that does not take the images or lacks
-    an output for a label, and for a state of another run, and for a run that cannot be extended.
+    an output for a label; for a helper that is missing or that the objective does not ask; for a state
+    of another run, and for a run that cannot be extended.
 
     >>> from curvact.data import load
     >>> from curvact.models import MiniResNet
@@ -100,7 +105,7 @@ def fit(
         check_kind("fit", name, value, kind)
     state = None if state is None else Path(state)
     with torch.enable_grad():
-        run = _Run(model, data, recipe, threat_model, seed, extra, compute)
+        run = _Run(model, data, recipe, threat_model, seed, extra, helper, compute)
         before = None if state is None else latest_state(state)
         if state is not None and before is not None:
             run.load(before, state)
@@ -122,14 +127,16 @@ class _Run:
         threat_model: ThreatModel,
         seed: int,
         extra: ExtraImages | None,
+        helper: nn.Module | None,
         compute: Compute,
     ) -> None:
         self.recipe, self.threat_model, self.seed, self.compute = recipe, threat_model, seed, compute
+        asked = objective(recipe.objective, recipe.label_smoothing).asking(helper)
         self.fabric = compute.fabric_for(model)
         self.model = self.fabric.to_device(model)
         device = self.fabric.device
         self.data = data if data.train.images.device == device else data.to(device)
-        check_fit(self.model, self.data, extra)
+        check_fit(self.model, self.data, extra, None if helper is None else self.fabric.to_device(helper))
         self.batches = Batches(self.data.train, extra, recipe, seed, self.fabric)
         self.trainer = Trainer(
             self.model,
@@ -140,6 +147,8 @@ class _Run:
             random=generator(seed, "langevin", device=device),
             example=self.data.train.inputs(slice(0, 2)),
         )
+        self.trainer.objective = asked
+        self.helper = None if helper is None else model_hash(helper)
         self.guarded: list[float] | None = [] if self.trainer.objective.entry.single_step else None
         copy_weights(self.fabric, self.model)
 
@@ -287,6 +296,7 @@ class _Run:
             "seed": self.seed,
             "data": [self.data.train.sha256, self.data.validation.sha256],
             "extra": None if extra is None else [extra.sha256, extra.fraction],
+            "helper": self.helper,
             "parameters": [[name, list(p.shape)] for name, p in self.model.named_parameters()],
             "processes": self.fabric.world_size,
             "accumulate": self.compute.accumulate,

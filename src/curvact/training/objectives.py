@@ -3,8 +3,8 @@
 Cost: one gradient evaluation is one forward and backward pass of one batch through the network.
 Each attack step is one, and so is each set of images that the training loss is differentiated at
 (TRADES and MART: clean and attacked, 2). Differentiating an input gradient again is one more
-(grad-align). Forward passes without a backward one do not count: the only one is that of TRADES'
-attack, for its clean probabilities.
+(grad-align). Forward passes without a backward one do not count: those of TRADES' attack, for its
+clean probabilities, and of HAT's helper.
 
 Label smoothing acts on the cross-entropy terms of the training loss only, never in the attack, a
 KL, or a margin.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from curvact.attacks import PGD
 from curvact.errors import CurvactError
-from curvact.models.modes import frozen
+from curvact.models.modes import frozen, mode
+from curvact.names import shortened
 from curvact.training.inner_attack import (
     BatchNorm,
     Maximization,
@@ -220,13 +221,53 @@ def grad_align(
     return ObjectiveValue(value, logits.detach(), x_adv, attack.cost(inside) + 4, point)
 
 
+def hat(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: TrainingAttack,
+    *,
+    helper: nn.Module,
+    beta: float = 2.5,
+    gamma: float = 0.5,
+    h: float = 2.0,
+    batch_norm: BatchNorm = "eval",
+    label_smoothing: float = 0.0,
+) -> ObjectiveValue:
+    """HAT: TRADES + `γ·CE(f(x + h·(x_adv − x)), ŷ)`, ŷ the helper's prediction at x_adv. [paper]
+
+    (Rade, Moosavi-Dezfooli, ICLR 2022.) The helper is a network of standard training, in eval mode:
+    far images keep the label that it gives, so that the margin does not grow without need.
+    β, γ and h are those of the authors' commands for CIFAR-10 without extra data. As in their code
+    x + h·(x_adv − x) is not cut to [0, 1], and clean, attacked and far images are three batches, also
+    for batch norm. x_adv is that of `trades`. Label smoothing acts on both cross-entropies. [ours]
+    """
+    inside = Maximization(loss="kl", start="gaussian", batch_norm=batch_norm)
+    x_adv = attack(model, x, y, inside)
+    with mode(helper, training=False), torch.no_grad():
+        seen = helper(x_adv).argmax(1)
+    logits, clean, attacked = _clean_and_attacked(model, x, x_adv)
+    far = model(x + h * (x_adv - x))
+    value = (
+        _cross_entropy(logits, y, label_smoothing)
+        + beta * kl(clean, attacked.log_softmax(1)).mean()
+        + gamma * _cross_entropy(far, seen, label_smoothing)
+    )
+    return ObjectiveValue(value, attacked.detach(), x_adv, attack.cost(inside) + 3)
+
+
+_NO_PARAMETERS = ("label_smoothing", "helper")
+"""Arguments of an objective's function that its text does not set."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """An objective in the registry.
 
     function: `(model, x, y, attack, **parameters)`, which returns an `ObjectiveValue`, or the loss
         and the logits of the images that were trained on; its arguments after `attack` and their
-        default values are the parameters, as published. It may take `label_smoothing` too.
+        default values are the parameters, as published. It may take `label_smoothing` too, and
+        `helper`, a second, trained network.
     passes: gradient evaluations of the training loss itself. attack: "steps" (as many as the recipe
         has), "one" or "none".
     """
@@ -239,12 +280,17 @@ class Entry:
     def defaults(self) -> dict[str, float | str]:
         """The parameters with their published values."""
         found = list(inspect.signature(self.function).parameters.values())
-        return {p.name: p.default for p in found[4:] if p.name != "label_smoothing"}
+        return {p.name: p.default for p in found[4:] if p.name not in _NO_PARAMETERS}
 
     @property
     def smooths_labels(self) -> bool:
         """Whether the loss takes `label_smoothing`."""
         return "label_smoothing" in inspect.signature(self.function).parameters
+
+    @property
+    def needs_helper(self) -> bool:
+        """Whether the loss asks a second, trained network."""
+        return "helper" in inspect.signature(self.function).parameters
 
     @property
     def single_step(self) -> bool:
@@ -268,6 +314,7 @@ OBJECTIVES: dict[str, Entry] = {
     "fgsm-rs": Entry(fgsm_rs, 1, "one"),
     "n-fgsm": Entry(n_fgsm, 1, "one"),
     "grad-align": Entry(grad_align, 4, "one"),
+    "hat": Entry(hat, 3, "steps"),
 }
 
 
@@ -295,14 +342,15 @@ def register_objective(
     >>> del OBJECTIVES["doubled"]
     """
     parameters = list(inspect.signature(function).parameters.values()) if callable(function) else []
+    settings = [p for p in parameters[4:] if p.name != "helper"]
     if len(parameters) < 4 or any(
-        p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) or p.default is p.empty for p in parameters[4:]
+        p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) or p.default is p.empty for p in settings
     ):
         raise CurvactError(
             f"the function of the objective '{name}' must take model, x, y, attack, and then only arguments "
-            "with default values"
+            "with default values, and helper"
         )
-    for p in parameters[4:]:
+    for p in settings:
         if not isinstance(p.default, (bool, str)) and not is_number(p.default):
             raise CurvactError(
                 f"the setting {p.name}={p.default!r} of the objective '{name}': its default value must be a "
@@ -343,16 +391,20 @@ class ConfiguredObjective:
 
     `str` is its canonical text, without parameters at their published values: equal objectives have
     equal texts.
+    helper: the network that the loss asks, see `asking`.
     """
 
     name: str
     parameters: tuple[tuple[str, float | str], ...] = ()
     label_smoothing: float = 0.0
+    helper: nn.Module | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, attack: TrainingAttack) -> ObjectiveValue:
         entry, settings = self.entry, dict[str, Any](self.parameters)
         if entry.smooths_labels:
             settings["label_smoothing"] = self.label_smoothing
+        if entry.needs_helper:
+            settings["helper"] = self.asking(self.helper).helper
         watched = _Watched(attack)
         found: object = entry.function(model, x, y, watched, **settings)
         if isinstance(found, ObjectiveValue):
@@ -373,6 +425,22 @@ class ConfiguredObjective:
         images = x if watched.images is None else watched.images
         cost = watched.evaluations + entry.passes
         return ObjectiveValue(loss, logits.detach(), images, cost, watched.point)
+
+    def asking(self, helper: nn.Module | None) -> ConfiguredObjective:
+        """The same objective with its helper, a network that takes the same images.
+
+        Raises CurvactError where it needs one and gets none, and where it needs none and gets one.
+        """
+        if helper is None and self.entry.needs_helper:
+            raise CurvactError(
+                f"the objective '{self.name}' needs a helper, a trained network: fit(…, helper=network), or "
+                "helper: PATH in a spec"
+            )
+        if helper is not None and not self.entry.needs_helper:
+            raise CurvactError(f"helper: the objective '{self.name}' asks no second network; leave it out")
+        if helper is not None and not isinstance(helper, nn.Module):
+            raise CurvactError(f"helper={shortened(helper)}: must be an nn.Module")
+        return replace(self, helper=helper)
 
     def _check_loss(self, loss: object) -> None:
         if not isinstance(loss, Tensor) or loss.dim():

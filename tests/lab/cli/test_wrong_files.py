@@ -28,6 +28,7 @@ READS = [
     ["train", "F"],
     ["train", "digits", "--import", "F"],
     ["train", "digits", "init_from=F"],
+    ["train", "digits", "training.objective=hat", "helper=F"],
     ["train", "digits", "data.extra=F"],
     ["sweep", "run", "F"],
     ["sweep", "report", "F"],
