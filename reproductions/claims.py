@@ -39,7 +39,7 @@ from criteria import (
 )
 from origin import read_origin, write_origin
 from pictures import means_table, pictures
-from verdicts import FEWEST_SEEDS, FEWEST_STRATA, after_holm, judge, mean_curves, verdict_on_mean
+from verdicts import FEWEST_SEEDS, FEWEST_STRATA, HARDLY, after_holm, judge, mean_curves, verdict_on_mean
 
 from curvact.errors import CurvactError
 from curvact.files import atomic_write
@@ -49,8 +49,21 @@ from curvact.lab.sweep import SWEEP_FILE
 from second_opinion import second_opinion
 
 WIDTH = 100
-HARDLY = 0.3
-"""Of ten classes three times chance: a network with less clean accuracy has hardly learned."""
+COMMANDS = {
+    **{
+        name: f"curvact sweep run {name} --out runs/{name}"
+        for name in (
+            *("demo", "digits", "digits-confounds", "digits-compare", "fashion-compare"),
+            *("digits-smoothness", "digits-methods", "fashion-methods", "sparta-transfer"),
+        )
+    },
+    "steered": "python reproductions/curvature_tuning/steer.py runs/standard",
+    "adaptive": (
+        "python reproductions/rctaf/adaptive.py runs/kappa-digits-resnet runs/kappa-digits-cnn runs/kappa-digits-vit"
+    ),
+    "theory": "python reproductions/smoothness/theory.py --out runs/theory",
+}
+"""What makes the results that no piece makes."""
 BEGIN, END = "<!-- claims: written by claims.py -->", "<!-- end of claims -->"
 
 
@@ -134,7 +147,7 @@ def main_page(
             "A criterion that was written after its runs is marked so; the author of the others knew those earlier "
             "results. The networks are small and the attacks short of the whole AutoAttack: a verdict speaks of this "
             "setting, not of the paper's own experiments. Where planned sweeps have not run yet, the verdict is that of "
-            "those that have."
+            "those that have. It is made anew with each that runs, and may change."
         ),
         "",
         f"Of {total} claims and conditions: "
@@ -165,8 +178,21 @@ def main_page(
         "",
         (
             "- A mean curve takes every stratum (network, data, method, decay) as one replicate, and is judged as a sweep "
-            "judges a curve over seeds ([statistics](../docs/statistics.md)). Strata share data and networks, and two that "
-            "differ in weight decay alone are nearly copies, so the true uncertainty is larger than its intervals."
+            "judges a curve over seeds ([statistics](../docs/statistics.md)). Strata share data and networks, so the true "
+            "uncertainty is larger than its intervals."
+        ),
+        (
+            "- Two strata that differ in weight decay alone are nearly copies. So a claim over strata is judged twice: as "
+            "its criterion says, and with such strata as one. A verdict that the second reading does not confirm is taken "
+            "back, and `p` is the larger of the two. This rule came after the runs; it takes verdicts back, and gives none."
+        ),
+        (
+            "- A verdict on a difference is taken back, too, where more than half of the networks compared hardly learned. "
+            "This rule came after the runs as well."
+        ),
+        (
+            "- Intervals are over seeds or strata, on the same 60 to 500 test images. Other test images would add an "
+            "uncertainty of some points to each."
         ),
         (
             "- A difference is paired by seed and by everything else, and has Student's t interval over strata or over "
@@ -245,11 +271,12 @@ def _evidence(results: Mapping[str, Path]) -> list[str]:
         "",
         (
             f"A network with a clean accuracy below {100 * HARDLY:.0f} %, three times chance, has hardly learned. It says that "
-            "its activation does not train in this setting, and nothing else."
+            "its activation does not train in this setting, and nothing else. A commit with `dirty` had changes that were "
+            "not committed; that of fashion-methods was a clone with two lines changed, and is not in this repository."
         ),
         "",
-        "| result | runs | failed | hardly learned | clean, mean % | robust, mean % | hours | commit |",
-        "|---|---|---|---|---|---|---|---|",
+        "| result | runs | failed | hardly learned | clean, mean % | robust, mean % | hours | processor | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, path in results.items():
         if path.suffix != ".csv":
@@ -271,7 +298,7 @@ def _evidence(results: Mapping[str, Path]) -> list[str]:
         link = f"{path.parent.parent.name}/results/{path.name}"
         lines.append(
             f"| [{name}]({link}) | {len(rows)} | {len(rows) - len(done)} | {hardly} | {means[0]} | {means[1]}{judge_name} | "
-            f"{hours:.1f} | {_commit(path)} |"
+            f"{hours:.1f} | {read_origin(path).get('processor', '–')} | {_commit(path)} |"
         )
     return [*lines, ""]
 
@@ -285,10 +312,10 @@ def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
         "## The pieces",
         "",
         (
-            "`curvact sweep run SPEC --out runs/NAME --resume`, in the order of their worth; then "
-            "`python reproductions/claims.py --collect runs`. CPU minutes are measured where a piece is done (on machines "
-            "of several speeds, some busy with other work), and else estimated from one run of each kind. Two workers "
-            "take half as long."
+            "`curvact sweep run reproductions/SPEC --out runs/NAME --resume`, in the order of their worth, NAME being the "
+            "spec's own without its folder; then `python reproductions/claims.py --collect runs`. CPU minutes are "
+            "measured where a piece is done (on machines of several speeds, some busy with other work), and else "
+            "estimated from one run of each kind. Two workers take half as long."
         ),
         "",
         "| spec | runs | CPU minutes | done |",
@@ -308,6 +335,16 @@ def _pieces(pieces: Sequence[Piece], results: Mapping[str, Path]) -> list[str]:
         *lines,
         "",
         f"Done: {spent / 60:.1f} hours of CPU time. Not done: some {left / 60:.0f} hours.",
+        "",
+        "What made the other results:",
+        "",
+        "| result | command |",
+        "|---|---|",
+        *(
+            f"| [{name}]({results[name].relative_to(HERE)}) | `{command}` |"
+            for name, command in COMMANDS.items()
+            if name in results
+        ),
         "",
     ]
 

@@ -46,6 +46,8 @@ class DifferenceJudge(Strict):
     margin: a smaller difference counts as none. replicate: whose differences are the values of the t
     interval: the mean over the seeds of each stratum, or the mean over strata of each seed.
     each: every result is judged by itself, and the claim has the verdict that all of them share.
+    tested: whether the verdict has a p-value. It has none where all values are of the same few images: the
+    test would not know how much those images decide.
     """
 
     kind: Literal["difference"]
@@ -59,6 +61,7 @@ class DifferenceJudge(Strict):
     baseline_where: Where = Field(default_factory=dict)
     replicate: Literal["stratum", "seed"] = "seed"
     each: bool = False
+    tested: bool = True
 
 
 class GapJudge(Strict):
@@ -74,7 +77,11 @@ class GapJudge(Strict):
 
 
 class SlopeJudge(Strict):
-    """The slope of (outcome − minus) in a decade of the axis, a value a stratum and seed. words: that slope."""
+    """The slope of (outcome − minus) in a decade of the axis. words: that slope.
+
+    replicate: "curve" is a value a stratum and seed; "stratum" is a value a stratum, the mean over its
+    seeds, with both ways of weight decay as one.
+    """
 
     kind: Literal["slope"]
     words: str
@@ -83,6 +90,7 @@ class SlopeJudge(Strict):
     axis: str
     expect: Literal["higher", "lower"]
     margin: float = Field(ge=0)
+    replicate: Literal["curve", "stratum"] = "curve"
 
 
 class RatioJudge(Strict):

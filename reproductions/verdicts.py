@@ -46,6 +46,9 @@ FEWEST_STRATA, FEWEST_SEEDS, FEWEST_POINTS = 4, 3, 3
 """Fewer leave a claim about all strata open."""
 DECAY = "decay"
 """The axis of weight decay."""
+AS_ONE = "With both ways of weight decay as one stratum"
+HARDLY = 0.3
+"""Of ten classes three times chance: a network with less clean accuracy has hardly learned."""
 
 
 def judge(claim: Claim, results: Mapping[str, Path]) -> Finding:
@@ -103,12 +106,14 @@ def _each(rule: DifferenceJudge, tables: Mapping[str, Table]) -> Finding:
     )
 
 
-def mean_curves(table: Table, outcome: str) -> tuple[np.ndarray, np.ndarray, int]:
+def mean_curves(table: Table, outcome: str, as_one: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray, int]:
     """The mean over seeds at the curvatures that all strata have: points (K,), values (K, strata), and how
     many strata were left out because they have fewer than FEWEST_POINTS with FEWEST_SEEDS seeds. Of a
     Hessian norm the log10.
+
+    as_one: strata that differ on these axes alone are one, the mean of their curves.
     """
-    curves: list[dict[float, float]] = []
+    found: dict[object, list[dict[float, float]]] = {}
     left_out = 0
     for stratum in strata(table, "curvature"):
         own = cells(stratum.rows, "curvature", outcome)
@@ -118,10 +123,13 @@ def mean_curves(table: Table, outcome: str) -> tuple[np.ndarray, np.ndarray, int
             left_out += 1
             continue
         means = np.nanmean(values[enough], axis=1)
-        curves.append(dict(zip(own.points[enough].tolist(), means.tolist(), strict=True)))
-    shared = sorted(set.intersection(*map(set, curves))) if curves else []
-    values = np.array([[curve[at] for curve in curves] for at in shared]).reshape(len(shared), len(curves))
-    return np.array(shared), values, left_out
+        key = tuple((axis, label) for axis, label in stratum.labels.items() if axis not in as_one)
+        found.setdefault(key, []).append(dict(zip(own.points[enough].tolist(), means.tolist(), strict=True)))
+    shared = sorted(
+        set.intersection(*(set(curve) for part in found.values() for curve in part)) if found else []
+    )
+    values = np.array([[np.mean([curve[at] for curve in part]) for part in found.values()] for at in shared])
+    return np.array(shared), values.reshape(len(shared), len(found)), left_out
 
 
 def _logs(outcome: str, values: np.ndarray) -> np.ndarray:
@@ -131,9 +139,9 @@ def _logs(outcome: str, values: np.ndarray) -> np.ndarray:
     return np.log10(np.where(values > 0, values, np.nan))
 
 
-def verdict_on_mean(rule: CurveJudge, table: Table) -> Verdict | None:
+def verdict_on_mean(rule: CurveJudge, table: Table, as_one: Sequence[str] = ()) -> Verdict | None:
     """The verdict on the mean curve, every stratum a replicate. None for fewer than two strata."""
-    points, values, _ = mean_curves(table, rule.outcome)
+    points, values, _ = mean_curves(table, rule.outcome, as_one)
     if values.shape[1] < 2 or len(points) < FEWEST_POINTS:
         return None
     return decide(points.tolist(), values, margin=rule.margin, maximise=rule.shape == "peak", planned=False)
@@ -141,18 +149,26 @@ def verdict_on_mean(rule: CurveJudge, table: Table) -> Verdict | None:
 
 def _curve(rule: CurveJudge, table: Table) -> Finding:
     _, values, left_out = mean_curves(table, rule.outcome)
-    count = values.shape[1]
-    verdict = verdict_on_mean(rule, table)
+    count, merged = values.shape[1], mean_curves(table, rule.outcome, [DECAY])[1].shape[1]
     beside = f" {left_out} strata are incomplete and left out." if left_out else ""
+    verdict = verdict_on_mean(rule, table)
     if verdict is None:
         return Finding("inconclusive", f"{_strata(count)} with {FEWEST_SEEDS} seeds: no mean curve.{beside}")
+    first = _on_mean(rule, verdict, f"The mean curve of {_strata(count)}", count)
+    again = verdict_on_mean(rule, table, [DECAY]) if merged < count else None
+    if again is not None:
+        first = _confirmed(first, _on_mean(rule, again, f"{AS_ONE}, {merged} in all", merged))
+    return replace(first, sentence=f"{first.sentence}{_own(rule, table)}{beside}")
+
+
+def _on_mean(rule: CurveJudge, verdict: Verdict, what: str, count: int) -> Finding:
+    """What the mean curve of `count` strata says. what: the beginning of the sentence."""
     inside = [k for k in verdict.optimum_set if rule.band[0] <= k <= rule.band[1]]
     word = "optimum" if rule.shape == "peak" else "least"
-    where = ", ".join(f"{k:g}" for k in verdict.optimum_set)
     level = "" if verdict.plateau is None else f" at {Terms().span(verdict.plateau)}"
     sentence = (
-        f"The mean curve of {_strata(count)}: {_kind(verdict)}{level} ({rule.shape} p {_p(verdict.peak_p)}); the "
-        f"95 % set of the {word} is κ = {where}.{_own(rule, table)}{beside}"
+        f"{what}: {_kind(verdict)}{level} ({rule.shape} p {_p(verdict.peak_p)}); the 95 % set of the {word} is "
+        f"κ = {_listed(verdict)}."
     )
     if count < FEWEST_STRATA:
         return Finding("inconclusive", f"{sentence} Fewer than {FEWEST_STRATA} strata decide nothing.")
@@ -162,6 +178,31 @@ def _curve(rule: CurveJudge, table: Table) -> Finding:
         return Finding("supported", sentence)
     settled = verdict.kind in ("plateau", "flat", "monotone rise", "monotone fall")
     return Finding("not supported" if settled else "inconclusive", sentence)
+
+
+def _listed(verdict: Verdict) -> str:
+    """The curvatures of the set of the optimum."""
+    return ", ".join(f"{k:g}" for k in verdict.optimum_set)
+
+
+def _confirmed(first: Finding, again: Finding) -> Finding:
+    """A verdict, read once more with strata as one that are nearly copies of each other. It is taken back where
+    the second reading does not confirm it, and each test has the larger p of the two.
+    """
+    tests = {
+        kind: max(test, again.tests[kind], key=lambda one: one.p)
+        for kind, test in first.tests.items()
+        if kind in again.tests
+    }
+    sentence = f"{first.sentence} {again.sentence}"
+    if again.verdict == first.verdict or first.verdict == "inconclusive":
+        return replace(first, sentence=sentence, tests=tests)
+    return replace(
+        first,
+        verdict="inconclusive",
+        sentence=f"{sentence} The first reading alone would be {first.verdict!r}; the two disagree.",
+        tests=tests,
+    )
 
 
 def _kind(verdict: Verdict) -> str:
@@ -179,6 +220,7 @@ def _own(rule: CurveJudge, table: Table) -> str:
     """The verdicts of the single strata, counted; a few with an optimum inside are named."""
     names: dict[str, list[str]] = {}
     interior: set[str] = set()
+    peaks: dict[str, float] = {}
     outside = 0
     for stratum in strata(table, "curvature"):
         own = cells(stratum.rows, "curvature", rule.outcome)
@@ -188,13 +230,20 @@ def _own(rule: CurveJudge, table: Table) -> str:
         one = decide(
             own.points.tolist(), values, margin=rule.margin, maximise=rule.shape == "peak", planned=False
         )
-        names.setdefault(_kind(one), []).append(stratum.name)
+        about = f"{stratum.name}: p {_p(one.peak_p)}, κ = {_listed(one)}"
+        names.setdefault(_kind(one), []).append(about if one.interior else stratum.name)
         interior |= {_kind(one)} if one.interior else set()
+        peaks[about] = one.peak_p
         outside += not any(rule.band[0] <= k <= rule.band[1] for k in one.optimum_set)
+
+    corrected = holm(peaks)
 
     def counted(kind: str) -> str:
         few = kind in interior and len(names[kind]) <= 3 and len(names) > 1
-        return f"{len(names[kind])} {kind}" + (f" ({'; '.join(names[kind])})" if few else "")
+        if not few:
+            return f"{len(names[kind])} {kind}"
+        told = "; ".join(f"{about}, p after Holm {_p(corrected[about])}" for about in names[kind])
+        return f"{len(names[kind])} {kind} ({told})"
 
     words = ", ".join(map(counted, sorted(names, key=lambda kind: -len(names[kind]))))
     best = "best" if rule.shape == "peak" else "least"
@@ -238,6 +287,14 @@ def differences(
     rule: DifferenceJudge, table: Table, over: Sequence[str] = ()
 ) -> dict[tuple[Key, int], float]:
     """(stratum, seed) → the difference. over: axes whose labels are averaged, and tell no strata apart."""
+    choices = {axis for axis, allowed in rule.where.items() if isinstance(allowed, tuple)}
+    free = {rule.axis, *choices, *rule.baseline_where, *over}
+    ours, theirs = (_by_key(part, rule.outcome, free) for part in _compared(rule, table))
+    return {key: ours[key] - theirs[key] for key in ours if key in theirs}
+
+
+def _compared(rule: DifferenceJudge, table: Table) -> tuple[list[Row], list[Row]]:
+    """The runs with the label, and those with the baseline."""
     rows = [r for r in table.rows if _same(r.labels.get(rule.axis), rule.label) and _matches(r, rule.where)]
     base = [
         r
@@ -248,10 +305,7 @@ def differences(
         )
         and _matches(r, rule.baseline_where or ({} if r.reference else rule.where))
     ]
-    choices = {axis for axis, allowed in rule.where.items() if isinstance(allowed, tuple)}
-    free = {rule.axis, *choices, *rule.baseline_where, *over}
-    ours, theirs = (_by_key(part, rule.outcome, free) for part in (rows, base))
-    return {key: ours[key] - theirs[key] for key in ours if key in theirs}
+    return rows, base
 
 
 def _replicates(found: Mapping[tuple[Key, int], float], replicate: str) -> list[float]:
@@ -267,25 +321,34 @@ def _difference(rule: DifferenceJudge, table: Table) -> Finding:
     values = _replicates(found, rule.replicate)
     what = f"{_said(rule.axis, rule.label)} minus {_said(rule.axis, rule.baseline)}"
     if rule.replicate == "stratum":
-        counted = _strata(len(values))
+        first = _mean_of_strata(rule, what, values)
+        merged = _replicates(differences(rule, table, over=[DECAY]), "stratum")
+        if 1 < len(merged) < len(values):
+            again = _mean_of_strata(rule, AS_ONE, merged)
+            first = replace(_confirmed(first, again), effects=first.effects)
     else:
         counted = f"{len(values)} seeds in {_strata(len({key for key, _ in found}))}"
-    fewest = FEWEST_STRATA if rule.replicate == "stratum" else FEWEST_SEEDS
-    decided = _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, fewest)
-    return replace(decided, sentence=f"{decided.sentence}{_decays_as_one(rule, table, len(values))}")
+        first = _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
+    if not rule.tested:
+        first = replace(first, tests={})
+    return _where_networks_learn(rule, table, first)
 
 
-def _decays_as_one(rule: DifferenceJudge, table: Table, count: int) -> str:
-    """The interval over strata once more, with strata that differ in weight decay alone as one: they are nearly
-    copies of each other. Nothing where that leaves all `count` strata, or one.
-    """
-    if rule.replicate != "stratum":
-        return ""
-    values = _replicates(differences(rule, table, over=[DECAY]), "stratum")
-    if not 1 < len(values) < count:
-        return ""
-    text = difference_text(student(values), percent=_in_points(rule.outcome))
-    return f" With both ways of weight decay as one stratum: {text}, {_strata(len(values))}."
+def _mean_of_strata(rule: DifferenceJudge, what: str, values: Sequence[float]) -> Finding:
+    counted = _strata(len(values))
+    return _decided(what, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_STRATA)
+
+
+def _where_networks_learn(rule: DifferenceJudge, table: Table, found: Finding) -> Finding:
+    """The finding; a verdict is taken back where more than half of the networks compared have hardly learned."""
+    runs = {row.run: row for part in _compared(rule, table) for row in part if row.status == "done"}
+    known = [row.metrics["clean_accuracy"] for row in runs.values() if "clean_accuracy" in row.metrics]
+    hardly = sum(value < HARDLY for value in known)
+    if 2 * hardly <= len(known):
+        return found
+    taken = "" if found.verdict == "inconclusive" else f" Without this rule it would be {found.verdict!r}."
+    sentence = f"{found.sentence} {hardly} of the {len(known)} networks compared hardly learned.{taken}"
+    return replace(found, verdict="inconclusive", sentence=sentence)
 
 
 def _said(axis: str, label: object) -> str:
@@ -305,17 +368,24 @@ def _gap(rule: GapJudge, table: Table) -> Finding:
 
 
 def _slope(rule: SlopeJudge, table: Table) -> Finding:
-    values, names = [], set()
+    slopes: dict[object, list[float]] = {}
     for stratum in strata(table, rule.axis):
         first, second = (cells(stratum.rows, rule.axis, metric) for metric in (rule.outcome, rule.minus))
         if first.seeds != second.seeds or first.points.tolist() != second.points.tolist():
             continue
+        key = tuple((a, v) for a, v in stratum.labels.items() if rule.replicate == "curve" or a != DECAY)
         for column in (first.values - second.values).T:
             known = np.isfinite(column)
             if known.sum() > 2:
-                names.add(stratum.name)
-                values.append(float(np.polyfit(np.log10(first.points[known]), column[known], 1)[0]))
-    counted = f"{len(values)} curves in {_strata(len(names))}"
+                slope = np.polyfit(np.log10(first.points[known]), column[known], 1)[0]
+                slopes.setdefault(key, []).append(float(slope))
+    if rule.replicate == "stratum":
+        values = [float(np.mean(part)) for part in slopes.values()]
+        return _decided(
+            rule.words, values, rule.outcome, rule.expect, rule.margin, _strata(len(values)), FEWEST_STRATA
+        )
+    values = [value for part in slopes.values() for value in part]
+    counted = f"{len(values)} curves in {_strata(len(slopes))}"
     return _decided(rule.words, values, rule.outcome, rule.expect, rule.margin, counted, FEWEST_SEEDS)
 
 
@@ -352,7 +422,7 @@ def _in_points(outcome: str) -> bool:
 
 
 def _ratio(rule: RatioJudge, table: Table) -> Finding:
-    values = {}
+    values, most = {}, {}
     ours, theirs = (
         _by_key([r for r in table.rows if _same(r.labels.get(rule.axis), label)], rule.outcome, {rule.axis})
         for label in (rule.label, rule.baseline)
@@ -363,18 +433,21 @@ def _ratio(rule: RatioJudge, table: Table) -> Finding:
             for found in (ours, theirs)
         )
         if second > 0:
-            values[", ".join(label for _, label in stratum)] = first / second
+            name = ", ".join(label for _, label in stratum)
+            values[name], most[name] = first / second, 1 / second
     if not values:
         return Finding("inconclusive", "In no stratum is the baseline above 0, so there is no ratio.")
     name = max(values, key=lambda key: values[key])
     sentence = f"The largest ratio is {values[name]:.2f} ({name}), of {_strata(len(values))} with a baseline above 0."
     if values[name] >= rule.least:
         return Finding("supported", sentence)
-    measured = len({key for key, _ in ours})
-    if measured < FEWEST_STRATA:
+    if max(most.values()) < rule.least:
         return Finding(
-            "inconclusive", f"{sentence} {_strata(measured)} measured, and {FEWEST_STRATA} are asked for."
+            "not testable here",
+            f"{sentence} With these baselines no accuracy gives more than {max(most.values()):.2f}.",
         )
+    if len(values) < FEWEST_STRATA:
+        return Finding("inconclusive", f"{sentence} {FEWEST_STRATA} are asked for.")
     return Finding("not supported" if values[name] < 2 else "inconclusive", sentence)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import claims
 import numpy as np
 import pytest
-from claims import findings, folder_page, pages
+from claims import COMMANDS, findings, folder_page, pages
 from criteria import (
     HERE,
     Claim,
@@ -19,6 +19,7 @@ from criteria import (
     Finding,
     GapJudge,
     MeanTest,
+    RatioJudge,
     SlopeJudge,
     all_results,
     evidence_of,
@@ -31,7 +32,7 @@ from criteria import (
 from origin import PLACE, read_origin, write_origin
 from pictures import EDGES, curves, effects, means_table
 from scipy.stats import ttest_1samp
-from verdicts import _decided, _kind, after_holm, differences, judge, verdict_on
+from verdicts import _decided, _kind, after_holm, differences, judge, mean_curves, verdict_on
 
 from curvact.errors import CurvactError
 from curvact.lab.statistics.verdict import decide
@@ -312,6 +313,10 @@ def test_gap_slope_and_common() -> None:
     slope = SlopeJudge(kind="slope", expect="higher", axis="curvature", **common)
     found = verdict_on(slope, made)
     assert "+3.0" in found.sentence
+    assert "18 curves in 6 strata" in found.sentence
+    assert "6 strata" in verdict_on(slope.model_copy(update={"replicate": "stratum"}), made).sentence
+    apart = SlopeJudge(kind="slope", expect="higher", axis="curvature", replicate="stratum", **common)
+    assert "3 strata, and 4 are asked for" in verdict_on(apart, with_decays(made)).sentence
     one = verdict_on(CommonJudge(kind="common", outcome="m_accuracy", band=(4, 10)), made)
     assert verdict(one) == "supported"
 
@@ -464,23 +469,93 @@ def test_an_origin_grows(tmp_path: Path) -> None:
     }
 
 
-def test_strata_that_differ_in_weight_decay_alone_are_counted_once_more_as_one() -> None:
-    """By hand: three networks, whose two decays agree; the second interval is over three means, not six."""
-    gains = (0.01, 0.02, 0.06)
+def with_decays(made: Table) -> Table:
+    """The strata of a table in pairs: two ways of weight decay of one network."""
 
-    def with_decay(row: Row) -> Row:
+    def paired(row: Row) -> Row:
         number = int(str(row.labels["network"])[1:])
         labels = {**row.labels, "network": f"n{number // 2}", "decay": ("all", "weights")[number % 2]}
         return replace(row, labels=labels)
 
-    made = table(lambda k, g, s: 0.5 + (gains[g // 2] if k == 6 else 0.0))
-    rows, references = (tuple(map(with_decay, part)) for part in (made.rows, made.references))
-    made = Table(("network", "decay", "curvature", "seed"), rows, references)
-    sentence = verdict_on(difference(replicate="stratum"), made).sentence
-    by_hand = ttest_1samp(gains, 0).confidence_interval(0.95)
-    assert sentence.startswith("κ = 6 minus ReLU: +3.0 [")
-    assert "6 strata. With both ways of weight decay as one stratum" in sentence
-    assert sentence.endswith(f"+3.0 [{100 * by_hand.low:+.1f}, {100 * by_hand.high:+.1f}], 3 strata.")
+    rows, references = (tuple(map(paired, part)) for part in (made.rows, made.references))
+    return Table(("network", "decay", "curvature", "seed"), rows, references)
+
+
+@pytest.mark.parametrize(
+    ("gains", "wanted"),
+    [
+        # By hand: the 95 % interval of eight values lies above 0, that of the four pairs does not.
+        ((0.004, 0.007, 0.010, 0.035), "inconclusive"),
+        ((0.020, 0.022, 0.026, 0.041), "supported"),
+    ],
+)
+def test_copies_take_a_verdict_back(gains: tuple[float, ...], wanted: str) -> None:
+    made = with_decays(table(lambda k, g, s: 0.5 + (gains[g // 2] if k == 6 else 0.0), strata=8))
+    found = verdict_on(difference(replicate="stratum"), made)
+    eight, four = (ttest_1samp(values, 0) for values in (np.repeat(gains, 2), gains))
+    low, high = four.confidence_interval(0.95)
+    assert eight.confidence_interval(0.95).low > 0
+    assert bool(low > 0) is (wanted == "supported")
+    assert found.verdict == wanted
+    assert (
+        f"as one stratum: {100 * np.mean(gains):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points, 4 strata."
+        in found.sentence
+    )
+    assert ("The first reading alone would be 'supported'" in found.sentence) is (wanted == "inconclusive")
+    assert found.tests["supported"].p == pytest.approx(four.pvalue)
+
+
+def test_copies_take_a_verdict_on_a_curve_back() -> None:
+    """Four strata with a peak in the band are two networks: too few to decide."""
+    made = table(lambda k, g, s: peaked(k) + 0.1 * g + noise(k, g, s), strata=4)
+    assert verdict_on(CURVE, made).verdict == "supported"
+    found = verdict_on(CURVE, with_decays(made))
+    assert found.verdict == "inconclusive"
+    assert "With both ways of weight decay as one stratum, 2 in all: interior peak" in found.sentence
+    points, values, _ = mean_curves(with_decays(made), "m_accuracy", ["decay"])
+    assert tuple(points) == KAPPA
+    apart = mean_curves(made, "m_accuracy")[1]
+    np.testing.assert_allclose(values, (apart[:, ::2] + apart[:, 1::2]) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("clean", "wanted"), [(0.9, "supported"), (0.2, "inconclusive")])
+def test_networks_that_hardly_learned_decide_nothing(clean: float, wanted: str) -> None:
+    made = table(lambda k, g, s: 0.5 + (0.05 if k == 6 else 0.0) + noise(k, g, s))
+    rows = tuple(replace(row, metrics={**row.metrics, "clean_accuracy": clean}) for row in made.rows)
+    found = verdict_on(difference(), replace(made, rows=rows))
+    assert found.verdict == wanted
+    assert ("18 of the 18 networks compared hardly learned" in found.sentence) is (wanted == "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "ours", "wanted"),
+    [(0.5, 0.55, "not testable here"), (0.05, 0.055, "not supported"), (0.05, 0.6, "supported")],
+)
+def test_a_ratio_that_no_accuracy_reaches_is_not_testable(baseline: float, ours: float, wanted: str) -> None:
+    rows = tuple(
+        Row(
+            f"{g}-{s}-{a}",
+            {"steering": a, "data": f"d{g}", "seed": s},
+            "done",
+            "",
+            {"m_accuracy": value},
+            1,
+            1.0,
+        )
+        for g in range(4)
+        for s in range(3)
+        for a, value in (("steered", ours), ("as it is", baseline))
+    )
+    rule = RatioJudge(
+        kind="ratio", outcome="m_accuracy", axis="steering", label="steered", baseline="as it is", least=10
+    )
+    assert verdict_on(rule, Table(("data", "steering", "seed"), rows)).verdict == wanted
+
+
+def test_every_result_has_a_command() -> None:
+    made_by_pieces = {Path(piece.spec).stem for piece in read_pieces()}
+    assert made_by_pieces | set(COMMANDS) >= set(all_results())
+    assert not made_by_pieces & set(COMMANDS)
 
 
 @pytest.mark.parametrize(
