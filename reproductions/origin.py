@@ -40,13 +40,14 @@ def read_origin(results: Path) -> dict[str, Any]:
 def begin_origin(results: Path) -> Callable[[int], None]:
     """A function that writes the origin of `results`, with the number of runs, as a script goes on with them.
 
-    What is written already stays, and the time from now on is added. Runs without an origin are "unknown".
+    What is written already stays, and the time from now on is added. Runs without an origin are "unknown". The
+    environment is that of now: the results themselves make the working tree dirty.
     """
-    before, begun = read_origin(results), time.perf_counter()
+    before, begun, here = read_origin(results), time.perf_counter(), environment()
     places = [before] if results.exists() else []
 
     def write(runs: int) -> None:
         seconds = 3600 * before.get("hours_of_runs", 0.0) + time.perf_counter() - begun
-        write_origin(results, [*places, environment()], runs, seconds)
+        write_origin(results, [*places, here], runs, seconds)
 
     return write
