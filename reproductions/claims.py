@@ -154,6 +154,7 @@ def main_page(
         + ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
         + ".",
         "",
+        *_shown(papers, found),
     ]
     for folder, paper in papers.items():
         lines += [
@@ -214,6 +215,20 @@ def main_page(
         "",
     ]
     return "\n".join(map(wrapped, lines))
+
+
+def _shown(papers: Mapping[str, Paper], found: Mapping[str, Mapping[str, Finding]]) -> list[str]:
+    """The verdicts that the correction over all claims leaves."""
+    left = [
+        f"- {found[folder][claim.id].verdict.capitalize()}: {claim.claim}"
+        for folder, paper in papers.items()
+        for claim in paper.claims
+        if (found[folder][claim.id].corrected or 1.0) <= 0.05
+    ]
+    if not left:
+        return []
+    about = "Verdicts on differences that are left after the correction over all claims (Holm, 0.05):"
+    return [about, "", *left, ""]
 
 
 def wrapped(line: str) -> str:

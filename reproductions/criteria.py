@@ -231,12 +231,14 @@ class Finding:
 
     tests: verdict → the test that leads to it, for criteria that are a test.
     effects: the differences behind the verdict, for criteria that are about one.
+    corrected: the p-value of the verdict after the correction over all claims, where a test led to it.
     """
 
     verdict: Outcome
     sentence: str
     tests: Mapping[str, MeanTest] = field(default_factory=dict)
     effects: tuple[Effect, ...] = ()
+    corrected: float | None = None
 
 
 # ---- reading ----

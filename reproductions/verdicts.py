@@ -547,9 +547,8 @@ def after_holm(found: Mapping[str, Mapping[str, Finding]]) -> dict[str, dict[str
             return one
         test = one.tests[one.verdict]
         beside = "" if test.against == "0" else f" against {test.against}"
-        return replace(
-            one, sentence=f"{one.sentence} p {_p(test.p)}{beside}, after Holm {_p(adjusted[key])}."
-        )
+        sentence = f"{one.sentence} p {_p(test.p)}{beside}, after Holm {_p(adjusted[key])}."
+        return replace(one, sentence=sentence, corrected=adjusted[key])
 
     return {f: {name: told(f, name, one) for name, one in part.items()} for f, part in found.items()}
 

@@ -240,6 +240,17 @@ def test_verdicts_are_corrected_over_all_claims() -> None:
     assert told["x"]["a"].sentence == "A. p = 0.01, after Holm = 0.04."
     assert told["y"]["b"].sentence == "B. p = 0.02 against +1 point, after Holm = 0.06."
     assert told["y"]["c"].sentence == "C."
+    assert [told["x"]["a"].corrected, told["y"]["b"].corrected] == pytest.approx([0.04, 0.06])
+    assert told["y"]["c"].corrected is None
+
+
+def test_the_page_names_the_verdicts_that_the_correction_leaves(found: dict[str, dict[str, Finding]]) -> None:
+    words = " ".join((HERE / "README.md").read_text(encoding="utf-8").partition("## ")[0].split())
+    for folder, claim in CLAIMS:
+        one = found[folder][claim.id]
+        p = re.search(r", after Holm = (\S+)\.(?: |$)", one.sentence)
+        left = p is not None and float(p[1]) <= 0.05
+        assert (f"- {one.verdict.capitalize()}: {claim.claim}" in words) is left, claim.id
 
 
 def test_a_claim_over_several_results_has_the_p_value_of_the_weakest(tmp_path: Path) -> None:
