@@ -128,12 +128,11 @@ def test_a_training_step(monkeypatch: pytest.MonkeyPatch, objective: str, method
     (x, y), model = _batch(side), _model() if side == 16 else _small("psilu")
     attack = {"one": "fgsm", "steps": "pgd-1", "none": "pgd-1"}[OBJECTIVES[objective].attack]
     recipe = Recipe(objective=objective, attack=attack, **methods)
+    helper = (_model() if side == 16 else _small("relu")) if OBJECTIVES[objective].needs_helper else None
     trainer = Trainer(
         model, recipe, ThreatModel("linf", 0.1), Compute(accumulate=parts), _fabric(),
-        random=torch.Generator(), example=x[:2],
+        random=torch.Generator(), example=x[:2], helper=helper,
     )  # fmt: skip
-    if trainer.objective.entry.needs_helper:
-        trainer.objective = trainer.objective.asking(_model() if side == 16 else _small("relu"))
     outcome = trainer.step(
         x, y, whole=6, rate=0.1, perturbed="perturbation" in methods, random=torch.Generator(),
         pulled="me-a" in methods.get("averaging", ""),

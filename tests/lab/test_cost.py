@@ -19,7 +19,8 @@ from curvact.lab.cost import AssumedAccuracy, Cost, _withstood, costs_of, measur
 from curvact.lab.flops import Flops, count_flops, flop_counter
 from curvact.lab.report.sweep.cost import cost_tables
 from curvact.lab.run import execute
-from curvact.models import MLP, MiniResNet
+from curvact.models import MLP, MiniResNet, build
+from curvact.models.checkpoint import save_checkpoint
 from curvact.training import Recipe
 from curvact.training.processes import Compute
 from curvact.training.step import Trainer
@@ -169,6 +170,15 @@ def test_the_rate_of_this_machine(run_spec: Run) -> None:
     threads = torch.get_num_threads()
     assert 1e5 < measured_rate(run_spec()) < 1e15
     assert torch.get_num_threads() == threads
+
+
+def test_the_rate_with_a_helper(run_spec: Run, tmp_path: Path) -> None:
+    architecture = {"name": "mini_resnet", "activation": "relu", "channels": 1, "width": 2}
+    save_checkpoint(tmp_path / "helper.safetensors", build(**architecture), architecture, {})
+    spec = run_spec(training={"objective": "hat"}, helper=str(tmp_path / "helper.safetensors"))
+    assert 1e5 < measured_rate(spec) < 1e15
+    more, less = (costs_of([one])[0] for one in (spec, run_spec(training={"objective": "trades"})))
+    assert more.training > less.training
 
 
 @pytest.mark.parametrize("text", ["40", "TFLOPS", "0TFLOPS", "-1 GFLOPS", "40 THINGS", "1e3TFLOPS"])

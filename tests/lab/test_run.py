@@ -507,7 +507,23 @@ def test_a_run_asks_its_helper(run_spec: Any, tmp_path: Path) -> None:
         run_spec(**hat)
     with pytest.raises(CurvactError, match=r"training\.objective='pgd-at.*' asks no second network"):
         run_spec(helper=str(moved))
+    with pytest.raises(CurvactError, match=r"helper.*must be a path"):
+        run_spec(helper=3, **hat)
     later = run_spec(helper=str(moved / "last.safetensors"), **hat)
+    # The same weights in another network are another helper.
+    sidecar = json.loads((moved / "last.json").read_text())
+    sidecar["architecture"]["activation"] = "silu"
+    (moved / "last.json").write_text(json.dumps(with_checksum(sidecar)))
+    assert run_spec(helper=str(moved / "last.safetensors"), **hat).id != spec.id
+    with pytest.raises(CurvactError, match=r"helper: .*last\.safetensors has changed: its sha256 is"):
+        prepare(later)
+    shutil.copytree(tmp_path / "standard", moved, dirs_exist_ok=True)
+    # A longer run may have the helper at another place.
+    longer = run_spec(
+        helper=str(moved / "last.safetensors"), **(hat | {"training": hat["training"] | {"epochs": 2}})
+    )
+    with pytest.raises(CurvactError, match=r"learning rate|schedule"):
+        execute(longer, tmp_path / "hat")
     shutil.copy(tmp_path / "hat" / "last.safetensors", moved / "last.safetensors")
     with pytest.raises(CurvactError, match=r"helper: .*last\.safetensors has changed: its sha256 is"):
         prepare(later)

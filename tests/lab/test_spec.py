@@ -10,7 +10,7 @@ import yaml
 
 from curvact.activations import activation
 from curvact.errors import CurvactError
-from curvact.lab.settings import check_settings
+from curvact.lab.settings import check_settings, override_in
 from curvact.lab.spec import RunSpec, canonical_activation, read_spec, recipes
 
 
@@ -192,6 +192,13 @@ def test_bad_overrides(override: str) -> None:
         CurvactError, match=r"write it as key.key=value|holds a value, not keys|not valid YAML|no timestamp"
     ):
         read_spec("digits", [override])
+
+
+def test_a_path_alone_takes_keys() -> None:
+    content: dict[str, Any] = {"helper": "runs/a", "init_from": "runs/b"}
+    override_in(content, "helper.path", "runs/c", "here")
+    override_in(content, "init_from.leave_out", ["fc"], "here")
+    assert content == {"helper": {"path": "runs/c"}, "init_from": {"path": "runs/b", "leave_out": ["fc"]}}
 
 
 def test_a_setting_in_the_place_of_the_spec_is_named() -> None:

@@ -35,7 +35,8 @@ from curvact.lab.spec import read_spec
 from curvact.lab.store import finished, read_history
 from curvact.lab.sweep import SweepSpec, read_sweep
 from curvact.lab.sweep_run import report, run_sweep, sweep_records, table_of
-from curvact.models.checkpoint import load_checkpoint
+from curvact.models import build
+from curvact.models.checkpoint import load_checkpoint, save_checkpoint
 from curvact.workers import Event
 
 QUIET = Console(quiet=True)
@@ -388,6 +389,25 @@ def test_a_grown_sweep_is_rehearsed_too(sweep_spec: Any, tmp_path: Path) -> None
     with pytest.raises(CurvactError, match="crop=9 is larger than the images"):
         run_sweep(grown, tmp_path, Placement("inline"), resume=True, console=QUIET)
     assert (tmp_path / "sweep.yaml").read_bytes() == before
+
+
+def test_the_helper_of_each_run_is_rehearsed(sweep_spec: Any, tmp_path: Path) -> None:
+    """Of two helpers the second has other classes: found before the first run."""
+    helpers = []
+    for classes in (10, 7):
+        architecture = {
+            "name": "mini_resnet",
+            "activation": "relu",
+            "channels": 1,
+            "width": 2,
+            "classes": classes,
+        }
+        helpers.append(str(tmp_path / f"h{classes}.safetensors"))
+        save_checkpoint(Path(helpers[-1]), build(**architecture), architecture, {})
+    spec = sweep_spec(base={"training": {"objective": "hat"}}, grid={"helper": helpers, "seed": [0]})
+    with pytest.raises(CurvactError, match=r"h7.*: helper: it has 7 outputs and the model 10"):
+        run_sweep(spec, tmp_path / "out", Placement("inline"), console=QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{"])

@@ -51,6 +51,12 @@ def _weights(net: nn.Sequential) -> dict[str, np.ndarray]:
     return arrays | {"A": arrays["A"].T, "B": arrays["B"].T} | running
 
 
+def _nan() -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.constant_(net[1].bias, torch.nan)
+    return net
+
+
 def _batch() -> tuple[Tensor, Tensor, Tensor]:
     x, x_adv = torch.rand(2, 8, 3, generator=generator(1, "batch"), dtype=torch.float64)
     return x, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), x_adv
@@ -109,6 +115,44 @@ def test_the_helper_is_in_eval_mode_and_does_not_change() -> None:
     assert all(p.grad is None and p.requires_grad for p in helper.parameters())
 
 
+def test_a_helper_of_ones_own_objective_does_not_change() -> None:
+    """Also where the function forgets eval mode and no_grad, and where the helper works in place."""
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = _helper()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inside(x.sub_(0.1))
+
+    net, (x, y, x_adv) = _network("network"), _batch()
+    helper, kept = InPlace().train(), x_adv.clone()
+    before = model_hash(helper)
+    objective("hat").asking(helper)(net, x, y, Fixed(x_adv)).value.backward()
+    assert torch.equal(x_adv, kept)
+
+    def distill(model, x, y, attack, helper):  # type: ignore[no-untyped-def]
+        logits = model(attack(model, x, y))
+        return nn.functional.mse_loss(logits, helper(x.clone())), logits
+
+    register_objective("distill", distill)
+    try:
+        objective("distill").asking(helper)(net, x, y, Fixed(x_adv)).value.backward()
+    finally:
+        del OBJECTIVES["distill"]
+    assert model_hash(helper) == before
+    assert all(p.grad is None and p.requires_grad for p in helper.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_helper_without_finite_outputs_ends_training(value: float) -> None:
+    net, helper, (x, y, x_adv) = _network("network"), _helper(), _batch()
+    with torch.no_grad():
+        helper[3].bias[0] = value
+    assert objective("hat").asking(helper)(net, x, y, Fixed(x_adv)).value.isnan()
+
+
 def test_the_cost() -> None:
     assert OBJECTIVES["hat"].cost(10) == 13
     assert OBJECTIVES["hat"].defaults == {"beta": 2.5, "gamma": 0.5, "h": 2.0, "batch_norm": "eval"}
@@ -144,8 +188,10 @@ def test_with_awp_and_an_average_it_trains() -> None:
         ("hat", None, r"the objective 'hat' needs a helper, a trained network: fit\(…, helper=network\)"),
         ("trades", nn.Identity(), "helper: the objective 'trades' asks no second network"),
         ("hat", "runs/standard", r"helper='runs/standard': must be an nn\.Module"),
-        ("hat", nn.Sequential(nn.Flatten(), nn.Linear(64, 9)), "the helper has 9 outputs and the model 10"),
-        ("hat", nn.Linear(3, 10), "fit, helper"),
+        ("hat", nn.Sequential(nn.Flatten(), nn.Linear(64, 9)), "helper: it has 9 outputs and the model 10"),
+        ("hat", nn.Linear(3, 10), "helper: the model of fit fails on images"),
+        ("hat", nn.Linear(64, 10, device="meta"), "helper: its weights are on the meta device"),
+        ("hat", _nan(), "helper: its outputs at the first training image are not finite"),
     ],
 )
 def test_wrong_helpers_are_one_line(text: str, helper: Any, message: str) -> None:
@@ -154,12 +200,26 @@ def test_wrong_helpers_are_one_line(text: str, helper: Any, message: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_another_helper_does_not_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("activation", "number"), [("relu", 1), ("silu", 0)])
+def test_another_helper_does_not_go_on(activation: str, number: int, tmp_path: Path) -> None:
+    """Other weights, or the same weights in another network."""
     recipe = Recipe(objective="hat", epochs=1, attack="pgd-1", batch_size=32)
-    helpers = [MiniResNet("relu", channels=1, width=2, generator=generator(n, "helper")) for n in (0, 1)]
+    helpers = [
+        MiniResNet(name, channels=1, width=2, generator=generator(n, "helper"))
+        for name, n in (("relu", 0), (activation, number))
+    ]
+    _fit(recipe, helpers[0], state=tmp_path / "state.safetensors")
     _fit(recipe, helpers[0], state=tmp_path / "state.safetensors")
     with pytest.raises(CurvactError, match="another helper"):
         _fit(recipe, helpers[1], state=tmp_path / "state.safetensors")
+
+
+def test_the_trained_network_is_no_helper() -> None:
+    recipe, model = Recipe(objective="hat", epochs=1, attack="pgd-1"), MiniResNet("silu", channels=1, width=2)
+    data = load("digits").first(train=64, validation=20)
+    for helper in (model, nn.Sequential(model)):
+        with pytest.raises(CurvactError, match="helper: it shares weights with the network that is trained"):
+            fit(model, data, recipe, LINF, helper=helper)
 
 
 def test_a_function_of_ones_own_may_ask_a_helper(monkeypatch: pytest.MonkeyPatch) -> None:

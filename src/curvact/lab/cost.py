@@ -337,6 +337,7 @@ def _seconds_an_image(spec: RunSpec, fabric: Fabric) -> float:
         fabric,
         random=generator(spec.seed, "langevin", device=fabric.device),
         example=data.train.inputs(slice(0, 2)),
+        helper=None if start.helper is None else fabric.to_device(start.helper),
     )
     start.model.train()
     batches = Batches(data.train, start.extra, spec.training, spec.seed, fabric)

@@ -54,7 +54,8 @@ def count_flops(
 
     Activations, normalizations and optimizers count as 0: their time is that of the memory.
     model: any network; it may lie on the meta device, and is left as it is. A network that needs
-        values is counted while it computes two images on the CPU.
+        values is counted while it computes two images on the CPU. A helper counts as a forward pass of
+        the model itself.
     shape: of an image, C×H×W. exclude: parameters that the Hessian leaves out.
     hessian: whether `second_order` and `product` are counted too.
 
@@ -85,7 +86,7 @@ def _count(
     y = torch.zeros(IMAGES, dtype=torch.int64, device=device)
     loss = objective(recipe.objective, recipe.label_smoothing)
     if loss.entry.needs_helper:
-        loss = loss.asking(model)
+        loss = loss.asking(copy.deepcopy(model))
 
     def forward() -> None:
         with torch.no_grad():

@@ -243,7 +243,7 @@ def _path_from(folder: Path, key: str, path: str) -> str:
         return path
     found = found_from(folder, path)
     if os.path.abspath(found) == os.path.abspath(Path(path).expanduser()):
-        return path
+        return os.path.expanduser(path)
     return os.path.abspath(found)
 
 

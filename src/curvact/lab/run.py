@@ -21,7 +21,7 @@ from curvact.attacks import SuspectModelWarning
 from curvact.data import ExtraImages, Splits, batches_per_epoch, open_extra
 from curvact.devices import deterministic, device_named
 from curvact.errors import CurvactError, first_line, for_want_of_memory
-from curvact.files import atomic_write, hash_of_file
+from curvact.files import atomic_write
 from curvact.lab.checkpoints import open_checkpoint
 from curvact.lab.environment import environment
 from curvact.lab.imports import copy_code
@@ -384,7 +384,7 @@ def prepare(spec: RunSpec, learned: LearnedActivation | None = None) -> Prepared
         raise CurvactError(
             f"training.crop={spec.training.crop} is larger than the images, {min(height, width)} pixels"
         )
-    helper = None if spec.helper is None else load_helper(spec.helper)
+    helper = None if spec.helper is None else load_helper(spec.helper, spec.data.name)
     check_fit(model, data, extra, helper)
     check_rebuilds(model, architecture)  # else its weights could not be kept after the first epoch
     return Prepared(data, extra, architecture, model, helper)
@@ -427,7 +427,7 @@ def start_from(model: nn.Module, start: InitFrom) -> None:
     A file of the network inside a `Foreign` fits too. Raises CurvactError for another file than the
     spec means, and for weights that do not fit.
     """
-    path = _unchanged(find_weights(start.path), start.sha256, "init_from")
+    path = _unchanged(start, "init_from")
     given = read_state_dict(path)
     if isinstance(model, Foreign) and not any(name in given for name in model.state_dict()):
         model = model.model
@@ -449,22 +449,34 @@ def start_from(model: nn.Module, start: InitFrom) -> None:
     model.load_state_dict({**own, **{name: value for name, value in given.items() if name not in left}})
 
 
-def load_helper(wanted: HelperFrom) -> nn.Module:
-    """The helper of a run, in eval mode. CurvactError for another file than the spec means."""
-    opened = open_checkpoint(wanted.path)
-    _unchanged(opened.path, wanted.sha256, "helper")
+def load_helper(wanted: HelperFrom, data: str) -> nn.Module:
+    """The helper of a run, in eval mode. CurvactError for another file than the spec means.
+
+    data: the name of the run's data. Warns where the helper is known to be trained on other data.
+    """
+    path = _unchanged(wanted, "helper")
+    try:
+        opened = open_checkpoint(path)
+        theirs = opened.data
+    except CurvactError as error:
+        raise CurvactError(f"helper {path}: {error}") from None
+    if theirs is not None and theirs.name != data:
+        warnings.warn(
+            f"helper {path}: it was trained on {theirs.name}, and this run is on {data}", stacklevel=2
+        )
     return opened.model
 
 
-def _unchanged(path: Path, sha256: str | None, key: str) -> Path:
-    """The path; CurvactError for a file that is not the one whose hash the spec holds."""
+def _unchanged(wanted: InitFrom | HelperFrom, key: str) -> Path:
+    """The file; CurvactError for one that is not that whose hash the spec holds."""
+    path = find_weights(wanted.path)
     try:
-        found = hash_of_file(path)
+        found = wanted.hash_of(path)
     except OSError as error:
         raise CurvactError(f"{key}: cannot read {path}: {error.strerror}") from None
-    if found != sha256:
+    if found != wanted.sha256:
         raise CurvactError(
-            f"{key}: {path} has changed: its sha256 is {found[:12]}…, the spec has {str(sha256)[:12]}…"
+            f"{key}: {path} has changed: its sha256 is {found[:12]}…, the spec has {str(wanted.sha256)[:12]}…"
         )
     return path
 

@@ -256,7 +256,8 @@ def override_key(content: dict[str, Any], override: str, flat: Collection[str] =
 def override_in(content: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set the value at a dotted key in plain nested settings.
 
-    A data set or a model given by its name alone becomes a mapping with that name.
+    A data set or a model given by its name alone becomes a mapping with that name, and weights given by
+    their path alone one with that path.
     Raises CurvactError where a part of the key holds a value.
 
     >>> content = {"data": "digits"}
@@ -267,8 +268,9 @@ def override_in(content: dict[str, Any], key: str, value: Any, where: str) -> No
     *parents, last = key.split(".")
     place = content
     for parent in parents:
-        if parent in ("data", "model") and isinstance(place.get(parent), str):
-            place[parent] = {"name": place[parent]}
+        alone = {"data": "name", "model": "name", "helper": "path", "init_from": "path"}.get(parent)
+        if alone is not None and isinstance(place.get(parent), str):
+            place[parent] = {alone: place[parent]}
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise CurvactError(f"{where}: '{parent}' holds a value, not keys")

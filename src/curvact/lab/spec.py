@@ -28,11 +28,11 @@ from curvact.data.loading import SIZE
 from curvact.devices import check_device_name
 from curvact.errors import CurvactError, nearest
 from curvact.files import hash_of_file
-from curvact.lab.imports import Import, changing_runs, check_loaded, load_imports, read_with_code
+from curvact.lab.imports import Import, changing_runs, check_loaded, hashes, load_imports, read_with_code
 from curvact.lab.layout import SPEC_FILE
 from curvact.lab.settings import Strict, argument_problem, check_settings, choice, override_key
 from curvact.models import MODELS, arguments_of
-from curvact.models.checkpoint import find_weights
+from curvact.models.checkpoint import find_weights, read_sidecar
 from curvact.models.registry import takes_any_argument
 from curvact.names import parse_call
 from curvact.training import Recipe, objective
@@ -195,16 +195,22 @@ class _WeightsFrom(Strict):
     def _with_its_hash(cls, content: Any) -> Any:
         if isinstance(content, str):
             content = {"path": content}
+        if not isinstance(content, (dict, cls)):
+            raise ValueError("must be a path: that of a run's folder, or of a file of weights")
         if not isinstance(content, dict) or not isinstance(content.get("path"), str):
             return content
         if content.get("sha256") is not None:
             return content
         try:
-            file = find_weights(content["path"])
-            about = file.stat()
-            return {**content, "sha256": _hash(file, about.st_mtime_ns, about.st_size)}
+            return {**content, "sha256": cls.hash_of(find_weights(content["path"]))}
         except OSError as error:
             raise CurvactError(f"cannot read {content['path']}: {error.strerror}") from None
+
+    @classmethod
+    def hash_of(cls, file: Path) -> str:
+        """The sha256 that tells such weights apart."""
+        about = file.stat()
+        return _hash(file, about.st_mtime_ns, about.st_size)
 
 
 class InitFrom(_WeightsFrom):
@@ -222,9 +228,18 @@ class InitFrom(_WeightsFrom):
 class HelperFrom(_WeightsFrom):
     """The trained network that the objective asks, such as "hat". It does not change.
 
-    path: a run's folder, or a checkpoint. sha256: of the file of weights; filled in when the spec is
-    read.
+    path: a run's folder, or a checkpoint. sha256: of its weights, its architecture and its code;
+    filled in when the spec is read.
     """
+
+    @classmethod
+    def hash_of(cls, file: Path) -> str:
+        weights = super().hash_of(file)
+        if not file.with_suffix(".json").is_file():
+            return weights
+        sidecar = read_sidecar(file)
+        parts = [weights, sidecar["architecture"], sorted(hashes(sidecar.get("imports")))]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class EvaluationSpec(Strict):
@@ -414,7 +429,9 @@ class RunSpec(Strict):
         if needed and self.helper is None:
             raise ValueError(f"training.objective={name!r} needs a helper: the folder of a trained run")
         if not needed and self.helper is not None:
-            raise ValueError(f"helper: training.objective={name!r} asks no second network; leave it out")
+            raise ValueError(
+                f"helper: training.objective={name!r} asks no second network; leave it out, or say helper: null"
+            )
         return self
 
     @property

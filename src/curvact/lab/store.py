@@ -330,7 +330,16 @@ def _is_shorter(present: RunSpec, wanted: RunSpec) -> bool:
     for content in (a, b):
         for key in ("name", "about", "logging", "imports"):  # the code is known to be the same
             content.pop(key)
+        _without_places(content)
     return fewer and a == b
+
+
+def _without_places(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the paths of weights, whose hashes they hold."""
+    for key in ("init_from", "helper"):
+        if content[key] is not None:
+            content[key].pop("path")
+    return content
 
 
 def _difference(present: RunSpec, wanted: RunSpec) -> str:
@@ -348,8 +357,8 @@ def _difference(present: RunSpec, wanted: RunSpec) -> str:
     exclude = {"name", "about", "logging", "imports"}
     return (
         walk(
-            present.model_dump(mode="json", exclude=exclude),
-            wanted.model_dump(mode="json", exclude=exclude),
+            _without_places(present.model_dump(mode="json", exclude=exclude)),
+            _without_places(wanted.model_dump(mode="json", exclude=exclude)),
             "",
         )
         or "they differ"

@@ -220,7 +220,7 @@ def rehearse(runs: Sequence[Planned], *, elsewhere: bool = False) -> None:
 
 
 def _shape_of(run: Planned) -> list[object]:
-    shape = {"data", "model", "activation", "activation_from", "hardware", "logging"}
+    shape = {"data", "model", "activation", "activation_from", "init_from", "helper", "hardware", "logging"}
     content = run.spec.model_dump(mode="json", include=shape)
     return [content, run.spec.training.crop]
 

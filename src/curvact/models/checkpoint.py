@@ -170,13 +170,15 @@ def find_weights(path: str | Path) -> Path:
 
     Raises CurvactError if it does not exist.
     """
-    path = as_path(path, "a checkpoint")
-    folder = path if path.is_dir() else path.parent
+    path = folder = as_path(path, "a checkpoint")
+    if path.name in ("best.safetensors", "last.safetensors"):
+        folder = path.parent
     if path.is_dir():
         best, model = path / "best.safetensors", path / "model.safetensors"
         path = model if model.is_file() and not best.is_file() else best
     if not path.is_file():
-        below = sorted(folder.glob("*/*/best.safetensors"))  # of a sweep
+        of_a_sweep = [*folder.glob("*/best.safetensors"), *folder.glob("*/*/best.safetensors")]
+        below = sorted(of_a_sweep) if folder.is_dir() else []
         hint = f"; there are {len(below)} below, such as {below[0].parent}" if below else ""
         raise CurvactError(f"no checkpoint file {path}{hint}")
     return path

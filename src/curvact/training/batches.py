@@ -86,10 +86,13 @@ def check_fit(
     x = train.inputs(slice(0, 1))
     outputs = _outputs(model, x, "fit")
     if helper is not None:
-        theirs = _outputs(helper, x, "fit, helper")
+        try:
+            theirs = _outputs(helper, x, "fit", finite=True)
+        except CurvactError as error:
+            raise CurvactError(f"helper: {error}") from None
         if theirs != outputs:
             raise CurvactError(
-                f"the helper has {theirs} outputs and the model {outputs}: must be the same classes"
+                f"helper: it has {theirs} outputs and the model {outputs}; both must have the same classes"
             )
     given = [("training", train.labels), ("validation", data.validation.labels)]
     if extra is not None and extra.labels is not None:
@@ -103,7 +106,10 @@ def check_fit(
             )
 
 
-def _outputs(model: nn.Module, x: Tensor, where: str) -> int:
+def _outputs(model: nn.Module, x: Tensor, where: str, finite: bool = False) -> int:
     device = next((p.device for p in model.parameters()), x.device)
     with mode(model, training=False), torch.no_grad():
-        return Guarded(model, where)(x.to(device)).shape[1]
+        found = Guarded(model, where)(x.to(device, copy=True))
+    if finite and not bool(found.isfinite().all()):
+        raise CurvactError("its outputs at the first training image are not finite")
+    return found.shape[1]

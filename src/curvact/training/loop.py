@@ -6,7 +6,9 @@ reduction, when they are complete: neither the attack nor a second pass waits fo
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 import time
 from itertools import islice
 from pathlib import Path
@@ -131,7 +133,7 @@ class _Run:
         compute: Compute,
     ) -> None:
         self.recipe, self.threat_model, self.seed, self.compute = recipe, threat_model, seed, compute
-        asked = objective(recipe.objective, recipe.label_smoothing).asking(helper)
+        _check_helper(helper, model, recipe)
         self.fabric = compute.fabric_for(model)
         self.model = self.fabric.to_device(model)
         device = self.fabric.device
@@ -146,9 +148,9 @@ class _Run:
             self.fabric,
             random=generator(seed, "langevin", device=device),
             example=self.data.train.inputs(slice(0, 2)),
+            helper=helper,
         )
-        self.trainer.objective = asked
-        self.helper = None if helper is None else model_hash(helper)
+        self.helper = None if helper is None else _fingerprint(helper)
         self.guarded: list[float] | None = [] if self.trainer.objective.entry.single_step else None
         copy_weights(self.fabric, self.model)
 
@@ -361,6 +363,25 @@ class _Run:
 
     def _dropout_generators(self) -> list[torch.Generator]:
         return [m.masks(self.fabric.device) for m in self.model.modules() if isinstance(m, Dropout)]
+
+
+def _check_helper(helper: nn.Module | None, model: nn.Module, recipe: Recipe) -> None:
+    """CurvactError for a helper that the objective cannot ask."""
+    objective(recipe.objective, recipe.label_smoothing).asking(helper)
+    if helper is None:
+        return
+    theirs = [*helper.parameters(), *helper.buffers()]
+    if any(value.is_meta for value in theirs):
+        raise CurvactError("helper: its weights are on the meta device, which holds no values")
+    ours = {id(value) for value in (*model.parameters(), *model.buffers())}
+    if any(id(value) in ours for value in theirs):
+        raise CurvactError("helper: it shares weights with the network that is trained; give another one")
+
+
+def _fingerprint(helper: nn.Module) -> str:
+    """What tells helpers apart: their weights, and their modules in words."""
+    modules = re.sub(r" at 0x[0-9a-f]+", "", repr(helper))
+    return f"{model_hash(helper)} {hashlib.sha256(modules.encode()).hexdigest()}"
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -244,8 +245,9 @@ def hat(
     """
     inside = Maximization(loss="kl", start="gaussian", batch_norm=batch_norm)
     x_adv = attack(model, x, y, inside)
-    with mode(helper, training=False), torch.no_grad():
-        seen = helper(x_adv).argmax(1)
+    with torch.no_grad():
+        outputs = helper(x_adv.clone())  # a copy: a helper may work in place
+        seen = outputs.argmax(1)
     logits, clean, attacked = _clean_and_attacked(model, x, x_adv)
     far = model(x + h * (x_adv - x))
     value = (
@@ -253,6 +255,9 @@ def hat(
         + beta * kl(clean, attacked.log_softmax(1)).mean()
         + gamma * _cross_entropy(far, seen, label_smoothing)
     )
+    value = torch.where(
+        outputs.isfinite().all(), value, torch.nan
+    )  # which ends training, and waits for nothing
     return ObjectiveValue(value, attacked.detach(), x_adv, attack.cost(inside) + 3)
 
 
@@ -267,7 +272,7 @@ class Entry:
     function: `(model, x, y, attack, **parameters)`, which returns an `ObjectiveValue`, or the loss
         and the logits of the images that were trained on; its arguments after `attack` and their
         default values are the parameters, as published. It may take `label_smoothing` too, and
-        `helper`, a second, trained network.
+        `helper`, a second, trained network, which is in eval mode inside and gets no gradient.
     passes: gradient evaluations of the training loss itself. attack: "steps" (as many as the recipe
         has), "one" or "none".
     """
@@ -403,10 +408,13 @@ class ConfiguredObjective:
         entry, settings = self.entry, dict[str, Any](self.parameters)
         if entry.smooths_labels:
             settings["label_smoothing"] = self.label_smoothing
-        if entry.needs_helper:
-            settings["helper"] = self.asking(self.helper).helper
         watched = _Watched(attack)
-        found: object = entry.function(model, x, y, watched, **settings)
+        with ExitStack() as stack:
+            if entry.needs_helper:
+                helper = settings["helper"] = cast(nn.Module, self.asking(self.helper).helper)
+                stack.enter_context(mode(helper, training=False))
+                stack.enter_context(frozen(helper))
+            found: object = entry.function(model, x, y, watched, **settings)
         if isinstance(found, ObjectiveValue):
             self._check_loss(found.value)
             return found

@@ -64,7 +64,7 @@ class Trainer:
     """A model with its objective, optimizer and average: everything that one training step changes.
 
     random: of Entropy-SGD's noise. example: two training images, N×C×H×W, to find what can be
-        folded for the attack.
+        folded for the attack. helper: what the objective asks, on the model's device.
     """
 
     def __init__(
@@ -77,11 +77,12 @@ class Trainer:
         *,
         random: torch.Generator,
         example: Tensor,
+        helper: nn.Module | None = None,
     ) -> None:
         self.model, self.recipe, self.threat_model, self.fabric = model, recipe, threat_model, fabric
         self.accumulate = compute.accumulate
         self.forward: Any = torch.compile(model) if compute.compiled else model
-        self.objective = objective(recipe.objective, recipe.label_smoothing)
+        self.objective = objective(recipe.objective, recipe.label_smoothing).asking(helper)
         self.perturbation, self.settings = recipe.method_of("perturbation")
         self.optimizer = make_optimizer(model, recipe, random)
         self.fabric_optimizer: Any = fabric.setup_optimizers(self.optimizer)
