@@ -300,8 +300,8 @@ def read_results(path: Path) -> Table:
 
 
 def _value(text: str) -> Value:
-    if text in ("True", "False"):
-        return text == "True"
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         number = float(text)
     except ValueError:
