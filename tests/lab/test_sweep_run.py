@@ -304,6 +304,35 @@ def test_damaged_runs_are_named(unbroken: tuple[Path, Path], tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["base", "cells"])
+def test_a_sweep_knows_its_runs_without_the_files_that_they_began_with(
+    place: str, sweep_spec: Any, tmp_path: Path
+) -> None:
+    """The sweep holds the hash of a helper: without its file it is reported, with another one it does not go on."""
+    architecture = {"name": "mini_resnet", "activation": "relu", "channels": 1, "width": 2}
+    file, out = tmp_path / "helper.safetensors", tmp_path / "out"
+    save_checkpoint(file, build(**architecture), architecture, {})
+    hat = {"training.objective": "hat", "helper": str(file)}
+
+    def made(seeds: list[int]) -> SweepSpec:
+        change = {"base": hat} if place == "base" else {"cells": {"method": {"HAT": hat}}}
+        return sweep_spec(grid={"seed": seeds}, **change)  # type: ignore[no-any-return]
+
+    run_sweep(made([0]), out, Placement("inline"), console=QUIET)
+    again = read_sweep(out)
+    assert again == made([0])
+    file.rename(tmp_path / "moved.safetensors")
+    report(out)
+    assert len(_csv_without_times(out / "results.csv")) == 1
+    assert [run.id for run in read_sweep(out).planned] == [run.id for run in again.planned]
+    longer = read_sweep(out, ["grid.seed=[0,1]"])
+    save_checkpoint(
+        file, build(**{**architecture, "activation": "silu"}), {**architecture, "activation": "silu"}, {}
+    )
+    with pytest.raises(CurvactError, match=r"helper: .*helper\.safetensors has changed"):
+        run_sweep(longer, out, Placement("inline"), resume=True, console=QUIET)
+
+
 def test_a_failed_run_is_named(sweep_spec: Any, tmp_path: Path) -> None:
     wild = {"training.learning_rate": 1e30, "training.warmup": 0.0}
     spec = sweep_spec(grid={"seed": [0]}, cells={"rate": {"calm": {}, "wild": wild}})

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from curvact.errors import nearest
 from curvact.lab.imports import Import, read_with_code
 from curvact.lab.settings import Strict, first_problem, override_all
-from curvact.lab.spec import RunSpec
+from curvact.lab.spec import RunSpec, with_hashes
 from curvact.lab.sweep import Settings, in_words, nested, run_of
 from curvact.lab.table import Value
 
@@ -116,7 +116,7 @@ class SearchSpec(Strict):
     @field_validator("base")
     @classmethod
     def _nested(cls, base: Settings) -> Settings:
-        return nested(base)
+        return with_hashes(nested(base))
 
     @field_validator("space", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -240,6 +241,28 @@ class HelperFrom(_WeightsFrom):
         sidecar = read_sidecar(file)
         parts = [weights, sidecar["architecture"], sorted(hashes(sidecar.get("imports")))]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+_WEIGHTS: Mapping[str, type[_WeightsFrom]] = {"init_from": InitFrom, "helper": HelperFrom}
+
+
+def with_hashes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose files of weights have their hashes beside their paths. So a sweep knows its runs where a
+    file is no longer there, and refuses a file that has changed.
+
+    Raises CurvactError for a file that cannot be read.
+    """
+
+    def told(key: str, value: Any) -> Any:
+        if key not in _WEIGHTS or not isinstance(value, (str, dict)):
+            return value
+        content = {"path": value} if isinstance(value, str) else value
+        if "path" not in content or content.get("sha256") is not None:
+            return value
+        kind = _WEIGHTS[key]
+        return {**content, "sha256": kind.model_validate({"path": content["path"]}).sha256}
+
+    return {key: told(key, value) for key, value in settings.items()}
 
 
 class EvaluationSpec(Strict):

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from curvact.errors import CurvactError, nearest
 from curvact.lab.imports import Import, changing_runs, read_with_code
 from curvact.lab.settings import Strict, check_settings, override_all, override_in, read_plain
-from curvact.lab.spec import RunSpec
+from curvact.lab.spec import RunSpec, with_hashes
 from curvact.lab.statistics import QUESTIONS
 from curvact.lab.statistics.question import Question, question
 from curvact.lab.table import Row, Table, Value
@@ -140,7 +140,15 @@ class SweepSpec(Strict):
     @classmethod
     def _nested(cls, base: Settings) -> Settings:
         """Dotted keys and names alone, as mappings."""
-        return nested(base)
+        return with_hashes(nested(base))
+
+    @field_validator("cells")
+    @classmethod
+    def _hashed(cls, cells: dict[str, dict[str, Settings]]) -> dict[str, dict[str, Settings]]:
+        return {
+            axis: {name: with_hashes(settings) for name, settings in own.items()}
+            for axis, own in cells.items()
+        }
 
     @field_validator("grid")
     @classmethod
