@@ -58,9 +58,7 @@ COMMANDS = {
         )
     },
     "steered": "python reproductions/curvature_tuning/steer.py runs/standard",
-    "adaptive": (
-        "python reproductions/rctaf/adaptive.py runs/kappa-digits-resnet runs/kappa-digits-cnn runs/kappa-digits-vit"
-    ),
+    "adaptive": "python reproductions/rctaf/adaptive.py runs/kappa-digits-* runs/kappa-cifar10-resnet-pgd-all",
     "theory": "python reproductions/smoothness/theory.py --out runs/theory",
 }
 """What makes the results that no piece makes."""
@@ -147,7 +145,7 @@ def main_page(
             "A criterion that was written after its runs is marked so; the author of the others knew those earlier "
             "results. The networks are small and the attacks short of the whole AutoAttack: a verdict speaks of this "
             "setting, not of the paper's own experiments. Where planned sweeps have not run yet, the verdict is that of "
-            "those that have. It is made anew with each that runs, and may change."
+            "those that have. Each further sweep makes the verdict anew, and may change it."
         ),
         "",
         f"Of {total} claims and conditions: "
@@ -188,11 +186,11 @@ def main_page(
             "back, and `p` is the larger of the two. This rule came after the runs; it takes verdicts back, and gives none."
         ),
         (
-            "- A verdict on a difference is taken back, too, where more than half of the networks compared hardly learned. "
+            "- A verdict on a difference is also taken back where more than half of the networks compared hardly learned. "
             "This rule came after the runs as well."
         ),
         (
-            "- Intervals are over seeds or strata, on the same 60 to 500 test images. Other test images would add an "
+            "- Intervals are over seeds or strata, on the same 60 to 1,000 test images. Other test images would add an "
             "uncertainty of some points to each."
         ),
         (
@@ -252,7 +250,7 @@ def _second_opinions(papers: Mapping[str, Paper], results: Mapping[str, Path]) -
                 continue
             table = together({name: read_results(path) for name, path in files.items()})
             points, values, _ = mean_curves(table, rule.outcome)
-            verdict = verdict_on_mean(rule, table)
+            verdict = verdict_on_mean(rule, points, values)
             if verdict is None:
                 continue
             other = second_opinion(points, values, rule.band, maximise=rule.shape == "peak")
@@ -287,7 +285,7 @@ def _evidence(results: Mapping[str, Path]) -> list[str]:
         (
             f"A network with a clean accuracy below {100 * HARDLY:.0f} %, three times chance, has hardly learned. It says that "
             "its activation does not train in this setting, and nothing else. A commit with `dirty` had changes that were "
-            "not committed; that of fashion-methods was a clone with two lines changed, and is not in this repository."
+            "not committed. The commit of fashion-methods is not in this repository: it was of a clone with two lines changed."
         ),
         "",
         "| result | runs | failed | hardly learned | clean, mean % | robust, mean % | hours | processor | commit |",

@@ -139,23 +139,24 @@ def _logs(outcome: str, values: np.ndarray) -> np.ndarray:
     return np.log10(np.where(values > 0, values, np.nan))
 
 
-def verdict_on_mean(rule: CurveJudge, table: Table, as_one: Sequence[str] = ()) -> Verdict | None:
-    """The verdict on the mean curve, every stratum a replicate. None for fewer than two strata."""
-    points, values, _ = mean_curves(table, rule.outcome, as_one)
+def verdict_on_mean(rule: CurveJudge, points: np.ndarray, values: np.ndarray) -> Verdict | None:
+    """The verdict on the mean of such curves, every stratum a replicate. None for fewer than two strata."""
     if values.shape[1] < 2 or len(points) < FEWEST_POINTS:
         return None
     return decide(points.tolist(), values, margin=rule.margin, maximise=rule.shape == "peak", planned=False)
 
 
 def _curve(rule: CurveJudge, table: Table) -> Finding:
-    _, values, left_out = mean_curves(table, rule.outcome)
-    count, merged = values.shape[1], mean_curves(table, rule.outcome, [DECAY])[1].shape[1]
+    points, values, left_out = mean_curves(table, rule.outcome)
+    count = values.shape[1]
     beside = f" {left_out} strata are incomplete and left out." if left_out else ""
-    verdict = verdict_on_mean(rule, table)
+    verdict = verdict_on_mean(rule, points, values)
     if verdict is None:
         return Finding("inconclusive", f"{_strata(count)} with {FEWEST_SEEDS} seeds: no mean curve.{beside}")
     first = _on_mean(rule, verdict, f"The mean curve of {_strata(count)}", count)
-    again = verdict_on_mean(rule, table, [DECAY]) if merged < count else None
+    points, values, _ = mean_curves(table, rule.outcome, [DECAY])
+    merged = values.shape[1]
+    again = verdict_on_mean(rule, points, values) if merged < count else None
     if again is not None:
         first = _confirmed(first, _on_mean(rule, again, f"{AS_ONE}, {merged} in all", merged))
     return replace(first, sentence=f"{first.sentence}{_own(rule, table)}{beside}")

@@ -1,6 +1,6 @@
 """Attack networks of the principal study adaptively, and write results/adaptive.csv.
 
-    python reproductions/rctaf/adaptive.py runs/kappa-digits-resnet runs/kappa-digits-cnn runs/kappa-digits-vit
+    python reproductions/rctaf/adaptive.py runs/kappa-digits-* runs/kappa-cifar10-resnet-pgd-all
 
 Of every stratum, at κ = 6 and at κ = 200 and of ReLU, the networks are attacked by apgd-ce + apgd-t, and
 the images that stay robust by the adaptive attack. `adaptive_loss` is the share of all images that only the

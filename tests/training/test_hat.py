@@ -22,33 +22,17 @@ from curvact.training.inner_attack import Fixed, InnerAttack
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 import objectives as reference
+from small_network import NAMES, small_network, weights_of
 
 LINF = ThreatModel("linf", 0.2)
-NAMES = {"A": "0.weight", "a": "0.bias", "g": "1.weight", "s": "1.bias", "B": "3.weight", "b": "3.bias"}
-
-
-def _network(key: str) -> nn.Sequential:
-    """The reference's network, in training mode."""
-    random = generator(0, key)
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.normal_(generator=random)
-    return net
 
 
 def _helper() -> nn.Sequential:
     """Another one, in training mode, that predicts several classes on the batch."""
-    net = _network("helper").eval()
+    net = small_network("helper").eval()
     with torch.no_grad():
         net[3].bias -= net(_batch()[2]).mean(0)
     return net.train()
-
-
-def _weights(net: nn.Sequential) -> dict[str, np.ndarray]:
-    arrays = {short: net.get_parameter(long).detach().numpy().copy() for short, long in NAMES.items()}
-    running = {"mean": net[1].running_mean.numpy().copy(), "var": net[1].running_var.numpy().copy()}
-    return arrays | {"A": arrays["A"].T, "B": arrays["B"].T} | running
 
 
 def _nan() -> nn.Module:
@@ -65,9 +49,9 @@ def _batch() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("beta", "gamma", "h"), [(2.5, 0.5, 2.0), (1.0, 0.25, 3.5)])
 def test_the_loss_and_its_gradients(beta: float, gamma: float, h: float, smoothing: float) -> None:
-    net, helper, (x, y, x_adv) = _network("network"), _helper(), _batch()
-    weights = _weights(net)
-    seen = reference.forward(_weights(helper), x_adv.numpy(), False)[0].argmax(1)
+    net, helper, (x, y, x_adv) = small_network("network"), _helper(), _batch()
+    weights = weights_of(net)
+    seen = reference.forward(weights_of(helper), x_adv.numpy(), False)[0].argmax(1)
     assert len(set(seen.tolist())) > 1
     assert (seen != y.numpy()).any()
 
@@ -94,7 +78,7 @@ def test_the_loss_and_its_gradients(beta: float, gamma: float, h: float, smoothi
 def test_without_its_term_it_is_trades_bit_for_bit() -> None:
     grads = []
     for text, helper in (("hat(gamma=0)", _helper()), ("trades(beta=2.5)", None)):
-        net, (x, y, _) = _network("network"), _batch()
+        net, (x, y, _) = small_network("network"), _batch()
         attack = InnerAttack(ThreatModel("linf", 0.1), PGD(3, step=0.4), generator(0, "attack"))
         found = objective(text).asking(helper)(net, x, y, attack)
         found.value.backward()
@@ -104,7 +88,7 @@ def test_without_its_term_it_is_trades_bit_for_bit() -> None:
 
 
 def test_the_helper_is_in_eval_mode_and_does_not_change() -> None:
-    net, (x, y, x_adv) = _network("network"), _batch()
+    net, (x, y, x_adv) = small_network("network"), _batch()
     helper = _helper().train()
     before, modes = model_hash(helper), []
     helper.register_forward_hook(lambda module, args, out: modes.append((module.training, out.requires_grad)))
@@ -126,7 +110,7 @@ def test_a_helper_of_ones_own_objective_does_not_change() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inside(x.sub_(0.1))
 
-    net, (x, y, x_adv) = _network("network"), _batch()
+    net, (x, y, x_adv) = small_network("network"), _batch()
     helper, kept = InPlace().train(), x_adv.clone()
     before = model_hash(helper)
     objective("hat").asking(helper)(net, x, y, Fixed(x_adv)).value.backward()
@@ -147,7 +131,7 @@ def test_a_helper_of_ones_own_objective_does_not_change() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_helper_without_finite_outputs_ends_training(value: float) -> None:
-    net, helper, (x, y, x_adv) = _network("network"), _helper(), _batch()
+    net, helper, (x, y, x_adv) = small_network("network"), _helper(), _batch()
     with torch.no_grad():
         helper[3].bias[0] = value
     assert objective("hat").asking(helper)(net, x, y, Fixed(x_adv)).value.isnan()
@@ -156,7 +140,7 @@ def test_a_helper_without_finite_outputs_ends_training(value: float) -> None:
 def test_the_cost() -> None:
     assert OBJECTIVES["hat"].cost(10) == 13
     assert OBJECTIVES["hat"].defaults == {"beta": 2.5, "gamma": 0.5, "h": 2.0, "batch_norm": "eval"}
-    net, (x, y, x_adv) = _network("network"), _batch()
+    net, (x, y, x_adv) = small_network("network"), _batch()
     assert objective("hat").asking(_helper())(net, x, y, Fixed(x_adv)).gradient_evaluations == 3
 
 
@@ -230,7 +214,7 @@ def test_a_function_of_ones_own_may_ask_a_helper(monkeypatch: pytest.MonkeyPatch
         return weight * nn.functional.cross_entropy(logits, helper(x).argmax(1)), logits
 
     register_objective("like-the-helper", like_the_helper)
-    net, helper, (x, y, x_adv) = _network("network"), _helper().eval(), _batch()
+    net, helper, (x, y, x_adv) = small_network("network"), _helper().eval(), _batch()
     found = objective("like-the-helper(weight=2)").asking(helper)(net, x, y, Fixed(x_adv))
     expected = 2 * nn.functional.cross_entropy(net(x_adv), helper(x).argmax(1))
     assert torch.equal(found.value, expected)

@@ -33,38 +33,12 @@ from curvact.training.objectives import (
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 import objectives as reference
+from small_network import INPUTS, NAMES, small_network, weights_of
 
 LINF = ThreatModel("linf", 0.1)
 ALL = ("standard", "pgd-at", "trades", "mart", "fgsm-rs", "n-fgsm", "grad-align")
 ATTACKING = ALL[1:]
-INPUTS, HIDDEN, CLASSES, IMAGES = 3, 4, 3, 6
-NAMES = {"A": "0.weight", "a": "0.bias", "g": "1.weight", "s": "1.bias", "B": "3.weight", "b": "3.bias"}
-
-
-def _network() -> nn.Sequential:
-    """The reference's network; weights from one seed."""
-    random = generator(0, "test-network")
-    net = nn.Sequential(
-        nn.Linear(INPUTS, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, CLASSES)
-    ).double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.normal_(generator=random)
-        net[1].running_mean.normal_(generator=random)
-        net[1].running_var.uniform_(0.5, 2, generator=random)
-    return net.train()
-
-
-def _weights(net: nn.Sequential) -> dict[str, np.ndarray]:
-    state = {key: value.numpy().copy() for key, value in net.state_dict().items()}
-    arrays = {short: state[long] for short, long in NAMES.items()}
-    arrays |= {
-        "A": arrays["A"].T,
-        "B": arrays["B"].T,
-        "mean": state["1.running_mean"],
-        "var": state["1.running_var"],
-    }
-    return arrays
+IMAGES = 6
 
 
 def _batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,8 +69,8 @@ def _expected(text: str, w, x, y, x_adv, point, at_x, smoothing):  # type: ignor
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("text", [*ALL, "trades(beta=2.5)", "mart(beta=2.5)", "grad-align(weight=0.7)"])
 def test_value_and_every_weight_gradient(text: str, smoothing: float) -> None:
-    net, (x, y, x_adv, point) = _network(), _batch()
-    w = _weights(net)
+    net, (x, y, x_adv, point) = small_network(), _batch()
+    w = weights_of(net)
     loss = objective(text, smoothing)(net, x, y, Fixed(x_adv, point))
     loss.value.backward()
 
@@ -127,8 +101,8 @@ def test_value_and_every_weight_gradient(text: str, smoothing: float) -> None:
 
 
 def test_mart_is_the_published_code_up_to_its_small_constants() -> None:
-    net, (x, y, x_adv, _) = _network(), _batch()
-    w = _weights(net)
+    net, (x, y, x_adv, _) = small_network(), _batch()
+    w = weights_of(net)
     value = objective("mart(beta=5)")(net, x, y, Fixed(x_adv)).value.item()
     clean, attacked = (reference.forward(w, images.numpy(), True)[0] for images in (x, x_adv))
     # its constants are 1e-7 and 1e-12
@@ -155,8 +129,8 @@ METHODS = {  # start, loss, batch norm in train mode, steps, step, noise, projec
 @pytest.mark.parametrize("text", METHODS)
 def test_the_attack_of_each_method_step_by_step(text: str, norm: str) -> None:
     start, kind, training, steps, step, noise, project = METHODS[text]
-    net, (x, y, _, _) = _network(), _batch()
-    w, epsilon = _weights(net), 0.1
+    net, (x, y, _, _) = small_network(), _batch()
+    w, epsilon = weights_of(net), 0.1
     attack = InnerAttack(ThreatModel(norm, epsilon), PGD(3, step=0.4), generator(5, "attack"))
     loss = objective(text)(net, x, y, attack)
 
@@ -213,11 +187,11 @@ def test_the_starts_have_their_distribution() -> None:
 
 
 def test_the_attacks_own_fields_have_the_last_word() -> None:
-    net, (x, y, _, _) = _network(), _batch()
+    net, (x, y, _, _) = small_network(), _batch()
     own = InnerAttack(LINF, PGD(1, step=0.5, start="none"), generator(0, "a"), batch_norm="eval")
-    w = _weights(net)
+    w = weights_of(net)
     for text in ("pgd-at", "mart", "fgsm-rs", "n-fgsm"):
-        net = _network()
+        net = small_network()
         x_adv = objective(text)(net, x, y, own).x_adv
         slope = reference.ce_slope(y.numpy())
         gradient = reference.input_gradient(w, x.numpy(), slope, False)
@@ -261,7 +235,7 @@ def test_cost_is_the_number_of_backward_passes(text: str, steps: int) -> None:
         (attack, OBJECTIVES[text].cost(steps)),
         (Fixed(x_adv, point), OBJECTIVES[text].passes),
     ):
-        net = _Metered(_network())
+        net = _Metered(small_network())
         loss = objective(text)(net, x, y, which)
         loss.value.backward()
         assert net.counts["backward"] == loss.gradient_evaluations == expected
@@ -279,7 +253,7 @@ def test_cost_is_the_number_of_backward_passes(text: str, steps: int) -> None:
 @pytest.mark.parametrize("text", ATTACKING)
 def test_attacks_never_compute_a_weight_gradient(text: str, through_view: bool) -> None:
     x, y, _, _ = _batch()
-    net = _network()
+    net = small_network()
     net[3].bias.requires_grad_(False)  # stays what it was
     touched: list[str] = []
     inside: list[bool] = []
@@ -311,8 +285,8 @@ def test_attacks_never_compute_a_weight_gradient(text: str, through_view: bool) 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
 @pytest.mark.parametrize("before", [True, False])
 def test_batch_norm_modes(batch_norm: str, before: bool) -> None:
-    net, (x, y, _, _) = _network().train(before), _batch()
-    w = _weights(net)
+    net, (x, y, _, _) = small_network().train(before), _batch()
+    w = weights_of(net)
     seen: list[Tensor] = []
     points: list[Tensor] = []
 
@@ -386,7 +360,7 @@ def test_extreme_logits_and_half_precision_stay_finite_and_right(text: str, dtyp
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("kind", ["ce", "kl", "margin"])
 def test_steps_do_not_depend_on_the_gradient_scale(norm: str, kind: str) -> None:
-    net, (x, y, _, _) = _network(), _batch()
+    net, (x, y, _, _) = small_network(), _batch()
     attack = InnerAttack(ThreatModel(norm, 0.2), PGD(3, step=0.4))
     results = [
         replace(attack, gradient_scale=scale, generator=generator(3, "attack"))(
@@ -427,7 +401,7 @@ def test_the_gradient_scale_saves_float16_gradients() -> None:
 def test_attacked_images_are_in_the_threat_model(
     text: str, norm: str, epsilon: float, steps: int, seed: int
 ) -> None:
-    net, (x, y, _, _) = _network(), _batch()
+    net, (x, y, _, _) = small_network(), _batch()
     attack = InnerAttack(ThreatModel(norm, epsilon), PGD(steps, step=0.4), generator(seed, "attack"))
     loss = objective(text)(net, x, y, attack)
     reach = 3.0 if text == "n-fgsm" else 1.0  # noise 2 + step 1
@@ -445,7 +419,7 @@ def test_the_same_generator_gives_the_same_loss() -> None:
         for noise in (1, 2):
             torch.manual_seed(noise)
             attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"))
-            values.append(objective(text)(_network(), x, y, attack).value)
+            values.append(objective(text)(small_network(), x, y, attack).value)
         assert torch.equal(*values)
 
 
@@ -454,7 +428,7 @@ def test_fixed_repeats_a_loss_bit_by_bit() -> None:
     x, y, _, _ = _batch()
     for text in ALL:
         attack = InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"), batch_norm="eval")
-        net = _network()
+        net = small_network()
         first = objective(text)(net, x, y, attack)
         again = objective(text)(net, x, y, Fixed(first.x_adv, first.random_point))
         assert torch.equal(first.value, again.value)
@@ -465,7 +439,7 @@ def test_fixed_repeats_a_loss_bit_by_bit() -> None:
 
 def test_the_attack_sees_the_view_and_its_loss_float32() -> None:
     x, y = torch.rand(4, 3, generator=generator(0, "x")), torch.tensor([0, 1, 2, 0])
-    net = _network().float()
+    net = small_network().float()
     calls: list[str] = []
 
     def half(model):  # type: ignore[no-untyped-def]
@@ -489,7 +463,7 @@ def test_the_attack_sees_the_view_and_its_loss_float32() -> None:
 
 
 def test_grad_align_asks_for_weight_gradients_in_two_passes_only() -> None:
-    net, (x, y, x_adv, point) = _network(), _batch()
+    net, (x, y, x_adv, point) = small_network(), _batch()
     asked: list[bool] = []
     net.register_forward_pre_hook(lambda *_: asked.append(any(p.requires_grad for p in net.parameters())))
     objective("grad-align")(net, x, y, Fixed(x_adv, point))
@@ -511,7 +485,7 @@ def test_cross_entropy_with_label_smoothing_only_in_the_training_loss() -> None:
     for text in ATTACKING:
         results = [
             objective(text, smoothing)(
-                _network(), x, y, InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"))
+                small_network(), x, y, InnerAttack(LINF, PGD(2, step=0.5), generator(0, "attack"))
             )
             for smoothing in (0.0, 0.3)
         ]
@@ -596,7 +570,7 @@ def test_bad_label_smoothing(smoothing: float) -> None:
 
 
 def test_bad_settings_of_the_attack() -> None:
-    net, (x, y, _, _) = _network(), _batch()
+    net, (x, y, _, _) = small_network(), _batch()
     attack = InnerAttack(LINF, PGD(1))
     wrong_batch_norm = "batch_norm='evil' of a training attack: allowed are eval, train; did you mean 'eval'"
     for call, message in (
@@ -741,7 +715,7 @@ def test_settings_of_an_objective_may_be_true_or_false() -> None:
         chosen = objective("flagged(flag=False)")
         assert str(chosen) == "flagged(flag=False)"
         assert str(objective("flagged(flag=True)")) == "flagged"
-        chosen(_network(), *_batch()[:2], InnerAttack(LINF, PGD(1)))
+        chosen(small_network(), *_batch()[:2], InnerAttack(LINF, PGD(1)))
         assert seen == [False]
         with pytest.raises(
             CurvactError, match=r"flag=0 in objective='flagged.flag=0.': True or False, such as True"
@@ -770,7 +744,7 @@ def test_a_loss_without_weights_is_refused(whole: bool) -> None:
         with pytest.raises(
             CurvactError, match="the loss of the objective 'blind' depends on no weight"
         ) as caught:
-            objective("blind")(_network(), *_batch()[:2], InnerAttack(LINF, PGD(1)))
+            objective("blind")(small_network(), *_batch()[:2], InnerAttack(LINF, PGD(1)))
         assert "\n" not in str(caught.value)
     finally:
         del OBJECTIVES["blind"]

@@ -38,17 +38,8 @@ SPECS: dict[str, type[BaseModel]] = {"run": RunSpec, "sweep": SweepSpec, "search
 
 _PARTS = (
     *(RunSpec, SweepSpec, SearchSpec, DataSpec, ModelSpec, ActivationFrom, InitFrom, HelperFrom),
-    *(
-        EvaluationSpec,
-        HessianSpec,
-        AnalysesSpec,
-        HardwareSpec,
-        LoggingSpec,
-        ThreatModel,
-        Recipe,
-        Import,
-        Range,
-    ),
+    *(EvaluationSpec, HessianSpec, AnalysesSpec, HardwareSpec, LoggingSpec),
+    *(ThreatModel, Recipe, Import, Range),
 )
 
 Schema = dict[str, Any]
@@ -110,8 +101,7 @@ def schema_of(name: str) -> Schema:
             _describe(part, by_name[title])
     if name == "run":
         schema["properties"] |= copy.deepcopy(_MEMBER)
-    short = {"DataSpec": "string", "ModelSpec": "string", "Import": "string"}
-    short |= {"InitFrom": "string", "HelperFrom": "string"}
+    short = dict.fromkeys(("DataSpec", "ModelSpec", "InitFrom", "HelperFrom", "Import"), "string")
     for title, kind in (short | {"AnalysesSpec": "array"}).items():
         if title in definitions and "anyOf" not in definitions[title]:
             long = definitions[title]

@@ -177,8 +177,8 @@ def find_weights(path: str | Path) -> Path:
         best, model = path / "best.safetensors", path / "model.safetensors"
         path = model if model.is_file() and not best.is_file() else best
     if not path.is_file():
-        of_a_sweep = [*folder.glob("*/best.safetensors"), *folder.glob("*/*/best.safetensors")]
-        below = sorted(of_a_sweep) if folder.is_dir() else []
+        of_a_sweep = ("*/best.safetensors", "*/*/best.safetensors")
+        below = sorted(file for pattern in of_a_sweep for file in folder.glob(pattern))
         hint = f"; there are {len(below)} below, such as {below[0].parent}" if below else ""
         raise CurvactError(f"no checkpoint file {path}{hint}")
     return path

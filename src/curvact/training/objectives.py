@@ -243,22 +243,14 @@ def hat(
     x + h·(x_adv − x) is not cut to [0, 1], and clean, attacked and far images are three batches, also
     for batch norm. x_adv is that of `trades`. Label smoothing acts on both cross-entropies. [ours]
     """
-    inside = Maximization(loss="kl", start="gaussian", batch_norm=batch_norm)
-    x_adv = attack(model, x, y, inside)
+    base = trades(model, x, y, attack, beta=beta, batch_norm=batch_norm, label_smoothing=label_smoothing)
     with torch.no_grad():
-        outputs = helper(x_adv.clone())  # a copy: a helper may work in place
-        seen = outputs.argmax(1)
-    logits, clean, attacked = _clean_and_attacked(model, x, x_adv)
-    far = model(x + h * (x_adv - x))
-    value = (
-        _cross_entropy(logits, y, label_smoothing)
-        + beta * kl(clean, attacked.log_softmax(1)).mean()
-        + gamma * _cross_entropy(far, seen, label_smoothing)
-    )
-    value = torch.where(
-        outputs.isfinite().all(), value, torch.nan
-    )  # which ends training, and waits for nothing
-    return ObjectiveValue(value, attacked.detach(), x_adv, attack.cost(inside) + 3)
+        outputs = helper(base.x_adv.clone())  # a copy: a helper may work in place
+    far = model(x + h * (base.x_adv - x))
+    term = gamma * _cross_entropy(far, outputs.argmax(1), label_smoothing)
+    # NaN ends training; nothing waits for the device here.
+    value = base.value + torch.where(outputs.isfinite().all(), term, torch.nan)
+    return replace(base, value=value, gradient_evaluations=base.gradient_evaluations + 1)
 
 
 _NO_PARAMETERS = ("label_smoothing", "helper")
