@@ -66,9 +66,28 @@ def _get(url: str, download: Download, work: Path) -> str | None:
     problem = downloads.download(url, download.checksum, file)
     if problem is None and download.unpack:
         try:
-            with tarfile.open(file) as archive:
-                archive.extractall(work, filter="data")
+            _unpack(file, work)
         except (tarfile.TarError, EOFError) as error:
             return f"{downloads.without_password(url)} cannot be unpacked: {short(error)}"
         file.unlink()
     return problem
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Write the plain files of an archive. An absolute name is taken as relative.
+
+    Raises TarError for a link, and for a name that leads out of the folder. tarfile's own filter is
+    missing before Python 3.11.4.
+    """
+    inside = folder.resolve()
+    with tarfile.open(file) as archive:
+        for member in archive:
+            if member.isdir():
+                continue
+            target = (inside / member.name.lstrip("/")).resolve()
+            source = archive.extractfile(member) if member.isfile() else None
+            if source is None or not target.is_relative_to(inside):
+                raise tarfile.TarError(f"{member.name} is no plain file inside the archive's folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source, target.open("wb") as out:
+                shutil.copyfileobj(source, out)
